@@ -1,0 +1,48 @@
+"""A GPT that is a first-class Hugging Face citizen, and the road from raw text to a chat model made with it.
+
+Importing the package registers the model with transformers' Auto classes. Everything else is loaded when first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from .registration import register
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "ChatGPTConfig": "configuration_chatgpt",
+    "ChatGPTPreTrainedModel": "modeling_chatgpt",
+    "ChatGPTModel": "modeling_chatgpt",
+    "ChatGPTForCausalLM": "modeling_chatgpt",
+    "ChatGPTForSequenceClassification": "modeling_chatgpt",
+    "ChatGPTForTokenClassification": "modeling_chatgpt",
+    "ChatGPTForQuestionAnswering": "modeling_chatgpt",
+    "ChatGPTError": "errors",
+    "ChatSession": "inference.session",
+    "load_builtin": "data.builtin",
+    "load_corpus": "data.corpus",
+    "load_model": "checkpoints",
+    "load_tokenizer": "tokenization_chatgpt",
+    "train_tokenizer": "tokenization_chatgpt",
+    "pack_documents": "data.packing",
+    "convert_checkpoint": "conversion.convert",
+    "pretrain": "training.pretrain",
+    "sft": "training.sft",
+    "quickstart": "training.quickstart",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+register()

@@ -1,0 +1,263 @@
+"""What a chatgpt model is: the one configuration, from GPT-2 to the modern recipe.
+
+Travels to the Hub beside `modeling_chatgpt.py` as remote code, so it imports transformers and nothing of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
+
+# Radford et al. 2019, table 2, as published in the checkpoints' own config.json.
+GPT2_SIZES: dict[str, dict[str, int]] = {
+    "gpt2": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "gpt2-medium": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "gpt2-large": {"hidden_size": 1280, "num_hidden_layers": 36, "num_attention_heads": 20},
+    "gpt2-xl": {"hidden_size": 1600, "num_hidden_layers": 48, "num_attention_heads": 25},
+}
+
+# What makes a decoder GPT-2's, beside its size.
+GPT2_ARCHITECTURE: dict[str, Any] = {
+    "position_embedding_type": "learned",
+    "norm_type": "layernorm",
+    "norm_eps": 1e-5,
+    "norm_bias": True,
+    "hidden_act": "gelu_new",
+    "gated_mlp": False,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "qk_norm": False,
+    "tie_word_embeddings": True,
+}
+
+
+@strict
+class ChatGPTConfig(PreTrainedConfig):
+    """Configuration of a `chatgpt` model. The defaults are the modern recipe at GPT-2's width and depth.
+
+    Args:
+        vocab_size: Number of token ids the embedding and the head know.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the feed-forward layer; `None` means `4 * hidden_size`, or with `gated_mlp` two
+            thirds of that, rounded up to a multiple of 64 (the same number of parameters; Shazeer 2020).
+        num_hidden_layers: Number of decoder layers.
+        num_attention_heads: Query heads per layer.
+        num_key_value_heads: Key and value heads per layer (grouped-query attention, Ainslie et al. 2023); `None` means
+            one for each query head.
+        head_dim: Width of a head; `None` means `hidden_size // num_attention_heads`.
+        max_position_embeddings: Longest sequence. A hard limit with learned and sinusoidal positions.
+        position_embedding_type: `"rope"` (Su et al. 2021), `"learned"` (GPT-2) or `"sinusoidal"` (Vaswani et al. 2017,
+            section 3.5).
+        rope_parameters: As in transformers: `rope_type`, `rope_theta` and what the scaling needs. Only with `"rope"`.
+        norm_type: `"rmsnorm"` (Zhang & Sennrich 2019) or `"layernorm"`.
+        norm_eps: Added to the variance.
+        norm_bias: Whether norms have a bias.
+        hidden_act: Any name in transformers' `ACT2FN`; `relu2` is the squared ReLU of Primer (So et al. 2021).
+        gated_mlp: `down(act(gate(x)) * up(x))` in place of `down(act(up(x)))`; with `silu` that is SwiGLU.
+        attention_bias: Bias on the query, key, value and output projections.
+        mlp_bias: Bias on the feed-forward projections.
+        qk_norm: RMSNorm on each head's queries and keys before the rotation (Dehghani et al. 2023).
+        tie_word_embeddings: Whether the head uses the embedding matrix.
+        attention_dropout: Dropout on attention weights while training.
+        residual_dropout: Dropout on what each sublayer adds to the residual stream.
+        embedding_dropout: Dropout on the sum of token and position embeddings.
+        sliding_window: Number of latest positions, its own included, that a sliding layer sees.
+        layer_types: `"full_attention"` or `"sliding_attention"` for each layer; `None` means all sliding where
+            `sliding_window` is set and all full where not.
+        final_logit_softcapping: Caps logits at `±c` by `c * tanh(logits / c)` (Gemma 2); `None` leaves them.
+        scale_attn_by_inverse_layer_idx: Divides attention scores by the layer's number (some GPT-2 checkpoints).
+        initializer_range: Standard deviation of the initial weights. The projections that write to the residual
+            stream start smaller by `sqrt(2 * num_hidden_layers)` (Radford et al. 2019, section 2.3).
+
+    Raises:
+        ValueError: When fields contradict each other; the message names them.
+    """
+
+    model_type = "chatgpt"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_positions": "max_position_embeddings",
+        "n_inner": "intermediate_size",
+    }
+    # Readers of other families' config.json by their `model_type`, filled by `chatgpt_hf.conversion`: this file must
+    # not import the package.
+    foreign_config_readers: ClassVar[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {}
+
+    vocab_size: int = 50304
+    hidden_size: int = 768
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 1024
+    position_embedding_type: Literal["rope", "learned", "sinusoidal"] = "rope"
+    rope_parameters: dict[str, Any] | None = None
+    norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = 1e-6
+    norm_bias: bool = False
+    hidden_act: str = "relu2"
+    gated_mlp: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = True
+    tie_word_embeddings: bool = True
+    attention_dropout: float | int = 0.0
+    residual_dropout: float | int = 0.0
+    embedding_dropout: float | int = 0.0
+    sliding_window: int | None = None
+    layer_types: list[str] | None = None
+    final_logit_softcapping: float | int | None = None
+    scale_attn_by_inverse_layer_idx: bool = False
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # GPT-2's names reach us here, after the fields have their defaults and before anything is derived from them.
+        for alias in [name for name in kwargs if name in self.attribute_map]:
+            setattr(self, alias, kwargs.pop(alias))
+        if self.num_attention_heads < 1:
+            raise ValueError(f"`num_attention_heads` must be at least 1, got {self.num_attention_heads}.")
+        if self.intermediate_size is None:
+            wide = 4 * self.hidden_size
+            self.intermediate_size = -(-wide * 2 // (3 * 64)) * 64 if self.gated_mlp else wide
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"`hidden_size` ({self.hidden_size}) is not a multiple of `num_attention_heads` "
+                    f"({self.num_attention_heads}); change one of them or set `head_dim`."
+                )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.layer_types is None:
+            layer_type = "full_attention" if self.sliding_window is None else "sliding_attention"
+            self.layer_types = [layer_type] * self.num_hidden_layers
+        if self.position_embedding_type != "rope":
+            if self.rope_parameters:
+                raise ValueError(
+                    f"`rope_parameters` is set and `position_embedding_type` is {self.position_embedding_type!r}: "
+                    "leave `rope_parameters` out or use 'rope'."
+                )
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("rope_theta", "rope_scaling")}
+        super().__post_init__(**kwargs)
+        if self.position_embedding_type != "rope":
+            self.rope_parameters = None
+
+    def validate_architecture(self) -> None:
+        """Refuses what cannot be built. Called by `@strict` after construction."""
+        counts = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        for name in (*counts, "num_key_value_heads", "head_dim", "max_position_embeddings"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"`num_attention_heads` ({self.num_attention_heads}) is not a multiple of `num_key_value_heads` "
+                f"({self.num_key_value_heads})."
+            )
+        if self.position_embedding_type == "rope" and self.head_dim % 2:
+            raise ValueError(
+                f"`position_embedding_type='rope'` rotates pairs: `head_dim` must be even, got {self.head_dim}."
+            )
+        if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
+            raise ValueError(
+                "`position_embedding_type='sinusoidal'` pairs sines and cosines: `hidden_size` must be even, got "
+                f"{self.hidden_size}."
+            )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` {self.hidden_act!r} is unknown; transformers has {sorted(ACT2FN)}.")
+        for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        if self.norm_eps < 0:
+            raise ValueError(f"`norm_eps` must not be negative, got {self.norm_eps}.")
+        if self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0:
+            raise ValueError(
+                f"`final_logit_softcapping` must be positive or None, got {self.final_logit_softcapping}."
+            )
+        unknown = set(self.layer_types) - {"full_attention", "sliding_attention"}
+        if unknown:
+            raise ValueError(
+                f"`layer_types` holds {sorted(unknown)}; known are 'full_attention' and 'sliding_attention'."
+            )
+        if "sliding_attention" in self.layer_types and (self.sliding_window is None or self.sliding_window < 1):
+            raise ValueError(
+                f"`layer_types` has sliding layers and `sliding_window` is {self.sliding_window}; it must be at least 1."
+            )
+        if self.sliding_window is not None and "sliding_attention" not in self.layer_types:
+            raise ValueError(
+                f"`sliding_window` is {self.sliding_window} and no entry of `layer_types` is 'sliding_attention'."
+            )
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
+        """Tensor-parallel styles. A property: transformers refuses an entry that no module matches."""
+        plan = {f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"}
+        plan["layers.*.self_attn.o_proj"] = "rowwise"
+        if self.qk_norm:
+            plan |= {f"layers.*.self_attn.{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
+        plan["layers.*.mlp.up_proj"] = "colwise"
+        if self.gated_mlp:
+            plan["layers.*.mlp.gate_proj"] = "colwise"
+        plan["layers.*.mlp.down_proj"] = "rowwise"
+        return plan
+
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    @classmethod
+    def gpt2(cls, size: str = "gpt2", **overrides: Any) -> ChatGPTConfig:
+        """The published GPT-2 of that size (Radford et al. 2019).
+
+        Raises:
+            ValueError: When `size` is none of `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`.
+        """
+        if size not in GPT2_SIZES:
+            raise ValueError(f"`size` {size!r} is unknown; GPT-2 comes as {', '.join(GPT2_SIZES)}.")
+        published = {
+            "vocab_size": 50257,
+            "max_position_embeddings": 1024,
+            "bos_token_id": 50256,
+            "eos_token_id": 50256,
+            "attention_dropout": 0.1,
+            "residual_dropout": 0.1,
+            "embedding_dropout": 0.1,
+        }
+        return cls(**{**GPT2_ARCHITECTURE, **published, **GPT2_SIZES[size], **overrides})
+
+    @classmethod
+    def from_depth(cls, depth: int, **overrides: Any) -> ChatGPTConfig:
+        """One dial for the size: `depth` layers of width `64 * depth` with `depth` heads of 64.
+
+        Width grows with depth, as in nanochat's ladder of models, so that a deeper model is not a thinner one.
+
+        Raises:
+            ValueError: When `depth` is below 1.
+        """
+        if depth < 1:
+            raise ValueError(f"`depth` must be at least 1, got {depth}.")
+        dial = {"num_hidden_layers": depth, "hidden_size": 64 * depth, "num_attention_heads": depth}
+        return cls(**{**dial, **overrides})
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; a config.json of a family that we read is translated on the way."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        reader = cls.foreign_config_readers.get(config_dict.get("model_type", ""))
+        return (reader(config_dict) if reader else config_dict), kwargs
+
+
+__all__ = ["ChatGPTConfig"]

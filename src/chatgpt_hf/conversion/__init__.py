@@ -1,0 +1,1 @@
+"""Checkpoints of other families, in and out."""

@@ -1,0 +1,33 @@
+"""The one family of errors a user can cause: what is wrong, where, and what would be right.
+
+The command line prints these without a traceback and exits with code 2. Everything else that escapes is a bug of ours
+and keeps its traceback.
+"""
+
+
+class ChatGPTError(Exception):
+    """Base class: the message names the thing (file, field, argument) and the remedy."""
+
+
+class DataError(ChatGPTError):
+    """A corpus, a data file or a column that cannot be used as given."""
+
+
+class TokenizerError(ChatGPTError):
+    """A tokenizer that cannot be trained as asked, or does not fit the model."""
+
+
+class ConfigError(ChatGPTError):
+    """A recipe, argument or model configuration that contradicts itself or names something unknown."""
+
+
+class CheckpointError(ChatGPTError):
+    """A model folder or weight file that is missing, cut short, or does not match its configuration."""
+
+
+class ConversionError(ChatGPTError):
+    """A foreign checkpoint, or a target format, that cannot express the model."""
+
+
+class OutputError(ChatGPTError):
+    """A folder or file that cannot be written: not empty and not ours, or no space left."""

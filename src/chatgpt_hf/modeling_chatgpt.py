@@ -1,0 +1,672 @@
+"""How a chatgpt model computes: one decoder for GPT-2 and for the modern recipe.
+
+Reads in the order of transformers' own model files: norm, positions, feed-forward, attention, layer, body, heads. Travels
+to the Hub beside `configuration_chatgpt.py` as remote code: it imports torch and transformers, and of ours only that.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.import_utils import is_torchdynamo_compiling
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_chatgpt import ChatGPTConfig
+
+# Rows of logits that exist at a time in the chunked loss: 1,024 rows of 50,257 float32 logits are 206 MB, and larger
+# chunks were not faster.
+LOSS_CHUNK_ROWS = 1024
+
+
+class ChatGPTRMSNorm(nn.Module):
+    """Root mean square norm (Zhang & Sennrich 2019) over the last dimension of any shape."""
+
+    def __init__(self, size: int, eps: float, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+        self.variance_epsilon = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        normed = nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+        return normed if self.bias is None else normed + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}, bias={self.bias is not None}"
+
+
+def make_norm(config: ChatGPTConfig) -> nn.Module:
+    """The norm of the residual stream that `config.norm_type` names."""
+    if config.norm_type == "layernorm":
+        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+    return ChatGPTRMSNorm(config.hidden_size, config.norm_eps, config.norm_bias)
+
+
+class ChatGPTRotaryEmbedding(nn.Module):
+    """Rotary positions (Su et al. 2021) with every scaling that transformers' `ROPE_INIT_FUNCTIONS` knows."""
+
+    inv_freq: torch.Tensor
+
+    def __init__(self, config: ChatGPTConfig) -> None:
+        super().__init__()
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        self.config = config
+        self.rope_type = config.rope_parameters["rope_type"]
+        rope_init_fn: Callable = self.compute_default_rope_parameters
+        if self.rope_type != "default":
+            rope_init_fn = ROPE_INIT_FUNCTIONS[self.rope_type]
+        inv_freq, self.attention_scaling = rope_init_fn(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: ChatGPTConfig, **kwargs: Any) -> tuple[torch.Tensor, float]:
+        """Inverse frequencies `theta ** (-2i / head_dim)`, shape (head_dim / 2,), and the scale of sines and cosines."""
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
+        return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, each (batch, seq, head_dim), in the dtype of `x`."""
+        freqs = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
+        angles = torch.cat((freqs, freqs), dim=-1)
+        return (
+            (angles.cos() * self.attention_scaling).to(x.dtype),
+            (angles.sin() * self.attention_scaling).to(x.dtype),
+        )
+
+
+class ChatGPTSinusoidalEmbedding(nn.Module):
+    """Fixed sines and cosines of each position (Vaswani et al. 2017, section 3.5), sine and cosine interleaved."""
+
+    table: torch.Tensor
+
+    def __init__(self, config: ChatGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("table", self.compute_table(config), persistent=False)
+
+    @staticmethod
+    def compute_table(config: ChatGPTConfig) -> torch.Tensor:
+        """`sin(pos / 10000**(2i/d))` in even columns, the cosine in odd ones: (max_position_embeddings, hidden_size)."""
+        positions = torch.arange(config.max_position_embeddings, dtype=torch.float)[:, None]
+        exponents = torch.arange(0, config.hidden_size, 2, dtype=torch.float) / config.hidden_size
+        angles = positions * 10000.0**-exponents
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        return self.table[position_ids]
+
+
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    """`(a, b) -> (-b, a)` on the halves of the last dimension."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def apply_rotary_pos_emb(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotates queries and keys, each (batch, heads, seq, head_dim), by angles (batch, seq, head_dim)."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin
+
+
+class ChatGPTMLP(nn.Module):
+    """The feed-forward layer, gated (Shazeer 2020) or plain."""
+
+    def __init__(self, config: ChatGPTConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.gate_proj = None
+        if config.gated_mlp:
+            self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.down_proj._writes_residual = True
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        up = self.up_proj(hidden_states)
+        if self.gate_proj is None:
+            return self.down_proj(self.act_fn(up))
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * up)
+
+
+def repeat_kv(hidden_states: torch.Tensor, n_rep: int) -> torch.Tensor:
+    """(batch, num_key_value_heads, seq, head_dim) to one copy for each query head."""
+    return hidden_states if n_rep == 1 else hidden_states.repeat_interleave(n_rep, dim=1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled dot-product attention written out (Vaswani et al. 2017, equation 1): the reference for the other backends.
+
+    Returns:
+        The output (batch, seq, heads, head_dim) and the weights (batch, heads, seq, keys).
+    """
+    scores = torch.matmul(query, repeat_kv(key, module.num_key_value_groups).transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    # Half-precision softmax loses digits; float64 must not be rounded to float32 on the way.
+    softmax_dtype = torch.promote_types(query.dtype, torch.float32)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=softmax_dtype).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    output = torch.matmul(weights, repeat_kv(value, module.num_key_value_groups))
+    return output.transpose(1, 2).contiguous(), weights
+
+
+class ChatGPTAttention(nn.Module):
+    """Causal self-attention, with grouped keys and values, per-head norms and a window where the config has them."""
+
+    def __init__(self, config: ChatGPTConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scaling /= layer_idx + 1
+        self.is_causal = True
+        sliding = config.layer_types[layer_idx] == "sliding_attention"
+        self.sliding_window = config.sliding_window if sliding else None
+
+        query_size = config.num_attention_heads * self.head_dim
+        key_value_size = config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
+        self.o_proj._writes_residual = True
+        self.q_norm = ChatGPTRMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = ChatGPTRMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.attention_dropout = nn.Dropout(config.attention_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        head_shape = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(head_shape)
+        key = self.k_proj(hidden_states).view(head_shape)
+        if self.q_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout.p if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*input_shape, -1).contiguous()), weights
+
+
+class ChatGPTDecoderLayer(GradientCheckpointingLayer):
+    """Norm, attention, add; norm, feed-forward, add (pre-norm, Radford et al. 2019)."""
+
+    def __init__(self, config: ChatGPTConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = make_norm(config)
+        self.self_attn = ChatGPTAttention(config, layer_idx)
+        self.post_attention_layernorm = make_norm(config)
+        self.mlp = ChatGPTMLP(config)
+        self.residual_dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = False,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attended, _ = self.self_attn(
+            hidden_states=self.input_layernorm(hidden_states),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            position_embeddings=position_embeddings,
+            **kwargs,
+        )
+        hidden_states = hidden_states + self.residual_dropout(attended)
+        fed_forward = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + self.residual_dropout(fed_forward)
+
+
+class ChatGPTPreTrainedModel(PreTrainedModel):
+    config: ChatGPTConfig
+    config_class = ChatGPTConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ChatGPTDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": ChatGPTDecoderLayer, "attentions": ChatGPTAttention}
+    # The causal mask that GPT-2 checkpoints of before 2023 carry in every layer.
+    _keys_to_ignore_on_load_unexpected = [r"layers\.\d+\.attn\.(masked_)?bias$"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # The flag stands on the leaf: transformers takes a module without parameters of its own for initialised.
+        if getattr(module, "_writes_residual", False):
+            std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, ChatGPTSinusoidalEmbedding):
+            init.copy_(module.table, module.compute_table(module.config))
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, always under our own parameter names, also when GPT-2's were read."""
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(*args, **kwargs)
+
+
+class ChatGPTModel(ChatGPTPreTrainedModel):
+    """The body: token ids or embeddings to hidden states after the last norm."""
+
+    def __init__(self, config: ChatGPTConfig) -> None:
+        super().__init__(config)
+        self.vocab_size = config.vocab_size
+        # No `padding_idx`: where somebody pads with eos it would cut the gradient of eos.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions: nn.Module | None = None
+        self.rotary_emb: nn.Module | None = None
+        if config.position_embedding_type == "rope":
+            self.rotary_emb = ChatGPTRotaryEmbedding(config)
+        elif config.position_embedding_type == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        else:
+            self.embed_positions = ChatGPTSinusoidalEmbedding(config)
+        # Unit-amplitude sinusoids drown token embeddings of std 0.02 unless these are scaled up (section 3.4).
+        self.embed_scale = math.sqrt(config.hidden_size) if config.position_embedding_type == "sinusoidal" else 1.0
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.layers = nn.ModuleList(
+            [ChatGPTDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.norm = make_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _embed(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """(batch, seq) ids to (batch, seq, hidden); on a CPU, where it costs nothing, with a readable error."""
+        if input_ids.device.type == "cpu" and input_ids.numel() and not is_torchdynamo_compiling():
+            low, high = input_ids.min().item(), input_ids.max().item()
+            if low < 0 or high >= self.embed_tokens.num_embeddings:
+                raise ValueError(
+                    f"`input_ids` holds ids from {low} to {high}; this model knows 0 to "
+                    f"{self.embed_tokens.num_embeddings - 1} (`vocab_size`). Is the tokenizer the model's own?"
+                )
+        return self.embed_tokens(input_ids)
+
+    def _positions(
+        self, inputs_embeds: torch.Tensor, attention_mask: Any, past_key_values: Cache | None
+    ) -> torch.Tensor:
+        """Positions of the new tokens, (batch or 1, seq): counted in the mask where there is a 2-D one.
+
+        So a left-padded row starts at 0 like the same row alone (transformers' GPT-2 counts the padding:
+        huggingface/transformers#18478, #21080).
+        """
+        seq_length = inputs_embeds.shape[1]
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -seq_length:]
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        return (torch.arange(seq_length, device=inputs_embeds.device) + past_length).unsqueeze(0)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """Runs the decoder.
+
+        Args:
+            input_ids: (batch, seq); or `inputs_embeds` (batch, seq, hidden), one of the two.
+            attention_mask: (batch, past + seq), 1 where a token may be seen.
+            position_ids: (batch, seq). Positions that restart, without a mask and a cache, separate packed documents.
+            past_key_values: A cache to continue from; with `use_cache` a new `DynamicCache` where None.
+
+        Raises:
+            ValueError: On both or neither input, ids outside the vocabulary (on a CPU), or more positions than a
+                learned or sinusoidal table has.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids)
+
+        mask_kwargs = {
+            "config": self.config,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            # Only what the user gave: None keeps sdpa's mask-free causal path.
+            "position_ids": position_ids,
+        }
+        if position_ids is None:
+            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+        # The masks come before a fresh cache: with a cache at hand transformers does not look for packed documents.
+        masks = attention_mask
+        if not isinstance(masks, dict):
+            masks = {}
+            if "full_attention" in self.config.layer_types:
+                masks["full_attention"] = create_causal_mask(**mask_kwargs)
+            if "sliding_attention" in self.config.layer_types:
+                masks["sliding_attention"] = create_sliding_window_causal_mask(**mask_kwargs)
+
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        hidden_states = inputs_embeds * self.embed_scale if self.embed_scale != 1.0 else inputs_embeds
+        if self.embed_positions is not None:
+            self._check_length(inputs_embeds.shape[1], seen, attention_mask, position_ids)
+            hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.dtype)
+        hidden_states = self.embedding_dropout(hidden_states)
+        position_embeddings = self.rotary_emb(hidden_states, position_ids) if self.rotary_emb is not None else None
+
+        for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks[layer_type],
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _check_length(self, new: int, seen: Any, attention_mask: Any, position_ids: torch.Tensor) -> None:
+        """Refuses positions past the table, which index out of range on a CPU and kill the context on a GPU."""
+        limit = self.config.max_position_embeddings
+        if is_torchdynamo_compiling() or not isinstance(seen, int) or new + seen <= limit:
+            return
+        # Padding takes no position, and packed rows may be longer than the table: what counts is the largest one.
+        if (longest := int(position_ids.max()) + 1) > limit:
+            raise ValueError(
+                f"The input reaches position {longest} and this model has {limit} "
+                f"{self.config.position_embedding_type} positions (`max_position_embeddings`): shorten the input."
+            )
+
+
+class ChunkedLinearCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of `hidden @ weight.T`, with gradients made chunk by chunk in the forward pass.
+
+    Never holds more than `LOSS_CHUNK_ROWS` rows of logits. For 8,192 rows, 50,257 entries and width 768 that takes the
+    stock loss' time at an eighth of its memory (benchmarks/loss_memory.py); recomputing the chunks in the backward pass
+    would cost a third more. The reference is `PreTrainedModel.loss_function` on the whole logits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        softcap: float | None,
+        ignore_index: int,
+    ) -> torch.Tensor:
+        """`hidden` (rows, hidden), `weight` (vocab, hidden), `labels` (rows,) to a float32 scalar."""
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden_grads = []
+        # bfloat16 would lose the small chunks' contributions to a large sum.
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        for rows, targets in zip(hidden.split(LOSS_CHUNK_ROWS), labels.split(LOSS_CHUNK_ROWS), strict=True):
+            logits = (rows @ weight.T).float()
+            if softcap is not None:
+                capped = torch.tanh(logits / softcap)
+                logits = capped * softcap
+            kept = targets != ignore_index
+            targets = torch.where(kept, targets, 0)
+            log_probs = nn.functional.log_softmax(logits, dim=-1)
+            picked = log_probs.gather(-1, targets[:, None]).squeeze(-1)
+            loss = loss - torch.where(kept, picked, 0.0).sum()
+            if not (wants_hidden or wants_weight):
+                continue
+            grad = log_probs.exp_()
+            grad.scatter_add_(-1, targets[:, None], torch.full_like(picked[:, None], -1.0))
+            grad = grad * kept[:, None]
+            if softcap is not None:
+                grad = grad * (1.0 - capped * capped)
+            grad = grad.to(rows.dtype)
+            if wants_hidden:
+                hidden_grads.append((grad @ weight).to(rows.dtype))
+            if wants_weight:
+                weight_grad += grad.T @ rows
+        ctx.save_for_backward(
+            torch.cat(hidden_grads) if hidden_grads else None,
+            weight_grad.to(weight.dtype) if wants_weight else None,
+        )
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        return (
+            None if hidden_grad is None else hidden_grad * grad_output.to(hidden_grad.dtype),
+            None if weight_grad is None else weight_grad * grad_output.to(weight_grad.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def chunked_causal_lm_loss(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor | None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    ignore_index: int = -100,
+    shift_labels: torch.Tensor | None = None,
+    final_logit_softcapping: float | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """`ForCausalLMLoss(logits=hidden_states @ weight.T, ...)` without the logits.
+
+    Args:
+        hidden_states: (batch, seq, hidden), after the last norm.
+        weight: The head's matrix, (vocab, hidden).
+        labels: (batch, seq), shifted here; or `shift_labels`, shifted already.
+        num_items_in_batch: Divisor of the summed loss; None divides by the number of labels that count.
+    """
+    if shift_labels is None:
+        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    shift_labels = shift_labels.reshape(-1).to(hidden_states.device)
+    rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+    total = ChunkedLinearCrossEntropy.apply(rows, weight, shift_labels, final_logit_softcapping, ignore_index)
+    if num_items_in_batch is None:
+        num_items_in_batch = (shift_labels != ignore_index).sum()
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
+
+
+class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):
+    """The body with a language-model head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: ChatGPTConfig) -> None:
+        super().__init__(config)
+        self.model = ChatGPTModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _loss_reads_weight(self) -> bool:
+        """Whether the head is the plain matrix that the chunked loss takes it for.
+
+        Adapters, quantized and sharded heads, and a loss function of the user's own, need the logits.
+        """
+        return (
+            type(self.lm_head) is nn.Linear
+            and not isinstance(self.lm_head.weight, DTensor)
+            and not hasattr(self, "_loss_function")
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """Next-token logits (batch, kept, vocab), and the loss where `labels` are given.
+
+        Args:
+            labels: (batch, seq), -100 where nothing is learned; shifted here. Or `shift_labels`, shifted already.
+            logits_to_keep: Last positions to keep, or which; 0 keeps all.
+            skip_logits: Take the chunked loss and return no logits (the name is Liger kernel's). None means: while
+                training with labels. False keeps the whole logits.
+        """
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        has_labels = labels is not None or kwargs.get("shift_labels") is not None
+        if skip_logits is None:
+            skip_logits = self.training
+        softcap = self.config.final_logit_softcapping
+        logits = loss = None
+        if skip_logits and has_labels and self._loss_reads_weight():
+            loss = chunked_causal_lm_loss(
+                hidden_states, self.lm_head.weight, labels, final_logit_softcapping=softcap, **kwargs
+            )
+        else:
+            logits = self.lm_head(hidden_states)
+            if softcap is not None:
+                logits = torch.tanh(logits / softcap) * softcap
+            if has_labels:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+# The generic heads build their body through AutoModel, which a checkpoint with remote code does not name: these build
+# ours, and keep the generic forward.
+
+
+class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPTPreTrainedModel):
+    """Scores (batch, num_labels) from the last token that is not padding."""
+
+    def __init__(self, config: ChatGPTConfig) -> None:
+        ChatGPTPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = ChatGPTModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+class ChatGPTForTokenClassification(GenericForTokenClassification, ChatGPTPreTrainedModel):
+    """Scores (batch, seq, num_labels)."""
+
+    def __init__(self, config: ChatGPTConfig) -> None:
+        ChatGPTPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = ChatGPTModel(config)
+        self.dropout = nn.Dropout(config.residual_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class ChatGPTForQuestionAnswering(GenericForQuestionAnswering, ChatGPTPreTrainedModel):
+    """Start and end logits of an answer, each (batch, seq)."""
+
+    def __init__(self, config: ChatGPTConfig) -> None:
+        ChatGPTPreTrainedModel.__init__(self, config)
+        self.model = ChatGPTModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
+__all__ = [
+    "ChatGPTForCausalLM",
+    "ChatGPTForQuestionAnswering",
+    "ChatGPTForSequenceClassification",
+    "ChatGPTForTokenClassification",
+    "ChatGPTModel",
+    "ChatGPTPreTrainedModel",
+]

@@ -1,0 +1,42 @@
+"""Makes transformers know the model: Auto classes, module attributes, and checkpoints of other families."""
+
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+
+from .configuration_chatgpt import ChatGPTConfig
+from .conversion.gpt2 import GPT2_WEIGHT_MAPPING, read_gpt2_config
+from .modeling_chatgpt import (
+    ChatGPTForCausalLM,
+    ChatGPTForQuestionAnswering,
+    ChatGPTForSequenceClassification,
+    ChatGPTForTokenClassification,
+    ChatGPTModel,
+)
+
+AUTO_CLASSES = {
+    AutoModel: ChatGPTModel,
+    AutoModelForCausalLM: ChatGPTForCausalLM,
+    AutoModelForSequenceClassification: ChatGPTForSequenceClassification,
+    AutoModelForTokenClassification: ChatGPTForTokenClassification,
+    AutoModelForQuestionAnswering: ChatGPTForQuestionAnswering,
+}
+
+
+def register() -> None:
+    """Registers everything; calling it again changes nothing."""
+    AutoConfig.register(ChatGPTConfig.model_type, ChatGPTConfig, exist_ok=True)
+    for auto_class, model_class in AUTO_CLASSES.items():
+        auto_class.register(ChatGPTConfig, model_class, exist_ok=True)
+        # `transformers serve` and several TRL trainers look an architecture up as `getattr(transformers, name)`.
+        setattr(transformers, model_class.__name__, model_class)
+    transformers.ChatGPTConfig = ChatGPTConfig
+    ChatGPTConfig.foreign_config_readers["gpt2"] = read_gpt2_config
+    register_checkpoint_conversion_mapping(ChatGPTConfig.model_type, GPT2_WEIGHT_MAPPING, overwrite=True)

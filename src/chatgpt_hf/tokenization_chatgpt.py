@@ -1,0 +1,314 @@
+"""The tokenizer: a byte-level BPE trained on the user's text, its four special tokens and its ChatML template.
+
+What is made here is the generic fast tokenizer of `transformers`, so `AutoTokenizer.from_pretrained` opens a saved one
+without any code of ours. Data code does not call the tokenizer itself but `encode_documents` or `encode_conversation`:
+these never turn text that merely looks like a special token into one, which a plain `tokenizer(text)` does.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from chatgpt_hf.errors import DataError, TokenizerError
+
+
+logger = logging.getLogger(__name__)
+
+END_OF_TEXT = "<|endoftext|>"
+PAD = "<|pad|>"
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+SPECIAL_TOKENS = (END_OF_TEXT, PAD, IM_START, IM_END)
+
+# GPT-4's pattern (cl100k_base in tiktoken) with digits in groups of at most two instead of three: a vocabulary of a
+# few thousand entries has no room for a thousand numbers.
+_PRE_TOKENIZATION = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+CHAT_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+    {%- if message.role not in ['system', 'user', 'assistant', 'tool'] -%}
+        {{- raise_exception("Unknown role '" ~ message.role ~ "': use one of system, user, assistant, tool.") -}}
+    {%- endif -%}
+    {%- if message.content is string -%}
+        {%- set content = message.content -%}
+    {%- elif message.content and message.content is iterable and message.content is not mapping
+            and not (message.content | rejectattr('type', 'equalto', 'text') | list) -%}
+        {%- set content = message.content | map(attribute='text') | join -%}
+    {%- else -%}
+        {{- raise_exception("The content of a message of role '" ~ message.role ~ "' is neither a string nor a list of "
+            ~ "text parts, {'type': 'text', 'text': ...}.") -}}
+    {%- endif -%}
+    {{- '<|im_start|>' ~ message.role ~ '\\n' -}}
+    {%- if message.role == 'assistant' -%}
+        {%- generation -%}
+            {{- content ~ '<|im_end|>' -}}
+        {%- endgeneration -%}
+    {%- else -%}
+        {{- content ~ '<|im_end|>' -}}
+    {%- endif -%}
+    {{- '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int = 4096,
+    *,
+    min_frequency: int = 2,
+    show_progress: bool = True,
+    model_max_length: int | None = None,
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer; the same texts in the same order always give the same tokenizer.
+
+    Every string comes back exactly from `decode(encode(text))`: nothing is normalized, and all 256 bytes are in the
+    vocabulary, so there is no unknown token.
+
+    Args:
+        texts: The documents to learn merges from; read once.
+        vocab_size: Entries of the vocabulary, the special tokens (ids 0 to 3) included.
+        min_frequency: A pair seen less often than this is not merged.
+        show_progress: Whether to draw progress bars.
+        model_max_length: The longest sequence the model takes, in tokens; stored with the tokenizer.
+
+    Returns:
+        The tokenizer. If the texts do not offer enough pairs its vocabulary is smaller than asked, with a warning.
+
+    Raises:
+        TokenizerError: If `vocab_size` has no room for the bytes and the special tokens, or `texts` holds no text or
+            something that is not a string.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    minimum = len(alphabet) + len(SPECIAL_TOKENS)
+    if vocab_size < minimum:
+        raise TokenizerError(
+            f"vocab_size is {vocab_size}, but the {len(alphabet)} bytes and {len(SPECIAL_TOKENS)} special tokens alone "
+            f"need {minimum}: ask for at least that"
+        )
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PRE_TOKENIZATION), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    # Trimmed offsets would leave out leading spaces, and an assistant turn that starts with one would lose its mask.
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=alphabet,
+        show_progress=show_progress,
+    )
+    backend.train_from_iterator(_checked_texts(texts), trainer)
+    if backend.get_vocab_size() < vocab_size:
+        logger.warning(
+            "The texts fill only %d of the %d vocabulary entries asked for: give more text, or ask for fewer.",
+            backend.get_vocab_size(),
+            vocab_size,
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=PAD,
+        extra_special_tokens=[IM_START, IM_END],
+        clean_up_tokenization_spaces=False,
+        **({} if model_max_length is None else {"model_max_length": model_max_length}),
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _checked_texts(texts: Iterable[str]) -> Iterator[str]:
+    """Pass texts through; raises `TokenizerError` for an item that is no string, or at the end if all were empty."""
+    if isinstance(texts, str):
+        raise TokenizerError("texts is one string: pass an iterable of strings, one per document")
+    empty = True
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TokenizerError(f"item {index} of texts is {type(text).__name__}, not a string")
+        empty = empty and not text
+        yield text
+    if empty:
+        raise TokenizerError("there is no text to train the tokenizer on: every item is empty, or there are none")
+
+
+def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the Hub; code that comes with it is never run.
+
+    Besides what `AutoTokenizer` opens, a folder with nothing but GPT-2's `vocab.json` and `merges.txt` is accepted.
+
+    Args:
+        path_or_id: A folder, or a Hub id.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        TokenizerError: If there is none, or it cannot be read.
+    """
+    folder = Path(path_or_id).expanduser()
+    loader: Any = AutoTokenizer
+    if folder.is_dir():
+        names = {file.name for file in folder.iterdir()}
+        if not names & {"tokenizer.json", "tokenizer.model"}:
+            # Without these files AutoTokenizer can return a tokenizer with an empty vocabulary, so it is not asked.
+            missing = sorted({"vocab.json", "merges.txt"} - names)
+            if missing:
+                raise TokenizerError(
+                    f"{folder} has no tokenizer: tokenizer.json is missing, and so is {' and '.join(missing)} of GPT-2's "
+                    "older pair of files. Save one there with tokenizer.save_pretrained(folder)"
+                )
+            if "tokenizer_config.json" not in names:
+                loader = GPT2Tokenizer
+    elif folder.exists() or folder.is_absolute() or str(path_or_id).startswith((".", "~")):
+        raise TokenizerError(f"{folder} is not a folder: give the folder that holds tokenizer.json, or a Hub id")
+    try:
+        return loader.from_pretrained(str(folder), trust_remote_code=False)
+    # The tokenizers library raises bare `Exception` for a file that it cannot parse.
+    except Exception as error:
+        raise TokenizerError(f"no tokenizer could be loaded from {str(path_or_id)!r}: {error}") from error
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Encode documents, each between the bos and the eos token; their text never gives a special token.
+
+    This calls `tokenizer(..., split_special_tokens=True)`, which sets a flag on the Rust tokenizer behind `tokenizer`;
+    the next call through `tokenizer` sets it back. Threads may therefore share a tokenizer for this function and
+    `encode_conversation`, but not while another thread calls `tokenizer(...)` or `apply_chat_template`: the one would
+    encode with the other's flag. Processes do not share it.
+
+    Args:
+        tokenizer: A fast tokenizer with bos and eos tokens.
+        texts: The documents, each a string.
+
+    Returns:
+        One list of ids per document, `[bos, ..., eos]`.
+
+    Raises:
+        TokenizerError: If the tokenizer has no bos or no eos token.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None or eos is None:
+        raise TokenizerError("the tokenizer has no bos or no eos token, and every document starts and ends with them")
+    return [[bos, *ids, eos] for ids in _encode_as_text(tokenizer, texts)["input_ids"]]
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+) -> dict[str, list[int]]:
+    """Apply the chat template so that only the template gives special tokens, never what the messages say.
+
+    Where no message contains a special token's text the result equals that of `apply_chat_template(messages,
+    return_assistant_tokens_mask=True, return_dict=True)`. That method's own `sanitize_control_tokens` does not go with
+    the mask and drops some characters. Any byte-level tokenizer with a chat template will do; see `encode_documents`
+    for threads.
+
+    Args:
+        tokenizer: A fast tokenizer with a chat template.
+        messages: Dicts with `role` and `content`, the latter a string or a list of text parts.
+        add_generation_prompt: Whether to end with the start of an assistant's turn.
+
+    Returns:
+        `input_ids` and `assistant_masks`, both (seq,); the mask is 1 for what the assistant says, `<|im_end|>` included.
+
+    Raises:
+        TokenizerError: If the tokenizer has no chat template.
+        DataError: If the template refuses the conversation, as ours does an unknown role.
+    """
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise TokenizerError(f"the tokenizer has no chat template to encode a conversation with: {error}") from error
+    specials = sorted((t.content for t in tokenizer.added_tokens_decoder.values() if t.special), key=len, reverse=True)
+    pattern = re.compile(f"({'|'.join(map(re.escape, specials))})")
+    # While the template is rendered, a private-use character that occurs nowhere else stands for each special token's
+    # text, so that afterwards every such text left in the result is the template's own.
+    occurring = set(template + json.dumps(messages, ensure_ascii=False, default=str))
+    unused = (character for character in map(chr, range(0xF0000, 0xFFFFE)) if character not in occurring)
+    stand_ins = dict(zip(specials, unused, strict=False))
+    originals = {ord(character): special for special, character in stand_ins.items()}
+
+    guarded = [
+        {
+            key: _map_strings(value, lambda text: pattern.sub(lambda match: stand_ins[match[0]], text))
+            for key, value in message.items()
+            if value is not None
+        }
+        for message in messages
+    ]
+    try:
+        rendered, spans = render_jinja_template(
+            conversations=[guarded],
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=add_generation_prompt,
+            **tokenizer.special_tokens_map,
+        )
+    except TemplateError as error:
+        raise DataError(f"the chat template refuses the conversation: {str(error).translate(originals)}") from error
+
+    said = bytearray(len(rendered[0]))
+    for start, end in spans[0]:
+        said[start:end] = b"\x01" * (end - start)
+    parts = pattern.split(rendered[0])  # text, special token, text, ..., text
+    encoded = _encode_as_text(tokenizer, [part.translate(originals) for part in parts[::2]])
+    input_ids: list[int] = []
+    masks: list[int] = []
+    start = 0
+    for index, part in enumerate(parts):
+        said_here = said[start : start + len(part)]
+        start += len(part)
+        if index % 2:
+            input_ids.append(tokenizer.convert_tokens_to_ids(part))
+            masks.append(int(any(said_here)))
+            continue
+        # Offsets count characters of the original text, where each stand-in is a whole special token's text.
+        flags = [flag for flag, char in zip(said_here, part, strict=True) for _ in originals.get(ord(char), char)]
+        input_ids += encoded["input_ids"][index // 2]
+        # A post-processor that trims offsets gives a token of white space the empty span at its end.
+        masks += [int(any(flags[min(a, b - 1) : b])) for a, b in encoded["offset_mapping"][index // 2]]
+    return {"input_ids": input_ids, "assistant_masks": masks}
+
+
+def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
+    """Apply a function to every string in nested dicts (their values) and lists."""
+    if isinstance(value, str):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _map_strings(item, function) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_map_strings(item, function) for item in value]
+    return value
+
+
+def _encode_as_text(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Mapping[str, list[list[Any]]]:
+    """Encode texts without adding or recognizing special tokens: `input_ids` and `offset_mapping`, one list each."""
+    if not texts:
+        return {"input_ids": [], "offset_mapping": []}
+    return tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+        verbose=False,  # a document may be longer than the model's context: it is cut into blocks later
+    )

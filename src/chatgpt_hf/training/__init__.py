@@ -1,0 +1,1 @@
+"""Pretraining and fine-tuning, on transformers' and TRL's trainers."""
