@@ -3,14 +3,15 @@
 Travels to the Hub beside `modeling_chatgpt.py` as remote code, so it imports transformers and nothing of this package.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+# No `from __future__ import annotations` here: `@strict` checks types only where annotations are not strings.
 
 # Radford et al. 2019, table 2, as published in the checkpoints' own config.json.
 GPT2_SIZES: dict[str, dict[str, int]] = {
@@ -52,7 +53,8 @@ class ChatGPTConfig(PreTrainedConfig):
         max_position_embeddings: Longest sequence. A hard limit with learned and sinusoidal positions.
         position_embedding_type: `"rope"` (Su et al. 2021), `"learned"` (GPT-2) or `"sinusoidal"` (Vaswani et al. 2017,
             section 3.5).
-        rope_parameters: As in transformers: `rope_type`, `rope_theta` and what the scaling needs. Only with `"rope"`.
+        rope_parameters: As in transformers: `rope_type`, `rope_theta` and what the scaling needs, the same for all
+            layers. Only with `"rope"`.
         norm_type: `"rmsnorm"` (Zhang & Sennrich 2019) or `"layernorm"`.
         norm_eps: Added to the variance.
         norm_bias: Whether norms have a bias.
@@ -75,6 +77,7 @@ class ChatGPTConfig(PreTrainedConfig):
 
     Raises:
         ValueError: When fields contradict each other; the message names them.
+        StrictDataclassFieldValidationError: When a field has the wrong type or none of its values.
     """
 
     model_type = "chatgpt"
@@ -101,7 +104,7 @@ class ChatGPTConfig(PreTrainedConfig):
     position_embedding_type: Literal["rope", "learned", "sinusoidal"] = "rope"
     rope_parameters: dict[str, Any] | None = None
     norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    norm_eps: float = 1e-6
+    norm_eps: float | int = 1e-6
     norm_bias: bool = False
     hidden_act: str = "relu2"
     gated_mlp: bool = False
@@ -116,7 +119,7 @@ class ChatGPTConfig(PreTrainedConfig):
     layer_types: list[str] | None = None
     final_logit_softcapping: float | int | None = None
     scale_attn_by_inverse_layer_idx: bool = False
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
     use_cache: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -125,7 +128,7 @@ class ChatGPTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # GPT-2's names reach us here, after the fields have their defaults and before anything is derived from them.
         for alias in [name for name in kwargs if name in self.attribute_map]:
-            setattr(self, alias, kwargs.pop(alias))
+            setattr(self, self.attribute_map[alias], kwargs.pop(alias))
         if self.num_attention_heads < 1:
             raise ValueError(f"`num_attention_heads` must be at least 1, got {self.num_attention_heads}.")
         if self.intermediate_size is None:
@@ -150,12 +153,17 @@ class ChatGPTConfig(PreTrainedConfig):
                     "leave `rope_parameters` out or use 'rope'."
                 )
             kwargs = {name: value for name, value in kwargs.items() if name not in ("rope_theta", "rope_scaling")}
+        elif self.rope_parameters:
+            # transformers fills in what is missing; the caller's dictionary stays as it is.
+            self.rope_parameters = dict(self.rope_parameters)
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None
+        # `@strict` calls it too, before saving as well, but wraps its errors in a class that is no ValueError.
+        self.validate_architecture()
 
     def validate_architecture(self) -> None:
-        """Refuses what cannot be built. Called by `@strict` after construction."""
+        """Refuses what cannot be built. Also called by `@strict` after construction and before saving."""
         counts = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         for name in (*counts, "num_key_value_heads", "head_dim", "max_position_embeddings"):
             if getattr(self, name) < 1:
@@ -169,6 +177,8 @@ class ChatGPTConfig(PreTrainedConfig):
             raise ValueError(
                 f"`position_embedding_type='rope'` rotates pairs: `head_dim` must be even, got {self.head_dim}."
             )
+        if self.position_embedding_type == "rope":
+            self._check_rope_parameters()
         if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(
                 "`position_embedding_type='sinusoidal'` pairs sines and cosines: `hidden_size` must be even, got "
@@ -185,6 +195,10 @@ class ChatGPTConfig(PreTrainedConfig):
             raise ValueError(
                 f"`final_logit_softcapping` must be positive or None, got {self.final_logit_softcapping}."
             )
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"`layer_types` has {len(self.layer_types)} entries and `num_hidden_layers` is {self.num_hidden_layers}."
+            )
         unknown = set(self.layer_types) - {"full_attention", "sliding_attention"}
         if unknown:
             raise ValueError(
@@ -198,6 +212,25 @@ class ChatGPTConfig(PreTrainedConfig):
             raise ValueError(
                 f"`sliding_window` is {self.sliding_window} and no entry of `layer_types` is 'sliding_attention'."
             )
+
+    def _check_rope_parameters(self) -> None:
+        rope = self.rope_parameters or {}
+        if "rope_type" not in rope:
+            raise ValueError(f"`rope_parameters` is the same for all layers and needs a `rope_type`, got {rope}.")
+        if rope["rope_type"] not in ("default", *ROPE_INIT_FUNCTIONS):
+            raise ValueError(
+                f"`rope_parameters` has `rope_type` {rope['rope_type']!r}; transformers has "
+                f"{['default', *ROPE_INIT_FUNCTIONS]}."
+            )
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ValueError(
+                f"`rope_parameters` has `partial_rotary_factor` {rope['partial_rotary_factor']}: this model rotates "
+                "whole heads."
+            )
+        try:
+            self.validate_rope()
+        except KeyError as error:
+            raise ValueError(error.args[0]) from error
 
     @property
     def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
@@ -219,7 +252,7 @@ class ChatGPTConfig(PreTrainedConfig):
     }
 
     @classmethod
-    def gpt2(cls, size: str = "gpt2", **overrides: Any) -> ChatGPTConfig:
+    def gpt2(cls, size: str = "gpt2", **overrides: Any) -> "ChatGPTConfig":
         """The published GPT-2 of that size (Radford et al. 2019).
 
         Raises:
@@ -239,7 +272,7 @@ class ChatGPTConfig(PreTrainedConfig):
         return cls(**{**GPT2_ARCHITECTURE, **published, **GPT2_SIZES[size], **overrides})
 
     @classmethod
-    def from_depth(cls, depth: int, **overrides: Any) -> ChatGPTConfig:
+    def from_depth(cls, depth: int, **overrides: Any) -> "ChatGPTConfig":
         """One dial for the size: `depth` layers of width `64 * depth` with `depth` heads of 64.
 
         Width grows with depth, as in nanochat's ladder of models, so that a deeper model is not a thinner one.

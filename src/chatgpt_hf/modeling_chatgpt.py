@@ -10,12 +10,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+    find_packed_sequence_indices,
+)
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -27,8 +31,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_u
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.import_utils import is_torchdynamo_compiling
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_chatgpt import ChatGPTConfig
@@ -85,6 +89,15 @@ class ChatGPTRotaryEmbedding(nn.Module):
         """Inverse frequencies `theta ** (-2i / head_dim)`, shape (head_dim / 2,), and the scale of sines and cosines."""
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
         return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        # `model.bfloat16()` must not round the frequencies: far positions would turn by wrong angles.
+        exact = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            if self._buffers[name].dtype != torch.float32:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
 
     @torch.no_grad()
     @dynamic_rope_update
@@ -259,25 +272,9 @@ class ChatGPTDecoderLayer(GradientCheckpointingLayer):
         self.mlp = ChatGPTMLP(config)
         self.residual_dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
-        use_cache: bool | None = False,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        attended, _ = self.self_attn(
-            hidden_states=self.input_layernorm(hidden_states),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            position_embeddings=position_embeddings,
-            **kwargs,
-        )
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """(batch, seq, hidden) to the same shape; everything else goes through to `ChatGPTAttention`."""
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.residual_dropout(attended)
         fed_forward = self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states + self.residual_dropout(fed_forward)
@@ -315,6 +312,20 @@ class ChatGPTPreTrainedModel(PreTrainedModel):
         super().save_pretrained(*args, **kwargs)
 
 
+def document_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
+    """Where packed documents begin in the flattened (batch, seq) rows, as flash attention's kernels take it.
+
+    transformers looks for restarting positions itself, but only in a batch of one row.
+    """
+    documents = find_packed_sequence_indices(position_ids)
+    if documents is None:
+        return {}
+    starts = nn.functional.pad(documents.diff(dim=-1) != 0, (1, 0), value=True).flatten().nonzero().flatten()
+    bounds = torch.cat((starts, starts.new_tensor([documents.numel()]))).to(torch.int32)
+    longest = int(bounds.diff().max())
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
 class ChatGPTModel(ChatGPTPreTrainedModel):
     """The body: token ids or embeddings to hidden states after the last norm."""
 
@@ -343,7 +354,7 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
 
     def _embed(self, input_ids: torch.LongTensor) -> torch.Tensor:
         """(batch, seq) ids to (batch, seq, hidden); on a CPU, where it costs nothing, with a readable error."""
-        if input_ids.device.type == "cpu" and input_ids.numel() and not is_torchdynamo_compiling():
+        if input_ids.device.type == "cpu" and input_ids.numel() and not is_tracing(input_ids):
             low, high = input_ids.min().item(), input_ids.max().item()
             if low < 0 or high >= self.embed_tokens.num_embeddings:
                 raise ValueError(
@@ -414,13 +425,17 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
             if "sliding_attention" in self.config.layer_types:
                 masks["sliding_attention"] = create_sliding_window_causal_mask(**mask_kwargs)
 
+        packed = attention_mask is None and past_key_values is None and mask_kwargs["position_ids"] is not None
+        if packed and is_flash_attention_requested(self.config):
+            kwargs = {**document_bounds(position_ids.expand(inputs_embeds.shape[0], -1)), **kwargs}
+
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
         hidden_states = inputs_embeds * self.embed_scale if self.embed_scale != 1.0 else inputs_embeds
         if self.embed_positions is not None:
-            self._check_length(inputs_embeds.shape[1], seen, attention_mask, position_ids)
+            self._check_positions(position_ids, inputs_embeds.shape[1], seen)
             hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.dtype)
         hidden_states = self.embedding_dropout(hidden_states)
         position_embeddings = self.rotary_emb(hidden_states, position_ids) if self.rotary_emb is not None else None
@@ -437,13 +452,13 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
-    def _check_length(self, new: int, seen: Any, attention_mask: Any, position_ids: torch.Tensor) -> None:
+    def _check_positions(self, position_ids: torch.Tensor, new: int, seen: Any) -> None:
         """Refuses positions past the table, which index out of range on a CPU and kill the context on a GPU."""
         limit = self.config.max_position_embeddings
-        if is_torchdynamo_compiling() or not isinstance(seen, int) or new + seen <= limit:
-            return
-        # Padding takes no position, and packed rows may be longer than the table: what counts is the largest one.
-        if (longest := int(position_ids.max()) + 1) > limit:
+        # Reading the positions makes a GPU wait, so there only an input that may be too long is looked at. It need not
+        # be: padding takes no position, and a packed row may be longer than the table.
+        suspect = position_ids.device.type == "cpu" or (isinstance(seen, int) and new + seen > limit)
+        if suspect and not is_tracing(position_ids) and (longest := int(position_ids.max()) + 1) > limit:
             raise ValueError(
                 f"The input reaches position {longest} and this model has {limit} "
                 f"{self.config.position_embedding_type} positions (`max_position_embeddings`): shorten the input."
@@ -468,8 +483,12 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
         ignore_index: int,
     ) -> torch.Tensor:
         """`hidden` (rows, hidden), `weight` (vocab, hidden), `labels` (rows,) to a float32 scalar."""
-        loss = hidden.new_zeros((), dtype=torch.float32)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden_dtype, weight_dtype, device_type = hidden.dtype, weight.dtype, hidden.device.type
+        if torch.is_autocast_enabled(device_type):
+            # Once for all chunks: autocast would cast the whole matrix again for each.
+            hidden, weight = (x.to(torch.get_autocast_dtype(device_type)) for x in (hidden, weight))
+        loss = hidden.new_zeros((), dtype=torch.float32)
         hidden_grads = []
         # bfloat16 would lose the small chunks' contributions to a large sum.
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
@@ -479,25 +498,25 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
                 capped = torch.tanh(logits / softcap)
                 logits = capped * softcap
             kept = targets != ignore_index
-            targets = torch.where(kept, targets, 0)
+            targets = torch.where(kept, targets, 0)[:, None]
             log_probs = nn.functional.log_softmax(logits, dim=-1)
-            picked = log_probs.gather(-1, targets[:, None]).squeeze(-1)
-            loss = loss - torch.where(kept, picked, 0.0).sum()
+            picked = log_probs.gather(-1, targets)
+            loss -= torch.where(kept[:, None], picked, 0.0).sum()
             if not (wants_hidden or wants_weight):
                 continue
             grad = log_probs.exp_()
-            grad.scatter_add_(-1, targets[:, None], torch.full_like(picked[:, None], -1.0))
-            grad = grad * kept[:, None]
+            grad.scatter_add_(-1, targets, -torch.ones_like(picked))
+            grad *= kept[:, None]
             if softcap is not None:
-                grad = grad * (1.0 - capped * capped)
+                grad *= 1.0 - capped * capped
             grad = grad.to(rows.dtype)
             if wants_hidden:
-                hidden_grads.append((grad @ weight).to(rows.dtype))
+                hidden_grads.append(grad @ weight)
             if wants_weight:
                 weight_grad += grad.T @ rows
         ctx.save_for_backward(
-            torch.cat(hidden_grads) if hidden_grads else None,
-            weight_grad.to(weight.dtype) if wants_weight else None,
+            torch.cat(hidden_grads).to(hidden_dtype) if wants_hidden else None,
+            weight_grad.to(weight_dtype) if wants_weight else None,
         )
         return loss
 
@@ -535,12 +554,17 @@ def chunked_causal_lm_loss(
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     shift_labels = shift_labels.reshape(-1).to(hidden_states.device)
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+    if len(rows) != len(shift_labels):
+        raise ValueError(f"{len(shift_labels)} labels for {len(rows)} positions; `logits_to_keep` goes without labels.")
+    if not torch.is_grad_enabled():
+        # `autograd.Function` asks for the gradients of what requires them even where nobody will.
+        rows, weight = rows.detach(), weight.detach()
     total = ChunkedLinearCrossEntropy.apply(rows, weight, shift_labels, final_logit_softcapping, ignore_index)
     if num_items_in_batch is None:
         num_items_in_batch = (shift_labels != ignore_index).sum()
-    if isinstance(num_items_in_batch, torch.Tensor):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
+    count = torch.as_tensor(num_items_in_batch, device=total.device)
+    # Nothing to learn is nan without a gradient, as in `cross_entropy`: dividing by zero would make the gradients nan.
+    return torch.where(count == 0, torch.nan, total / torch.where(count == 0, 1, count))
 
 
 class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):
@@ -559,14 +583,19 @@ class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _loss_reads_weight(self) -> bool:
-        """Whether the head is the plain matrix that the chunked loss takes it for.
+        """Whether the head is the plain matrix that the chunked loss takes it for, and the loss the plain one.
 
-        Adapters, quantized and sharded heads, and a loss function of the user's own, need the logits.
+        Adapters, quantized, sharded and offloaded heads, and a loss function of the user's own, need the logits.
         """
+        head = self.lm_head
+        hooked = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
         return (
-            type(self.lm_head) is nn.Linear
-            and not isinstance(self.lm_head.weight, DTensor)
-            and not hasattr(self, "_loss_function")
+            type(head) is nn.Linear
+            and type(head.weight) in (nn.Parameter, torch.Tensor)
+            # DeepSpeed's third stage leaves an empty tensor outside the head's own forward.
+            and not hasattr(head.weight, "ds_id")
+            and not hooked
+            and self.loss_function is ForCausalLMLoss
         )
 
     @can_return_tuple

@@ -80,18 +80,17 @@ def train_tokenizer(
     vocabulary, so there is no unknown token.
 
     Args:
-        texts: The documents to learn merges from; read once.
+        texts: The documents to learn from, read once.
         vocab_size: Entries of the vocabulary, the special tokens (ids 0 to 3) included.
         min_frequency: A pair seen less often than this is not merged.
         show_progress: Whether to draw progress bars.
         model_max_length: The longest sequence the model takes, in tokens; stored with the tokenizer.
 
     Returns:
-        The tokenizer. If the texts do not offer enough pairs its vocabulary is smaller than asked, with a warning.
+        The tokenizer; if the texts offer too few pairs, with a smaller vocabulary than asked and a warning.
 
     Raises:
-        TokenizerError: If `vocab_size` has no room for the bytes and the special tokens, or `texts` holds no text or
-            something that is not a string.
+        TokenizerError: If `vocab_size` leaves out bytes or special tokens, or `texts` has no text or a non-string.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     minimum = len(alphabet) + len(SPECIAL_TOKENS)
@@ -119,11 +118,8 @@ def train_tokenizer(
     )
     backend.train_from_iterator(_checked_texts(texts), trainer)
     if backend.get_vocab_size() < vocab_size:
-        logger.warning(
-            "The texts fill only %d of the %d vocabulary entries asked for: give more text, or ask for fewer.",
-            backend.get_vocab_size(),
-            vocab_size,
-        )
+        message = "The texts fill only %d of the %d vocabulary entries asked for: give more text, or ask for fewer."
+        logger.warning(message, backend.get_vocab_size(), vocab_size)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=END_OF_TEXT,
@@ -155,12 +151,6 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the Hub; code that comes with it is never run.
 
     Besides what `AutoTokenizer` opens, a folder with nothing but GPT-2's `vocab.json` and `merges.txt` is accepted.
-
-    Args:
-        path_or_id: A folder, or a Hub id.
-
-    Returns:
-        The tokenizer.
 
     Raises:
         TokenizerError: If there is none, or it cannot be read.
@@ -194,11 +184,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
     This calls `tokenizer(..., split_special_tokens=True)`, which sets a flag on the Rust tokenizer behind `tokenizer`;
     the next call through `tokenizer` sets it back. Threads may therefore share a tokenizer for this function and
     `encode_conversation`, but not while another thread calls `tokenizer(...)` or `apply_chat_template`: the one would
-    encode with the other's flag. Processes do not share it.
-
-    Args:
-        tokenizer: A fast tokenizer with bos and eos tokens.
-        texts: The documents, each a string.
+    encode with the other's flag.
 
     Returns:
         One list of ids per document, `[bos, ..., eos]`.
@@ -218,13 +204,12 @@ def encode_conversation(
     """Apply the chat template so that only the template gives special tokens, never what the messages say.
 
     Where no message contains a special token's text the result equals that of `apply_chat_template(messages,
-    return_assistant_tokens_mask=True, return_dict=True)`. That method's own `sanitize_control_tokens` does not go with
-    the mask and drops some characters. Any byte-level tokenizer with a chat template will do; see `encode_documents`
-    for threads.
+    return_assistant_tokens_mask=True)`, whose own `sanitize_control_tokens` does not go with the mask and drops some
+    characters. Any byte-level tokenizer with a chat template will do. For threads see `encode_documents`.
 
     Args:
         tokenizer: A fast tokenizer with a chat template.
-        messages: Dicts with `role` and `content`, the latter a string or a list of text parts.
+        messages: Dicts with `role` and `content`; for our template the latter is a string or a list of text parts.
         add_generation_prompt: Whether to end with the start of an assistant's turn.
 
     Returns:
@@ -232,14 +217,17 @@ def encode_conversation(
 
     Raises:
         TokenizerError: If the tokenizer has no chat template.
-        DataError: If the template refuses the conversation, as ours does an unknown role.
+        DataError: If there are no messages, or the template refuses them, as ours does an unknown role.
     """
+    if not messages:
+        raise DataError("the conversation has no messages: give at least one, with a role and its content")
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:
         raise TokenizerError(f"the tokenizer has no chat template to encode a conversation with: {error}") from error
-    specials = sorted((t.content for t in tokenizer.added_tokens_decoder.values() if t.special), key=len, reverse=True)
-    pattern = re.compile(f"({'|'.join(map(re.escape, specials))})")
+    specials = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    longest_first = sorted(specials, key=len, reverse=True)
+    pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
     # While the template is rendered, a private-use character that occurs nowhere else stands for each special token's
     # text, so that afterwards every such text left in the result is the template's own.
     occurring = set(template + json.dumps(messages, ensure_ascii=False, default=str))
@@ -247,30 +235,25 @@ def encode_conversation(
     stand_ins = dict(zip(specials, unused, strict=False))
     originals = {ord(character): special for special, character in stand_ins.items()}
 
-    guarded = [
-        {
-            key: _map_strings(value, lambda text: pattern.sub(lambda match: stand_ins[match[0]], text))
-            for key, value in message.items()
-            if value is not None
-        }
-        for message in messages
-    ]
+    def guard(text: str) -> str:
+        return pattern.sub(lambda match: stand_ins[match[0]], text)
+
+    # Like apply_chat_template, this leaves out keys without a value, which APIs send and templates stumble over.
+    guarded = [{k: _map_strings(v, guard) for k, v in message.items() if v is not None} for message in messages]
+    variables: dict[str, Any] = {**tokenizer.special_tokens_map, "add_generation_prompt": add_generation_prompt}
     try:
-        rendered, spans = render_jinja_template(
-            conversations=[guarded],
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            add_generation_prompt=add_generation_prompt,
-            **tokenizer.special_tokens_map,
+        result: Any = render_jinja_template(
+            [guarded], chat_template=template, return_assistant_tokens_mask=True, **variables
         )
     except TemplateError as error:
         raise DataError(f"the chat template refuses the conversation: {str(error).translate(originals)}") from error
 
-    said = bytearray(len(rendered[0]))
-    for start, end in spans[0]:
+    (rendered,), (spans,) = result
+    said = bytearray(len(rendered))
+    for start, end in spans:
         said[start:end] = b"\x01" * (end - start)
-    parts = pattern.split(rendered[0])  # text, special token, text, ..., text
-    encoded = _encode_as_text(tokenizer, [part.translate(originals) for part in parts[::2]])
+    parts = pattern.split(rendered)  # text, special token, text, ..., text
+    encoded = _encode_as_text(tokenizer, [part.translate(originals) for part in parts[::2]], offsets=True)
     input_ids: list[int] = []
     masks: list[int] = []
     start = 0
@@ -278,7 +261,7 @@ def encode_conversation(
         said_here = said[start : start + len(part)]
         start += len(part)
         if index % 2:
-            input_ids.append(tokenizer.convert_tokens_to_ids(part))
+            input_ids.append(specials[part])
             masks.append(int(any(said_here)))
             continue
         # Offsets count characters of the original text, where each stand-in is a whole special token's text.
@@ -300,15 +283,17 @@ def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
     return value
 
 
-def _encode_as_text(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Mapping[str, list[list[Any]]]:
-    """Encode texts without adding or recognizing special tokens: `input_ids` and `offset_mapping`, one list each."""
+def _encode_as_text(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], offsets: bool = False
+) -> Mapping[str, list[list[Any]]]:
+    """Encode texts without adding or recognizing special tokens: `input_ids` and, if asked, `offset_mapping`."""
     if not texts:
-        return {"input_ids": [], "offset_mapping": []}
+        return {"input_ids": []}
     return tokenizer(
         list(texts),
         add_special_tokens=False,
         split_special_tokens=True,
         return_attention_mask=False,
-        return_offsets_mapping=True,
+        return_offsets_mapping=offsets,
         verbose=False,  # a document may be longer than the model's context: it is cut into blocks later
     )

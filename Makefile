@@ -1,0 +1,68 @@
+# Every target does its own set-up. Two stamps in .venv say what is installed: .runtime (to use the package) and
+# .dev (to work on it). A stamp is written last, so an install that was cut short is taken up again, and it
+# depends on pyproject.toml and constraints.txt, so a change of either is installed by the next `make`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# pip compiles what it installs one file at a time, which is half of the whole wait. So it is told not to, and the
+# compiling is done afterwards by all cores, without the parts that are hardly ever imported: the test-suites inside
+# packages and the 500 model families of transformers. Python compiles a file that is left out when it is needed.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/testing/|/transformers/models/(?!auto/)' $(VENV)/lib
+
+# The tests spread over processes, one thread each: faster than one process with many threads on small models.
+TEST_WORKERS ?= 2
+PYTEST_ARGS ?= -n $(TEST_WORKERS) --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format bench clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/.runtime ## train a small chat model from raw text on this machine and talk to it
+	@$(BIN)/chatgpt-hf quickstart
+
+test: $(VENV)/.dev ## run the tests (PYTEST_ARGS="-k rope" replaces the options)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev ## check style, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev ## fix what ruff can fix, and format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## run every script in benchmarks/, one after another
+	@set -e; for script in benchmarks/*.py; do \
+	  test -e "$$script" || { echo "There is no script in benchmarks/."; exit 1; }; \
+	  echo "== $$script"; $(BIN)/python "$$script"; \
+	done
+
+clean: ## remove caches and build output (keeps .venv and runs)
+	@rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# A virtual environment whose making was cut short has an interpreter but no pip; it is made again.
+define make_venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "chatgpt-hf needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+endef
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	$(make_venv)
+	@echo "Installing chatgpt-hf, PyTorch and the Hugging Face libraries into $(VENV), once: about 2 minutes, and as long as the download takes."
+	@$(PIP_INSTALL) -e .
+	@$(COMPILE) || true # a package may hold a file for a newer Python
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	$(make_venv)
+	@echo "Installing chatgpt-hf, its libraries and the tools to test it into $(VENV), once: about 2 minutes, and as long as the download takes."
+	@$(PIP_INSTALL) -e '.[dev]'
+	@$(COMPILE) || true
+	@touch $(VENV)/.runtime $@

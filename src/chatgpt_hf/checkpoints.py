@@ -1,0 +1,182 @@
+"""Folders with a model in them: read with the errors a user can act on, written whole or not at all."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME
+
+from .errors import CheckpointError, ChatGPTError, ConfigError, OutputError, TokenizerError
+
+# A run folder is ours when its resolved recipe lies in it.
+RECIPE_NAME = "recipe.yaml"
+TRAINER_STATE_NAME = "trainer_state.json"
+
+
+def load_model(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM, **kwargs: Any) -> PreTrainedModel:
+    """`model_class.from_pretrained`, refusing what transformers would only warn of.
+
+    Args:
+        name_or_path: A model folder, or a Hub id.
+        model_class: An Auto class or a model class. `ChatGPTForCausalLM` also reads GPT-2 checkpoints.
+        **kwargs: For `from_pretrained`.
+
+    Raises:
+        CheckpointError: When there is no model, its config contradicts itself, or weights are missing, mis-shaped or
+            cut short.
+    """
+    folder = Path(name_or_path)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; name the folder that holds {CONFIG_NAME} and the weights.")
+    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{folder} holds no model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
+        )
+    for file in sorted(folder.glob("*.safetensors")):
+        check_safetensors(file)
+    try:
+        # Mis-shaped weights come back with their names, where transformers' own error is a table on the log.
+        model, report = model_class.from_pretrained(
+            name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    except StrictDataclassError as error:
+        raise ConfigError(f"{folder / CONFIG_NAME} contradicts itself: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"No model could be loaded from {name_or_path}: {error}\n"
+            "Name a folder that `save_pretrained` wrote, or the id of a model on the Hub."
+        ) from error
+    if report["mismatched_keys"]:
+        name, stored, expected = sorted(report["mismatched_keys"])[0]
+        raise CheckpointError(
+            f"{name_or_path}: the weight {name} has the shape {tuple(stored)}, {CONFIG_NAME} asks for "
+            f"{tuple(expected)} ({len(report['mismatched_keys'])} such weights). The two files do not belong together."
+        )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"{name_or_path}: {len(missing)} weights are missing, {', '.join(missing[:3])} among them. "
+            "The checkpoint is incomplete: save or copy it again."
+        )
+    return model
+
+
+def check_safetensors(file: Path) -> None:
+    """Raises `CheckpointError` where a safetensors file is cut short or is none."""
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is no whole safetensors file ({error}): it was cut short while it was written or copied. "
+            "Take an earlier checkpoint, or save or copy it again."
+        ) from error
+
+
+def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `TokenizerError` where the tokenizer can give ids that the model's embedding does not have."""
+    if len(tokenizer) > model.config.vocab_size:
+        raise TokenizerError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model's `vocab_size` is {model.config.vocab_size}: "
+            "use the tokenizer that the model was trained with, or call `model.resize_token_embeddings(len(tokenizer))`."
+        )
+
+
+def prepare_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
+    """Makes the folder of a run, or takes the one that is there when it is empty or a run of ours.
+
+    Raises:
+        OutputError: When it is a file, holds what is not ours, or holds a run that was not asked to go on.
+    """
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"--output_dir {folder} is a file; name a folder.")
+    content = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if content and RECIPE_NAME not in content:
+        raise OutputError(
+            f"--output_dir {folder} is not empty and not a run of ours (it holds {', '.join(content[:3])} and no "
+            f"{RECIPE_NAME}). Nothing was written; name another folder."
+        )
+    if content and not resume:
+        raise OutputError(
+            f"--output_dir {folder} already holds a run. Add --resume_from_checkpoint true to go on with it, or name "
+            "another folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest `checkpoint-*` that was written to its end, or None.
+
+    `Trainer` writes trainer_state.json last, so a checkpoint whose state can be read, and whose weights have their full
+    length, is whole; one that a crash cut short is passed over.
+    """
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rsplit("-", 1)[1].isdigit()]
+    for checkpoint in sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True):
+        try:
+            TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            for file in checkpoint.glob("*.safetensors"):
+                check_safetensors(file)
+        except (OSError, json.JSONDecodeError, TypeError, CheckpointError):
+            continue
+        return checkpoint
+    return None
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files replace those of the same names in `folder` when the block ends without an error.
+
+    Raises:
+        OutputError: When the disk is full; `folder` is as it was before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        with clear_disk_errors(folder):
+            yield temporary
+            for path in sorted(temporary.rglob("*")):
+                target = folder / path.relative_to(temporary)
+                if path.is_dir():
+                    target.mkdir(exist_ok=True)
+                else:
+                    os.replace(path, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def clear_disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a write that the disk refused into an `OutputError` that names the folder."""
+    try:
+        yield
+    except ChatGPTError:
+        raise
+    except Exception as error:
+        refused = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        # safetensors and torch.save report the same in their own classes.
+        texts = ("No space left on device", "File too large", "Disk quota exceeded", "file write failed")
+        if not refused and not any(text in str(error) for text in texts):
+            raise
+        raise OutputError(
+            f"Could not write to {folder}: {error}. What was there before is intact; free some space and run the same "
+            "command again (add --resume_from_checkpoint true to a training run)."
+        ) from error
+
+
+def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a temporary name beside `file`, then renames. The old file survives a failure."""
+    with atomic_folder(file.parent) as temporary:
+        write(temporary / file.name)

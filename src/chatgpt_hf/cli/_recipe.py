@@ -1,0 +1,77 @@
+"""What the commands that run a recipe share: `RECIPE [--field value ...]`, and a help that lists the fields."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import fields
+from importlib import import_module
+from typing import Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperCommand
+
+# Anything after the command's name is for the recipe's own parser, which knows every field.
+RECIPE_CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def recipe_command(app: typer.Typer, name: str, types: tuple[str, ...], run: str) -> Callable[[Any], Any]:
+    """Makes a command of `run(*dataclasses)`; the decorated function's docstring is its help.
+
+    Args:
+        types: Names in `chatgpt_hf.training.arguments`; the last one is a `TrainingArguments`.
+        run: `module:function` of the package, imported when the command runs.
+    """
+
+    class RecipeCommand(TyperCommand):
+        def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+            super().format_help(ctx, formatter)
+            print_fields(_dataclasses(types))
+
+    def decorate(function: Any) -> Any:
+        def command(ctx: typer.Context) -> None:
+            from ..training.arguments import parse_recipe
+
+            arguments = list(ctx.args)
+            recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+            logging.basicConfig(level=logging.INFO, format="%(message)s")
+            parsed = parse_recipe(_dataclasses(types), recipe, arguments)
+            module, _, target = run.partition(":")
+            results = getattr(import_module(module, "chatgpt_hf"), target)(*parsed)
+            print_results(results, parsed[-1].output_dir)
+
+        command.__doc__ = function.__doc__
+        app.command(name, cls=RecipeCommand, context_settings=RECIPE_CONTEXT, options_metavar="[RECIPE] [--FIELD VALUE]...")(
+            command
+        )
+        return function
+
+    return decorate
+
+
+def _dataclasses(names: tuple[str, ...]) -> tuple[type, ...]:
+    module = import_module("..training.arguments", __package__)
+    return tuple(getattr(module, name) for name in names)
+
+
+def print_fields(dataclasses: tuple[type, ...]) -> None:
+    """Every field of the recipe that is ours, and where the others are documented."""
+    table = Table("field", "what it is", box=None, header_style="bold")
+    for dataclass in dataclasses[:-1]:
+        for item in fields(dataclass):
+            default = "" if item.default is None else f" [dim]({item.default})[/dim]"
+            table.add_row(f"--{item.name}", f"{item.metadata['help']}{default}")
+    base = dataclasses[-1].__mro__[1].__name__
+    table.add_row("--output_dir ...", f"Every field of {base}: --learning_rate, --max_steps, --resume_from_checkpoint true ...")
+    Console().print(table)
+
+
+def print_results(results: dict[str, Any], output_dir: str) -> None:
+    """The run's figures and where it lies."""
+    table = Table("figure", "value", box=None, header_style="bold")
+    for name, value in results.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else f"{value}")
+    console = Console()
+    console.print(table)
+    console.print(f"Model folder: {output_dir}   Report: {output_dir}/report/report.md", soft_wrap=True)

@@ -1,0 +1,85 @@
+"""How well a chat model answers: exact match and ROUGE-L against the reference, and whether it stops by itself."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import DataError
+from ..tokenization_chatgpt import encode_conversation
+
+
+@dataclass(frozen=True)
+class AnswersResult:
+    """Means over the conversations, each in [0, 1]."""
+
+    exact_match: float
+    rouge_l: float
+    stopped: float
+    conversations: int
+    samples: list[dict[str, str]]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.inference_mode()
+def evaluate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[list[dict[str, str]]],
+    *,
+    max_new_tokens: int = 128,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> AnswersResult:
+    """Greedy answers to each conversation's last question, against its last message.
+
+    ROUGE-L is the F-measure of Lin 2004 with stemming, as in `rouge_score`.
+
+    Raises:
+        DataError: When there is no conversation, or one does not end with the assistant.
+    """
+    if not conversations:
+        raise DataError("There are no conversations to evaluate on.")
+    for messages in conversations:
+        if len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise DataError(f"A conversation to evaluate must end with the assistant's answer, this one is {messages}.")
+    prompts = [
+        encode_conversation(tokenizer, messages[:-1], add_generation_prompt=True)["input_ids"]
+        for messages in conversations
+    ]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers = [""] * len(prompts)
+    stopped = 0
+    eos = model.generation_config.eos_token_id
+    ends = set(eos if isinstance(eos, list) else [eos])
+    for begin in tqdm(range(0, len(order), batch_size), desc="Answering", disable=not progress):
+        indices = order[begin : begin + batch_size]
+        inputs = tokenizer.pad(
+            {"input_ids": [prompts[index] for index in indices]}, padding_side="left", return_tensors="pt"
+        ).to(model.device)
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        for index, ids in zip(indices, output[:, inputs["input_ids"].shape[1] :], strict=True):
+            stopped += bool(ends & set(ids.tolist()))
+            answers[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    references = [messages[-1]["content"].strip() for messages in conversations]
+    rouge = sum(
+        scorer.score(reference, answer)["rougeL"].fmeasure
+        for reference, answer in zip(references, answers, strict=True)
+    )
+    return AnswersResult(
+        exact_match=sum(a == b for a, b in zip(answers, references, strict=True)) / len(answers),
+        rouge_l=rouge / len(answers),
+        stopped=stopped / len(answers),
+        conversations=len(answers),
+        samples=[
+            {"question": messages[-2]["content"], "answer": answer, "reference": reference}
+            for messages, answer, reference in list(zip(conversations, answers, references, strict=True))[:8]
+        ],
+    )

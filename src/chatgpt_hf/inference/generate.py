@@ -1,0 +1,45 @@
+"""Continuing a text, token by token."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from ..checkpoints import check_tokenizer_fits, load_model
+from ..errors import ConfigError
+from ..tokenization_chatgpt import encode_documents, load_tokenizer
+from .session import generation_config_with, sampling, stream_tokens
+
+
+def stream_text(
+    name_or_path: str | Path, prompt: str, *, max_new_tokens: int = 128, seed: int | None = None, **parameters: Any
+) -> Iterator[str]:
+    """Yields the prompt, then its continuation in pieces of valid UTF-8.
+
+    Args:
+        **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
+
+    Raises:
+        ConfigError: When the prompt is longer than the model's context.
+    """
+    model = load_model(name_or_path)
+    tokenizer = load_tokenizer(str(name_or_path))
+    check_tokenizer_fits(model, tokenizer)
+    # The document has begun and not ended.
+    ids = encode_documents(tokenizer, [prompt])[0][:-1]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and len(ids) >= limit:
+        raise ConfigError(
+            f"The prompt takes {len(ids)} tokens and the model's context is {limit} (`max_position_embeddings`): "
+            "shorten the prompt."
+        )
+    if limit is not None:
+        max_new_tokens = min(max_new_tokens, limit - len(ids))
+    config = generation_config_with(
+        model, max_new_tokens=max_new_tokens, **sampling(parameters.pop("temperature", None)), **parameters
+    )
+    if seed is not None:
+        set_seed(seed)
+    yield prompt
+    yield from stream_tokens(model.eval(), tokenizer, ids, config)

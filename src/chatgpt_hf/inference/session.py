@@ -1,0 +1,193 @@
+"""A conversation with a model: history, streaming, and room made by forgetting the oldest turns."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+
+from ..checkpoints import check_tokenizer_fits, load_model, write_atomically
+from ..errors import ConfigError, TokenizerError
+from ..tokenization_chatgpt import encode_conversation, load_tokenizer
+
+
+class _Cancelled(StoppingCriteria):
+    """Stops `generate` within one token once nobody reads the stream any more."""
+
+    def __init__(self) -> None:
+        self.flag = False
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return input_ids.new_full((input_ids.shape[0],), self.flag, dtype=torch.bool)
+
+
+class ChatSession:
+    """One conversation. Sampling parameters come from the model's generation_config.json unless given.
+
+    Args:
+        model: Any causal language model.
+        tokenizer: Its tokenizer, with a chat template.
+        system_prompt: Opens the conversation and is never forgotten.
+        **generation: Fields of `GenerationConfig`, such as `temperature` or `max_new_tokens`.
+
+    Raises:
+        TokenizerError: When the tokenizer has no chat template or does not fit the model.
+        ConfigError: When `generation` names no field of `GenerationConfig`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        system_prompt: str | None = None,
+        **generation: Any,
+    ) -> None:
+        if tokenizer.chat_template is None:
+            raise TokenizerError(
+                "The tokenizer has no chat template: this is a base model. Fine-tune it first (`chatgpt-hf sft`), or "
+                "continue text with it (`chatgpt-hf generate`)."
+            )
+        check_tokenizer_fits(model, tokenizer)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.system_prompt = system_prompt
+        self.generation_config = generation_config_with(model, **generation)
+        self.messages: list[dict[str, str]] = []
+        self.reset()
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "ChatSession":
+        """A session with the model and tokenizer of a folder or Hub id."""
+        return cls(load_model(name_or_path), load_tokenizer(str(name_or_path)), **kwargs)
+
+    def reset(self) -> None:
+        """Forgets everything but the system prompt."""
+        self.messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+
+    def stream(self, text: str) -> Iterator[str]:
+        """Sends a message and yields the answer as it is made, in pieces of valid UTF-8.
+
+        Leaving the iterator early stops the model within one token and keeps what was said so far.
+
+        Raises:
+            ConfigError: When the message alone does not fit into the context.
+        """
+        messages = self._forget_to_fit([*self.messages, {"role": "user", "content": text}])
+        answer = ""
+        try:
+            for piece in stream_tokens(self.model, self.tokenizer, self._prompt(messages), self.generation_config):
+                answer += piece
+                yield piece
+        finally:
+            if answer:
+                self.messages = [*messages, {"role": "assistant", "content": answer.strip()}]
+
+    def reply(self, text: str) -> str:
+        """Sends a message and returns the whole answer."""
+        return "".join(self.stream(text)).strip()
+
+    def save(self, file: str | Path) -> Path:
+        """Writes the conversation as JSON, `{"messages": [...]}`: a row that `chatgpt-hf sft` can learn from."""
+        path = Path(file)
+        content = json.dumps({"messages": self.messages}, ensure_ascii=False)
+        write_atomically(path, lambda temporary: temporary.write_text(content + "\n", encoding="utf-8"))
+        return path
+
+    def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
+        return encode_conversation(self.tokenizer, messages, add_generation_prompt=True)["input_ids"]
+
+    def _forget_to_fit(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Drops the oldest turns, whole and never the system prompt, until prompt and answer fit the context."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is None:
+            return messages
+        head = messages[:1] if messages[0]["role"] == "system" else []
+        turns = messages[len(head) :]
+        room = limit - min(self.generation_config.max_new_tokens or 0, limit // 2)
+        while (length := len(self._prompt(head + turns))) > room:
+            later_question = next((i for i, turn in enumerate(turns) if i and turn["role"] == "user"), None)
+            if later_question is None:
+                raise ConfigError(
+                    f"The message takes {length} tokens with its prompt, and {room} of the model's {limit} positions "
+                    "are left beside the answer: shorten the message, or lower max_new_tokens."
+                )
+            turns = turns[later_question:]
+        return head + turns
+
+
+def generation_config_with(model: PreTrainedModel, **generation: Any) -> GenerationConfig:
+    """The model's generation config with changes.
+
+    Raises:
+        ConfigError: When a name is no field of `GenerationConfig` or a value is refused.
+    """
+    config = GenerationConfig.from_dict(model.generation_config.to_dict())
+    unknown = [name for name in generation if not hasattr(config, name)]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is no generation parameter; GenerationConfig has no such field.")
+    config.update(**{name: value for name, value in generation.items() if value is not None})
+    if config.max_new_tokens is None and "max_length" not in generation:
+        config.max_new_tokens = 256
+    try:
+        config.validate()
+    except ValueError as error:
+        raise ConfigError(f"The generation parameters cannot be used: {error}") from error
+    return config
+
+
+def sampling(temperature: float | None) -> dict[str, Any]:
+    """A temperature as generation parameters: None leaves the model's own, 0 means greedy."""
+    if temperature is None:
+        return {}
+    return {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
+
+
+def stream_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: list[int], config: GenerationConfig
+) -> Iterator[str]:
+    """`model.generate` in the background; yields its text as it is made, in pieces of valid UTF-8.
+
+    Leaving the iterator early stops the model within one token.
+
+    Args:
+        prompt: Token ids, which are not repeated.
+    """
+    inputs = tokenizer.pad({"input_ids": [prompt]}, return_tensors="pt").to(model.device)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    cancelled = _Cancelled()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            model.generate(
+                **inputs,
+                generation_config=config,
+                streamer=streamer,
+                stopping_criteria=StoppingCriteriaList([cancelled]),
+            )
+        except BaseException as error:
+            failures.append(error)
+            streamer.end()
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        for piece in streamer:
+            if piece:
+                yield piece
+    finally:
+        cancelled.flag = True
+        thread.join()
+    if failures:
+        raise failures[0]

@@ -1,0 +1,108 @@
+"""A ChatGPT made from nothing, while you watch: tokenizer, pretraining, chat fine-tuning, figures, a conversation."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import RECIPE_NAME
+from .data.builtin import load_builtin
+from .evaluation.language_modeling import xz_bits_per_byte
+from .inference.session import ChatSession
+from .training.arguments import (
+    ArchitectureArguments,
+    ChatSFTArguments,
+    ConversationArguments,
+    CorpusArguments,
+    ModelArguments,
+    PretrainArguments,
+    parse_recipe,
+)
+from .training.pretrain import pretrain
+from .training.run import RESULTS_NAME
+from .training.sft import sft
+
+QUESTIONS = (
+    "Hello!",
+    "What does str.join do?",
+    "What does json.dumps do?",
+    "What does os.path.exists do?",
+    "Who are you?",
+)
+
+
+def quickstart(output_dir: str | Path = "runs/quickstart", say: Callable[[str], object] = print) -> dict[str, Any]:
+    """Runs the whole road into `output_dir`; what an earlier run finished is kept, what it began is gone on with.
+
+    Args:
+        output_dir: Becomes the chat model's folder, with the base model under `base/`.
+        say: Receives one plain sentence per stage.
+
+    Returns:
+        `{"pretrain": ..., "sft": ..., "xz_bits_per_byte": ...}`, the figures of both runs.
+    """
+    folder = Path(output_dir)
+    docs = load_builtin("builtin:python-docs")
+    say(
+        f"[1/4] The corpus: {len(docs['train'])} documents of this Python's own documentation; {len(docs['test'])} more "
+        "are held out to measure on."
+    )
+    say(
+        "[2/4] Tokenizer and pretraining: a small GPT learns to predict the next token of the documents, and with that "
+        "English, Python's words, and some of its facts."
+    )
+    base = _stage(
+        folder / "base",
+        "pretrain-quickstart",
+        (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments),
+        pretrain,
+        [],
+    )
+    say("[3/4] Chat fine-tuning: the same model learns to answer questions, from the assistant's words alone.")
+    chat = _stage(
+        folder,
+        "sft-quickstart",
+        (ModelArguments, ConversationArguments, ChatSFTArguments),
+        sft,
+        ["--model_name_or_path", str(folder / "base")],
+    )
+    say("[4/4] What it can do, on documents and questions that it never saw and on some that it did:")
+    results = {
+        "pretrain": base,
+        "sft": chat,
+        "xz_bits_per_byte": xz_bits_per_byte(docs["train"]["text"], docs["test"]["text"]),
+    }
+    say(summary(results))
+    session = ChatSession.from_pretrained(folder)
+    for question in QUESTIONS:
+        session.reset()
+        say(f"\nyou> {question}\ngpt> {session.reply(question)}")
+    say(f"\nTalk to it yourself: chatgpt-hf chat {folder}\nThe report: {folder / 'report' / 'report.md'}")
+    return results
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The figures in a few lines."""
+    base, chat = results["pretrain"], results["sft"]
+    lines = [
+        f"  held-out text: {base['held_out_bits_per_byte']:.3f} bits per byte with {base['parameters']:,} parameters "
+        f"(xz -9e, having seen the same training text: {results['xz_bits_per_byte']:.3f})"
+    ]
+    for part, title in (("trained", "questions it was trained on"), ("held_out", "questions it never saw")):
+        lines.append(
+            f"  {title}: {chat[part + '_exact_match']:.1%} answered exactly, ROUGE-L {chat[part + '_rouge_l']:.3f}, "
+            f"{chat[part + '_stopped']:.1%} ended by itself"
+        )
+    return "\n".join(lines)
+
+
+def _stage(
+    folder: Path, recipe: str, types: tuple[type, ...], run: Callable[..., dict[str, Any]], overrides: list[str]
+) -> dict[str, Any]:
+    """Runs a recipe into `folder` unless it is finished there; goes on with one that was begun."""
+    finished = folder / RESULTS_NAME
+    if finished.is_file():
+        return json.loads(finished.read_text(encoding="utf-8"))
+    begun = (folder / RECIPE_NAME).is_file()
+    arguments = ["--output_dir", str(folder), *overrides, *(["--resume_from_checkpoint", "true"] if begun else [])]
+    return run(*parse_recipe(types, recipe, arguments))

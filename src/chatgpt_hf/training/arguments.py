@@ -1,0 +1,181 @@
+"""What a recipe may say: dataclasses whose fields are the names in the YAML file and on the command line."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, NoReturn, Optional, Union, get_args, get_origin
+
+import yaml
+from transformers import PreTrainedConfig, TrainingArguments
+from trl import SFTConfig, TrlParser
+
+from ..configuration_chatgpt import ChatGPTConfig
+from ..errors import ConfigError
+
+def _architecture_fields() -> list[tuple[str, Any, Any]]:
+    """Every field of `ChatGPTConfig` of its own, unset by default, so that a recipe names only what it changes."""
+    # `use_cache` is a TrainingArguments field too, and nothing of the architecture.
+    inherited = {item.name for item in fields(PreTrainedConfig)} | {"use_cache"}
+    result: list[tuple[str, Any, Any]] = []
+    for item in fields(ChatGPTConfig):
+        # The tokenizer decides the vocabulary and its special ids.
+        if item.name in inherited or item.name == "vocab_size" or item.name.endswith("_token_id"):
+            continue
+        # The parser takes one type or None: an `int | float` is read as a float, a Literal keeps its choices.
+        options = [option for option in get_args(item.type) if option is not type(None)]
+        kind: Any = item.type
+        if get_origin(kind) in (Union, UnionType):
+            kind = float if float in options else options[0]
+        if get_origin(kind) is dict:
+            kind = dict
+        help_text = f"`ChatGPTConfig.{item.name}` of a new model (default {item.default})."
+        result.append((item.name, Optional[kind], field(default=None, metadata={"help": help_text})))
+    return result
+
+
+ArchitectureArguments = make_dataclass("ArchitectureArguments", _architecture_fields())
+ArchitectureArguments.__doc__ = "The shape of a model that starts from nothing: the fields of `ChatGPTConfig`."
+
+
+@dataclass
+class ModelArguments:
+    """Which model to start from."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a model to go on from; a new model when not given."}
+    )
+    depth: int | None = field(
+        default=None, metadata={"help": "One dial for a new model's size: `ChatGPTConfig.from_depth`."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa, flex_attention or flash_attention_2; transformers chooses."}
+    )
+
+
+@dataclass
+class CorpusArguments:
+    """Where text comes from and how it becomes rows."""
+
+    corpus: str = field(
+        default="builtin:python-docs",
+        metadata={"help": "builtin:python-docs, a file, folder or glob (txt, md, jsonl, csv, parquet), or a Hub id."},
+    )
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a tokenizer; trained on the corpus when not given."}
+    )
+    vocab_size: int = field(default=4096, metadata={"help": "Size of a tokenizer that is trained here."})
+    block_size: int = field(default=512, metadata={"help": "Tokens in a training row."})
+
+
+@dataclass
+class ConversationArguments:
+    """Which conversations to learn from."""
+
+    dataset: str = field(
+        default="builtin:python-qa",
+        metadata={"help": "builtin:python-qa, a JSONL, JSON or Parquet file with `messages`, or a Hub id."},
+    )
+    block_size: int = field(default=512, metadata={"help": "Tokens in a training row; longer conversations are cut."})
+
+
+@dataclass
+class PretrainArguments(TrainingArguments):
+    """`TrainingArguments`, with what a run of ours has in place of its defaults."""
+
+    output_dir: str = field(default="runs/pretrain", metadata={"help": "Folder of the run: a plain model folder."})
+    report_to: None | str | list[str] = field(default="none", metadata={"help": "tensorboard, wandb, trackio ..."})
+
+
+@dataclass
+class ChatSFTArguments(SFTConfig):
+    """TRL's `SFTConfig`, with what a run of ours has in place of its defaults."""
+
+    output_dir: str = field(default="runs/sft", metadata={"help": "Folder of the run: a plain model folder."})
+    report_to: None | str | list[str] = field(default="none", metadata={"help": "tensorboard, wandb, trackio ..."})
+
+
+class RecipeParser(TrlParser):
+    """`TrlParser` whose complaints are ours: one sentence with the nearest field, in place of 200 lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}.{self.nearest(message)}")
+
+    def nearest(self, message: str) -> str:
+        known = [option for action in self._actions for option in action.option_strings if "-" not in option[2:]]
+        for word in message.replace(":", " ").split():
+            close = difflib.get_close_matches(word, known, n=1, cutoff=0.75) if word.startswith("--") else []
+            if close and close[0] != word:
+                return f" Did you mean {close[0]}?"
+        return ""
+
+
+def parse_recipe(
+    dataclass_types: Sequence[type], recipe: str | Path | None = None, overrides: Sequence[str] = ()
+) -> tuple[Any, ...]:
+    """A recipe file with command-line overrides, as instances of `dataclass_types`.
+
+    Args:
+        recipe: A YAML file, the name of a recipe that the package ships (with or without `.yaml`), or None.
+        overrides: `["--learning_rate", "1e-3", ...]`; wins over the recipe.
+
+    Raises:
+        ConfigError: Naming the file, or the field that is unknown or has an impossible value.
+    """
+    parser = RecipeParser(tuple(dataclass_types))
+    arguments = list(overrides)
+    if recipe is not None:
+        path = find_recipe(recipe)
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path} must hold `field: value` lines.")
+        unknown = [name for name in content if name not in {action.dest for action in parser._actions} | {"env"}]
+        if unknown:
+            raise ConfigError(f"{path} sets the unknown field {unknown[0]!r}.{parser.nearest('--' + str(unknown[0]))}")
+        arguments = ["--config", str(path), *arguments]
+    try:
+        *parsed, rest = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{recipe or 'The command line'}: {error}") from error
+    if rest:
+        raise ConfigError(f"Unknown argument {rest[0]}.{parser.nearest(rest[0])}")
+    return tuple(parsed)
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file that `recipe` names: a path, or a recipe that the package ships."""
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    folder = recipes_folder()
+    shipped = folder / path.name if path.suffix else folder / f"{path.name}.yaml"
+    if shipped.is_file():
+        return shipped
+    known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+    raise ConfigError(f"There is no recipe {recipe}: it is no file, and the package ships {known}.")
+
+
+def recipes_folder() -> Path:
+    """Where the shipped recipes lie: in the wheel, or at the root of a checkout."""
+    package = Path(__file__).parents[1]
+    return package / "recipes" if (package / "recipes").is_dir() else package.parents[1] / "recipes"
+
+
+def resolve_recipe(*arguments: Any) -> dict[str, Any]:
+    """Every field that differs from its dataclass' default, as a recipe that gives the same arguments again."""
+    resolved: dict[str, Any] = {}
+    for group in arguments:
+        default = type(group)()
+        for item in fields(group):
+            value = getattr(group, item.name)
+            if item.init and value != getattr(default, item.name) and isinstance(value, _PLAIN):
+                resolved[item.name] = value.value if hasattr(value, "value") else value
+    return resolved
+
+
+_PLAIN = (str, int, float, bool, list, dict, type(None))

@@ -1,0 +1,92 @@
+"""From a base model to a chat model, with TRL's `SFTTrainer`; only what the assistant says is learned."""
+
+import logging
+from typing import Any
+
+from transformers import default_data_collator
+from trl import SFTTrainer
+
+from ..checkpoints import check_tokenizer_fits, load_model
+from ..data.conversations import load_conversations, share_supervised, tokenize_conversations
+from ..data.packing import pack_documents
+from ..errors import ConfigError, TokenizerError
+from ..evaluation.answers import evaluate_answers
+from ..report import write_report
+from ..tokenization_chatgpt import IM_END, load_tokenizer
+from .arguments import ChatSFTArguments, ConversationArguments, ModelArguments
+from .run import save_results, start_run, train_and_save
+
+logger = logging.getLogger(__name__)
+
+# Conversations of each part that the figures are measured on: the greedy answers to more would take minutes on a laptop.
+EVALUATED_CONVERSATIONS = 200
+
+
+def sft(
+    model_arguments: ModelArguments, conversation_arguments: ConversationArguments, arguments: ChatSFTArguments
+) -> dict[str, Any]:
+    """Fine-tunes on conversations and leaves a plain model folder that `chatgpt-hf chat` talks to.
+
+    Returns:
+        The run's figures, as in its results.json: how many of a trained and of a held-out sample are answered exactly,
+        and ROUGE-L.
+
+    Raises:
+        ChatGPTError: On data, a model or a folder that cannot be used.
+    """
+    if model_arguments.model_name_or_path is None:
+        raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
+    splits = load_conversations(conversation_arguments.dataset)
+    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
+    if tokenizer.chat_template is None:
+        raise TokenizerError(f"The tokenizer of {model_arguments.model_name_or_path} has no chat template.")
+    model = load_model(
+        model_arguments.model_name_or_path, attn_implementation=model_arguments.attn_implementation
+    )
+    check_tokenizer_fits(model, tokenizer)
+    folder = start_run(arguments, model_arguments, conversation_arguments)
+
+    tokenized = tokenize_conversations(splits["train"], tokenizer)
+    logger.info("%.1f %% of the tokens are learned", 100 * share_supervised(tokenized))
+    rows = pack_documents(
+        tokenized,
+        conversation_arguments.block_size,
+        pad_token_id=tokenizer.pad_token_id,
+        split_long=False,
+        seed=arguments.seed,
+    )
+    # The rows are ready: TRL's own preparation would read message text that looks like a special token as one.
+    arguments.dataset_kwargs = {"skip_prepare_dataset": True}
+    arguments.remove_unused_columns = False
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        data_collator=default_data_collator,
+    )
+    # The answer ends where the assistant's turn does; the document's end is for text that is no conversation.
+    ends = [tokenizer.convert_tokens_to_ids(IM_END)] if IM_END in tokenizer.get_vocab() else []
+    model.generation_config.eos_token_id = [*ends, tokenizer.eos_token_id]
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    metrics = train_and_save(trainer, tokenizer, folder)
+
+    results: dict[str, Any] = {
+        "parameters": model.num_parameters(),
+        "share_of_tokens_learned": share_supervised(tokenized),
+        **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
+    }
+    samples = []
+    for name, title in (("train", "trained"), ("test", "held_out")):
+        if name not in splits:
+            continue
+        part = splits[name].shuffle(seed=arguments.seed)
+        part = part.select(range(min(EVALUATED_CONVERSATIONS, len(part))))
+        answers = evaluate_answers(model, tokenizer, part["messages"])
+        for figure in ("exact_match", "rouge_l", "stopped"):
+            results[f"{title}_{figure}"] = getattr(answers, figure)
+        samples += [f"({title})\nQ: {s['question']}\nA: {s['answer']}\nReference: {s['reference']}" for s in answers.samples]
+    if trainer.is_world_process_zero():
+        write_report(folder, "Chat fine-tuning", results, trainer.state.log_history, samples)
+        save_results(folder, results)
+    return results
