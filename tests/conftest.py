@@ -10,7 +10,6 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-
 # The Hugging Face libraries read these once, when they are imported, so they are set before any test module is.
 # Each process (and so each xdist worker) has a cache folder of its own: tests that load remote code or build
 # data sets neither race with one another nor write to the user's caches.

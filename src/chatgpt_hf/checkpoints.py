@@ -17,7 +17,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
-from .errors import CheckpointError, ChatGPTError, ConfigError, OutputError, TokenizerError
+from .errors import ChatGPTError, CheckpointError, ConfigError, OutputError, TokenizerError
 
 # A run folder is ours when its resolved recipe lies in it.
 RECIPE_NAME = "recipe.yaml"

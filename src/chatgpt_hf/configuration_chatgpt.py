@@ -286,7 +286,9 @@ class ChatGPTConfig(PreTrainedConfig):
         return cls(**{**dial, **overrides})
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in transformers; a config.json of a family that we read is translated on the way."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         reader = cls.foreign_config_readers.get(config_dict.get("model_type", ""))

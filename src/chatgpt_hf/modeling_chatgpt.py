@@ -52,8 +52,10 @@ class ChatGPTRMSNorm(nn.Module):
         self.variance_epsilon = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        normed = nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
-        return normed if self.bias is None else normed + self.bias
+        # Under autocast the heads' queries and keys come in half precision, and the fused kernel takes one dtype only.
+        weight = self.weight.to(hidden_states.dtype)
+        normed = nn.functional.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
+        return normed if self.bias is None else normed + self.bias.to(normed.dtype)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}, bias={self.bias is not None}"
@@ -555,7 +557,9 @@ def chunked_causal_lm_loss(
     shift_labels = shift_labels.reshape(-1).to(hidden_states.device)
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])
     if len(rows) != len(shift_labels):
-        raise ValueError(f"{len(shift_labels)} labels for {len(rows)} positions; `logits_to_keep` goes without labels.")
+        raise ValueError(
+            f"{len(shift_labels)} labels for {len(rows)} positions; `logits_to_keep` goes without labels."
+        )
     if not torch.is_grad_enabled():
         # `autograd.Function` asks for the gradients of what requires them even where nobody will.
         rows, weight = rows.detach(), weight.detach()

@@ -18,8 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from chatgpt_hf.errors import DataError, TokenizerError
-
+from .errors import DataError, TokenizerError
 
 logger = logging.getLogger(__name__)
 

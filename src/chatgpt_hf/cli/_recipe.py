@@ -6,7 +6,6 @@ from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +24,7 @@ def recipe_command(app: typer.Typer, name: str, types: tuple[str, ...], run: str
     """
 
     class RecipeCommand(TyperCommand):
-        def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        def format_help(self, ctx: typer.Context, formatter: Any) -> None:
             super().format_help(ctx, formatter)
             print_fields(_dataclasses(types))
 
@@ -42,9 +41,9 @@ def recipe_command(app: typer.Typer, name: str, types: tuple[str, ...], run: str
             print_results(results, parsed[-1].output_dir)
 
         command.__doc__ = function.__doc__
-        app.command(name, cls=RecipeCommand, context_settings=RECIPE_CONTEXT, options_metavar="[RECIPE] [--FIELD VALUE]...")(
-            command
-        )
+        app.command(
+            name, cls=RecipeCommand, context_settings=RECIPE_CONTEXT, options_metavar="[RECIPE] [--FIELD VALUE]..."
+        )(command)
         return function
 
     return decorate
@@ -63,7 +62,9 @@ def print_fields(dataclasses: tuple[type, ...]) -> None:
             default = "" if item.default is None else f" [dim]({item.default})[/dim]"
             table.add_row(f"--{item.name}", f"{item.metadata['help']}{default}")
     base = dataclasses[-1].__mro__[1].__name__
-    table.add_row("--output_dir ...", f"Every field of {base}: --learning_rate, --max_steps, --resume_from_checkpoint true ...")
+    table.add_row(
+        "--output_dir ...", f"Every field of {base}: --learning_rate, --max_steps, --resume_from_checkpoint true ..."
+    )
     Console().print(table)
 
 

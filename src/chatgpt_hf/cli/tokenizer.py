@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
     def train(
         corpus: Annotated[str, typer.Option("--corpus", help="builtin:python-docs, a file, folder, glob, or Hub id.")],
         output_dir: Annotated[str, typer.Option("--output_dir", help="Folder to write; AutoTokenizer loads it.")],
-        vocab_size: Annotated[int, typer.Option("--vocab_size", help="Tokens, the 256 bytes and 4 specials included.")] = 4096,
+        vocab_size: Annotated[
+            int, typer.Option("--vocab_size", help="Tokens, the 256 bytes and 4 specials included.")
+        ] = 4096,
         text_column: Annotated[str, typer.Option("--text_column", help="Column that holds the text.")] = "text",
     ) -> None:
         """Train a byte-level BPE on a corpus. Any text comes back exactly: Chinese, emoji, code.

@@ -28,8 +28,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict
 
-from chatgpt_hf.errors import DataError
-
+from ..errors import DataError
 
 BUILTIN_CORPORA: tuple[str, ...] = ("builtin:python-docs", "builtin:python-qa")
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import DataError
 from ..tokenization_chatgpt import encode_conversation
 from .builtin import load_builtin
-from .corpus import load_table
+from .corpus import load_rows
 from .packing import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -21,10 +21,12 @@ def load_conversations(source: str) -> DatasetDict:
     Raises:
         DataError: When there is no such source, or its rows have no `messages`; the message lists their columns.
     """
-    splits = load_builtin(source) if source.startswith("builtin:") else load_table(source)
+    splits = load_builtin(source) if source.startswith("builtin:") else load_rows(source)
     columns = splits["train"].column_names
     if "messages" not in columns:
-        raise DataError(f"{source} has no column `messages` (a list of role and content); it has {', '.join(columns)}.")
+        raise DataError(
+            f"{source} has no column `messages` (a list of role and content); it has {', '.join(columns)}."
+        )
     return splits
 
 
@@ -53,7 +55,9 @@ def tokenize_conversations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase)
             "its {% generation %} mark?)."
         )
     if len(kept) < len(rows):
-        logger.warning("%d of %d conversations have nothing to learn from and were dropped.", len(rows) - len(kept), len(rows))
+        logger.warning(
+            "%d of %d conversations have nothing to learn from and were dropped.", len(rows) - len(kept), len(rows)
+        )
     return kept
 
 

@@ -24,8 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset
 
-from chatgpt_hf.errors import ConfigError, DataError
-
+from ..errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ def load_corpus(source: str, *, text_column: str = "text") -> DatasetDict:
         DataError: If the source does not exist, is empty, or cannot be used; the message names the file and the place.
     """
     if source.startswith("builtin:"):
-        from chatgpt_hf.data.builtin import load_builtin
+        from .builtin import load_builtin
 
         return DatasetDict({k: _with_text(split, source, text_column) for k, split in load_builtin(source).items()})
     path = Path(source).expanduser()
@@ -77,6 +76,22 @@ def load_corpus(source: str, *, text_column: str = "text") -> DatasetDict:
     parts = [_load_texts(texts)] if texts else []
     parts += [_load_rows(file, text_column) for file in files if filled[file] and _suffix(file) not in (".txt", ".md")]
     return DatasetDict(train=_without_blanks(concatenate_datasets(parts), source))
+
+
+def load_rows(source: str) -> DatasetDict:
+    """Load rows with all their columns, from one JSON, JSON Lines or Parquet file or from the Hub.
+
+    Raises:
+        DataError: If the source does not exist, is empty, or cannot be read; the message names the file and the place.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        return _load_hub_splits(source)
+    if path.is_dir() or _suffix(path) not in (".json", ".jsonl", ".parquet"):
+        raise DataError(f"{source} is no JSON, JSON Lines or Parquet file")
+    if not _has_content(path):
+        raise DataError(f"{source} is empty: give at least one row")
+    return DatasetDict(train=_load(path, "parquet") if _suffix(path) == ".parquet" else _load_json(path))
 
 
 def split_by_hash(dataset: Dataset, test_fraction: float = 0.05, column: str = "text") -> DatasetDict:
@@ -227,11 +242,16 @@ def _load_rows(path: Path, text_column: str) -> Dataset:
             raise DataError(f"{path} cannot be read as parquet: {error}") from error
         rows = _load(path, "parquet", columns=[text_column])
     else:
-        try:
-            rows = _load(path, "json")
-        except DataError as error:
-            raise DataError(_json_fault(path) or str(error)) from error
+        rows = _load_json(path)
     return _with_text(rows, str(path), text_column)
+
+
+def _load_json(path: Path) -> Dataset:
+    """Load a JSON or JSON Lines file; raises `DataError` naming the broken line."""
+    try:
+        return _load(path, "json")
+    except DataError as error:
+        raise DataError(_json_fault(path) or str(error)) from error
 
 
 def _json_fault(path: Path) -> str | None:
@@ -255,7 +275,17 @@ def _json_fault(path: Path) -> str | None:
 
 
 def _load_hub(source: str, text_column: str) -> DatasetDict:
-    """Load a data set of the Hub."""
+    """Load the documents of a data set of the Hub."""
+    return DatasetDict(
+        {
+            name: _without_blanks(_with_text(split, source, text_column), source)
+            for name, split in _load_hub_splits(source).items()
+        }
+    )
+
+
+def _load_hub_splits(source: str) -> DatasetDict:
+    """Load a data set of the Hub: its `train`, and its `test` if it has one."""
     problem = f"{source} is neither a file, a folder, a glob that matches, builtin:python-docs, nor a Hub id"
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or _suffix(Path(source)):
         raise DataError(f"{problem}: check the spelling")
@@ -266,10 +296,7 @@ def _load_hub(source: str, text_column: str) -> DatasetDict:
         raise DataError(f"{problem} that could be loaded: {error}") from error
     if "train" not in splits:
         raise DataError(f"{source} has no split train, only {', '.join(map(str, splits))}")
-    used = {name: splits[name] for name in ("train", "test") if name in splits}
-    return DatasetDict(
-        {k: _without_blanks(_with_text(split, source, text_column), source) for k, split in used.items()}
-    )
+    return DatasetDict({name: splits[name] for name in ("train", "test") if name in splits})
 
 
 def _check_column(columns: list[str], where: str, text_column: str) -> None:

@@ -48,7 +48,9 @@ def evaluate_answers(
         raise DataError("There are no conversations to evaluate on.")
     for messages in conversations:
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise DataError(f"A conversation to evaluate must end with the assistant's answer, this one is {messages}.")
+            raise DataError(
+                f"A conversation to evaluate must end with the assistant's answer, this one is {messages}."
+            )
     prompts = [
         encode_conversation(tokenizer, messages[:-1], add_generation_prompt=True)["input_ids"]
         for messages in conversations

@@ -14,6 +14,7 @@ from trl import SFTConfig, TrlParser
 from ..configuration_chatgpt import ChatGPTConfig
 from ..errors import ConfigError
 
+
 def _architecture_fields() -> list[tuple[str, Any, Any]]:
     """Every field of `ChatGPTConfig` of its own, unset by default, so that a recipe names only what it changes."""
     # `use_cache` is a TrainingArguments field too, and nothing of the architecture.
@@ -29,7 +30,7 @@ def _architecture_fields() -> list[tuple[str, Any, Any]]:
         if get_origin(kind) in (Union, UnionType):
             kind = float if float in options else options[0]
         if get_origin(kind) is dict:
-            kind = dict
+            kind = str  # JSON on the command line, a mapping in a recipe
         help_text = f"`ChatGPTConfig.{item.name}` of a new model (default {item.default})."
         result.append((item.name, Optional[kind], field(default=None, metadata={"help": help_text})))
     return result
@@ -86,7 +87,10 @@ class PretrainArguments(TrainingArguments):
     """`TrainingArguments`, with what a run of ours has in place of its defaults."""
 
     output_dir: str = field(default="runs/pretrain", metadata={"help": "Folder of the run: a plain model folder."})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "tensorboard, wandb, trackio ..."})
+    # The order of `TrainingArguments`, which is the only one that the parser takes apart rightly.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="none", metadata={"help": "tensorboard, wandb, trackio ..."}
+    )
 
 
 @dataclass
@@ -94,7 +98,16 @@ class ChatSFTArguments(SFTConfig):
     """TRL's `SFTConfig`, with what a run of ours has in place of its defaults."""
 
     output_dir: str = field(default="runs/sft", metadata={"help": "Folder of the run: a plain model folder."})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "tensorboard, wandb, trackio ..."})
+    # TRL's own defaults suit billions of parameters on a GPU: bfloat16 does not start on a CPU, and checkpointing a small
+    # model costs a third of the speed.
+    bf16: bool | None = field(default=False, metadata={"help": "Mixed bfloat16 precision, on hardware that has it."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Deprecated by transformers; see activation_checkpointing."}
+    )
+    # The order of `TrainingArguments`, which is the only one that the parser takes apart rightly.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="none", metadata={"help": "tensorboard, wandb, trackio ..."}
+    )
 
 
 class RecipeParser(TrlParser):

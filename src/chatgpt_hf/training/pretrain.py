@@ -1,5 +1,6 @@
 """From a corpus to a base model, with stock `Trainer`."""
 
+import json
 import logging
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..evaluation.language_modeling import evaluate_language_modeling
 from ..modeling_chatgpt import ChatGPTForCausalLM
 from ..report import write_report
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
-from .arguments import ArchitectureArguments, CorpusArguments, ModelArguments, PretrainArguments
+from .arguments import CorpusArguments, ModelArguments, PretrainArguments
 from .run import BitsPerByte, save_results, start_run, train_and_save
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,8 @@ def _model(
         "attn_implementation": model_arguments.attn_implementation,
     }
     try:
+        if isinstance(chosen.get("rope_parameters"), str):
+            chosen["rope_parameters"] = json.loads(chosen["rope_parameters"])
         if model_arguments.depth is not None:
             config = ChatGPTConfig.from_depth(model_arguments.depth, **{**fixed, **chosen})
         else:

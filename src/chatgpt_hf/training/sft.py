@@ -40,9 +40,7 @@ def sft(
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     if tokenizer.chat_template is None:
         raise TokenizerError(f"The tokenizer of {model_arguments.model_name_or_path} has no chat template.")
-    model = load_model(
-        model_arguments.model_name_or_path, attn_implementation=model_arguments.attn_implementation
-    )
+    model = load_model(model_arguments.model_name_or_path, attn_implementation=model_arguments.attn_implementation)
     check_tokenizer_fits(model, tokenizer)
     folder = start_run(arguments, model_arguments, conversation_arguments)
 
@@ -85,7 +83,9 @@ def sft(
         answers = evaluate_answers(model, tokenizer, part["messages"])
         for figure in ("exact_match", "rouge_l", "stopped"):
             results[f"{title}_{figure}"] = getattr(answers, figure)
-        samples += [f"({title})\nQ: {s['question']}\nA: {s['answer']}\nReference: {s['reference']}" for s in answers.samples]
+        samples += [
+            f"({title})\nQ: {s['question']}\nA: {s['answer']}\nReference: {s['reference']}" for s in answers.samples
+        ]
     if trainer.is_world_process_zero():
         write_report(folder, "Chat fine-tuning", results, trainer.state.log_history, samples)
         save_results(folder, results)
