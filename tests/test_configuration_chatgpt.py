@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
 
-
 TINY: dict[str, Any] = {
     "vocab_size": 61,
     "hidden_size": 32,

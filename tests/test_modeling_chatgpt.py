@@ -34,7 +34,6 @@ from chatgpt_hf.modeling_chatgpt import (
     document_bounds,
 )
 
-
 VOCAB = 67
 TINY: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -541,6 +540,14 @@ def test_the_chunked_loss_in_other_dtypes(dtype: torch.dtype, monkeypatch: pytes
     assert {gradient.dtype for gradient in results[1][1].values()} == {dtype}
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=0)
     assert_same_gradients(results[1][1], results[0][1], tolerance=2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_the_chunked_loss_refuses_second_derivatives() -> None:
+    model = build().train()
+    loss = model(some_ids(), labels=some_ids()).loss
+    (gradient,) = torch.autograd.grad(loss, [model.model.norm.weight], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -418,6 +419,8 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
         }
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+        elif attention_mask is None and past_key_values is None and is_flash_attention_requested(self.config):
+            kwargs = {**document_bounds(position_ids.expand(inputs_embeds.shape[0], -1)), **kwargs}
         # The masks come before a fresh cache: with a cache at hand transformers does not look for packed documents.
         masks = attention_mask
         if not isinstance(masks, dict):
@@ -426,10 +429,6 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
                 masks["full_attention"] = create_causal_mask(**mask_kwargs)
             if "sliding_attention" in self.config.layer_types:
                 masks["sliding_attention"] = create_sliding_window_causal_mask(**mask_kwargs)
-
-        packed = attention_mask is None and past_key_values is None and mask_kwargs["position_ids"] is not None
-        if packed and is_flash_attention_requested(self.config):
-            kwargs = {**document_bounds(position_ids.expand(inputs_embeds.shape[0], -1)), **kwargs}
 
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if use_cache and past_key_values is None:
@@ -486,10 +485,11 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         """`hidden` (rows, hidden), `weight` (vocab, hidden), `labels` (rows,) to a float32 scalar."""
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        hidden_dtype, weight_dtype, device_type = hidden.dtype, weight.dtype, hidden.device.type
-        if torch.is_autocast_enabled(device_type):
+        ctx.dtypes = hidden.dtype, weight.dtype
+        if torch.is_autocast_enabled(hidden.device.type):
             # Once for all chunks: autocast would cast the whole matrix again for each.
-            hidden, weight = (x.to(torch.get_autocast_dtype(device_type)) for x in (hidden, weight))
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
         loss = hidden.new_zeros((), dtype=torch.float32)
         hidden_grads = []
         # bfloat16 would lose the small chunks' contributions to a large sum.
@@ -516,22 +516,18 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
                 hidden_grads.append(grad @ weight)
             if wants_weight:
                 weight_grad += grad.T @ rows
-        ctx.save_for_backward(
-            torch.cat(hidden_grads).to(hidden_dtype) if wants_hidden else None,
-            weight_grad.to(weight_dtype) if wants_weight else None,
-        )
+        ctx.save_for_backward(torch.cat(hidden_grads) if wants_hidden else None, weight_grad)
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_grad, weight_grad = ctx.saved_tensors
-        return (
-            None if hidden_grad is None else hidden_grad * grad_output.to(hidden_grad.dtype),
-            None if weight_grad is None else weight_grad * grad_output.to(weight_grad.dtype),
-            None,
-            None,
-            None,
+        # Scaled in float32: one over the number of tokens, rounded to bfloat16, would be wrong in the third digit.
+        grads = (
+            None if grad is None else (grad.float() * grad_output).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
+        return (*grads, None, None, None)
 
 
 def chunked_causal_lm_loss(

@@ -23,7 +23,6 @@ from chatgpt_hf.conversion.gpt2 import expresses, read_gpt2_config, to_gpt2_conf
 from chatgpt_hf.errors import ConversionError
 from chatgpt_hf.modeling_chatgpt import ChatGPTForSequenceClassification, ChatGPTModel
 
-
 VOCAB = 259
 PAD, EOS = 256, 257
 
