@@ -1,7 +1,7 @@
 """A ChatGPT made from nothing, while you watch: tokenizer, pretraining, chat fine-tuning, figures, a conversation."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,19 @@ QUESTIONS = (
 )
 
 
-def quickstart(output_dir: str | Path = "runs/quickstart", say: Callable[[str], object] = print) -> dict[str, Any]:
+def quickstart(
+    output_dir: str | Path = "runs/quickstart",
+    say: Callable[[str], object] = print,
+    pretrain_overrides: Sequence[str] = (),
+    sft_overrides: Sequence[str] = (),
+) -> dict[str, Any]:
     """Runs the whole road into `output_dir`; what an earlier run finished is kept, what it began is gone on with.
 
     Args:
         output_dir: Becomes the chat model's folder, with the base model under `base/`.
         say: Receives one plain sentence per stage.
+        pretrain_overrides: Changes to the recipe pretrain-quickstart, as on the command line.
+        sft_overrides: Changes to the recipe sft-quickstart.
 
     Returns:
         `{"pretrain": ..., "sft": ..., "xz_bits_per_byte": ...}`, the figures of both runs.
@@ -56,7 +63,7 @@ def quickstart(output_dir: str | Path = "runs/quickstart", say: Callable[[str], 
         "pretrain-quickstart",
         (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments),
         pretrain,
-        [],
+        pretrain_overrides,
     )
     say("[3/4] Chat fine-tuning: the same model learns to answer questions, from the assistant's words alone.")
     chat = _stage(
@@ -64,7 +71,7 @@ def quickstart(output_dir: str | Path = "runs/quickstart", say: Callable[[str], 
         "sft-quickstart",
         (ModelArguments, ConversationArguments, ChatSFTArguments),
         sft,
-        ["--model_name_or_path", str(folder / "base")],
+        ["--model_name_or_path", str(folder / "base"), *sft_overrides],
     )
     say("[4/4] What it can do, on documents and questions that it never saw and on some that it did:")
     results = {
@@ -97,7 +104,7 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def _stage(
-    folder: Path, recipe: str, types: tuple[type, ...], run: Callable[..., dict[str, Any]], overrides: list[str]
+    folder: Path, recipe: str, types: tuple[type, ...], run: Callable[..., dict[str, Any]], overrides: Sequence[str]
 ) -> dict[str, Any]:
     """Runs a recipe into `folder` unless it is finished there; goes on with one that was begun."""
     finished = folder / RESULTS_NAME

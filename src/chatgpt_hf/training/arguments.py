@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, Optional, Union, get_args, get_origin
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 import yaml
 from transformers import PreTrainedConfig, TrainingArguments
@@ -13,6 +13,7 @@ from trl import SFTConfig, TrlParser
 
 from ..configuration_chatgpt import ChatGPTConfig
 from ..errors import ConfigError
+from .optim import MuonFactory
 
 
 def _architecture_fields() -> list[tuple[str, Any, Any]]:
@@ -32,7 +33,7 @@ def _architecture_fields() -> list[tuple[str, Any, Any]]:
         if get_origin(kind) is dict:
             kind = str  # JSON on the command line, a mapping in a recipe
         help_text = f"`ChatGPTConfig.{item.name}` of a new model (default {item.default})."
-        result.append((item.name, Optional[kind], field(default=None, metadata={"help": help_text})))
+        result.append((item.name, kind | None, field(default=None, metadata={"help": help_text})))
     return result
 
 
@@ -82,9 +83,40 @@ class ConversationArguments:
     block_size: int = field(default=512, metadata={"help": "Tokens in a training row; longer conversations are cut."})
 
 
+class MuonOption:
+    """Lets `--optim muon` pass `TrainingArguments`, which knows its own optimizers alone."""
+
+    optim: str
+
+    def __post_init__(self) -> None:
+        wanted = self.optim
+        if wanted == "muon":
+            self.optim = "adamw_torch_fused"
+        super().__post_init__()  # type: ignore[misc]
+        self.optim = wanted
+
+    @property
+    def optimizer_cls_and_kwargs(self) -> tuple[type, dict[str, Any]] | None:
+        """What `Trainer` takes under this name: None leaves the choice to it."""
+        if self.optim != "muon":
+            return None
+        betas = (self.adam_beta1, self.adam_beta2)  # type: ignore[attr-defined]
+        return MuonFactory, {
+            "lr": self.learning_rate,  # type: ignore[attr-defined]
+            "betas": betas,
+            "eps": self.adam_epsilon,  # type: ignore[attr-defined]
+            "weight_decay": self.weight_decay,  # type: ignore[attr-defined]
+        }
+
+
+_OPTIM_HELP = {"help": "muon, or any optimizer that transformers' TrainingArguments knows."}
+
+
 @dataclass
-class PretrainArguments(TrainingArguments):
+class PretrainArguments(MuonOption, TrainingArguments):
     """`TrainingArguments`, with what a run of ours has in place of its defaults."""
+
+    optim: str = field(default="muon", metadata=_OPTIM_HELP)
 
     output_dir: str = field(default="runs/pretrain", metadata={"help": "Folder of the run: a plain model folder."})
     # The order of `TrainingArguments`, which is the only one that the parser takes apart rightly.
@@ -94,8 +126,10 @@ class PretrainArguments(TrainingArguments):
 
 
 @dataclass
-class ChatSFTArguments(SFTConfig):
+class ChatSFTArguments(MuonOption, SFTConfig):
     """TRL's `SFTConfig`, with what a run of ours has in place of its defaults."""
+
+    optim: str = field(default="muon", metadata=_OPTIM_HELP)
 
     output_dir: str = field(default="runs/sft", metadata={"help": "Folder of the run: a plain model folder."})
     # TRL's own defaults suit billions of parameters on a GPU: bfloat16 does not start on a CPU, and checkpointing a small

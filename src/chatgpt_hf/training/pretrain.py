@@ -13,7 +13,7 @@ from ..data.packing import IGNORE_INDEX, pack_documents, tokenize_corpus
 from ..errors import ConfigError, DataError
 from ..evaluation.language_modeling import evaluate_language_modeling
 from ..modeling_chatgpt import ChatGPTForCausalLM
-from ..report import write_report
+from ..report import Report
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
 from .run import BitsPerByte, save_results, start_run, train_and_save
@@ -72,6 +72,7 @@ def pretrain(
         eval_dataset=rows["test"],
         processing_class=tokenizer,
         data_collator=default_data_collator,
+        optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
         callbacks=[BitsPerByte(held_out_tokens, held_out_bytes)],
     )
     metrics = train_and_save(trainer, tokenizer, folder)
@@ -84,7 +85,14 @@ def pretrain(
         **{f"held_out_{name}": value for name, value in held_out.as_dict().items()},
     }
     if trainer.is_world_process_zero():
-        write_report(folder, "Pretraining", results, trainer.state.log_history, _samples(model, tokenizer))
+        Report(
+            title="Pretraining",
+            description="a base model that continues text.",
+            data=corpus_arguments.corpus,
+            results=results,
+            log_history=trainer.state.log_history,
+            samples=_samples(model, tokenizer),
+        ).write(folder)
         save_results(folder, results)
     return results
 

@@ -11,7 +11,7 @@ from ..data.conversations import load_conversations, share_supervised, tokenize_
 from ..data.packing import pack_documents
 from ..errors import ConfigError, TokenizerError
 from ..evaluation.answers import evaluate_answers
-from ..report import write_report
+from ..report import Report
 from ..tokenization_chatgpt import IM_END, load_tokenizer
 from .arguments import ChatSFTArguments, ConversationArguments, ModelArguments
 from .run import save_results, start_run, train_and_save
@@ -62,6 +62,7 @@ def sft(
         train_dataset=rows,
         processing_class=tokenizer,
         data_collator=default_data_collator,
+        optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
     )
     # The answer ends where the assistant's turn does; the document's end is for text that is no conversation.
     ends = [tokenizer.convert_tokens_to_ids(IM_END)] if IM_END in tokenizer.get_vocab() else []
@@ -87,6 +88,14 @@ def sft(
             f"({title})\nQ: {s['question']}\nA: {s['answer']}\nReference: {s['reference']}" for s in answers.samples
         ]
     if trainer.is_world_process_zero():
-        write_report(folder, "Chat fine-tuning", results, trainer.state.log_history, samples)
+        Report(
+            title="Chat fine-tuning",
+            description="a chat model that answers questions.",
+            data=conversation_arguments.dataset,
+            results=results,
+            log_history=trainer.state.log_history,
+            samples=samples,
+            chat=True,
+        ).write(folder)
         save_results(folder, results)
     return results
