@@ -1,10 +1,15 @@
 """What every test may rely on: no network, no trace in the user's caches, a fixed seed, the real data."""
 
 import atexit
+import io
+import json
 import os
 import random
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
@@ -57,3 +62,155 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared test data: {folder} is not a folder (set CHATGPT_HF_DATA to where it is)")
     return folder
+
+
+DOCUMENTS = [
+    f"{animal} number {number} {verb} {place}.\nIt is {colour}, and {number + 3} others are there too."
+    for number, (animal, verb, place, colour) in enumerate(
+        (animal, verb, place, colour)
+        for animal in ("A cat", "The dog", "One small bird", "An old horse")
+        for verb in ("sits in", "runs around", "looks at")
+        for place in ("the garden", "a house with many windows", "the river")
+        for colour in ("red", "as blue as the sky above")
+    )
+]
+
+# One answer each of: plain words, Chinese, emoji of several code points, digits, several lines.
+CHATS = [
+    ("Hello!", "Hi! How are you?"),
+    ("你好", "你好！我是一个小模型。"),
+    ("Smile", "😀👍🏽 yes 🎉"),
+    ("Count to five.", "1, 2, 3, 4, 5."),
+    ("Who are you?", "I am a tiny model,\nmade for a test."),
+]
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 72 short documents, one JSON line each."""
+    file = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def chats_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The conversations that `chat_folder` knows by heart."""
+    file = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    rows = [[{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in CHATS]
+    file.write_text(
+        "".join(json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
+    return file
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model of 128 positions, with a tokenizer of about 300 tokens."""
+    import torch
+
+    from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("base")
+    texts = [f"{asked} {said}" for asked, said in CHATS] * 3 + DOCUMENTS
+    tokenizer = train_tokenizer(texts, 300, show_progress=False)
+    torch.manual_seed(0)
+    config = ChatGPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    ChatGPTForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chat_folder(base_folder: Path, chats_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model that `sft` taught `CHATS` by heart, in seconds."""
+    from chatgpt_hf import sft
+    from chatgpt_hf.training.arguments import ChatSFTArguments, ConversationArguments, ModelArguments
+
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    figures = sft(
+        ModelArguments(model_name_or_path=str(base_folder)),
+        ConversationArguments(dataset=str(chats_file), block_size=64),
+        ChatSFTArguments(
+            output_dir=str(folder),
+            optim="adamw_torch",
+            learning_rate=1e-2,
+            max_steps=100,
+            per_device_train_batch_size=8,
+            save_strategy="no",
+            disable_tqdm=True,
+            report_to="none",
+        ),
+    )
+    assert figures["trained_exact_match"] == 1
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrain_options(corpus_file: Path) -> list[str]:
+    """Arguments of a pretraining run that takes a second; more of them, or others, may follow."""
+    text = f"""--corpus {corpus_file} --vocab_size 270 --block_size 32 --hidden_size 16 --num_hidden_layers 1
+        --num_attention_heads 2 --per_device_train_batch_size 4 --max_steps 4 --learning_rate 1e-2 --logging_steps 1
+        --save_strategy no --disable_tqdm true"""
+    return text.split()
+
+
+@pytest.fixture(scope="session")
+def sft_options(base_folder: Path, chats_file: Path) -> list[str]:
+    """Arguments of a fine-tuning run that takes a second; more of them, or others, may follow."""
+    text = f"""--model_name_or_path {base_folder} --dataset {chats_file} --block_size 64 --per_device_train_batch_size 2
+        --max_steps 4 --learning_rate 1e-2 --logging_steps 1 --save_strategy no --disable_tqdm true"""
+    return text.split()
+
+
+@dataclass(frozen=True)
+class CliResult:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., CliResult]:
+    """Runs the command line in this process: `cli("chat", folder, "--prompt", "Hello!", stdin="...")`."""
+    from chatgpt_hf.cli import main
+
+    def run(*arguments: object, stdin: str = "") -> CliResult:
+        monkeypatch.setattr(sys, "argv", ["chatgpt-hf", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return CliResult(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def refused(cli: Callable[..., CliResult]) -> Callable[..., str]:
+    """Runs a command that must fail as a user's mistake does, and returns its message."""
+
+    def run(*arguments: object) -> str:
+        result = cli(*arguments)
+        assert result.code == 2, result
+        assert "Traceback" not in result.err + result.out
+        _, _, message = ("\n" + result.err).rpartition("\nerror: ")
+        assert message, result
+        return message
+
+    return run

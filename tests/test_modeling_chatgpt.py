@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import nn
 from transformers import (
     AutoModel,
@@ -621,6 +621,14 @@ def test_sinusoids_are_those_of_the_paper() -> None:
         assert table[position, column].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize(("position", "scale"), [("sinusoidal", 32**0.5), ("learned", 1.0)])
+def test_positions_are_added_to_the_scaled_embeddings(position: str, scale: float) -> None:
+    model = build(position_embedding_type=position)
+    found = model(some_ids(), output_hidden_states=True).hidden_states[0]
+    places = model.model.embed_positions(torch.arange(12))
+    torch.testing.assert_close(found, model.get_input_embeddings()(some_ids()) * scale + places)
+
+
 def test_rotary_scores_depend_on_the_distance_only() -> None:
     model = build(num_hidden_layers=1).double()
     with torch.no_grad():
@@ -704,9 +712,7 @@ def test_every_head_through_its_auto_class(
     config = ChatGPTConfig(**TINY, num_labels=3, pad_token_id=0)
     model = auto_class.from_config(config).eval()
     assert type(model) is model_class
-    # transformers puts a second module of its own name in place while it is being imported; both must have the class.
-    for module in (transformers, sys.modules["transformers"]):
-        assert getattr(module, model_class.__name__) is model_class
+    assert getattr(sys.modules["transformers"], model_class.__name__) is model_class
     model.save_pretrained(tmp_path)
     again, report = auto_class.from_pretrained(tmp_path, output_loading_info=True)
     assert {name: found for name, found in report.items() if found} == {}
@@ -721,6 +727,22 @@ def test_every_head_through_its_auto_class(
         model.train()
         model(some_ids(), **labels).loss.backward()
         assert all(gradient is not None for gradient in gradients_of(model).values())
+
+
+def test_transformers_has_the_classes_whenever_it_was_imported() -> None:
+    # While it is imported, transformers puts a second module of its name in place: what was imported before and what
+    # is imported after are not the same, and libraries look architectures up in either.
+    script = """
+import transformers
+import chatgpt_hf
+early = transformers
+import transformers
+for module in (early, transformers):
+    assert module.ChatGPTForCausalLM is chatgpt_hf.ChatGPTForCausalLM
+    assert module.ChatGPTConfig is chatgpt_hf.ChatGPTConfig
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

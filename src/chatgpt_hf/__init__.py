@@ -29,7 +29,6 @@ _EXPORTS = {
     "convert_checkpoint": "conversion.convert",
     "pretrain": "training.pretrain",
     "sft": "training.sft",
-    "quickstart": "training.quickstart",
 }
 
 __all__ = ["__version__", *_EXPORTS]

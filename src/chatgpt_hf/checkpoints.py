@@ -1,7 +1,6 @@
 """Folders with a model in them: read with the errors a user can act on, written whole or not at all."""
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -12,7 +11,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
@@ -33,16 +32,27 @@ def load_model(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM
         **kwargs: For `from_pretrained`.
 
     Raises:
-        CheckpointError: When there is no model, its config contradicts itself, or weights are missing, mis-shaped or
-            cut short.
+        CheckpointError: When there is no model, or weights are missing, mis-shaped or cut short.
+        ConfigError: When config.json contradicts itself, or names an unknown family.
     """
     folder = Path(name_or_path)
+    named_as_path = folder.is_absolute() or str(name_or_path).startswith((".", "~")) or len(folder.parts) > 2
+    if named_as_path and not folder.exists():
+        raise CheckpointError(f"There is no folder {folder}; name one that `save_pretrained` wrote, or a Hub id.")
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; name the folder that holds {CONFIG_NAME} and the weights.")
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(
             f"{folder} holds no model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
         )
+    if folder.is_dir():
+        config_class: Any = getattr(model_class, "config_class", None) or AutoConfig
+        try:
+            config_class.from_pretrained(folder)
+        except OSError as error:
+            raise CheckpointError(f"{folder / CONFIG_NAME} cannot be read: {error}") from error
+        except (ValueError, TypeError, StrictDataclassError) as error:
+            raise ConfigError(f"{folder / CONFIG_NAME} cannot be used: {error}") from error
     for file in sorted(folder.glob("*.safetensors")):
         check_safetensors(file)
     try:
@@ -50,9 +60,7 @@ def load_model(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM
         model, report = model_class.from_pretrained(
             name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-    except StrictDataclassError as error:
-        raise ConfigError(f"{folder / CONFIG_NAME} contradicts itself: {error}") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         raise CheckpointError(
             f"No model could be loaded from {name_or_path}: {error}\n"
             "Name a folder that `save_pretrained` wrote, or the id of a model on the Hub."
@@ -93,16 +101,19 @@ def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         )
 
 
-def prepare_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
-    """Makes the folder of a run, or takes the one that is there when it is empty or a run of ours.
+def check_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
+    """The folder of a run, looked at and not touched: new, empty, with nothing but runs in it, or to go on with.
 
     Raises:
         OutputError: When it is a file, holds what is not ours, or holds a run that was not asked to go on.
     """
     folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"--output_dir {folder} is a file; name a folder.")
-    content = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"--output_dir {folder} cannot be: {path} is a file. Name another folder.")
+    # The quickstart's base model lies inside the folder of its chat model.
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    content = [path.name for path in found if not (path / RECIPE_NAME).is_file()]
     if content and RECIPE_NAME not in content:
         raise OutputError(
             f"--output_dir {folder} is not empty and not a run of ours (it holds {', '.join(content[:3])} and no "
@@ -113,26 +124,58 @@ def prepare_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
             f"--output_dir {folder} already holds a run. Add --resume_from_checkpoint true to go on with it, or name "
             "another folder."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def prepare_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
+    """Makes the folder of a run, or takes the one that is there when `check_output_dir` lets it."""
+    folder = check_output_dir(output_dir, resume=resume)
+    with clear_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest `checkpoint-*` that was written to its end, or None.
-
-    `Trainer` writes trainer_state.json last, so a checkpoint whose state can be read, and whose weights have their full
-    length, is whole; one that a crash cut short is passed over.
-    """
+    """The newest `checkpoint-*` that was written to its end, or None; one that a crash cut short is passed over."""
     found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rsplit("-", 1)[1].isdigit()]
-    for checkpoint in sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True):
-        try:
-            TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-            for file in checkpoint.glob("*.safetensors"):
-                check_safetensors(file)
-        except (OSError, json.JSONDecodeError, TypeError, CheckpointError):
-            continue
-        return checkpoint
-    return None
+    newest_first = sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+    return next(filter(is_whole_checkpoint, newest_first), None)
+
+
+def is_whole_checkpoint(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end.
+
+    `Trainer` writes trainer_state.json last, so one whose state can be read, and whose weights have their full length,
+    is whole.
+    """
+    try:
+        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        for file in checkpoint.glob("*.safetensors"):
+            check_safetensors(file)
+    except (OSError, ValueError, TypeError, CheckpointError):
+        return False
+    # FSDP and DeepSpeed write their shards into folders.
+    return any("model" in path.name or path.is_dir() for path in checkpoint.iterdir())
+
+
+def check_checkpoint_fits(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Raises `CheckpointError` where a checkpoint's weights are not the model's, by name and shape."""
+    stored: dict[str, tuple[int, ...]] = {}
+    for file in checkpoint.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            stored |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    state = model.state_dict()
+    # Of tied weights only one is stored.
+    there = {state[name].data_ptr() for name in stored if name in state}
+    own = {
+        name: tuple(weight.shape) for name, weight in state.items() if name in stored or weight.data_ptr() not in there
+    }
+    if stored and own != stored:
+        name = min(name for name in own.keys() | stored.keys() if own.get(name) != stored.get(name))
+        raise CheckpointError(
+            f"{checkpoint} does not belong to this run: its {name} is {stored.get(name, 'missing')}, the model's "
+            f"{own.get(name, 'missing')}. Go on with the recipe that the run was begun with, or name another folder."
+        )
 
 
 @contextmanager
@@ -142,8 +185,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: When the disk is full; `folder` is as it was before.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    with clear_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
         with clear_disk_errors(folder):
             yield temporary
@@ -165,14 +209,15 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
     except ChatGPTError:
         raise
     except Exception as error:
-        refused = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        refused = isinstance(error, OSError) and error.errno in (*full, errno.EROFS, errno.EACCES, errno.EPERM)
         # safetensors and torch.save report the same in their own classes.
         texts = ("No space left on device", "File too large", "Disk quota exceeded", "file write failed")
         if not refused and not any(text in str(error) for text in texts):
             raise
         raise OutputError(
-            f"Could not write to {folder}: {error}. What was there before is intact; free some space and run the same "
-            "command again (add --resume_from_checkpoint true to a training run)."
+            f"Could not write to {folder}: {error}. What was there before is intact; free some space, or name a folder "
+            "that can be written to, and run the same command again (add --resume_from_checkpoint true to a training run)."
         ) from error
 
 

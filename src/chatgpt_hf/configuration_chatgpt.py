@@ -164,6 +164,10 @@ class ChatGPTConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuses what cannot be built. Also called by `@strict` after construction and before saving."""
+        if self.num_key_value_heads is None or self.head_dim is None or self.layer_types is None:
+            raise ValueError(
+                "`num_key_value_heads`, `head_dim` and `layer_types` may be None in the constructor only."
+            )
         counts = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         for name in (*counts, "num_key_value_heads", "head_dim", "max_position_embeddings"):
             if getattr(self, name) < 1:

@@ -239,7 +239,7 @@ class ChatGPTAttention(nn.Module):
         head_shape = (*input_shape, -1, self.head_dim)
         query = self.q_proj(hidden_states).view(head_shape)
         key = self.k_proj(hidden_states).view(head_shape)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
@@ -500,21 +500,22 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
                 logits = capped * softcap
             kept = targets != ignore_index
             targets = torch.where(kept, targets, 0)[:, None]
-            log_probs = nn.functional.log_softmax(logits, dim=-1)
-            picked = log_probs.gather(-1, targets)
+            grad = nn.functional.log_softmax(logits, dim=-1)
+            # Here and below: never more than two copies of a chunk, or they would be most of the memory.
+            del logits
+            picked = grad.gather(-1, targets)
             loss -= torch.where(kept[:, None], picked, 0.0).sum()
-            if not (wants_hidden or wants_weight):
-                continue
-            grad = log_probs.exp_()
-            grad.scatter_add_(-1, targets, -torch.ones_like(picked))
-            grad *= kept[:, None]
-            if softcap is not None:
-                grad *= 1.0 - capped * capped
-            grad = grad.to(rows.dtype)
+            if wants_hidden or wants_weight:
+                grad.exp_().scatter_add_(-1, targets, -torch.ones_like(picked))
+                grad *= kept[:, None]
+                if softcap is not None:
+                    grad *= 1.0 - capped * capped
+                grad = grad.to(rows.dtype)
             if wants_hidden:
                 hidden_grads.append(grad @ weight)
             if wants_weight:
                 weight_grad += grad.T @ rows
+            del grad
         ctx.save_for_backward(torch.cat(hidden_grads) if wants_hidden else None, weight_grad)
         return loss
 

@@ -1,5 +1,7 @@
 """Makes transformers know the model: Auto classes, module attributes, and checkpoints of other families."""
 
+import sys
+
 import transformers
 from transformers import (
     AutoConfig,
@@ -32,11 +34,14 @@ AUTO_CLASSES = {
 
 def register() -> None:
     """Registers everything; calling it again changes nothing."""
+    # transformers puts a second module of its name in place while parts of it are imported; both are in use then.
+    modules = (transformers, sys.modules["transformers"])
     AutoConfig.register(ChatGPTConfig.model_type, ChatGPTConfig, exist_ok=True)
     for auto_class, model_class in AUTO_CLASSES.items():
         auto_class.register(ChatGPTConfig, model_class, exist_ok=True)
-        # `transformers serve` and several TRL trainers look an architecture up as `getattr(transformers, name)`.
-        setattr(transformers, model_class.__name__, model_class)
-    transformers.ChatGPTConfig = ChatGPTConfig
+    # `transformers serve` and several TRL trainers look an architecture up as `getattr(transformers, name)`.
+    for public in (ChatGPTConfig, *AUTO_CLASSES.values()):
+        for module in modules:
+            setattr(module, public.__name__, public)
     ChatGPTConfig.foreign_config_readers["gpt2"] = read_gpt2_config
     register_checkpoint_conversion_mapping(ChatGPTConfig.model_type, GPT2_WEIGHT_MAPPING, overwrite=True)

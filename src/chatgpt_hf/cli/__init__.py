@@ -22,8 +22,9 @@ def main() -> None:
     """Runs the command line. A user's mistake is one message on stderr and exit code 2, without a traceback."""
     from . import chat, convert, generate, pretrain, quickstart, sft, tokenizer
 
-    for module in (quickstart, tokenizer, pretrain, sft, chat, generate, convert):
-        module.register(app)
+    if not app.registered_commands:
+        for module in (quickstart, tokenizer, pretrain, sft, chat, generate, convert):
+            module.register(app)
     try:
         app()
     except ChatGPTError as error:

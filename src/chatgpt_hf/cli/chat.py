@@ -79,7 +79,10 @@ def converse(session: "ChatSession") -> None:
             session.reset()
             console.print("[dim]The conversation is forgotten.[/dim]")
         elif command == "/save":
-            console.print(f"[dim]Written to {session.save(Path(rest or 'conversation.json'))}[/dim]")
+            try:
+                console.print(f"[dim]Written to {session.save(Path(rest.strip() or 'conversation.json'))}[/dim]")
+            except (ChatGPTError, OSError) as error:
+                console.print(f"error: {error}", markup=False, style="red")
         elif command.startswith("/"):
             console.print(f"[dim]{HELP}[/dim]")
         else:

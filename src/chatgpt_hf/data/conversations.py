@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
@@ -36,18 +36,32 @@ def tokenize_conversations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase)
     Rows without a target are dropped and counted on the log.
 
     Raises:
-        DataError: When no row has a target.
+        DataError: When no row has a target, or one holds something else than messages.
     """
 
-    def encode(row: dict[str, Any]) -> dict[str, list[int]]:
-        encoded = encode_conversation(tokenizer, row["messages"])
+    def encode(row: dict[str, Any], index: int) -> dict[str, list[int]]:
+        messages = row["messages"] or []
+        if not messages:
+            return {"input_ids": [], "labels": []}
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise DataError(f"Row {index + 1} holds no list of messages with role and content, but {messages!r:.80}.")
+        try:
+            encoded = encode_conversation(tokenizer, messages)
+        except DataError as error:
+            raise DataError(f"Row {index + 1}: {error}") from error
         pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
         return {
             "input_ids": encoded["input_ids"],
             "labels": [token if mask else IGNORE_INDEX for token, mask in pairs],
         }
 
-    rows = dataset.map(encode, remove_columns=dataset.column_names, desc="Tokenizing conversations")
+    rows = dataset.map(
+        encode,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        features=Features({"input_ids": List(Value("int64")), "labels": List(Value("int64"))}),
+        desc="Tokenizing conversations",
+    )
     kept = rows.filter(lambda labels: any(label != IGNORE_INDEX for label in labels), input_columns="labels")
     if len(kept) == 0:
         raise DataError(

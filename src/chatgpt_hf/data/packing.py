@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 from trl import pack_dataset
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 IGNORE_INDEX = -100
 
@@ -46,15 +46,22 @@ def pack_documents(
         padding) and `position_ids` (restarting for each document), each a list of `block_size` integers.
 
     Raises:
-        DataError: When `dataset` has no tokens.
+        DataError: When `dataset` has no tokens, or none to learn within `block_size`.
+        ConfigError: When `block_size` is below 2.
     """
+    if block_size < 2:
+        raise ConfigError(f"block_size is {block_size}: a row of fewer than 2 tokens has nothing to predict.")
     has_labels = "labels" in dataset.column_names
-    dataset = dataset.select_columns(["input_ids", "labels"] if has_labels else ["input_ids"]).shuffle(seed=seed)
-    packed = pack_dataset(
-        dataset, block_size, "bfd_split" if split_long else "bfd", map_kwargs={"desc": "Packing", "batch_size": 10_000}
-    )
-    if len(packed) == 0:
+    dataset = dataset.select_columns(["input_ids", "labels"] if has_labels else ["input_ids"])
+    dataset = dataset.filter(lambda ids: len(ids) > 0, input_columns="input_ids")
+    if len(dataset) == 0:
         raise DataError("The corpus holds no tokens to pack: every document is empty.")
+    packed = pack_dataset(
+        dataset.shuffle(seed=seed),
+        block_size,
+        "bfd_split" if split_long else "bfd",
+        map_kwargs={"desc": "Packing", "batch_size": 10_000},
+    )
 
     def finish(row: dict[str, Any]) -> dict[str, list[int]]:
         gap = block_size - len(row["input_ids"])
@@ -70,4 +77,10 @@ def pack_documents(
         }
 
     rows = packed.map(finish, remove_columns=packed.column_names, desc="Separating documents")
-    return rows.filter(lambda labels: any(label != IGNORE_INDEX for label in labels), input_columns="labels")
+    kept = rows.filter(lambda labels: any(label != IGNORE_INDEX for label in labels), input_columns="labels")
+    if len(kept) == 0:
+        raise DataError(
+            f"No row of {block_size} tokens has anything to learn: the documents are empty, or what is to be learned "
+            "lies beyond block_size. Take a larger block_size."
+        )
+    return kept

@@ -1,5 +1,7 @@
 """How well a chat model answers: exact match and ROUGE-L against the reference, and whether it stops by itself."""
 
+import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import DataError
 from ..tokenization_chatgpt import encode_conversation
+from .padding import pad
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,11 @@ class AnswersResult:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def ends_with_an_answer(messages: list[dict[str, str]] | None) -> bool:
+    """Whether the last message is the assistant's, with a question before it."""
+    return bool(messages) and len(messages) >= 2 and messages[-1]["role"] == "assistant"
 
 
 @torch.inference_mode()
@@ -47,7 +57,7 @@ def evaluate_answers(
     if not conversations:
         raise DataError("There are no conversations to evaluate on.")
     for messages in conversations:
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        if not ends_with_an_answer(messages):
             raise DataError(
                 f"A conversation to evaluate must end with the assistant's answer, this one is {messages}."
             )
@@ -56,19 +66,29 @@ def evaluate_answers(
         for messages in conversations
     ]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    limit = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    if too_long := sum(len(prompt) >= limit for prompt in prompts):
+        logger.warning("%d questions leave no room in the context of %d and count as unanswered.", too_long, limit)
+        order = order[: len(order) - too_long]
     answers = [""] * len(prompts)
     stopped = 0
+    was_training = model.training
+    model.eval()
     eos = model.generation_config.eos_token_id
     ends = set(eos if isinstance(eos, list) else [eos])
     for begin in tqdm(range(0, len(order), batch_size), desc="Answering", disable=not progress):
         indices = order[begin : begin + batch_size]
-        inputs = tokenizer.pad(
-            {"input_ids": [prompts[index] for index in indices]}, padding_side="left", return_tensors="pt"
-        ).to(model.device)
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        inputs = pad([prompts[index] for index in indices], side="left", pad_token_id=tokenizer.pad_token_id)
+        room = limit - inputs["input_ids"].shape[1]
+        output = model.generate(
+            **{name: value.to(model.device) for name, value in inputs.items()},
+            max_new_tokens=min(max_new_tokens, room),
+            do_sample=False,
+        )
         for index, ids in zip(indices, output[:, inputs["input_ids"].shape[1] :], strict=True):
             stopped += bool(ends & set(ids.tolist()))
             answers[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    model.train(was_training)
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     references = [messages[-1]["content"].strip() for messages in conversations]
     rouge = sum(

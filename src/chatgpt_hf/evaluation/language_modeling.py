@@ -10,8 +10,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..tokenization_chatgpt import encode_documents
+from .padding import pad
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,22 @@ def evaluate_language_modeling(
 
     Raises:
         DataError: When there is no text.
+        ConfigError: When `stride` is below 1 or not below the context.
     """
     texts = [text for text in texts if text]
     if not texts:
         raise DataError("There is no held-out text to evaluate on.")
     size = model.config.max_position_embeddings
+    stride = max(1, size // 2) if stride is None else stride
+    if not 1 <= stride < max(size, 2):
+        raise ConfigError(
+            f"stride is {stride} and the model's context {size}: give 1 to {size - 1}, so that every token is predicted "
+            "from something."
+        )
     documents = encode_documents(tokenizer, texts)
     pieces: list[tuple[list[int], int]] = []
     for ids in documents:
-        for start, end, first_scored in windows(len(ids), size, stride or size // 2):
+        for start, end, first_scored in windows(len(ids), size, stride):
             pieces.append((ids[start:end], first_scored - start))
     # Rows of one length waste the least padding.
     pieces.sort(key=lambda piece: len(piece[0]), reverse=True)
@@ -83,7 +91,7 @@ def evaluate_language_modeling(
     total, tokens = 0.0, 0
     for begin in tqdm(range(0, len(pieces), batch_size), desc="Scoring held-out text", disable=not progress):
         batch = pieces[begin : begin + batch_size]
-        rows = tokenizer.pad({"input_ids": [ids for ids, _ in batch]}, padding_side="right", return_tensors="pt")
+        rows = pad([ids for ids, _ in batch], side="right", pad_token_id=tokenizer.pad_token_id)
         labels = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
         for row, (_, first_scored) in zip(labels, batch, strict=True):
             row[:first_scored] = -100

@@ -1,7 +1,8 @@
 """A conversation with a model: history, streaming, and room made by forgetting the oldest turns."""
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -86,7 +87,8 @@ class ChatSession:
         messages = self._forget_to_fit([*self.messages, {"role": "user", "content": text}])
         answer = ""
         try:
-            for piece in stream_tokens(self.model, self.tokenizer, self._prompt(messages), self.generation_config):
+            prompt = self._prompt(messages)
+            for piece in stream_tokens(self.model, self.tokenizer, prompt, self._config_within(len(prompt))):
                 answer += piece
                 yield piece
         finally:
@@ -106,6 +108,14 @@ class ChatSession:
 
     def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
         return encode_conversation(self.tokenizer, messages, add_generation_prompt=True)["input_ids"]
+
+    def _config_within(self, length: int) -> GenerationConfig:
+        """The generation config, with no more new tokens than the context has room for after `length`."""
+        config = copy.deepcopy(self.generation_config)
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is not None and config.max_new_tokens is not None:
+            config.max_new_tokens = min(config.max_new_tokens, limit - length)
+        return config
 
     def _forget_to_fit(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """Drops the oldest turns, whole and never the system prompt, until prompt and answer fit the context."""
@@ -136,14 +146,31 @@ def generation_config_with(model: PreTrainedModel, **generation: Any) -> Generat
     unknown = [name for name in generation if not hasattr(config, name)]
     if unknown:
         raise ConfigError(f"{unknown[0]!r} is no generation parameter; GenerationConfig has no such field.")
-    config.update(**{name: value for name, value in generation.items() if value is not None})
-    if config.max_new_tokens is None and "max_length" not in generation:
-        config.max_new_tokens = 256
     try:
+        config.update(**{name: value for name, value in generation.items() if value is not None})
+        if config.max_new_tokens is None and "max_length" not in generation:
+            config.max_new_tokens = 256
         config.validate()
     except ValueError as error:
         raise ConfigError(f"The generation parameters cannot be used: {error}") from error
+    for name, (allowed, text) in _RANGES.items():
+        value = getattr(config, name)
+        if value is not None and not allowed(value):
+            raise ConfigError(f"The generation parameter {name} is {value}; it must be {text}.")
+    if config.temperature is not None:
+        config.temperature = float(config.temperature)  # transformers refuses a whole number
     return config
+
+
+# transformers looks at these only while it generates, in the background, and some (top_p) not even then.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "temperature": (lambda value: value > 0, "above 0; for the likeliest token each time set do_sample to False"),
+    "top_k": (lambda value: value >= 0 and int(value) == value, "a whole number, 0 for no limit"),
+    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "min_p": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "repetition_penalty": (lambda value: value > 0, "above 0"),
+    "num_beams": (lambda value: value == 1, "1: beam search cannot be streamed"),
+}
 
 
 def sampling(temperature: float | None) -> dict[str, Any]:
@@ -163,7 +190,8 @@ def stream_tokens(
     Args:
         prompt: Token ids, which are not repeated.
     """
-    inputs = tokenizer.pad({"input_ids": [prompt]}, return_tensors="pt").to(model.device)
+    ids = torch.tensor([prompt], device=model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     cancelled = _Cancelled()
     failures: list[BaseException] = []

@@ -1,5 +1,6 @@
 """What a recipe may say: dataclasses whose fields are the names in the YAML file and on the command line."""
 
+import argparse
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -173,6 +174,8 @@ def parse_recipe(
     """
     parser = RecipeParser(tuple(dataclass_types))
     arguments = list(overrides)
+    if "--config" in arguments:
+        raise ConfigError("Unknown argument --config: name the recipe itself, before the other arguments.")
     if recipe is not None:
         path = find_recipe(recipe)
         try:
@@ -184,6 +187,8 @@ def parse_recipe(
         unknown = [name for name in content if name not in {action.dest for action in parser._actions} | {"env"}]
         if unknown:
             raise ConfigError(f"{path} sets the unknown field {unknown[0]!r}.{parser.nearest('--' + str(unknown[0]))}")
+        for action in parser._actions:
+            _check_value(action, content.get(action.dest), path)
         arguments = ["--config", str(path), *arguments]
     try:
         *parsed, rest = parser.parse_args_and_config(arguments, return_remaining_strings=True)
@@ -192,6 +197,19 @@ def parse_recipe(
     if rest:
         raise ConfigError(f"Unknown argument {rest[0]}.{parser.nearest(rest[0])}")
     return tuple(parsed)
+
+
+def _check_value(action: argparse.Action, value: Any, path: Path) -> None:
+    """Raises `ConfigError` for a value that the command line would refuse: the parser reads no other than strings."""
+    if value is None or action.nargs is not None or not callable(action.type):
+        return
+    try:
+        read = action.type(str(value))
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise ConfigError(f"{path} sets {action.dest} to {value!r}, which it cannot be: {error}.") from error
+    if action.choices is not None and read not in action.choices:
+        known = ", ".join(map(str, action.choices))
+        raise ConfigError(f"{path} sets {action.dest} to {value!r}; it must be one of {known}.")
 
 
 def find_recipe(recipe: str | Path) -> Path:

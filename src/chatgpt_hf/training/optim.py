@@ -59,7 +59,9 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(params, {**defaults, "muon": False})
         for group in self.param_groups:
             if group["muon"] and any(parameter.ndim != 2 for parameter in group["params"]):
-                raise ValueError("Muon is for matrices; give vectors and tensors of other ranks a group with muon=False.")
+                raise ValueError(
+                    "Muon is for matrices; give vectors and tensors of other ranks a group with muon=False."
+                )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -123,7 +125,12 @@ class MuonFactory:
     """
 
     def __call__(self, model: nn.Module, *, weight_decay: float = 0.0, **kwargs: Any) -> MuonAdamW:
-        outer = {id(parameter) for module in model.modules() if isinstance(module, nn.Embedding) for parameter in module.parameters()}
+        outer = {
+            id(parameter)
+            for module in model.modules()
+            if isinstance(module, nn.Embedding)
+            for parameter in module.parameters()
+        }
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if head is not None:
             outer |= {id(parameter) for parameter in head.parameters()}

@@ -16,7 +16,7 @@ from ..modeling_chatgpt import ChatGPTForCausalLM
 from ..report import Report
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
-from .run import BitsPerByte, save_results, start_run, train_and_save
+from .run import BitsPerByte, check_block_size, check_run, save_results, start_run, train_and_save
 
 logger = logging.getLogger(__name__)
 
@@ -38,18 +38,14 @@ def pretrain(
     Raises:
         ChatGPTError: On a corpus, tokenizer, config or folder that cannot be used.
     """
-    folder = start_run(arguments, model_arguments, architecture, corpus_arguments)
+    check_run(arguments)
     splits = load_corpus(corpus_arguments.corpus, text_column=corpus_arguments.text_column)
     if "test" not in splits:
         splits = split_by_hash(splits["train"])
     tokenizer = _tokenizer(corpus_arguments, model_arguments, splits["train"]["text"])
     model = _model(model_arguments, architecture, tokenizer, corpus_arguments.block_size)
     check_tokenizer_fits(model, tokenizer)
-    if corpus_arguments.block_size > model.config.max_position_embeddings:
-        raise ConfigError(
-            f"--block_size {corpus_arguments.block_size} is longer than the model's context: `max_position_embeddings` "
-            f"is {model.config.max_position_embeddings}."
-        )
+    check_block_size(corpus_arguments.block_size, model)
     documents = {name: tokenize_corpus(split, tokenizer) for name, split in splits.items()}
     rows = {
         name: pack_documents(
@@ -65,6 +61,7 @@ def pretrain(
     used = train_tokens / (len(rows["train"]) * corpus_arguments.block_size)
     logger.info("%d rows of %d tokens, %.1f %% used", len(rows["train"]), corpus_arguments.block_size, 100 * used)
 
+    folder = start_run(model, arguments, model_arguments, architecture, corpus_arguments)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -152,5 +149,6 @@ def _samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     """Three continuations of nothing, sampled, for the report."""
     start = tokenizer.pad({"input_ids": [[tokenizer.bos_token_id]] * 3}, return_tensors="pt").to(model.device)
     model.eval()
-    output = model.generate(**start, max_new_tokens=100, do_sample=True, temperature=0.8, top_k=50)
+    length = min(100, model.config.max_position_embeddings - 1)
+    output = model.generate(**start, max_new_tokens=length, do_sample=True, temperature=0.8, top_k=50)
     return tokenizer.batch_decode(output, skip_special_tokens=True)

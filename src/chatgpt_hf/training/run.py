@@ -19,12 +19,15 @@ from transformers import (
 from ..checkpoints import (
     RECIPE_NAME,
     atomic_folder,
+    check_checkpoint_fits,
+    check_output_dir,
     clear_disk_errors,
+    is_whole_checkpoint,
     last_whole_checkpoint,
     prepare_output_dir,
     write_atomically,
 )
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from .arguments import resolve_recipe
 
 RESULTS_NAME = "results.json"
@@ -44,12 +47,32 @@ class BitsPerByte(TrainerCallback):
         state.log_history[-1]["eval_bits_per_byte"] = bits
 
 
-def start_run(arguments: TrainingArguments, *others: Any) -> Path:
-    """Seeds, makes the output folder and writes the recipe as resolved into it."""
+def check_run(arguments: TrainingArguments) -> None:
+    """Seeds, and refuses before any work what the run's folder does not allow. Writes nothing."""
     set_seed(arguments.seed)
-    folder = prepare_output_dir(arguments.output_dir, resume=bool(arguments.resume_from_checkpoint))
-    recipe = yaml.safe_dump(resolve_recipe(*others, arguments), sort_keys=False, allow_unicode=True)
-    write_atomically(folder / RECIPE_NAME, lambda path: path.write_text(recipe, encoding="utf-8"))
+    if arguments.process_index == 0:
+        _checkpoint(arguments, check_output_dir(arguments.output_dir, resume=_resumes(arguments)))
+
+
+def check_block_size(block_size: int, model: PreTrainedModel) -> None:
+    """Raises `ConfigError` where a training row would be longer than the model's context."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and block_size > limit:
+        raise ConfigError(
+            f"--block_size {block_size} is longer than the model's context: `max_position_embeddings` is {limit}. Give "
+            f"--block_size {limit} or less."
+        )
+
+
+def start_run(model: PreTrainedModel, arguments: TrainingArguments, *others: Any) -> Path:
+    """Makes the output folder and writes the recipe as resolved into it; called when nothing else can be wrong."""
+    folder = Path(arguments.output_dir)
+    if checkpoint := _checkpoint(arguments, folder):
+        check_checkpoint_fits(Path(checkpoint), model)
+    if arguments.process_index == 0:
+        prepare_output_dir(folder, resume=_resumes(arguments))
+        recipe = yaml.safe_dump(resolve_recipe(*others, arguments), sort_keys=False, allow_unicode=True)
+        write_atomically(folder / RECIPE_NAME, lambda path: path.write_text(recipe, encoding="utf-8"))
     return folder
 
 
@@ -63,11 +86,16 @@ def train_and_save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder:
         CheckpointError: When the run is to go on from a checkpoint that is not whole.
         OutputError: When the disk is full; the checkpoints written before are intact.
     """
+    checkpoint = _checkpoint(trainer.args, folder)
     with clear_disk_errors(folder):
-        output = trainer.train(resume_from_checkpoint=_checkpoint(trainer.args, folder))
+        output = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
-    return dict(output.metrics)
+    metrics = dict(output.metrics)
+    if checkpoint is not None:
+        # `Trainer` divides what this process summed up by the steps of the whole run.
+        metrics.pop("train_loss", None)
+    return metrics
 
 
 def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -83,14 +111,20 @@ def save_results(folder: Path, results: dict[str, Any]) -> None:
     write_atomically(folder / RESULTS_NAME, lambda path: path.write_text(content, encoding="utf-8"))
 
 
+def _resumes(arguments: TrainingArguments) -> bool:
+    return str(arguments.resume_from_checkpoint).lower() not in ("none", "false", "")
+
+
 def _checkpoint(arguments: TrainingArguments, folder: Path) -> str | None:
-    wanted = arguments.resume_from_checkpoint
-    if wanted in (None, False, "false", "False"):
+    if not _resumes(arguments):
         return None
-    if wanted not in (True, "true", "True"):
-        checkpoint = Path(str(wanted))
-        if last_whole_checkpoint(checkpoint.parent) is None or not checkpoint.is_dir():
-            raise CheckpointError(f"--resume_from_checkpoint {checkpoint} is no whole checkpoint of a run.")
-        return str(checkpoint)
+    wanted = str(arguments.resume_from_checkpoint)
+    if wanted.lower() != "true":
+        if not is_whole_checkpoint(Path(wanted)):
+            raise CheckpointError(
+                f"--resume_from_checkpoint {wanted} is no whole checkpoint of a run: name a folder checkpoint-N, or say "
+                "true for the newest one of --output_dir."
+            )
+        return wanted
     newest = last_whole_checkpoint(folder)
     return str(newest) if newest else None

@@ -10,11 +10,11 @@ from ..checkpoints import check_tokenizer_fits, load_model
 from ..data.conversations import load_conversations, share_supervised, tokenize_conversations
 from ..data.packing import pack_documents
 from ..errors import ConfigError, TokenizerError
-from ..evaluation.answers import evaluate_answers
+from ..evaluation.answers import ends_with_an_answer, evaluate_answers
 from ..report import Report
 from ..tokenization_chatgpt import IM_END, load_tokenizer
 from .arguments import ChatSFTArguments, ConversationArguments, ModelArguments
-from .run import save_results, start_run, train_and_save
+from .run import check_block_size, check_run, save_results, start_run, train_and_save
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,17 @@ def sft(
     """
     if model_arguments.model_name_or_path is None:
         raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
+    check_run(arguments)
     splits = load_conversations(conversation_arguments.dataset)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     if tokenizer.chat_template is None:
         raise TokenizerError(f"The tokenizer of {model_arguments.model_name_or_path} has no chat template.")
     model = load_model(model_arguments.model_name_or_path, attn_implementation=model_arguments.attn_implementation)
     check_tokenizer_fits(model, tokenizer)
-    folder = start_run(arguments, model_arguments, conversation_arguments)
+    check_block_size(conversation_arguments.block_size, model)
+    if tokenizer.pad_token_id is None:
+        # Padding is masked by position here, so eos is learned all the same.
+        tokenizer.pad_token = tokenizer.eos_token
 
     tokenized = tokenize_conversations(splits["train"], tokenizer)
     logger.info("%.1f %% of the tokens are learned", 100 * share_supervised(tokenized))
@@ -53,6 +57,7 @@ def sft(
         split_long=False,
         seed=arguments.seed,
     )
+    folder = start_run(model, arguments, model_arguments, conversation_arguments)
     # The rows are ready: TRL's own preparation would read message text that looks like a special token as one.
     arguments.dataset_kwargs = {"skip_prepare_dataset": True}
     arguments.remove_unused_columns = False
@@ -79,7 +84,10 @@ def sft(
     for name, title in (("train", "trained"), ("test", "held_out")):
         if name not in splits:
             continue
-        part = splits[name].shuffle(seed=arguments.seed)
+        # A conversation that ends with the user is learned from as far as it goes, and has no answer to compare with.
+        part = splits[name].filter(ends_with_an_answer, input_columns="messages").shuffle(seed=arguments.seed)
+        if len(part) == 0:
+            continue
         part = part.select(range(min(EVALUATED_CONVERSATIONS, len(part))))
         answers = evaluate_answers(model, tokenizer, part["messages"])
         for figure in ("exact_match", "rouge_l", "stopped"):

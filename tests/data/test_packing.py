@@ -1,0 +1,179 @@
+"""Packed rows: full, every token once, and no document sees another."""
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, Trainer, TrainingArguments, default_data_collator
+
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, pack_documents
+from chatgpt_hf.checkpoints import check_tokenizer_fits
+from chatgpt_hf.data.packing import IGNORE_INDEX, tokenize_corpus
+from chatgpt_hf.errors import ConfigError, DataError, TokenizerError
+
+PAD = 1
+
+
+def documents(*lengths: int, first: int = 2) -> Dataset:
+    """Documents in which every token of the whole corpus is different, so that each can be followed."""
+    ids, start = [], first
+    for length in lengths:
+        ids.append(list(range(start, start + length)))
+        start += length
+    return Dataset.from_dict({"input_ids": ids})
+
+
+def pack(dataset: Dataset, block_size: int, **options: Any) -> Dataset:
+    return pack_documents(dataset, block_size, pad_token_id=PAD, **options)
+
+
+def pieces(row: dict[str, list[int]]) -> list[list[int]]:
+    """The documents of a row, cut where positions restart; padding left out."""
+    starts = [index for index, position in enumerate(row["position_ids"]) if position == 0] + [len(row["input_ids"])]
+    cut = [row["input_ids"][begin:end] for begin, end in pairwise(starts)]
+    return [piece for piece in cut if piece[0] != PAD]
+
+
+@settings(max_examples=15)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(4, 24), st.integers(0, 3))
+def test_every_token_is_there_exactly_once(lengths: list[int], block_size: int, seed: int) -> None:
+    # A piece of one token has nothing to learn, and a row of nothing but such is left out.
+    lengths = [length + (length % block_size == 1) for length in lengths]
+    dataset = documents(*lengths)
+    rows = pack(dataset, block_size, seed=seed)
+
+    tokens = Counter(token for row in rows for token in row["input_ids"] if token != PAD)
+    assert tokens == Counter(range(2, 2 + sum(lengths)))
+    for row in rows:
+        assert len(row["input_ids"]) == len(row["labels"]) == len(row["position_ids"]) == block_size
+        for piece in pieces(row):
+            assert piece == list(range(piece[0], piece[0] + len(piece))), "two documents share a run of positions"
+        for token, label, position in zip(row["input_ids"], row["labels"], row["position_ids"], strict=True):
+            assert label == (IGNORE_INDEX if position == 0 or token == PAD else token)
+    whole = {tuple(document) for document in dataset["input_ids"] if len(document) <= block_size}
+    assert whole <= {tuple(piece) for row in rows for piece in pieces(row)}, "a document that fits was cut"
+
+
+def test_padding_starts_a_document_of_its_own() -> None:
+    row = pack(documents(5), 8)[0]
+    assert row["input_ids"] == [2, 3, 4, 5, 6, PAD, PAD, PAD]
+    assert row["position_ids"] == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert row["labels"] == [IGNORE_INDEX, 3, 4, 5, 6, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]
+
+
+def test_rows_are_full() -> None:
+    lengths = torch.randint(2, 60, (400,)).tolist()
+    rows = pack(documents(*lengths), 64)
+    assert sum(lengths) / (len(rows) * 64) > 0.98
+
+
+def test_more_documents_than_are_packed_at_a_time() -> None:
+    # The library packs 10,000 documents together, and the second lot must not be cut from the first one's tokens.
+    rows = pack(documents(*[3] * 10_050), 96)
+    assert sorted(token for ids in rows["input_ids"] for token in ids if token != PAD) == list(range(2, 2 + 30_150))
+
+
+def test_the_seed_decides() -> None:
+    dataset = documents(*torch.randint(2, 30, (60,)).tolist())
+    once, again, other = (pack(dataset, 32, seed=seed).to_dict() for seed in (1, 1, 2))
+    assert once == again
+    assert once != other
+
+
+def test_without_splitting_the_end_is_dropped() -> None:
+    rows = pack(documents(20, 5), 8, split_long=False)
+    assert sorted(piece for row in rows for piece in pieces(row)) == [list(range(2, 10)), list(range(22, 27))]
+
+
+def test_labels_go_with_their_tokens() -> None:
+    # What the rows say of each token: learned or not.
+    ids = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
+    labels = [[IGNORE_INDEX, IGNORE_INDEX, 12, 13], [IGNORE_INDEX] * 3, [IGNORE_INDEX, 31, IGNORE_INDEX, 33, 34, 35]]
+    rows = pack(Dataset.from_dict({"input_ids": ids, "labels": labels}), 8)
+    learned = {label for row in rows for label in row["labels"]} - {IGNORE_INDEX}
+    assert learned == {12, 13, 31, 33, 34, 35}
+    for row in rows:
+        assert all(
+            label in (token, IGNORE_INDEX) for token, label in zip(row["input_ids"], row["labels"], strict=True)
+        )
+
+
+def test_rows_without_anything_to_learn_are_dropped() -> None:
+    labels = [[IGNORE_INDEX] * 4, [IGNORE_INDEX, 21, 22, 23]]
+    rows = pack(Dataset.from_dict({"input_ids": [[10, 11, 12, 13], [20, 21, 22, 23]], "labels": labels}), 4)
+    assert rows["input_ids"] == [[20, 21, 22, 23]]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "block_size", "error", "message"),
+    [
+        (Dataset.from_dict({"input_ids": [[], []]}), 8, DataError, "no tokens to pack"),
+        (documents(1, 1, 1), 8, DataError, "block_size"),
+        (Dataset.from_dict({"input_ids": [[5, 6, 7]], "labels": [[IGNORE_INDEX] * 3]}), 8, DataError, "block_size"),
+        (documents(5), 1, ConfigError, "block_size is 1"),
+        (documents(5), 0, ConfigError, "block_size is 0"),
+    ],
+)
+def test_nothing_to_pack(dataset: Dataset, block_size: int, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pack(dataset, block_size)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_a_document_gives_the_same_logits_packed_as_alone(positions: str, attention: str) -> None:
+    config = ChatGPTConfig(
+        vocab_size=200,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        position_embedding_type=positions,
+        initializer_range=0.5,
+        attn_implementation=attention,
+    )
+    model = ChatGPTForCausalLM(config).eval()
+    rows = pack(documents(9, 14, 5, 30, 2, 40), 32)
+    batch = default_data_collator(list(rows))
+    with torch.no_grad():
+        packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+        for row, logits in zip(rows, packed, strict=True):
+            begin = 0
+            for piece in pieces(row):
+                alone = model(input_ids=torch.tensor([piece])).logits[0]
+                torch.testing.assert_close(logits[begin : begin + len(piece)], alone, rtol=0, atol=2e-5)
+                begin += len(piece)
+
+
+def test_stock_trainer_trains_on_the_rows(base_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    dataset = tokenize_corpus(Dataset.from_json(str(corpus_file)), tokenizer)
+    assert dataset.column_names == ["input_ids"]
+    rows = pack(dataset, 64)
+    model = load_model(base_folder)
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=15, learning_rate=1e-2, logging_steps=1, save_strategy="no", disable_tqdm=True
+    )
+    trainer = Trainer(model, arguments, train_dataset=rows, data_collator=default_data_collator)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_tokenizer_that_is_too_large_is_refused(base_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    config = ChatGPTConfig(vocab_size=len(tokenizer) - 1, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    model = ChatGPTForCausalLM(config)
+    with pytest.raises(
+        TokenizerError, match=rf"has {len(tokenizer)} tokens and .*`vocab_size` is {len(tokenizer) - 1}"
+    ):
+        check_tokenizer_fits(model, tokenizer)
+    with pytest.raises(ValueError, match="this model knows 0 to"):
+        model(input_ids=torch.tensor([[len(tokenizer) - 1]]))
+    check_tokenizer_fits(load_model(base_folder), tokenizer)

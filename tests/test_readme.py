@@ -1,0 +1,90 @@
+"""Every command and every Python example of README.md runs, on a model folder that a tiny quickstart left."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from chatgpt_hf.quickstart import quickstart
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_steps", "2"]
+SMALL_RUN = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--save_steps", "2", "--eval_strategy", "no"]
+
+
+def blocks(language: str) -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README's reader has it: the quickstart done (tiny), own texts and chats, a GPT-2."""
+    folder = tmp_path_factory.mktemp("reader")
+    quickstart(
+        folder / "runs" / "quickstart",
+        say=lambda sentence: None,
+        pretrain_overrides=[*TINY, *SMALL_RUN, "--vocab_size", "400", "--block_size", "256"],
+        sft_overrides=[*SMALL_RUN, "--block_size", "256"],
+    )
+    (folder / "my-texts").mkdir()
+    for index in range(30):
+        (folder / "my-texts" / f"{index}.txt").write_text(f"Text {index} is about cats and dogs.\n" * 5)
+    chat = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}\n'
+    (folder / "my-chats.jsonl").write_text(chat * 8)
+    GPT2LMHeadModel(GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2, n_positions=32)).save_pretrained(
+        folder / "my-gpt2"
+    )
+    return folder
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, input="Hello\n/quit\n", timeout=600)
+
+
+def test_the_commands_are_there() -> None:
+    assert commands()[:2] == ["make quickstart", ".venv/bin/chatgpt-hf chat runs/quickstart"]
+
+
+def test_make_quickstart_runs_the_command_that_the_tests_run() -> None:
+    result = subprocess.run(["make", "-n", "quickstart"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().endswith("chatgpt-hf quickstart")
+
+
+def test_every_command_runs(workplace: Path) -> None:
+    executable = Path(sys.executable).with_name("chatgpt-hf")
+    for command in commands():
+        words = shlex.split(command)
+        if words[0] == "make":
+            continue
+        assert Path(words[0]).name == "chatgpt-hf", f"README runs {words[0]}, which this test does not know"
+        training = words[1] in ("pretrain", "sft")
+        result = run([str(executable), *words[1:], *(SMALL_RUN if training else []), *_smaller(words)], workplace)
+        assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
+
+
+def _smaller(words: list[str]) -> list[str]:
+    if words[1] == "pretrain":
+        return [*TINY, "--block_size", "64"]
+    return ["--vocab_size", "300"] if words[1] == "tokenizer" else []
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0][:40])
+def test_every_example_runs(code: str, workplace: Path) -> None:
+    # There is no Hub in a test: the one id of the README is the GPT-2 folder at hand.
+    code = code.replace("openai-community/gpt2", "my-gpt2")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, env=environment, timeout=600
+    )
+    assert result.returncode == 0, result.stderr[-2000:]

@@ -1,0 +1,145 @@
+"""Recipes: what they may say, and what is said to those that say something else."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from chatgpt_hf import ChatGPTConfig
+from chatgpt_hf.errors import ConfigError
+from chatgpt_hf.training.arguments import (
+    ArchitectureArguments,
+    ChatSFTArguments,
+    ConversationArguments,
+    CorpusArguments,
+    ModelArguments,
+    PretrainArguments,
+    find_recipe,
+    parse_recipe,
+    recipes_folder,
+    resolve_recipe,
+)
+
+PRETRAIN = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
+SFT = (ModelArguments, ConversationArguments, ChatSFTArguments)
+SHIPPED = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "recipe.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def values(group: Any) -> dict[str, Any]:
+    return {item.name: getattr(group, item.name) for item in dataclasses.fields(group)}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_parse(name: str) -> None:
+    types = SFT if name.startswith("sft") else PRETRAIN
+    content = yaml.safe_load(find_recipe(name).read_text())
+    for reference in (name, f"{name}.yaml", recipes_folder() / f"{name}.yaml"):
+        parsed = parse_recipe(types, reference, [])
+        merged = {field: value for group in parsed for field, value in values(group).items()}
+        assert all(merged[field] == value for field, value in content.items())
+
+
+def test_the_command_line_wins(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "hidden_size: 32\nlearning_rate: 1e-3\nblock_size: 64\n")
+    _, architecture, corpus, arguments = parse_recipe(PRETRAIN, recipe, ["--hidden_size", "48", "--qk_norm", "false"])
+    assert (architecture.hidden_size, architecture.qk_norm, architecture.num_hidden_layers) == (48, False, None)
+    assert (corpus.block_size, corpus.corpus) == (64, "builtin:python-docs")
+    # YAML reads 1e-3 as a text.
+    assert arguments.learning_rate == 1e-3
+
+
+def test_every_field_of_the_architecture_can_be_set() -> None:
+    own = {item.name for item in dataclasses.fields(ArchitectureArguments)}
+    inherited = {item.name for item in dataclasses.fields(ChatGPTConfig.__mro__[1])}
+    missing = {item.name for item in dataclasses.fields(ChatGPTConfig)} - inherited - own
+    assert missing <= {"vocab_size", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
+    assert values(ArchitectureArguments()) == dict.fromkeys(own)
+
+
+@pytest.mark.parametrize("types", [PRETRAIN, SFT])
+def test_a_resolved_recipe_gives_the_same_arguments(types: tuple[type, ...], tmp_path: Path) -> None:
+    options = f"""--block_size 64 --learning_rate 3e-4 --lr_scheduler_type cosine --warmup_steps 5 --seed 7 --max_steps 9
+        --save_strategy steps --save_steps 3 --output_dir {tmp_path} --per_device_train_batch_size 3""".split()
+    if types is PRETRAIN:
+        options += ["--layer_types", "full_attention", "full_attention", "--rope_parameters", '{"rope_theta": 5.0}']
+    parsed = parse_recipe(types, None, options)
+    resolved = resolve_recipe(*parsed)
+    recipe = write(tmp_path, yaml.safe_dump(resolved))
+    again = parse_recipe(types, recipe, [])
+    assert resolve_recipe(*again) == resolved
+    for group, other in zip(parsed, again, strict=True):
+        assert values(group).keys() == values(other).keys()
+        for name, value in values(group).items():
+            if isinstance(value, (str, int, float, bool, list, type(None))):
+                assert getattr(other, name) == value, name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", r"(?s)recipe.yaml is not YAML: .*line 1"),
+        ("- 1\n- 2\n", r"recipe.yaml must hold `field: value` lines"),
+        ("", r"recipe.yaml must hold `field: value` lines"),
+        ("hidden_sise: 32", r"recipe.yaml sets the unknown field 'hidden_sise'. Did you mean --hidden_size\?"),
+        ("lerning_rate: 1", r"unknown field 'lerning_rate'. Did you mean --learning_rate\?"),
+        ("zzz: 1", r"unknown field 'zzz'\.$"),
+        ("1: 1", r"unknown field 1\.$"),
+        ("hidden_size: wide", r"recipe.yaml sets hidden_size to 'wide', which it cannot be"),
+        ("hidden_size: 32.5", r"recipe.yaml sets hidden_size to 32.5, which it cannot be: .*int"),
+        ("block_size: 64.0", r"recipe.yaml sets block_size to 64.0, which it cannot be: .*int"),
+        ("learning_rate: [1, 2]", r"recipe.yaml sets learning_rate to \[1, 2\], which it cannot be: .*float"),
+        ("max_steps: true", r"recipe.yaml sets max_steps to True, which it cannot be: .*int"),
+        (
+            "position_embedding_type: relative",
+            r"recipe.yaml sets position_embedding_type to 'relative'; it must be one of rope, learned, sinusoidal",
+        ),
+        ("qk_norm: perhaps", r"recipe.yaml sets qk_norm to 'perhaps', which it cannot be"),
+        ("lr_scheduler_type: sinus", r"lr_scheduler_type to 'sinus'; it must be one of linear, cosine"),
+        ("eval_strategy: steps\nload_best_model_at_end: true\nsave_strategy: epoch", r"recipe.yaml: "),
+        ("env: 3", r"recipe.yaml: .*env"),
+    ],
+)
+def test_recipes_that_cannot_be_used(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_recipe(PRETRAIN, write(tmp_path, text), [])
+
+
+def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="recipe.yaml is not YAML"):
+        parse_recipe(PRETRAIN, tmp_path / "recipe.yaml", [])
+
+
+@pytest.mark.parametrize("name", ["pretrain-quickstrat", "runs/mine.yaml", "."])
+def test_unknown_recipes_list_the_known(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"There is no recipe {name}: .*pretrain-quickstart.*sft-quickstart"):
+        parse_recipe(PRETRAIN, name, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hiden_size", "32"], r"Unknown argument --hiden_size. Did you mean --hidden_size\?"),
+        (["--zzz", "32"], r"Unknown argument --zzz\.$"),
+        (["extra"], r"Unknown argument extra"),
+        (["--config", "x.yaml"], r"Unknown argument --config: name the recipe itself"),
+        (["--learning_rate", "fast"], r"learning.rate: invalid float value: 'fast'"),
+        (["--learning_rate"], r"learning.rate: expected one argument"),
+        (["--qk_norm", "perhaps"], r"(?s)qk_norm|perhaps"),
+        (["--norm_type", "batchnorm"], r"norm_type.*'batchnorm'.*rmsnorm"),
+        (["--optim", "adamm"], r"adamm"),
+        (["--warmup_steps", "-5"], r"warmup_steps"),
+        (["--load_best_model_at_end", "true", "--eval_strategy", "epoch"], r"The command line: .*strategy"),
+    ],
+)
+def test_arguments_that_cannot_be_used(options: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_recipe(PRETRAIN, None, options)

@@ -1,0 +1,245 @@
+"""Every run of ours: what its folder holds, and that one that was stopped ends as one that was not."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+
+from chatgpt_hf import pretrain, sft
+from chatgpt_hf.checkpoints import last_whole_checkpoint
+from chatgpt_hf.data.corpus import load_corpus, split_by_hash
+from chatgpt_hf.errors import ChatGPTError, CheckpointError, ConfigError, DataError, OutputError
+from chatgpt_hf.training.arguments import (
+    ArchitectureArguments,
+    ChatSFTArguments,
+    ConversationArguments,
+    CorpusArguments,
+    ModelArguments,
+    PretrainArguments,
+    parse_recipe,
+)
+
+PRETRAIN_TYPES = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
+SFT_TYPES = (ModelArguments, ConversationArguments, ChatSFTArguments)
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run_pretrain(pretrain_options: list[str]) -> Run:
+    return lambda folder, *more: pretrain(
+        *parse_recipe(PRETRAIN_TYPES, None, [*pretrain_options, "--output_dir", str(folder), *map(str, more)])
+    )
+
+
+@pytest.fixture
+def run_sft(sft_options: list[str]) -> Run:
+    return lambda folder, *more: sft(
+        *parse_recipe(SFT_TYPES, None, [*sft_options, "--output_dir", str(folder), *map(str, more)])
+    )
+
+
+class Killed(BaseException):
+    """What ends a process in the middle of a step."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes `Trainer` die in the second batch of an optimizer step; 0 lets it live."""
+    step = Trainer.training_step
+
+    def arm(number: int) -> None:
+        seen = 0
+
+        def dying(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+            nonlocal seen
+            seen += self.state.global_step == number - 1
+            if seen == 2:
+                raise Killed
+            return step(self, *args, **kwargs)
+
+        monkeypatch.setattr(Trainer, "training_step", dying)
+
+    return arm
+
+
+def history(checkpoint: Path) -> list[dict[str, float]]:
+    """What was logged until a checkpoint, without what the clock says and what TRL counts for each process anew."""
+    logged = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    left_out = ("runtime", "per_second", "num_tokens")
+    return [{k: v for k, v in entry.items() if not any(word in k for word in left_out)} for entry in logged]
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    weights, others = (load_file(path / "model.safetensors") for path in (folder, other))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
+
+
+CHECKPOINTS = ["--max_steps", "12", "--save_strategy", "steps", "--save_steps", "4"]
+# Dropout draws from the generator in every step, evaluation comes between, and a step takes two batches.
+HARD_TO_RESUME = {
+    "pretrain": "--residual_dropout 0.2 --gradient_accumulation_steps 2 --eval_strategy steps --eval_steps 3".split(),
+    "sft": ["--gradient_accumulation_steps", "2"],
+}
+
+
+@pytest.mark.parametrize("optim", ["muon", "adamw_torch"])
+@pytest.mark.parametrize("kind", ["pretrain", "sft"])
+def test_a_stopped_run_ends_as_one_that_was_not(
+    kind: str, optim: str, run_pretrain: Run, run_sft: Run, kill_at: Callable[[int], None], tmp_path: Path
+) -> None:
+    run = {"pretrain": run_pretrain, "sft": run_sft}[kind]
+    options = [*CHECKPOINTS, *HARD_TO_RESUME[kind], "--optim", optim]
+    expected = run(tmp_path / "whole", *options)
+
+    kill_at(11)
+    with pytest.raises(Killed):
+        run(tmp_path / "stopped", *options)
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()
+    assert last_whole_checkpoint(tmp_path / "stopped") == tmp_path / "stopped" / "checkpoint-8"
+    kill_at(0)
+    figures = run(tmp_path / "stopped", *options, "--resume_from_checkpoint", "true")
+
+    logged, again = (history(tmp_path / name / "checkpoint-12") for name in ("whole", "stopped"))
+    assert [entry["step"] for entry in logged if "loss" in entry] == list(range(1, 13))
+    assert again == logged
+    assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
+    # transformers divides the losses of this process by the steps of the whole run: no figure to publish.
+    assert set(expected) - set(figures) == {"train_loss"}
+    for name in set(figures) - {"train_runtime", "train_samples_per_second", "train_steps_per_second"}:
+        assert figures[name] == expected[name], name
+
+
+def test_a_run_resumes_from_the_checkpoint_that_is_named(run_pretrain: Run, tmp_path: Path) -> None:
+    run_pretrain(tmp_path / "whole", *CHECKPOINTS)
+    middle = tmp_path / "whole" / "checkpoint-4"
+    run_pretrain(tmp_path / "branch", *CHECKPOINTS, "--resume_from_checkpoint", middle)
+    assert_same_weights(tmp_path / "branch", tmp_path / "whole")
+    assert not (tmp_path / "branch" / "checkpoint-4").exists()
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "sft"])
+def test_a_run_leaves_a_plain_model_folder(kind: str, run_pretrain: Run, run_sft: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = {"pretrain": run_pretrain, "sft": run_sft}[kind]
+    figures = run(folder, "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "1")
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"}
+    assert names >= {"recipe.yaml", "results.json", "report", "chat_template.jinja"}
+    assert {name for name in names if name.startswith("checkpoint-")} == {"checkpoint-4"}
+    assert not any(name.startswith(".") for name in names)
+    assert {path.name for path in (folder / "report").iterdir()} == {"report.md", "loss.png", "samples.md"}
+    assert json.loads((folder / "results.json").read_text()) == figures
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer)
+    ends = model.generation_config.eos_token_id
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ends == ([end_of_turn, tokenizer.eos_token_id] if kind == "sft" else tokenizer.eos_token_id)
+    assert model.generation_config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert_same_weights(folder, folder / "checkpoint-4")
+
+
+def test_the_recipe_gives_the_same_run_again(run_pretrain: Run, tmp_path: Path) -> None:
+    run_pretrain(tmp_path / "run", "--rope_parameters", '{"rope_type": "default", "rope_theta": 500.0}')
+    recipe = tmp_path / "run" / "recipe.yaml"
+    assert yaml.safe_load(recipe.read_text())["hidden_size"] == 16
+    pretrain(*parse_recipe(PRETRAIN_TYPES, recipe, ["--output_dir", str(tmp_path / "again")]))
+    assert_same_weights(tmp_path / "again", tmp_path / "run")
+    assert yaml.safe_load((tmp_path / "again" / "recipe.yaml").read_text()) == {
+        **yaml.safe_load(recipe.read_text()),
+        "output_dir": str(tmp_path / "again"),
+    }
+
+
+def test_the_figures_of_pretraining(run_pretrain: Run, corpus_file: Path, tmp_path: Path) -> None:
+    options = ["--eval_strategy", "steps", "--eval_steps", "4", "--save_strategy", "steps", "--save_steps", "4"]
+    figures = run_pretrain(tmp_path / "run", *options)
+    assert figures["parameters"] == AutoModelForCausalLM.from_pretrained(tmp_path / "run").num_parameters()
+    assert 0.9 < figures["share_of_positions_used"] <= 1
+    held_out = split_by_hash(load_corpus(str(corpus_file))["train"])["test"]["text"]
+    nats = figures["held_out_bits_per_byte"] * math.log(2) * sum(len(text.encode()) for text in held_out)
+    assert figures["held_out_perplexity"] == pytest.approx(math.exp(nats / figures["held_out_tokens"]))
+    evaluated = [entry for entry in history(tmp_path / "run" / "checkpoint-4") if "eval_loss" in entry]
+    # The packed rows begin where documents do not, so this figure is close to the exact one and not equal.
+    assert evaluated[-1]["eval_bits_per_byte"] == pytest.approx(figures["held_out_bits_per_byte"], rel=0.05)
+
+
+# What is refused before anything is written
+
+
+@pytest.fixture
+def stopped(run_pretrain: Run, kill_at: Callable[[int], None], tmp_path: Path) -> Path:
+    """A run that was stopped after its first checkpoint."""
+    folder = tmp_path / "stopped"
+    kill_at(6)
+    with pytest.raises(Killed):
+        run_pretrain(folder, *CHECKPOINTS, "--gradient_accumulation_steps", "2")
+    kill_at(0)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ([], OutputError, "already holds a run. Add --resume_from_checkpoint true"),
+        (["--resume_from_checkpoint", "false"], OutputError, "already holds a run"),
+        (["--resume_from_checkpoint", "{folder}"], CheckpointError, "is no whole checkpoint of a run"),
+        (
+            ["--resume_from_checkpoint", "{folder}/checkpoint-5"],
+            CheckpointError,
+            "checkpoint-5 is no whole checkpoint",
+        ),
+        (["--resume_from_checkpoint", "{folder}/report"], CheckpointError, "report is no whole checkpoint"),
+        (
+            ["--resume_from_checkpoint", "true", "--hidden_size", "32"],
+            CheckpointError,
+            "checkpoint-4 does not belong to this run",
+        ),
+        (
+            ["--resume_from_checkpoint", "true", "--num_hidden_layers", "2"],
+            CheckpointError,
+            "checkpoint-4 does not belong to this run",
+        ),
+        (["--resume_from_checkpoint", "true", "--corpus", "no/such.txt"], DataError, "no/such.txt"),
+        (["--resume_from_checkpoint", "true", "--hidden_act", "magic"], ConfigError, "hidden_act"),
+    ],
+)
+def test_a_stopped_run_stays_as_it_was(
+    options: list[str], error: type[Exception], message: str, run_pretrain: Run, stopped: Path
+) -> None:
+    half = shutil.copytree(stopped / "checkpoint-4", stopped / "checkpoint-5")
+    (half / "trainer_state.json").unlink()
+    before = contents(stopped)
+    with pytest.raises(error, match=message):
+        run_pretrain(stopped, *CHECKPOINTS, *[option.format(folder=stopped) for option in options])
+    assert contents(stopped) == before
+
+
+def test_a_new_run_that_cannot_start_leaves_nothing(
+    run_pretrain: Run, run_sft: Run, pretrain_options: list[str], chats_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    for options in (["--corpus", "no/such.txt"], ["--vocab_size", "100"], ["--num_attention_heads", "3"]):
+        with pytest.raises(ChatGPTError):
+            run_pretrain(folder, *options)
+    for options in (
+        ["--dataset", "no/such.jsonl"],
+        ["--model_name_or_path", "no/such/model"],
+        ["--block_size", "129"],
+    ):
+        with pytest.raises(ChatGPTError):
+            run_sft(folder, *options)
+    assert not folder.exists()
