@@ -3,6 +3,7 @@
 import atexit
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -191,10 +192,14 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         capsys.readouterr()
         code = 0
+        handlers = list(logging.root.handlers)
         try:
             main()
         except SystemExit as end:
             code = int(end.code or 0)
+        finally:
+            # A handler that the command added holds this test's stderr, which is closed when the next one logs.
+            logging.root.handlers[:] = handlers
         captured = capsys.readouterr()
         return CliResult(code, captured.out, captured.err)
 

@@ -212,7 +212,13 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         refused = isinstance(error, OSError) and error.errno in (*full, errno.EROFS, errno.EACCES, errno.EPERM)
         # safetensors and torch.save report the same in their own classes.
-        texts = ("No space left on device", "File too large", "Disk quota exceeded", "file write failed")
+        texts = (
+            "No space left on device",
+            "File too large",
+            "Disk quota exceeded",
+            "PytorchStreamWriter",
+            "unexpected pos",
+        )
         if not refused and not any(text in str(error) for text in texts):
             raise
         raise OutputError(
