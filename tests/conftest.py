@@ -191,6 +191,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "argv", ["chatgpt-hf", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         capsys.readouterr()
+        # Handlers made while another test ran hold that test's stderr, which is closed by now.
+        monkeypatch.setattr(logging, "raiseExceptions", False)
         code = 0
         handlers = list(logging.root.handlers)
         try:
@@ -198,7 +200,6 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         except SystemExit as end:
             code = int(end.code or 0)
         finally:
-            # A handler that the command added holds this test's stderr, which is closed when the next one logs.
             logging.root.handlers[:] = handlers
         captured = capsys.readouterr()
         return CliResult(code, captured.out, captured.err)

@@ -24,7 +24,7 @@ def recipe_command(app: typer.Typer, name: str, types: tuple[str, ...], run: str
     """
 
     class RecipeCommand(TyperCommand):
-        def format_help(self, ctx: typer.Context, formatter: Any) -> None:
+        def format_help(self, ctx: Any, formatter: Any) -> None:
             super().format_help(ctx, formatter)
             print_fields(_dataclasses(types))
 

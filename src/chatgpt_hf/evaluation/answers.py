@@ -34,7 +34,7 @@ class AnswersResult:
 
 def ends_with_an_answer(messages: list[dict[str, str]] | None) -> bool:
     """Whether the last message is the assistant's, with a question before it."""
-    return bool(messages) and len(messages) >= 2 and messages[-1]["role"] == "assistant"
+    return messages is not None and len(messages) >= 2 and messages[-1]["role"] == "assistant"
 
 
 @torch.inference_mode()

@@ -238,9 +238,6 @@ def resolve_recipe(*arguments: Any) -> dict[str, Any]:
         default = type(group)()
         for item in fields(group):
             value = getattr(group, item.name)
-            if item.init and value != getattr(default, item.name) and isinstance(value, _PLAIN):
-                resolved[item.name] = value.value if hasattr(value, "value") else value
+            if item.init and value != getattr(default, item.name) and isinstance(value, str | int | float | list | dict | None):
+                resolved[item.name] = getattr(value, "value", value)
     return resolved
-
-
-_PLAIN = (str, int, float, bool, list, dict, type(None))

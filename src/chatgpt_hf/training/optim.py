@@ -85,7 +85,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             by_shape.setdefault(parameter.shape, []).append(parameter)
         for shape, matrices in by_shape.items():
-            gradients = [matrix.grad for matrix in matrices]
+            gradients = _gradients(matrices)
             momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             updates = orthogonalize(torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"])))
@@ -102,7 +102,7 @@ class MuonAdamW(torch.optim.Optimizer):
         states = [self.state[parameter] for parameter in parameters]
         adamw(
             parameters,
-            [parameter.grad for parameter in parameters],
+            _gradients(parameters),
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -116,6 +116,10 @@ class MuonAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 class MuonFactory:

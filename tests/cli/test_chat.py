@@ -1,0 +1,80 @@
+"""`chatgpt-hf chat`: one message, a piped conversation, and the commands in it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatgpt_hf import ChatSession
+from chatgpt_hf.data.conversations import load_conversations
+
+Cli = Callable[..., Any]
+ANSWER = "I am a tiny model,\nmade for a test."
+
+
+def test_one_message(cli: Cli, chat_folder: Path) -> None:
+    result = cli("chat", chat_folder, "--prompt", "Who are you?")
+    assert (result.code, result.out) == (0, ANSWER + "\n")
+    assert cli("chat", chat_folder, "--prompt", "Smile", "--temperature", "0").out == "😀👍🏽 yes 🎉\n"
+    assert cli("chat", chat_folder, "--prompt", "Who are you?", "--max_new_tokens", "3").out != ANSWER + "\n"
+
+
+def test_the_seed_decides(cli: Cli, chat_folder: Path) -> None:
+    def say(seed: int) -> str:
+        options = ["--temperature", "8", "--max_new_tokens", "20"]
+        return cli("chat", chat_folder, "--prompt", "Hello!", *options, "--seed", seed).out
+
+    assert say(1) == say(1) != say(2)
+
+
+def test_a_piped_conversation(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "said.json"
+    lines = ["Hello!", "", "/reset", "Smile", f"/save {file}", "/what", "/quit", "never read"]
+    result = cli("chat", chat_folder, "--system", "你好", stdin="\n".join(lines) + "\n")
+    assert result.code == 0
+    first, second = result.out.splitlines()
+    # The answers are those of a session with the same history, and nothing else is on stdout.
+    session = ChatSession.from_pretrained(chat_folder, system_prompt="你好")
+    assert first == session.reply("Hello!")
+    session.reset()
+    assert second == session.reply("Smile")
+    assert json.loads(file.read_text(encoding="utf-8")) == {"messages": session.messages}
+    assert result.err.count("/reset forgets the conversation") == 2, "help at the start, and for an unknown command"
+    assert "The conversation is forgotten." in result.err
+    assert str(file) in result.err.replace("\n", "")
+
+
+def test_what_was_saved_can_be_learned_from(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
+    cli("chat", chat_folder, stdin=f"你好\nSmile\n/save {tmp_path / 'said.json'}\n")
+    rows = load_conversations(str(tmp_path / "said.json"))["train"]
+    assert [message["role"] for message in rows["messages"][0]] == ["user", "assistant"] * 2
+    assert rows["messages"][0][0]["content"] == "你好"
+
+
+def test_mistakes_do_not_end_the_conversation(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
+    lines = ["long " * 300, f"/save {tmp_path}", "Hello!"]
+    result = cli("chat", chat_folder, stdin="\n".join(lines))
+    assert (result.code, result.out) == (0, "Hi! How are you?\n")
+    assert "shorten the message, or lower max_new_tokens" in result.err.replace("\n", " ")
+    assert str(tmp_path) in result.err.replace("\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stopping_an_answer(cli: Cli, chat_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C stops one answer; the conversation goes on with what was said."""
+    whole = ChatSession.stream
+
+    def interrupted(self: ChatSession, text: str) -> Any:
+        pieces = whole(self, text)
+        if text != "Count to five.":
+            yield from pieces
+            return
+        yield next(pieces)
+        pieces.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ChatSession, "stream", interrupted)
+    result = cli("chat", chat_folder, stdin="Count to five.\n/reset\nHello!\n")
+    assert (result.code, result.out) == (0, "1,  [stopped]\nHi! How are you?\n")
