@@ -22,12 +22,14 @@ from .training.pretrain import pretrain
 from .training.run import RESULTS_NAME
 from .training.sft import sft
 
+# The last one is held out: what the model says of it, it makes up.
 QUESTIONS = (
     "Hello!",
-    "What does str.join do?",
-    "What does json.dumps do?",
-    "What does os.path.exists do?",
     "Who are you?",
+    "What does str.join do?",
+    "What does os.listdir do?",
+    "How do I call list.append?",
+    "What is random.shuffle for?",
 )
 
 

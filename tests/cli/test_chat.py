@@ -43,11 +43,11 @@ def test_a_piped_conversation(cli: Cli, chat_folder: Path, tmp_path: Path) -> No
     assert json.loads(file.read_text(encoding="utf-8")) == {"messages": session.messages}
     assert result.err.count("/reset forgets the conversation") == 2, "help at the start, and for an unknown command"
     assert "The conversation is forgotten." in result.err
-    assert str(file) in result.err.replace("\n", "")
+    assert str(file) in result.err
 
 
 def test_what_was_saved_can_be_learned_from(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
-    cli("chat", chat_folder, stdin=f"你好\nSmile\n/save {tmp_path / 'said.json'}\n")
+    cli("chat", chat_folder, "--max_new_tokens", "30", stdin=f"你好\nSmile\n/save {tmp_path / 'said.json'}\n")
     rows = load_conversations(str(tmp_path / "said.json"))["train"]
     assert [message["role"] for message in rows["messages"][0]] == ["user", "assistant"] * 2
     assert rows["messages"][0][0]["content"] == "你好"
@@ -57,8 +57,8 @@ def test_mistakes_do_not_end_the_conversation(cli: Cli, chat_folder: Path, tmp_p
     lines = ["long " * 300, f"/save {tmp_path}", "Hello!"]
     result = cli("chat", chat_folder, stdin="\n".join(lines))
     assert (result.code, result.out) == (0, "Hi! How are you?\n")
-    assert "shorten the message, or lower max_new_tokens" in result.err.replace("\n", " ")
-    assert str(tmp_path) in result.err.replace("\n", "")
+    assert "shorten the message, or lower max_new_tokens" in result.err
+    assert str(tmp_path) in result.err
     assert list(tmp_path.iterdir()) == []
 
 

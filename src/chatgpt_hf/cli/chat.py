@@ -64,7 +64,7 @@ def converse(session: "ChatSession") -> None:
     from ..errors import ChatGPTError
 
     console = Console(stderr=True)
-    console.print(f"[dim]{HELP}[/dim]")
+    console.print(f"[dim]{HELP}[/dim]", soft_wrap=True)
     while True:
         try:
             line = input("you> " if sys.stdin.isatty() else "").strip()
@@ -80,14 +80,16 @@ def converse(session: "ChatSession") -> None:
             console.print("[dim]The conversation is forgotten.[/dim]")
         elif command == "/save":
             try:
-                console.print(f"[dim]Written to {session.save(Path(rest.strip() or 'conversation.json'))}[/dim]")
+                console.print(
+                    f"[dim]Written to {session.save(Path(rest.strip() or 'conversation.json'))}[/dim]", soft_wrap=True
+                )
             except (ChatGPTError, OSError) as error:
-                console.print(f"error: {error}", markup=False, style="red")
+                console.print(f"error: {error}", markup=False, style="red", soft_wrap=True)
         elif command.startswith("/"):
-            console.print(f"[dim]{HELP}[/dim]")
+            console.print(f"[dim]{HELP}[/dim]", soft_wrap=True)
         else:
             sys.stdout.write("gpt> " if sys.stdin.isatty() else "")
             try:
                 answer(session, line)
             except ChatGPTError as error:
-                console.print(f"error: {error}", markup=False, style="red")
+                console.print(f"error: {error}", markup=False, style="red", soft_wrap=True)

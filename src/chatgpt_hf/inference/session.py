@@ -85,14 +85,16 @@ class ChatSession:
             ConfigError: When the message alone does not fit into the context.
         """
         messages = self._forget_to_fit([*self.messages, {"role": "user", "content": text}])
-        answer = ""
+        answer, whole = "", False
         try:
             prompt = self._prompt(messages)
             for piece in stream_tokens(self.model, self.tokenizer, prompt, self._config_within(len(prompt))):
                 answer += piece
                 yield piece
+            whole = True
         finally:
-            if answer:
+            # A model may have nothing to say, and then that was its answer.
+            if answer or whole:
                 self.messages = [*messages, {"role": "assistant", "content": answer.strip()}]
 
     def reply(self, text: str) -> str:

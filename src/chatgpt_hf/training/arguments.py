@@ -238,6 +238,10 @@ def resolve_recipe(*arguments: Any) -> dict[str, Any]:
         default = type(group)()
         for item in fields(group):
             value = getattr(group, item.name)
-            if item.init and value != getattr(default, item.name) and isinstance(value, str | int | float | list | dict | None):
+            if (
+                item.init
+                and value != getattr(default, item.name)
+                and isinstance(value, str | int | float | list | dict | None)
+            ):
                 resolved[item.name] = getattr(value, "value", value)
     return resolved

@@ -1,0 +1,157 @@
+"""Scores of text, against one token at a time with all that came before it."""
+
+import lzma
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
+from chatgpt_hf.errors import ConfigError, DataError
+from chatgpt_hf.evaluation.language_modeling import (
+    LanguageModelingResult,
+    evaluate_language_modeling,
+    windows,
+    xz_bits_per_byte,
+)
+from chatgpt_hf.tokenization_chatgpt import encode_documents
+
+TEXTS = ["The cat sits.", "你好 👍🏽", "x", "One small bird runs around the garden, red.\n"]
+LONG = "An old horse looks at the river and the dog. " * 6
+CONTEXT = 40
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base_folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(base_folder)
+
+
+@pytest.fixture(params=["rope", "learned"])
+def model(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase) -> ChatGPTForCausalLM:
+    torch.manual_seed(0)
+    config = ChatGPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=CONTEXT,
+        position_embedding_type=request.param,
+        initializer_range=0.3,
+        residual_dropout=0.5,
+    )
+    return ChatGPTForCausalLM(config)
+
+
+@torch.no_grad()
+def naive(model: ChatGPTForCausalLM, ids: list[int], first_seen: dict[int, int]) -> float:
+    """Minus log probability of each token but the first, given `ids[first_seen[i]:i]`, one forward pass for each."""
+    total = 0.0
+    for index in range(1, len(ids)):
+        seen = ids[first_seen[index] : index]
+        assert len(seen) < CONTEXT
+        total -= model.eval()(input_ids=torch.tensor([seen])).logits[0, -1].log_softmax(-1)[ids[index]].item()
+    return total
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_short_texts_are_scored_in_full_context(model: Any, tokenizer: Any, batch_size: int) -> None:
+    documents = encode_documents(tokenizer, TEXTS)
+    assert max(map(len, documents)) <= CONTEXT
+    expected = sum(naive(model, ids, dict.fromkeys(range(len(ids)), 0)) for ids in documents)
+    result = evaluate_language_modeling(model, tokenizer, TEXTS, batch_size=batch_size, progress=False)
+    assert result.negative_log_likelihood == pytest.approx(expected, rel=1e-5)
+    assert result.tokens == sum(len(ids) - 1 for ids in documents)
+    assert result.bytes == sum(len(text.encode()) for text in TEXTS)
+
+
+@pytest.mark.parametrize("stride", [None, 1, 7, CONTEXT - 1])
+def test_long_texts_are_scored_in_the_documented_windows(model: Any, tokenizer: Any, stride: int | None) -> None:
+    (ids,) = encode_documents(tokenizer, [LONG])
+    assert len(ids) > 3 * CONTEXT
+    step = CONTEXT // 2 if stride is None else stride
+    # The first window scores all of its tokens; the next ones end `step` later, and score those `step`.
+    first_seen = {}
+    for index in range(1, len(ids)):
+        later = max(0, math.ceil((index + 1 - CONTEXT) / step))
+        end = min(CONTEXT + later * step, len(ids))
+        first_seen[index] = max(0, end - CONTEXT)
+        assert index < CONTEXT or index - first_seen[index] >= CONTEXT - step, "the context that is promised"
+    result = evaluate_language_modeling(model, tokenizer, [LONG, TEXTS[0]], stride=stride, progress=False)
+    (short,) = encode_documents(tokenizer, [TEXTS[0]])
+    expected = naive(model, ids, first_seen) + naive(model, short, dict.fromkeys(range(len(short)), 0))
+    assert result.negative_log_likelihood == pytest.approx(expected, rel=1e-5)
+    assert result.tokens == len(ids) + len(short) - 2
+
+
+@given(st.integers(1, 200), st.integers(2, 40), st.data())
+def test_windows_score_each_token_once(length: int, size: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, size - 1))
+    scored = []
+    for start, end, first in windows(length, size, stride):
+        assert 0 <= start < first <= max(end, 1)
+        assert end - start <= size
+        scored += range(first, end)
+        assert start == 0 or first - start >= size - stride
+    assert scored == list(range(1, length))
+
+
+def test_padding_makes_no_difference(model: Any, tokenizer: Any, base_folder: Path) -> None:
+    expected = evaluate_language_modeling(model, tokenizer, TEXTS, progress=False)
+    other = AutoTokenizer.from_pretrained(base_folder, padding_side="left")
+    other.pad_token = None
+    assert evaluate_language_modeling(model, other, TEXTS, progress=False) == expected
+
+
+def test_the_model_is_left_as_it_was(model: Any, tokenizer: Any) -> None:
+    model.train()
+    first = evaluate_language_modeling(model, tokenizer, TEXTS, progress=False)
+    assert model.training
+    assert evaluate_language_modeling(model, tokenizer, TEXTS, progress=False) == first, "dropout was on"
+    model.eval()
+    evaluate_language_modeling(model, tokenizer, TEXTS, progress=False)
+    assert not model.training
+
+
+def test_arithmetic() -> None:
+    result = LanguageModelingResult(negative_log_likelihood=8 * math.log(2), tokens=4, bytes=2)
+    assert result.bits_per_byte == pytest.approx(4)
+    assert result.perplexity == pytest.approx(4)
+    assert result.as_dict() == {"bits_per_byte": result.bits_per_byte, "perplexity": result.perplexity, "tokens": 4}
+
+
+def test_a_model_that_knows_nothing_needs_all_the_bits(tokenizer: Any) -> None:
+    config = ChatGPTConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    model = ChatGPTForCausalLM(config)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    result = evaluate_language_modeling(model, tokenizer, TEXTS, progress=False)
+    assert result.perplexity == pytest.approx(len(tokenizer), rel=1e-4)
+
+
+def test_xz() -> None:
+    seen, new = ["abc" * 50, "something else"], ["abc" * 50, "äöü"]
+
+    def size(texts: list[str]) -> int:
+        return len(lzma.compress("\n\n".join(texts).encode(), preset=9 | lzma.PRESET_EXTREME))
+
+    bits = 8 * (size([*seen, *new]) - size(seen))
+    assert xz_bits_per_byte(seen, new) == bits / (150 + 6)
+    assert xz_bits_per_byte(iter(seen), iter(new)) == bits / (150 + 6)
+    # What it has seen costs it next to nothing.
+    assert xz_bits_per_byte(["".join(map(chr, range(40, 120)))] * 3, ["".join(map(chr, range(40, 120)))]) < 1
+
+
+@pytest.mark.parametrize("texts", [[], ["", ""]])
+def test_nothing_to_score(texts: list[str], model: Any, tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="no held-out text"):
+        evaluate_language_modeling(model, tokenizer, texts, progress=False)
+
+
+@pytest.mark.parametrize("stride", [0, -1, CONTEXT])
+def test_strides_that_leave_a_token_without_context(stride: int, model: Any, tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"stride is {stride} and the model's context {CONTEXT}: give 1 to 39"):
+        evaluate_language_modeling(model, tokenizer, TEXTS, stride=stride, progress=False)

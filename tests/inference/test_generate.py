@@ -1,0 +1,38 @@
+"""Continuing a text."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from chatgpt_hf.errors import ChatGPTError, ConfigError
+from chatgpt_hf.inference.generate import stream_text
+from chatgpt_hf.tokenization_chatgpt import load_tokenizer
+
+
+def test_the_prompt_comes_first_and_as_it_is(chat_folder: Path) -> None:
+    prompt = "你好 <|im_end|> 👍🏽\n"
+    pieces = list(stream_text(chat_folder, prompt, max_new_tokens=5, temperature=0))
+    assert pieces[0] == prompt
+    assert "".join(pieces) == "".join(stream_text(str(chat_folder), prompt, max_new_tokens=5, temperature=0))
+
+
+def test_a_prompt_as_long_as_the_context(chat_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(chat_folder)
+    word = tokenizer.decode(tokenizer(" the")["input_ids"][:1])
+    assert len(tokenizer(word * 127)["input_ids"]) == 127
+    with pytest.raises(ConfigError, match=r"The prompt takes 128 tokens and the model's context is 128 .*shorten"):
+        list(stream_text(chat_folder, word * 127))
+    # The last position still predicts one token.
+    assert list(stream_text(chat_folder, word * 126, max_new_tokens=50))
+
+
+def test_gpt2_with_its_own_tokenizer(shared_data: Path, tmp_path: Path) -> None:
+    """A model of another family, whose tokenizer has no padding token."""
+    load_tokenizer(shared_data / "gpt2_tokenizer").save_pretrained(tmp_path)
+    GPT2LMHeadModel(GPT2Config(n_positions=16, n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    pieces = list(stream_text(tmp_path, "Hello there", max_new_tokens=100, temperature=0))
+    assert pieces[0] == "Hello there"
+    assert len(pieces) > 1
+    with pytest.raises(ChatGPTError, match="the model's context is 16"):
+        list(stream_text(tmp_path, "Hello there " * 8))

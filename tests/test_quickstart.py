@@ -1,0 +1,118 @@
+"""The whole road, in a tiny form: from the builtin documents to a folder that answers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+
+from chatgpt_hf import ChatSession
+from chatgpt_hf.quickstart import QUESTIONS, quickstart
+from chatgpt_hf.training import sft
+
+PRETRAIN = """--vocab_size 400 --block_size 192 --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2
+    --per_device_train_batch_size 2 --max_steps 4 --warmup_steps 1 --eval_strategy no --save_steps 2 --logging_steps 1
+    --disable_tqdm true""".split()
+SFT = """--block_size 192 --max_steps 6 --warmup_steps 1 --per_device_train_batch_size 2 --save_steps 2 --logging_steps 1
+    --disable_tqdm true""".split()
+FIGURES = {"parameters", "train_tokens", "held_out_bits_per_byte", "held_out_perplexity"}
+
+
+class Killed(BaseException):
+    """What ends a process in the middle of a step."""
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps that are trained, as they happen."""
+    taken: list[int] = []
+    step = Trainer.training_step
+
+    def counted(self: Trainer, *arguments: Any, **kwargs: Any) -> torch.Tensor:
+        taken.append(self.state.global_step)
+        return step(self, *arguments, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", counted)
+    # Untrained models do not end their answers, and these are measured on every one.
+    monkeypatch.setattr(sft, "EVALUATED_CONVERSATIONS", 4)
+    return taken
+
+
+def run(folder: Path) -> tuple[list[str], dict[str, Any]]:
+    said: list[str] = []
+    return said, quickstart(folder, say=said.append, pretrain_overrides=PRETRAIN, sft_overrides=SFT)
+
+
+@pytest.mark.slow
+def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "quickstart"
+    train = sft.train_and_save
+
+    def dying(trainer: Trainer, *arguments: Any) -> Any:
+        step = trainer.training_step
+
+        def until(*args: Any, **kwargs: Any) -> torch.Tensor:
+            if trainer.state.global_step == 5:
+                raise Killed
+            return step(*args, **kwargs)
+
+        trainer.training_step = until
+        return train(trainer, *arguments)
+
+    # Killed in the sixth step of the second stage.
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "train_and_save", dying)
+        with pytest.raises(Killed):
+            run(folder)
+    assert steps == [0, 1, 2, 3, 0, 1, 2, 3, 4]
+    base_weights = (folder / "base" / "model.safetensors").read_bytes()
+
+    # It goes on from the second stage's last checkpoint.
+    steps.clear()
+    said, results = run(folder)
+    assert steps == [4, 5]
+    assert (folder / "base" / "model.safetensors").read_bytes() == base_weights
+
+    # One sentence for each stage, then the figures and a conversation.
+    assert [line[:5] for line in said if line.startswith("[")] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert "bits per byte" in said[4]
+    assert "questions it never saw" in said[4]
+    assert [line.split("\n")[1] for line in said[5:-1]] == [f"you> {question}" for question in QUESTIONS]
+    assert f"chatgpt-hf chat {folder}" in said[-1]
+    assert set(results) == {"pretrain", "sft", "xz_bits_per_byte"}
+    assert set(results["pretrain"]) >= FIGURES
+    assert 0.5 < results["xz_bits_per_byte"] < 4
+
+    # What is left: two plain model folders.
+    for path in (folder, folder / "base"):
+        names = {file.name for file in path.iterdir()}
+        assert names >= {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"}
+        assert names >= {"recipe.yaml", "results.json"}
+        assert {file.name for file in (path / "report").iterdir()} == {"report.md", "loss.png", "samples.md"}
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+        assert model.config.vocab_size == len(tokenizer) == 400
+    assert json.loads((folder / "results.json").read_text()) == results["sft"]
+    assert json.loads((folder / "base" / "results.json").read_text()) == results["pretrain"]
+    session = ChatSession.from_pretrained(folder, max_new_tokens=5)
+    assert session.generation_config.eos_token_id == session.tokenizer.convert_tokens_to_ids(
+        ["<|im_end|>", "<|endoftext|>"]
+    )
+
+    # Once more: nothing is trained, and it says the same.
+    steps.clear()
+    weights = load_file(folder / "model.safetensors")
+    again, same = run(folder)
+    assert steps == []
+    assert (again, same) == (said, results)
+    assert all(torch.equal(weights[name], weight) for name, weight in load_file(folder / "model.safetensors").items())
+
+
+def test_somebody_elses_folder_is_left_alone(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    message = refused("quickstart", "--output_dir", tmp_path)
+    assert "is not empty and not a run of ours" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
