@@ -171,9 +171,14 @@ def test_a_failure_leaves_the_old_files(tmp_path: Path, error: BaseException) ->
     expected = OutputError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
         write_atomically(tmp_path / "a", write)
-    with pytest.raises(expected), atomic_folder(tmp_path) as temporary:
-        (temporary / "new").write_text("half")
-        write(temporary / "a")
+
+    def write_two() -> None:
+        with atomic_folder(tmp_path) as temporary:
+            (temporary / "new").write_text("half")
+            write(temporary / "a")
+
+    with pytest.raises(expected):
+        write_two()
     assert contents(tmp_path) == {"a": b"old"}
 
 
@@ -189,9 +194,9 @@ def test_a_failure_leaves_the_old_files(tmp_path: Path, error: BaseException) ->
     ],
 )
 def test_a_refused_write_names_the_folder_and_the_remedy(error: Exception) -> None:
-    with pytest.raises(OutputError, match=r"Could not write to runs/x: .*free some space, or name a folder"):
-        with clear_disk_errors(Path("runs/x")):
-            raise error
+    message = r"Could not write to runs/x: .*free some space, or name a folder"
+    with pytest.raises(OutputError, match=message), clear_disk_errors(Path("runs/x")):
+        raise error
 
 
 @pytest.mark.parametrize(

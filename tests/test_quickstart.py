@@ -14,11 +14,48 @@ from chatgpt_hf import ChatSession
 from chatgpt_hf.quickstart import QUESTIONS, quickstart
 from chatgpt_hf.training import sft
 
-PRETRAIN = """--vocab_size 400 --block_size 192 --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2
-    --per_device_train_batch_size 2 --max_steps 4 --warmup_steps 1 --eval_strategy no --save_steps 2 --logging_steps 1
-    --disable_tqdm true""".split()
-SFT = """--block_size 192 --max_steps 6 --warmup_steps 1 --per_device_train_batch_size 2 --save_steps 2 --logging_steps 1
-    --disable_tqdm true""".split()
+PRETRAIN = [
+    "--vocab_size",
+    "400",
+    "--block_size",
+    "192",
+    "--hidden_size",
+    "32",
+    "--num_hidden_layers",
+    "1",
+    "--num_attention_heads",
+    "2",
+    "--per_device_train_batch_size",
+    "2",
+    "--max_steps",
+    "4",
+    "--warmup_steps",
+    "1",
+    "--eval_strategy",
+    "no",
+    "--save_steps",
+    "2",
+    "--logging_steps",
+    "1",
+    "--disable_tqdm",
+    "true",
+]
+SFT = [
+    "--block_size",
+    "192",
+    "--max_steps",
+    "6",
+    "--warmup_steps",
+    "1",
+    "--per_device_train_batch_size",
+    "2",
+    "--save_steps",
+    "2",
+    "--logging_steps",
+    "1",
+    "--disable_tqdm",
+    "true",
+]
 FIGURES = {"parameters", "train_tokens", "held_out_bits_per_byte", "held_out_perplexity"}
 
 

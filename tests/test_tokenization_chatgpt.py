@@ -20,7 +20,6 @@ from chatgpt_hf.tokenization_chatgpt import (
     train_tokenizer,
 )
 
-
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog doesn't mind. " * 20,
     "def add(a, b):\n    return a + b  # 1234567\n" * 20,

@@ -12,7 +12,6 @@ from chatgpt_hf.data import corpus
 from chatgpt_hf.data.corpus import load_corpus, split_by_hash
 from chatgpt_hf.errors import ConfigError, DataError
 
-
 DOCUMENTS = ["First document.\nTwo lines.", 'Quotes ", commas, and\ttabs.', "中文 👍", "null", "007"]
 
 

@@ -260,7 +260,7 @@ def test_the_models_own_config_stays(model: PreTrainedModel, tokenizer: PreTrain
 def test_tokenizers_that_do_not_go_with_it(model: PreTrainedModel, base_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     tokenizer.chat_template = None
-    with pytest.raises(TokenizerError, match="this is a base model. Fine-tune it first"):
+    with pytest.raises(TokenizerError, match=r"this is a base model\. Fine-tune it first"):
         ChatSession(model, tokenizer)
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     tokenizer.add_tokens(["<one more>"])

@@ -114,7 +114,7 @@ def test_recipes_that_cannot_be_used(text: str, message: str, tmp_path: Path) ->
 
 def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="recipe.yaml is not YAML"):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml is not YAML"):
         parse_recipe(PRETRAIN, tmp_path / "recipe.yaml", [])
 
 

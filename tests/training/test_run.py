@@ -86,7 +86,16 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 CHECKPOINTS = ["--max_steps", "12", "--save_strategy", "steps", "--save_steps", "4"]
 # Dropout draws from the generator in every step, evaluation comes between, and a step takes two batches.
 HARD_TO_RESUME = {
-    "pretrain": "--residual_dropout 0.2 --gradient_accumulation_steps 2 --eval_strategy steps --eval_steps 3".split(),
+    "pretrain": [
+        "--residual_dropout",
+        "0.2",
+        "--gradient_accumulation_steps",
+        "2",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "3",
+    ],
     "sft": ["--gradient_accumulation_steps", "2"],
 }
 

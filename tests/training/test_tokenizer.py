@@ -23,6 +23,6 @@ def test_what_is_there_stays(corpus_file: Path, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(OutputError, match=r"is not an empty folder. Nothing was written"):
             train_tokenizer_on_corpus(str(corpus_file), folder, vocab_size=280)
-    with pytest.raises(TokenizerError, match="vocab_size is 200.*need 260"):
+    with pytest.raises(TokenizerError, match=r"vocab_size is 200.*need 260"):
         train_tokenizer_on_corpus(str(corpus_file), tmp_path / "new", vocab_size=200)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
