@@ -1,5 +1,6 @@
 """The whole road, in a tiny form: from the builtin documents to a folder that answers."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import DatasetDict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from chatgpt_hf import ChatSession
+from chatgpt_hf.data.builtin import load_builtin
 from chatgpt_hf.quickstart import QUESTIONS, quickstart
 from chatgpt_hf.training import sft
 
@@ -64,6 +67,19 @@ class Killed(BaseException):
 
 
 @pytest.fixture
+def small_corpora(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first documents and questions of the builtin corpora, in place of all."""
+
+    def first(name: str) -> DatasetDict:
+        return DatasetDict(
+            {part: rows.select(range(120 if part == "train" else 12)) for part, rows in load_builtin(name).items()}
+        )
+
+    for module in ("quickstart", "data.builtin", "data.conversations"):
+        monkeypatch.setattr(importlib.import_module(f"chatgpt_hf.{module}"), "load_builtin", first)
+
+
+@pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps that are trained, as they happen."""
     taken: list[int] = []
@@ -85,6 +101,7 @@ def run(folder: Path) -> tuple[list[str], dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_corpora")
 def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "quickstart"
     train = sft.train_and_save

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import RECIPE_NAME
+from .checkpoints import RECIPE_NAME, check_output_dir
 from .data.builtin import load_builtin
 from .evaluation.language_modeling import xz_bits_per_byte
 from .inference.session import ChatSession
@@ -50,7 +50,8 @@ def quickstart(
     Returns:
         `{"pretrain": ..., "sft": ..., "xz_bits_per_byte": ...}`, the figures of both runs.
     """
-    folder = Path(output_dir)
+    # Before minutes are spent on the first stage, which has a folder of its own.
+    folder = check_output_dir(output_dir, resume=True)
     docs = load_builtin("builtin:python-docs")
     say(
         f"[1/4] The corpus: {len(docs['train'])} documents of this Python's own documentation; {len(docs['test'])} more "

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedModel
+from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import atomic_folder, load_model
-from ..errors import ConversionError, OutputError
+from ..errors import ConversionError, OutputError, TokenizerError
 from ..modeling_chatgpt import ChatGPTForCausalLM
+from ..tokenization_chatgpt import load_tokenizer
 from .gpt2 import to_gpt2_config, to_gpt2_state_dict
 
 # Largest difference of float32 logits that rounding explains, for weights of any published GPT-2.
@@ -31,6 +31,7 @@ def convert_checkpoint(source: str | Path, output_dir: str | Path, to: str = "ch
         ConversionError: When the target cannot express the source, or the logits differ.
         OutputError: When the folder is not empty.
         CheckpointError: When the source cannot be read.
+        TokenizerError: When its tokenizer cannot.
     """
     if to not in TARGETS:
         raise ConversionError(f"--to {to} is unknown; known are {', '.join(TARGETS)}.")
@@ -44,15 +45,24 @@ def convert_checkpoint(source: str | Path, output_dir: str | Path, to: str = "ch
             f"The converted model's logits differ by {difference:.1e} from the source's (at most {TOLERANCE:.0e} is "
             "rounding). Nothing was written."
         )
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError):
-        tokenizer = None
+    tokenizer = _tokenizer(source)
     with atomic_folder(folder) as temporary:
         converted.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
     return difference
+
+
+def _tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
+    """The source's tokenizer; None where it has none, for which transformers would make an empty one up."""
+    names = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"}
+    if Path(source).is_dir():
+        there = any((Path(source) / name).is_file() for name in names)
+        return load_tokenizer(source) if there else None
+    try:
+        return load_tokenizer(source)
+    except TokenizerError:
+        return None
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from transformers import default_data_collator
+from transformers import Trainer, default_data_collator
 from trl import SFTTrainer
 
 from ..checkpoints import check_tokenizer_fits, load_model
@@ -11,6 +11,7 @@ from ..data.conversations import load_conversations, share_supervised, tokenize_
 from ..data.packing import pack_documents
 from ..errors import ConfigError, TokenizerError
 from ..evaluation.answers import ends_with_an_answer, evaluate_answers
+from ..modeling_chatgpt import ChatGPTForCausalLM
 from ..report import Report
 from ..tokenization_chatgpt import IM_END, load_tokenizer
 from .arguments import ChatSFTArguments, ConversationArguments, ModelArguments
@@ -20,6 +21,16 @@ logger = logging.getLogger(__name__)
 
 # Conversations of each part that the figures are measured on: the greedy answers to more would take minutes on a laptop.
 EVALUATED_CONVERSATIONS = 200
+
+
+class ModelLossSFTTrainer(SFTTrainer):
+    """`SFTTrainer` with the model's own chunked loss, as `Trainer` calls it.
+
+    TRL's fused head also measures entropy and scores, off a GPU, every position in its own way: 0.86 s a step against
+    0.58 s on two cores, for the quickstart. Models without a chunked loss keep TRL's.
+    """
+
+    compute_loss = Trainer.compute_loss
 
 
 def sft(
@@ -61,7 +72,8 @@ def sft(
     # The rows are ready: TRL's own preparation would read message text that looks like a special token as one.
     arguments.dataset_kwargs = {"skip_prepare_dataset": True}
     arguments.remove_unused_columns = False
-    trainer = SFTTrainer(
+    trainer_class = ModelLossSFTTrainer if isinstance(model, ChatGPTForCausalLM) else SFTTrainer
+    trainer = trainer_class(
         model=model,
         args=arguments,
         train_dataset=rows,
