@@ -61,7 +61,7 @@ def print_fields(dataclasses: tuple[type, ...]) -> None:
         for item in fields(dataclass):
             default = "" if item.default is None else f" [dim]({item.default})[/dim]"
             table.add_row(f"--{item.name}", f"{item.metadata['help']}{default}")
-    package = __package__.partition(".")[0]
+    package = __name__.partition(".")[0]
     base = next(kind.__name__ for kind in dataclasses[-1].__mro__ if kind.__module__.partition(".")[0] != package)
     table.add_row(
         "--output_dir ...", f"Every field of {base}: --learning_rate, --max_steps, --resume_from_checkpoint true ..."

@@ -1,0 +1,115 @@
+"""Fine-tuning on conversations that are not all alike."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer
+
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, sft
+from chatgpt_hf.training import sft as module
+from chatgpt_hf.training.arguments import ChatSFTArguments, ConversationArguments, ModelArguments, parse_recipe
+
+TYPES = (ModelArguments, ConversationArguments, ChatSFTArguments)
+
+
+def run(options: list[str], folder: Path, *more: object) -> dict[str, Any]:
+    return sft(*parse_recipe(TYPES, None, [*options, "--output_dir", str(folder), *map(str, more)]))
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def write(file: Path, conversations: list[Any]) -> Path:
+    file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations), encoding="utf-8")
+    return file
+
+
+def test_conversations_of_every_kind(sft_options: list[str], tmp_path: Path) -> None:
+    """Those that no answer can be measured on are learned from all the same."""
+    rows = [
+        [user("Hello!"), assistant("Hi")],
+        [user("Hello!"), assistant("Hi"), user("And?")],
+        [user("Alone")],
+        [assistant("First")],
+        [{"role": "system", "content": "Be brief."}, user("a"), assistant("b"), user("c"), assistant("d")],
+        [user("long " * 100), assistant("beyond the row")],
+    ]
+    figures = run(sft_options, tmp_path / "run", "--dataset", write(tmp_path / "rows.jsonl", rows))
+    assert 0 < figures["share_of_tokens_learned"] < 0.5
+    assert 0 <= figures["trained_exact_match"] <= 1
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
+def test_no_answer_to_measure(sft_options: list[str], tmp_path: Path) -> None:
+    rows = [[user("Hello!"), assistant("Hi"), user("And?")]] * 2
+    figures = run(sft_options, tmp_path / "run", "--dataset", write(tmp_path / "rows.jsonl", rows))
+    assert not [name for name in figures if name.startswith("trained_")]
+
+
+def test_the_held_out_part_is_measured_and_not_learned(
+    sft_options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train = Dataset.from_list([{"messages": [user("Hello!"), assistant("Hi! How are you?")]}] * 4)
+    test = Dataset.from_list([{"messages": [user("Smile"), assistant("No")]}])
+    monkeypatch.setattr(module, "load_conversations", lambda source: DatasetDict(train=train, test=test))
+    seen = []
+    packing = module.pack_documents
+    monkeypatch.setattr(module, "pack_documents", lambda rows, *a, **k: seen.append(rows) or packing(rows, *a, **k))
+    figures = run(sft_options, tmp_path / "run", "--max_steps", "30", "--optim", "adamw_torch")
+    assert [len(rows) for rows in seen] == [4]
+    assert figures["trained_exact_match"] == 1
+    assert figures["held_out_exact_match"] == 0
+    samples = (tmp_path / "run" / "report" / "samples.md").read_text(encoding="utf-8")
+    assert "(held_out)\nQ: Smile\n" in samples
+
+
+def test_only_the_assistants_words_are_learned(sft_options: list[str], base_folder: Path, tmp_path: Path) -> None:
+    """The user's words may be anything: what is learned depends on them as context, not as targets."""
+    rows = [[user("qqqq zzzz xxxx"), assistant("yes")]] * 4
+    run(sft_options, tmp_path / "run", "--dataset", write(tmp_path / "r.jsonl", rows), "--max_steps", "20")
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    ids = torch.tensor([tokenizer.apply_chat_template(rows[0], return_dict=True)["input_ids"]])
+    with torch.no_grad():
+        before, after = (
+            torch.nn.functional.cross_entropy(
+                load_model(path).eval()(ids).logits[0, :-1], ids[0, 1:], reduction="none"
+            )
+            for path in (base_folder, tmp_path / "run")
+        )
+    learned = torch.tensor(
+        tokenizer.apply_chat_template(rows[0], return_assistant_tokens_mask=True, return_dict=True)["assistant_masks"]
+    )[1:].bool()
+    assert after[learned].mean() < 0.5 * before[learned].mean()
+    assert after[~learned].mean() > 0.8 * before[~learned].mean()
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_a_base_of_few_positions_without_padding(
+    positions: str, sft_options: list[str], base_folder: Path, tmp_path: Path
+) -> None:
+    """The answers that are measured end where the context does."""
+    folder = Path(shutil.copytree(base_folder, tmp_path / "base"))
+    config = ChatGPTConfig(
+        vocab_size=300,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        position_embedding_type=positions,
+    )
+    ChatGPTForCausalLM(config).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    run(sft_options, tmp_path / "run", "--model_name_or_path", folder)
+    assert (tmp_path / "run" / "results.json").is_file()
