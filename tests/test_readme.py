@@ -58,7 +58,9 @@ def test_the_commands_are_there() -> None:
 def test_make_quickstart_runs_the_command_that_the_tests_run() -> None:
     result = subprocess.run(["make", "-n", "quickstart"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip().endswith("chatgpt-hf quickstart")
+    # A make that runs inside `make test` says which folder it enters and leaves.
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("make[")]
+    assert lines[-1].endswith("bin/chatgpt-hf quickstart")
 
 
 def test_every_command_runs(workplace: Path) -> None:
@@ -75,7 +77,7 @@ def test_every_command_runs(workplace: Path) -> None:
 
 def _smaller(words: list[str]) -> list[str]:
     if words[1] == "pretrain":
-        return [*TINY, "--block_size", "64"]
+        return TINY
     return ["--vocab_size", "300"] if words[1] == "tokenizer" else []
 
 
