@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
-from chatgpt_hf.conversion.gpt2 import expresses, read_gpt2_config, to_gpt2_config, to_gpt2_state_dict
+from chatgpt_hf.conversion.gpt2 import read_gpt2_config, to_gpt2_config, to_gpt2_state_dict
 from chatgpt_hf.errors import ConversionError
 from chatgpt_hf.modeling_chatgpt import ChatGPTForSequenceClassification, ChatGPTModel
 
@@ -331,11 +331,6 @@ def test_unsupported_checkpoints_are_refused(field: str, value: bool, tmp_path: 
 def test_what_gpt2_cannot_express_is_refused(overrides: dict[str, Any], field: str) -> None:
     with pytest.raises(ConversionError, match=f"`{field}="):
         to_gpt2_config(ChatGPTConfig.gpt2("gpt2", **overrides))
-
-
-def test_expresses() -> None:
-    assert expresses(GPT2Config())
-    assert not expresses(ChatGPTConfig())
 
 
 @pytest.mark.parametrize("tied", [True, False])

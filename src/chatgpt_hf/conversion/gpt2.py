@@ -8,7 +8,7 @@ shards, `.bin`, dtypes and device maps work as for any model; `to_gpt2` runs the
 from typing import Any
 
 import torch
-from transformers import GPT2Config, PreTrainedConfig
+from transformers import GPT2Config
 from transformers.core_model_loading import (
     Chunk,
     Transpose,
@@ -138,8 +138,3 @@ def to_gpt2_state_dict(model: ChatGPTForCausalLM) -> dict[str, torch.Tensor]:
         return revert_weight_conversion(model, model.state_dict())
     finally:
         del model._weight_conversions
-
-
-def expresses(config: PreTrainedConfig) -> bool:
-    """Whether `config` is of the family that this module reads."""
-    return config.model_type == "gpt2"
