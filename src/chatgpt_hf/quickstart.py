@@ -99,6 +99,9 @@ def summary(results: dict[str, Any]) -> str:
         f"(xz -9e, having seen the same training text: {results['xz_bits_per_byte']:.3f})"
     ]
     for part, title in (("trained", "questions it was trained on"), ("held_out", "questions it never saw")):
+        # Conversations of one's own may hold nothing out.
+        if f"{part}_exact_match" not in chat:
+            continue
         lines.append(
             f"  {title}: {chat[part + '_exact_match']:.1%} answered exactly, ROUGE-L {chat[part + '_rouge_l']:.3f}, "
             f"{chat[part + '_stopped']:.1%} ended by itself"
