@@ -468,9 +468,9 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
 class ChunkedLinearCrossEntropy(torch.autograd.Function):
     """Sum of cross-entropies of `hidden @ weight.T`, with gradients made chunk by chunk in the forward pass.
 
-    Never holds more than `LOSS_CHUNK_ROWS` rows of logits. For 8,192 rows, 50,257 entries and width 768 that takes the
-    stock loss' time at an eighth of its memory (benchmarks/loss_memory.py); recomputing the chunks in the backward pass
-    would cost a third more. The reference is `PreTrainedModel.loss_function` on the whole logits.
+    Never holds more than `LOSS_CHUNK_ROWS` rows of logits. For 8,192 rows, 50,257 entries and width 768 that takes an
+    eighth of the stock loss' memory and no more time (benchmarks/loss_memory.py); recomputing the chunks in the backward
+    pass would add a fourth matrix product to the three. The reference is `PreTrainedModel.loss_function` on the whole logits.
     """
 
     @staticmethod
