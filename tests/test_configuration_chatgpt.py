@@ -416,3 +416,33 @@ def test_rope_scalings_run_train_and_survive_saving(scaling: dict[str, Any], len
         model.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=0),
         model.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=0, use_cache=False),
     )
+
+
+def test_ngram_tables_make_the_first_layer_keep_ids() -> None:
+    config = ChatGPTConfig(num_hidden_layers=3, ngram_vocab_sizes=[64, 128])
+    assert config.layer_types == ["hybrid", "full_attention", "full_attention"]
+    assert [config.attention_type(index) for index in range(3)] == ["full_attention"] * 3
+    sliding = ChatGPTConfig(num_hidden_layers=2, ngram_vocab_sizes=[64], sliding_window=8)
+    assert sliding.layer_types == ["hybrid_sliding", "sliding_attention"]
+    assert sliding.attention_type(0) == "sliding_attention"
+    convolutions = ChatGPTConfig(num_hidden_layers=2, conv_kernel_size=4)
+    assert convolutions.layer_types == ["hybrid", "hybrid"]
+    assert convolutions.number_of_conv_states == 2
+    again = ChatGPTConfig.from_dict(config.to_dict())
+    assert again.layer_types == config.layer_types
+    assert again.ngram_vocab_sizes == [64, 128]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"ngram_vocab_sizes": [0]}, "ngram_vocab_sizes"),
+        ({"layer_types": ["hybrid", "full_attention"]}, "ngram_vocab_sizes"),
+        ({"layer_types": ["full_attention", "hybrid"], "ngram_vocab_sizes": [8]}, "layer_types"),
+        ({"ngram_vocab_sizes": []}, "ngram_vocab_sizes"),
+        ({"conv_kernel_size": 1}, "conv_kernel_size"),
+    ],
+)
+def test_ngram_tables_that_do_not_fit_are_refused(fields: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ChatGPTConfig(num_hidden_layers=2, **fields)

@@ -32,6 +32,11 @@ GPT2_ARCHITECTURE: dict[str, Any] = {
     "attention_bias": True,
     "mlp_bias": True,
     "qk_norm": False,
+    "embedding_norm": False,
+    "embedding_residual": False,
+    "zero_init_residual": False,
+    "conv_kernel_size": None,
+    "ngram_vocab_sizes": None,
     "tie_word_embeddings": True,
 }
 
@@ -63,6 +68,18 @@ class ChatGPTConfig(PreTrainedConfig):
         attention_bias: Bias on the query, key, value and output projections.
         mlp_bias: Bias on the feed-forward projections.
         qk_norm: RMSNorm on each head's queries and keys before the rotation (Dehghani et al. 2023).
+        embedding_norm: The stream's norm on the embeddings too, before the first layer.
+        embedding_residual: Each layer first adds the embeddings again, times a learned number that starts at 0 (the `x0`
+            of modded-nanogpt's records, Jordan et al. 2024).
+        zero_init_residual: The projections that write to the residual stream start at 0, so that each layer begins as
+            the identity (Zhang et al. 2019, "Fixup"; muP's advice for outputs, Yang et al. 2022).
+        ngram_vocab_sizes: Sizes of further embedding tables, looked up by a hash of the last two ids, the last three,
+            and so on, and added to the token's (hashed n-gram embeddings, Svenstrup et al. 2017; Clark et al. 2022).
+            Ids before the start of a document count as none.
+        conv_kernel_size: Before attention and before the feed-forward layer, mix each channel with its own values at the
+            `conv_kernel_size - 1` positions before (Canon layers A and C, Allen-Zhu 2025, "Physics of language models 4.1").
+            What the next token needs of the n-grams and convolutions travels in the cache of the layers whose
+            type then is `"hybrid"` or `"hybrid_sliding"`.
         tie_word_embeddings: Whether the head uses the embedding matrix.
         attention_dropout: Dropout on attention weights while training.
         residual_dropout: Dropout on what each sublayer adds to the residual stream.
@@ -111,6 +128,11 @@ class ChatGPTConfig(PreTrainedConfig):
     attention_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = True
+    embedding_norm: bool = False
+    embedding_residual: bool = False
+    zero_init_residual: bool = False
+    ngram_vocab_sizes: list[int] | None = None
+    conv_kernel_size: int | None = None
     tie_word_embeddings: bool = True
     attention_dropout: float | int = 0.0
     residual_dropout: float | int = 0.0
@@ -146,6 +168,10 @@ class ChatGPTConfig(PreTrainedConfig):
         if self.layer_types is None:
             layer_type = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [layer_type] * self.num_hidden_layers
+        hybrid = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding"}
+        for index in range(self._hybrid_layers()):
+            self.layer_types = list(self.layer_types)
+            self.layer_types[index] = hybrid.get(self.layer_types[index], self.layer_types[index])
         if self.position_embedding_type != "rope":
             if self.rope_parameters:
                 raise ValueError(
@@ -203,19 +229,49 @@ class ChatGPTConfig(PreTrainedConfig):
             raise ValueError(
                 f"`layer_types` has {len(self.layer_types)} entries and `num_hidden_layers` is {self.num_hidden_layers}."
             )
-        unknown = set(self.layer_types) - {"full_attention", "sliding_attention"}
+        hybrid_layers = self._hybrid_layers()
+        if [kind.startswith("hybrid") for kind in self.layer_types] != [
+            index < hybrid_layers for index in range(self.num_hidden_layers)
+        ]:
+            raise ValueError(
+                f"`layer_types` is {self.layer_types}: with `ngram_vocab_sizes` {self.ngram_vocab_sizes} and "
+                f"`conv_kernel_size` {self.conv_kernel_size} the first {hybrid_layers} are hybrid and no others."
+            )
+        if self.ngram_vocab_sizes is not None and min(self.ngram_vocab_sizes, default=0) < 1:
+            raise ValueError(f"`ngram_vocab_sizes` must be None or sizes of at least 1, got {self.ngram_vocab_sizes}.")
+        if self.conv_kernel_size is not None and self.conv_kernel_size < 2:
+            raise ValueError(f"`conv_kernel_size` must be None or at least 2, got {self.conv_kernel_size}.")
+        attention = {self.attention_type(index) for index in range(self.num_hidden_layers)}
+        unknown = attention - {"full_attention", "sliding_attention"}
         if unknown:
             raise ValueError(
                 f"`layer_types` holds {sorted(unknown)}; known are 'full_attention' and 'sliding_attention'."
             )
-        if "sliding_attention" in self.layer_types and (self.sliding_window is None or self.sliding_window < 1):
+        sliding = "sliding_attention" in attention
+        if sliding and (self.sliding_window is None or self.sliding_window < 1):
             raise ValueError(
                 f"`layer_types` has sliding layers and `sliding_window` is {self.sliding_window}; it must be at least 1."
             )
-        if self.sliding_window is not None and "sliding_attention" not in self.layer_types:
+        if self.sliding_window is not None and not sliding:
             raise ValueError(
                 f"`sliding_window` is {self.sliding_window} and no entry of `layer_types` is 'sliding_attention'."
             )
+
+    def _hybrid_layers(self) -> int:
+        """How many layers' caches hold more than keys and values: the first, for n-grams, or all, for convolutions."""
+        if self.conv_kernel_size is not None:
+            return self.num_hidden_layers
+        return 1 if self.ngram_vocab_sizes else 0
+
+    @property
+    def number_of_conv_states(self) -> int:
+        """States of a hybrid layer's cache, by the name that transformers' caches read."""
+        return 1 if self.conv_kernel_size is None else 2
+
+    def attention_type(self, layer_idx: int) -> str:
+        """`"full_attention"` or `"sliding_attention"`, also where the layer's cache holds more than keys and values."""
+        layer_type = self.layer_types[layer_idx] if self.layer_types else ""
+        return {"hybrid": "full_attention", "hybrid_sliding": "sliding_attention"}.get(layer_type, layer_type)
 
     def _check_rope_parameters(self) -> None:
         rope = self.rope_parameters or {}

@@ -42,6 +42,11 @@ from .configuration_chatgpt import ChatGPTConfig
 LOSS_CHUNK_ROWS = 1024
 
 
+# 2**64 over the golden ratio, as a signed 64-bit integer: multiplicative hashing (Knuth, TAOCP vol. 3, section 6.4). The
+# low bits of the product depend on few bits of the key, so they are dropped.
+HASH_FACTOR = -7046029254386353131
+
+
 class ChatGPTRMSNorm(nn.Module):
     """Root mean square norm (Zhang & Sennrich 2019) over the last dimension of any shape."""
 
@@ -213,7 +218,7 @@ class ChatGPTAttention(nn.Module):
         if config.scale_attn_by_inverse_layer_idx:
             self.scaling /= layer_idx + 1
         self.is_causal = True
-        sliding = config.layer_types[layer_idx] == "sliding_attention"
+        sliding = config.attention_type(layer_idx) == "sliding_attention"
         self.sliding_window = config.sliding_window if sliding else None
 
         query_size = config.num_attention_heads * self.head_dim
@@ -263,8 +268,50 @@ class ChatGPTAttention(nn.Module):
         return self.o_proj(output.reshape(*input_shape, -1).contiguous()), weights
 
 
+def with_history(new: torch.Tensor, context: int, cache: Cache | None, layer_idx: int, state_idx: int) -> torch.Tensor:
+    """(batch, channels, seq) with the `context` positions before it, (batch, channels, context + seq), zeros where none are.
+
+    What came before is kept in the cache as a convolution's state, so that beams, crops and resets treat it as they should.
+    """
+    wanted = context + new.shape[-1]
+    if cache is not None:
+        new = cache.update_conv_state(new, layer_idx, state_idx, conv_kernel_size=context)
+    return nn.functional.pad(new[..., -wanted:], (max(0, wanted - new.shape[-1]), 0))
+
+
+class ChatGPTCausalConv(nn.Module):
+    """Adds to each position a mix, channel by channel, of itself and the few before it: a Canon layer (Allen-Zhu 2025).
+
+    Starts as the identity.
+    """
+
+    def __init__(self, config: ChatGPTConfig, layer_idx: int, state_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.state_idx = state_idx
+        # The shape of a depthwise `nn.Conv1d`.
+        self.weight = nn.Parameter(torch.zeros(config.hidden_size, 1, config.conv_kernel_size))
+
+    def forward(self, hidden_states: torch.Tensor, same_document: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+        """(batch, seq, hidden) to the same shape.
+
+        Args:
+            same_document: (batch or 1, seq, kernel - 1), 1 where the position 1, 2, ... before is no other document's.
+        """
+        seq_length, context = hidden_states.shape[1], self.weight.shape[-1] - 1
+        history = with_history(hidden_states.transpose(1, 2), context, cache, self.layer_idx, self.state_idx)
+        history = history.transpose(1, 2)
+        output = hidden_states * (1 + self.weight[:, 0, -1])
+        for distance in range(1, context + 1):
+            before = history[:, context - distance : context - distance + seq_length]
+            output = output + self.weight[:, 0, -1 - distance] * before * same_document[..., distance - 1 : distance]
+        return output
+
+
 class ChatGPTDecoderLayer(GradientCheckpointingLayer):
     """Norm, attention, add; norm, feed-forward, add (pre-norm, Radford et al. 2019)."""
+
+    embedding_scale: nn.Parameter | None
 
     def __init__(self, config: ChatGPTConfig, layer_idx: int) -> None:
         super().__init__()
@@ -273,13 +320,34 @@ class ChatGPTDecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = make_norm(config)
         self.mlp = ChatGPTMLP(config)
         self.residual_dropout = nn.Dropout(config.residual_dropout)
+        self.embedding_scale = nn.Parameter(torch.zeros(1)) if config.embedding_residual else None
+        self.attention_conv = self.mlp_conv = None
+        if config.conv_kernel_size is not None:
+            # The first layer's place in the cache holds the ids where there are n-grams, which see the same neighbors.
+            if layer_idx or not config.ngram_vocab_sizes:
+                self.attention_conv = ChatGPTCausalConv(config, layer_idx, state_idx=0)
+            self.mlp_conv = ChatGPTCausalConv(config, layer_idx, state_idx=1)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """(batch, seq, hidden) to the same shape; everything else goes through to `ChatGPTAttention`."""
-        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        embeddings: torch.Tensor | None = None,
+        same_document: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """(batch, seq, hidden) to the same shape; what is not named goes through to `ChatGPTAttention`."""
+        if self.embedding_scale is not None:
+            hidden_states = hidden_states + self.embedding_scale * embeddings
+        normed = self.input_layernorm(hidden_states)
+        if self.attention_conv is not None:
+            normed = self.attention_conv(normed, same_document, past_key_values)
+        attended, _ = self.self_attn(normed, past_key_values=past_key_values, **kwargs)
         hidden_states = hidden_states + self.residual_dropout(attended)
-        fed_forward = self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states + self.residual_dropout(fed_forward)
+        normed = self.post_attention_layernorm(hidden_states)
+        if self.mlp_conv is not None:
+            normed = self.mlp_conv(normed, same_document, past_key_values)
+        return hidden_states + self.residual_dropout(self.mlp(normed))
 
 
 class ChatGPTPreTrainedModel(PreTrainedModel):
@@ -304,14 +372,73 @@ class ChatGPTPreTrainedModel(PreTrainedModel):
         # The flag stands on the leaf: transformers takes a module without parameters of its own for initialised.
         if getattr(module, "_writes_residual", False):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-            init.normal_(module.weight, mean=0.0, std=std)
+            init.normal_(module.weight, mean=0.0, std=0.0 if self.config.zero_init_residual else std)
+        elif isinstance(module, ChatGPTDecoderLayer) and module.embedding_scale is not None:
+            init.zeros_(module.embedding_scale)
+        elif isinstance(module, ChatGPTCausalConv):
+            init.zeros_(module.weight)
         elif isinstance(module, ChatGPTSinusoidalEmbedding):
             init.copy_(module.table, module.compute_table(module.config))
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: ChatGPTConfig,
+        inputs_embeds: torch.Tensor,
+        attention_mask: Any,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The mask of each kind of attention that the layers have, for `forward`, and for `generate` with a static cache.
+
+        transformers' own function of this name gives a hybrid layer with a window a mask without one (5.23).
+        """
+        create = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+        return {
+            kind: create[kind](
+                config=config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+            for kind in {config.attention_type(index) for index in range(config.num_hidden_layers)}
+        }
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers, always under our own parameter names, also when GPT-2's were read."""
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(*args, **kwargs)
+
+
+class ChatGPTNgramEmbedding(nn.Module):
+    """Embeddings of the last two ids, the last three, and so on, each hashed into a table of its own, summed."""
+
+    def __init__(self, config: ChatGPTConfig) -> None:
+        super().__init__()
+        self.none = config.vocab_size
+        self.tables = nn.ModuleList([nn.Embedding(size, config.hidden_size) for size in config.ngram_vocab_sizes])
+
+    @property
+    def context(self) -> int:
+        """How many ids before a token its embedding depends on."""
+        return len(self.tables)
+
+    def forward(self, history: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """`history` (batch, context + seq) ids and positions (batch or 1, seq) to (batch, seq, hidden).
+
+        An id from before position 0 belongs to padding or to another document and counts as none.
+        """
+        length = history.shape[1] - self.context
+        base = self.none + 1
+        key = history[:, self.context :].long()
+        total: Any = 0.0
+        for distance, table in enumerate(self.tables, start=1):
+            before = history[:, self.context - distance : self.context - distance + length].long()
+            key = key * base + torch.where(position_ids >= distance, before, self.none)
+            fits = base ** (distance + 1) <= table.num_embeddings
+            total = total + table(key if fits else ((key * HASH_FACTOR) >> 20) % table.num_embeddings)
+        return total
 
 
 def document_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
@@ -346,6 +473,8 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
             self.embed_positions = ChatGPTSinusoidalEmbedding(config)
         # Unit-amplitude sinusoids drown token embeddings of std 0.02 unless these are scaled up (section 3.4).
         self.embed_scale = math.sqrt(config.hidden_size) if config.position_embedding_type == "sinusoidal" else 1.0
+        self.ngram_embedding = ChatGPTNgramEmbedding(config) if config.ngram_vocab_sizes else None
+        self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(
             [ChatGPTDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
@@ -379,6 +508,15 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         return (torch.arange(seq_length, device=inputs_embeds.device) + past_length).unsqueeze(0)
 
+    def _history(self, input_ids: torch.LongTensor | None, past_key_values: Cache | None) -> torch.Tensor:
+        """The ids with as many before them as n-grams need, (batch, context + seq)."""
+        if input_ids is None or self.config._attn_implementation.startswith("paged"):
+            raise ValueError(
+                "A model with `ngram_vocab_sizes` needs the ids before each token: give `input_ids`, not `inputs_embeds`, "
+                "and no paged attention."
+            )
+        return with_history(input_ids[:, None], self.ngram_embedding.context, past_key_values, 0, 0)[:, 0]
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -408,27 +546,17 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids)
 
-        mask_kwargs = {
-            "config": self.config,
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
-            # Only what the user gave: None keeps sdpa's mask-free causal path.
-            "position_ids": position_ids,
-        }
+        masks = attention_mask
+        if not isinstance(masks, dict):
+            # Before a fresh cache: with a cache at hand transformers does not look for packed documents. And with the
+            # positions that the user gave: None keeps sdpa's mask-free causal path.
+            masks = self.create_masks_for_generate(
+                self.config, inputs_embeds, attention_mask, past_key_values, position_ids
+            )
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
         elif attention_mask is None and past_key_values is None and is_flash_attention_requested(self.config):
             kwargs = {**document_bounds(position_ids.expand(inputs_embeds.shape[0], -1)), **kwargs}
-        # The masks come before a fresh cache: with a cache at hand transformers does not look for packed documents.
-        masks = attention_mask
-        if not isinstance(masks, dict):
-            masks = {}
-            if "full_attention" in self.config.layer_types:
-                masks["full_attention"] = create_causal_mask(**mask_kwargs)
-            if "sliding_attention" in self.config.layer_types:
-                masks["sliding_attention"] = create_sliding_window_causal_mask(**mask_kwargs)
-
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -437,13 +565,26 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
         if self.embed_positions is not None:
             self._check_positions(position_ids, inputs_embeds.shape[1], seen)
             hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.dtype)
+        if self.ngram_embedding is not None:
+            hidden_states = hidden_states + self.ngram_embedding(
+                self._history(input_ids, past_key_values), position_ids
+            )
+        if self.embedding_norm is not None:
+            hidden_states = self.embedding_norm(hidden_states)
         hidden_states = self.embedding_dropout(hidden_states)
+        embeddings = hidden_states if self.config.embedding_residual else None
+        same_document = None
+        if self.config.conv_kernel_size is not None:
+            distances = torch.arange(1, self.config.conv_kernel_size, device=position_ids.device)
+            same_document = (position_ids[..., None] >= distances).to(hidden_states.dtype)
         position_embeddings = self.rotary_emb(hidden_states, position_ids) if self.rotary_emb is not None else None
 
-        for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
+        for index, layer in enumerate(self.layers):
             hidden_states = layer(
                 hidden_states,
-                attention_mask=masks[layer_type],
+                embeddings=embeddings,
+                same_document=same_document,
+                attention_mask=masks[self.config.attention_type(index)],
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
