@@ -951,6 +951,18 @@ def test_ngrams_need_ids() -> None:
     embeddings = model.get_input_embeddings()(some_ids())
     with pytest.raises(ValueError, match="ngram_vocab_sizes"):
         model(inputs_embeds=embeddings)
+    # Convolutions do not mind.
+    model = build_record(ngram_vocab_sizes=None)
+    embeddings = model.get_input_embeddings()(some_ids())
+    assert torch.allclose(model(inputs_embeds=embeddings).logits, model(some_ids()).logits)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_short_memories_refuse_paged_attention(memory: str) -> None:
+    model = build_record(**MEMORIES[memory])
+    model.config._attn_implementation = "paged|sdpa"  # what `generate_batch` does
+    with pytest.raises(ValueError, match="continuous batching"):
+        model(some_ids())
 
 
 @pytest.mark.parametrize("head", [ChatGPTForCausalLM, ChatGPTForSequenceClassification])

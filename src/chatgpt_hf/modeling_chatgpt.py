@@ -508,14 +508,15 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         return (torch.arange(seq_length, device=inputs_embeds.device) + past_length).unsqueeze(0)
 
-    def _history(self, input_ids: torch.LongTensor | None, past_key_values: Cache | None) -> torch.Tensor:
-        """The ids with as many before them as n-grams need, (batch, context + seq)."""
-        if input_ids is None or self.config._attn_implementation.startswith("paged"):
+    def _check_memory(self, input_ids: torch.LongTensor | None) -> None:
+        """Refuses what n-grams and convolutions cannot be right with: they need the tokens before the new ones."""
+        if self.ngram_embedding is not None and input_ids is None:
+            raise ValueError("A model with `ngram_vocab_sizes` looks ids up: give `input_ids`, not `inputs_embeds`.")
+        if "hybrid" in self.config.layer_types[0] and self.config._attn_implementation.startswith("paged"):
             raise ValueError(
-                "A model with `ngram_vocab_sizes` needs the ids before each token: give `input_ids`, not `inputs_embeds`, "
-                "and no paged attention."
+                "A model with `ngram_vocab_sizes` or `conv_kernel_size` keeps more of the past than keys and values, which "
+                "paged attention does not: generate without continuous batching."
             )
-        return with_history(input_ids[:, None], self.ngram_embedding.context, past_key_values, 0, 0)[:, 0]
 
     @merge_with_config_defaults
     @capture_outputs
@@ -543,6 +544,7 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        self._check_memory(input_ids)
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids)
 
@@ -566,9 +568,8 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
             self._check_positions(position_ids, inputs_embeds.shape[1], seen)
             hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.dtype)
         if self.ngram_embedding is not None:
-            hidden_states = hidden_states + self.ngram_embedding(
-                self._history(input_ids, past_key_values), position_ids
-            )
+            history = with_history(input_ids[:, None], self.ngram_embedding.context, past_key_values, 0, 0)
+            hidden_states = hidden_states + self.ngram_embedding(history[:, 0], position_ids)
         if self.embedding_norm is not None:
             hidden_states = self.embedding_norm(hidden_states)
         hidden_states = self.embedding_dropout(hidden_states)
