@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from chatgpt_hf import ChatGPTForCausalLM, load_model
 from chatgpt_hf.checkpoints import (
+    DATA_NAME,
     RECIPE_NAME,
     atomic_folder,
     check_output_dir,
@@ -21,7 +22,9 @@ from chatgpt_hf.checkpoints import (
     is_whole_checkpoint,
     last_whole_checkpoint,
     prepare_output_dir,
+    read_data_state,
     write_atomically,
+    write_data_state,
 )
 from chatgpt_hf.errors import CheckpointError, ConfigError, OutputError
 
@@ -264,6 +267,30 @@ def test_the_newest_whole_checkpoint(tmp_path: Path, base_folder: Path) -> None:
     assert last_whole_checkpoint(tmp_path) == whole[0]
     (whole[0] / "trainer_state.json").unlink()
     assert last_whole_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_on_a_stream_needs_every_process_position(tmp_path: Path, base_folder: Path) -> None:
+    whole = [checkpoint(tmp_path, step, base_folder) for step in (5, 20)]
+    (tmp_path / DATA_NAME).write_text(json.dumps({"stream": {"processes": 2, "workers": 0}}))
+    assert last_whole_checkpoint(tmp_path) is None
+    for folder in whole:
+        for rank in range(2):
+            write_data_state(folder, {"next": rank}, rank, 2)
+    assert last_whole_checkpoint(tmp_path) == whole[1]
+    assert read_data_state(whole[1], 1, 2) == {"next": 1}
+    (whole[1] / "data_state_1.json").write_text('{"processes": 2')
+    assert last_whole_checkpoint(tmp_path) == whole[0]
+    (whole[0] / "data_state_1.json").unlink()
+    assert last_whole_checkpoint(tmp_path) is None
+    (tmp_path / DATA_NAME).write_text(json.dumps({"stream": None}))
+    assert last_whole_checkpoint(tmp_path) == whole[1]
+
+
+def test_what_a_killed_process_left_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / ".saving-abc").mkdir()
+    (tmp_path / ".saving-abc" / "recipe.yaml").write_text("half")
+    check_output_dir(tmp_path)
+    assert list(prepare_output_dir(tmp_path).iterdir()) == []
 
 
 def test_a_checkpoint_without_weights_is_not_whole(tmp_path: Path, base_folder: Path) -> None:

@@ -146,7 +146,12 @@ def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.Monkey
         names = {file.name for file in path.iterdir()}
         assert names >= {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"}
         assert names >= {"recipe.yaml", "results.json"}
-        assert {file.name for file in (path / "report").iterdir()} == {"report.md", "loss.png", "samples.md"}
+        assert {file.name for file in (path / "report").iterdir()} >= {
+            "report.md",
+            "report.json",
+            "loss.png",
+            "samples.md",
+        }
         model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
         assert model.config.vocab_size == len(tokenizer) == 400
     assert json.loads((folder / "results.json").read_text()) == results["sft"]

@@ -4,8 +4,10 @@ import logging
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from chatgpt_hf import tokenization_chatgpt
 from chatgpt_hf.errors import DataError, TokenizerError
 from chatgpt_hf.tokenization_chatgpt import (
     CHAT_TEMPLATE,
@@ -15,6 +17,7 @@ from chatgpt_hf.tokenization_chatgpt import (
     PAD,
     SPECIAL_TOKENS,
     encode_conversation,
+    encode_document_arrays,
     encode_documents,
     load_tokenizer,
     train_tokenizer,
@@ -297,3 +300,91 @@ def test_load_errors(tokenizer, tmp_path):
     (tmp_path / "broken" / "tokenizer.json").write_text('{"version": ')
     with pytest.raises(TokenizerError, match="broken"):
         load_tokenizer(tmp_path / "broken")
+
+
+# What the pre-tokenizations treat differently from one another, around the places where a text may be cut.
+awkward_text = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [
+                "\n",
+                "\n",
+                " ",
+                " ",
+                "\r",
+                "\t",
+                "\u00a0",
+                "\u2028",
+                "\x1c",
+                "\x85",
+                "\u180e",
+                "\u3000",
+                "a",
+                "Zb",
+                "é",
+                "中",
+                "1",
+                "²",
+                "'s",
+            ]
+        ),
+        st.sampled_from(["!", "_", "\u0301", "👍", "\x00", END_OF_TEXT]),
+        st.characters(exclude_categories=["Cs"]),
+    ),
+    max_size=60,
+).map("".join)
+
+
+def encoded_in_slices(tokenizer, text: str) -> tuple[list[int], int]:
+    """The ids of a text in slices as short as they can be, and how many there were."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenization_chatgpt, "_SLICE_SIZE", 1)
+        patch.setattr(tokenization_chatgpt, "_GROUP_SIZE", 7)
+        (ids,) = encode_document_arrays(tokenizer, [text])
+        return ids.tolist(), len(list(tokenization_chatgpt._slices(text, tokenization_chatgpt._slice_end(tokenizer))))
+
+
+@settings(max_examples=200)
+@given(awkward_text)
+def test_slices_give_the_ids_of_the_whole(tokenizer, text):
+    ids, _ = encoded_in_slices(tokenizer, text)
+    assert [ids] == encode_documents(tokenizer, [text])
+
+
+@pytest.fixture(scope="module")
+def gpt2_tokenizer(shared_data):
+    return load_tokenizer(shared_data / "gpt2_tokenizer")
+
+
+@settings(max_examples=200)
+@given(awkward_text)
+def test_slices_give_the_ids_of_the_whole_with_gpt2(gpt2_tokenizer, text):
+    ids, _ = encoded_in_slices(gpt2_tokenizer, text)
+    assert [ids] == encode_documents(gpt2_tokenizer, [text])
+
+
+def test_prose_is_sliced(tokenizer, gpt2_tokenizer, shared_data):
+    names = ("corpus/gutenberg_en/Frankenstein_84.txt", "corpus/zh/西游记.txt")
+    for text in ((shared_data / name).read_text("utf-8")[:20_000] for name in names):
+        for each in (tokenizer, gpt2_tokenizer):
+            ids, count = encoded_in_slices(each, text)
+            assert [ids] == encode_documents(each, [text])
+            assert count > 50
+
+
+def test_tokenizers_that_may_see_across_a_slice_get_the_whole(tokenizer, gpt2_tokenizer):
+    assert tokenization_chatgpt._slice_end(tokenizer) is not None
+    assert tokenization_chatgpt._slice_end(gpt2_tokenizer) is not None
+    added = train_tokenizer(TEXTS, 300, show_progress=False)
+    added.add_tokens(["dog,\nand"])
+    assert tokenization_chatgpt._slice_end(added) is None
+    for change in (
+        {"normalizer": normalizers.Strip()},
+        {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)},
+        {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)},
+        {"pre_tokenizer": pre_tokenizers.Whitespace()},
+    ):
+        other = train_tokenizer(TEXTS, 300, show_progress=False)
+        for name, value in change.items():
+            setattr(other.backend_tokenizer, name, value)
+        assert tokenization_chatgpt._slice_end(other) is None, change

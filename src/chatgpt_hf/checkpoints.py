@@ -1,6 +1,7 @@
 """Folders with a model in them: read with the errors a user can act on, written whole or not at all."""
 
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -20,7 +21,10 @@ from .errors import ChatGPTError, CheckpointError, ConfigError, OutputError, Tok
 
 # A run folder is ours when its resolved recipe lies in it.
 RECIPE_NAME = "recipe.yaml"
+# What the rows of a run are made of; beside the checkpoints, whose positions in a stream mean nothing for other rows.
+DATA_NAME = "data.json"
 TRAINER_STATE_NAME = "trainer_state.json"
+_SAVING_PREFIX = ".saving-"
 
 
 def load_model(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM, **kwargs: Any) -> PreTrainedModel:
@@ -113,6 +117,7 @@ def check_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
             raise OutputError(f"--output_dir {folder} cannot be: {path} is a file. Name another folder.")
     # The quickstart's base model lies inside the folder of its chat model.
     found = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [path for path in found if not path.name.startswith(_SAVING_PREFIX)]
     content = [path.name for path in found if not (path / RECIPE_NAME).is_file()]
     if content and RECIPE_NAME not in content:
         raise OutputError(
@@ -121,8 +126,8 @@ def check_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
         )
     if content and not resume:
         raise OutputError(
-            f"--output_dir {folder} already holds a run. Add --resume_from_checkpoint true to go on with it, or name "
-            "another folder."
+            f"--output_dir {folder} already holds a run. Add --resume_from_checkpoint true (or --resume) to go on with "
+            "it, or name another folder."
         )
     return folder
 
@@ -132,6 +137,9 @@ def prepare_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
     folder = check_output_dir(output_dir, resume=resume)
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    # What a process that was killed while it wrote left behind.
+    for path in folder.glob(f"{_SAVING_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
     return folder
 
 
@@ -146,16 +154,65 @@ def is_whole_checkpoint(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end.
 
     `Trainer` writes trainer_state.json last, so one whose state can be read, and whose weights have their full length,
-    is whole.
+    is whole; in a run on a stream each process' position must be there too.
     """
     try:
         TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         for file in checkpoint.glob("*.safetensors"):
             check_safetensors(file)
+        for rank in range(_processes_on_a_stream(checkpoint.parent)):
+            json.loads(_data_state_file(checkpoint, rank).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, CheckpointError):
         return False
     # FSDP and DeepSpeed write their shards into folders.
     return any("model" in path.name or path.is_dir() for path in checkpoint.iterdir())
+
+
+def write_data_state(checkpoint: Path, state: dict[str, Any], rank: int, processes: int) -> None:
+    """Keeps the position of one process in its stream."""
+    content = json.dumps({"processes": processes, "state": state})
+    _data_state_file(checkpoint, rank).write_text(content, encoding="utf-8")
+
+
+def read_data_state(checkpoint: Path, rank: int, processes: int) -> dict[str, Any]:
+    """The position of one process in its stream, as `write_data_state` kept it.
+
+    Raises:
+        CheckpointError: When it is missing or cut short, or the run had another number of processes.
+    """
+    file = _data_state_file(checkpoint, rank)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}): the checkpoint does not say where its run was in the stream. Take an "
+            "earlier one."
+        ) from error
+    if content["processes"] != processes:
+        raise CheckpointError(
+            f"{checkpoint} is of a run of {content['processes']} processes on a stream, each with a part of it, and this "
+            f"run has {processes}: start {content['processes']}."
+        )
+    return content["state"]
+
+
+def read_data_record(folder: Path) -> dict[str, Any]:
+    """What `data.json` in the folder of a run says of its rows; empty where there is none."""
+    try:
+        return json.loads((folder / DATA_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / DATA_NAME} cannot be read: {error}") from error
+
+
+def _data_state_file(checkpoint: Path, rank: int) -> Path:
+    return checkpoint / f"data_state_{rank}.json"
+
+
+def _processes_on_a_stream(folder: Path) -> int:
+    stream = read_data_record(folder).get("stream")
+    return stream["processes"] if stream else 0
 
 
 def check_checkpoint_fits(checkpoint: Path, model: PreTrainedModel) -> None:
@@ -187,7 +244,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+        temporary = Path(tempfile.mkdtemp(prefix=_SAVING_PREFIX, dir=folder))
     try:
         with clear_disk_errors(folder):
             yield temporary

@@ -31,3 +31,11 @@ class ConversionError(ChatGPTError):
 
 class OutputError(ChatGPTError):
     """A folder or file that cannot be written: not empty and not ours, or no space left."""
+
+
+class TrainingDiverged(ChatGPTError):
+    """A run whose loss or gradients left what further steps could mend."""
+
+
+class TrainingInterrupted(ChatGPTError):
+    """A run that was asked to end, saved a checkpoint, and can be gone on with."""

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from chatgpt_hf.data import corpus
-from chatgpt_hf.data.corpus import load_corpus, split_by_hash
+from chatgpt_hf.data.corpus import load_corpus, split_by_hash, stream_corpus
 from chatgpt_hf.errors import ConfigError, DataError
 
 DOCUMENTS = ["First document.\nTwo lines.", 'Quotes ", commas, and\ttabs.', "中文 👍", "null", "007"]
@@ -337,3 +337,133 @@ def test_real_corpora(shared_data):
     assert texts(folder / "tinyshakespeare.txt")[0] == (folder / "tinyshakespeare.txt").read_text("utf-8")
     assert "paragraphs" in refused(folder / "zh_poems" / "tang300.json")
     assert len(texts(shared_data / "eval" / "gsm8k_train.jsonl.gz", text_column="question")) == 7473
+
+
+@pytest.fixture
+def one_broken(tmp_path):
+    """Three files that are whole and two that are not."""
+    for name in ("a", "c"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}\n{"text": "cut sh')
+    (tmp_path / "d.txt").write_bytes(b"one line\ncaf\xe9")
+    (tmp_path / "e.txt").write_text("e")
+    return tmp_path
+
+
+def test_one_broken_file_among_many_is_refused_and_named(one_broken):
+    with pytest.raises(DataError, match=r"b\.jsonl is broken JSON in line 2"):
+        load_corpus(str(one_broken))
+    with pytest.raises(DataError, match=r"d\.txt is not UTF-8: .* at byte 12 of its text, in line 2"):
+        load_corpus(str(one_broken / "*.txt"))
+
+
+def test_broken_files_are_skipped_when_asked_for(one_broken, caplog):
+    assert texts(one_broken, skip_broken_files=True) == ["e", "a", "c"]
+    assert "b.jsonl is broken JSON in line 2" in caplog.text
+    assert "d.txt is not UTF-8" in caplog.text
+
+
+def test_nothing_left_after_skipping(one_broken):
+    assert "cannot be used" in refused(one_broken / "b*", skip_broken_files=True)
+    assert "line 2" in refused(one_broken / "d.txt", skip_broken_files=True)
+
+
+def test_template(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl([{"title": "T", "lines": ["1", "2"], "text": "x"}, {"title": None, "lines": []}]))
+    assert texts(path, template="{title}:\n{lines}") == ["T:\n1\n2", ":\n"]
+    assert "no column 'author': the template may name title, lines, text" in refused(path, template="{author}")
+    for name in ("a.csv", "a.parquet"):
+        rows = Dataset.from_dict({"a": ["x"], "b": ["y"]})
+        {"a.csv": rows.to_csv, "a.parquet": rows.to_parquet}[name](tmp_path / name)
+        assert texts(tmp_path / name, template="{b}{a}") == ["yx"]
+        assert "no column 'c': the template may name a, b" in refused(tmp_path / name, template="{c}")
+    with pytest.raises(ConfigError, match="give one of the two"):
+        load_corpus(str(path), template="{title}", text_column="text2")
+    with pytest.raises(ConfigError, match="is no template"):
+        load_corpus(str(path), template="title")
+
+
+def test_template_of_the_builtin_corpus():
+    plain = load_corpus("builtin:python-docs")["test"]["text"]
+    assert load_corpus("builtin:python-docs", template="{name}: {text}")["test"]["text"][0].endswith(f": {plain[0]}")
+
+
+def test_template_of_real_poems(shared_data):
+    folder = shared_data / "corpus" / "zh_poems"
+    poems = load_corpus(str(folder), template="{title}\n{author}\n{paragraphs}")["train"]
+    raw = json.loads((folder / "tang300.json").read_text("utf-8"))
+    assert len(poems) == 3 * 1000 + 2 + len(raw)
+    assert poems[-len(raw)]["text"] == "\n".join([raw[0]["title"], raw[0]["author"], *raw[0]["paragraphs"]])
+
+
+def streamed(source, **options) -> list[str]:
+    splits = stream_corpus(str(source), **options)
+    assert list(splits) == ["train"]
+    return [row["text"] for row in splits["train"]]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_streams_give_what_loading_gives(tmp_path, name, compressed):
+    path = tmp_path / (name + ".gz" * compressed)
+    path.write_bytes(gzip.compress(FORMATS[name]) if compressed else FORMATS[name])
+    assert streamed(path) == DOCUMENTS
+
+
+def test_stream_of_a_folder(folder, tmp_path):
+    pq.write_table(pa.table({"text": ["p1", "p2"], "id": [1, 2]}), folder / "a.parquet")
+    assert streamed(folder) == ["p1", "p2", "b", " \n", "a", "other", "row", ""]
+    assert streamed(folder / "deep" / "rows.jsonl", template="{text}{more}") == ["row1"]
+
+
+def test_stream_of_the_builtin_corpus_keeps_its_split():
+    splits = stream_corpus("builtin:python-docs", template="{text}")
+    assert [row["text"] for row in splits["test"]] == load_corpus("builtin:python-docs")["test"]["text"][:]
+
+
+def test_stream_of_the_hub(monkeypatch):
+    rows = Dataset.from_dict({"body": ["a", "b"], "id": [1, 2]}).to_iterable_dataset()
+    monkeypatch.setattr(corpus, "load_dataset", lambda name, streaming: {"train": rows})
+    assert streamed("some/corpus", text_column="body") == ["a", "b"]
+    with pytest.raises(DataError, match="'text': set text_column to one of body, id"):
+        stream_corpus("some/corpus")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "place"),
+    [
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "is broken JSON in line 2"),
+        ("a.jsonl", b'{"text": "a"}\n[1]\n', "in line 2 no JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n', "not UTF-8: .*, in line 2"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"body": "b"}\n',
+            "line 2 of .* no column 'text': set text_column to one of body",
+        ),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 3}\n', "column 'text' of line 2 of .* not of strings"),
+        ("a.json", b'[{"text": "a"},\n{"text": }]', "is broken JSON in line 2"),
+        ("a.json", b"[1, 2]", "something else than JSON objects"),
+        ("a.txt", b"a\nb\xff", "not UTF-8: .*, in line 2"),
+        ("a.csv", b"text,id\na,1\nb,2,3,4\n", "line 3"),
+        ("a.csv", b"id,body\n1,a\n", "no column 'text': set text_column to one of id, body"),
+        ("a.parquet", b"no parquet", "cannot be read as parquet"),
+    ],
+)
+def test_broken_streams(tmp_path, name, data, place, caplog):
+    (tmp_path / name).write_bytes(data)
+    (tmp_path / "z.txt").write_text("whole")
+    with pytest.raises(DataError, match=place) as error:
+        streamed(tmp_path)
+    assert name in str(error.value)
+    rest = streamed(tmp_path, skip_broken_files=True)
+    assert rest[-1] == "whole"
+    assert len(rest) <= 2
+    assert name in caplog.text
+
+
+def test_stream_of_a_cut_archive(tmp_path):
+    whole = gzip.compress(b"".join(json.dumps({"text": os.urandom(9).hex()}).encode() + b"\n" for _ in range(2000)))
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz cannot be read"):
+        streamed(tmp_path)

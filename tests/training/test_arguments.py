@@ -21,6 +21,7 @@ from chatgpt_hf.training.arguments import (
     recipes_folder,
     resolve_recipe,
 )
+from chatgpt_hf.training.scaling import dial
 
 PRETRAIN = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
 SFT = (ModelArguments, ConversationArguments, ChatSFTArguments)
@@ -44,6 +45,8 @@ def test_shipped_recipes_parse(name: str) -> None:
     for reference in (name, f"{name}.yaml", recipes_folder() / f"{name}.yaml"):
         parsed = parse_recipe(types, reference, [])
         merged = {field: value for group in parsed for field, value in values(group).items()}
+        if isinstance(content.get("corpus"), str):
+            content["corpus"] = [content["corpus"]]
         assert all(merged[field] == value for field, value in content.items())
 
 
@@ -51,7 +54,7 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
     recipe = write(tmp_path, "hidden_size: 32\nlearning_rate: 1e-3\nblock_size: 64\n")
     _, architecture, corpus, arguments = parse_recipe(PRETRAIN, recipe, ["--hidden_size", "48", "--qk_norm", "false"])
     assert (architecture.hidden_size, architecture.qk_norm, architecture.num_hidden_layers) == (48, False, None)
-    assert (corpus.block_size, corpus.corpus) == (64, "builtin:python-docs")
+    assert (corpus.block_size, corpus.corpus) == (64, ["builtin:python-docs"])
     # YAML reads 1e-3 as a text.
     assert arguments.learning_rate == 1e-3
 
@@ -143,3 +146,88 @@ def test_unknown_recipes_list_the_known(name: str) -> None:
 def test_arguments_that_cannot_be_used(options: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_recipe(PRETRAIN, None, options)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("corpus: a.txt", [], ["a.txt"]),
+        ("corpus: [a.txt, b/]", [], ["a.txt", "b/"]),
+        ("corpus: [{source: a.txt, weight: 2}, b/]", [], [{"source": "a.txt", "weight": 2}, "b/"]),
+        ("corpus: {source: a.txt, weight: 2}", [], [{"source": "a.txt", "weight": 2}]),
+        (
+            "corpus: a.txt",
+            ["--corpus", "c", '{"source": "d", "weight": 0.5}'],
+            ["c", '{"source": "d", "weight": 0.5}'],
+        ),
+        ("block_size: 32", [], ["builtin:python-docs"]),
+    ],
+)
+def test_one_source_or_several(text: str, options: list[str], expected: list[Any], tmp_path: Path) -> None:
+    parsed = parse_recipe(PRETRAIN, write(tmp_path, text), options)
+    assert parsed[2].corpus == expected
+    resolved = write(tmp_path, yaml.safe_dump(resolve_recipe(*parsed)))
+    assert parse_recipe(PRETRAIN, resolved)[2].corpus == expected
+
+
+@pytest.mark.parametrize(
+    ("types", "options", "learning_rate"),
+    [
+        (PRETRAIN, [], 0.02),
+        (PRETRAIN, ["--optim", "adamw_torch"], 1e-3),
+        (PRETRAIN, ["--optim", "adamw_torch", "--learning_rate", "0.02"], 0.02),
+        (PRETRAIN, ["--learning_rate", "0"], 0),
+        (SFT, [], 0.01),
+        (SFT, ["--optim", "adamw_torch_fused"], 2e-5),
+    ],
+)
+def test_the_learning_rate_suits_the_optimizer(
+    types: tuple[type, ...], options: list[str], learning_rate: float, tmp_path: Path
+) -> None:
+    parsed = parse_recipe(types, None, options)
+    assert parsed[-1].learning_rate == learning_rate
+    resolved = write(tmp_path, yaml.safe_dump(resolve_recipe(*parsed)) if options else "seed: 42\n")
+    assert parse_recipe(types, resolved)[-1].learning_rate == learning_rate
+
+
+def test_muon_without_a_recipe() -> None:
+    *_, arguments = parse_recipe(PRETRAIN, None, ["--embedding_learning_rate", "0.005", "--muon_momentum", "0.9"])
+    assert (arguments.lr_scheduler_type, arguments.max_grad_norm) == ("warmup_stable_decay", 1.0)
+    assert arguments.get_warmup_steps(500) == 20
+    assert not arguments.logging_nan_inf_filter
+    _, kwargs = arguments.optimizer_cls_and_kwargs
+    assert kwargs == {
+        "lr": 0.02,
+        "embedding_lr": 0.005,
+        "momentum": 0.9,
+        "betas": (0.9, 0.95),
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+    }
+    with pytest.raises(ConfigError, match="--embedding_learning_rate is for --optim muon and --optim is adamw_torch"):
+        parse_recipe(PRETRAIN, None, ["--embedding_learning_rate", "0.005", "--optim", "adamw_torch"])
+
+
+def merged(*parsed: Any) -> dict[str, Any]:
+    return {field: value for group in parsed for field, value in values(group).items()}
+
+
+def test_the_dial_sets_what_is_not_set_by_hand(tmp_path: Path) -> None:
+    dialed = dial(3, block_size=64, learning_rate=0.5)
+    recipe = write(tmp_path, "depth: 3\nlearning_rate: 5e-1\nblock_size: 999\n")
+    parsed = merged(*parse_recipe(PRETRAIN, recipe, ["--block-size=64"]))
+    assert {name: parsed[name] for name in dialed} == dialed
+    assert (parsed["depth"], parsed["block_size"], parsed["learning_rate"]) == (3, 64, 0.5)
+    assert merged(*parse_recipe(PRETRAIN, recipe, ["--depth", "2"]))["num_hidden_layers"] == 2
+    assert merged(*parse_recipe(PRETRAIN, recipe, ["--hidden_size", "256"]))["hidden_size"] == 256
+
+
+def test_the_dial_is_for_new_models_and_pretraining_alone(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "depth: 3\nmodel_name_or_path: base\n")
+    assert merged(*parse_recipe(PRETRAIN, recipe))["hidden_size"] is None
+    assert merged(*parse_recipe(SFT, recipe))["max_steps"] == -1
+
+
+def test_the_dial_reads_the_size_of_the_tokenizer(base_folder: Path) -> None:
+    parsed = merged(*parse_recipe(PRETRAIN, None, ["--depth", "2", "--tokenizer", str(base_folder)]))
+    assert parsed["learning_rate"] == dial(2, vocab_size=300)["learning_rate"]

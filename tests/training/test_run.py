@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from chatgpt_hf import pretrain, sft
 from chatgpt_hf.checkpoints import last_whole_checkpoint
 from chatgpt_hf.data.corpus import load_corpus, split_by_hash
-from chatgpt_hf.errors import ChatGPTError, CheckpointError, ConfigError, DataError, OutputError
+from chatgpt_hf.errors import ChatGPTError, CheckpointError, ConfigError, DataError, OutputError, TrainingDiverged
 from chatgpt_hf.training.arguments import (
     ArchitectureArguments,
     ChatSFTArguments,
@@ -73,7 +73,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def history(checkpoint: Path) -> list[dict[str, float]]:
     """What was logged until a checkpoint, without what the clock says and what TRL counts for each process anew."""
     logged = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
-    left_out = ("runtime", "per_second", "num_tokens")
+    left_out = ("runtime", "per_second", "mfu", "num_tokens")
     return [{k: v for k, v in entry.items() if not any(word in k for word in left_out)} for entry in logged]
 
 
@@ -121,9 +121,10 @@ def test_a_stopped_run_ends_as_one_that_was_not(
     assert [entry["step"] for entry in logged if "loss" in entry] == list(range(1, 13))
     assert again == logged
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
-    # transformers divides the losses of this process by the steps of the whole run: no figure to publish.
+    # transformers' figure is the mean over the steps of this process: none of the run.
     assert set(expected) - set(figures) == {"train_loss"}
-    for name in set(figures) - {"train_runtime", "train_samples_per_second", "train_steps_per_second"}:
+    clock = {"train_runtime", "train_mfu", *(f"train_{unit}_per_second" for unit in ("samples", "steps", "tokens"))}
+    for name in set(figures) - clock:
         assert figures[name] == expected[name], name
 
 
@@ -145,7 +146,12 @@ def test_a_run_leaves_a_plain_model_folder(kind: str, run_pretrain: Run, run_sft
     assert names >= {"recipe.yaml", "results.json", "report", "chat_template.jinja"}
     assert {name for name in names if name.startswith("checkpoint-")} == {"checkpoint-4"}
     assert not any(name.startswith(".") for name in names)
-    assert {path.name for path in (folder / "report").iterdir()} == {"report.md", "loss.png", "samples.md"}
+    assert {path.name for path in (folder / "report").iterdir()} >= {
+        "report.md",
+        "report.json",
+        "loss.png",
+        "samples.md",
+    }
     assert json.loads((folder / "results.json").read_text()) == figures
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -223,6 +229,17 @@ def contents(folder: Path) -> dict[str, bytes]:
             "checkpoint-4 does not belong to this run",
         ),
         (["--resume_from_checkpoint", "true", "--corpus", "no/such.txt"], DataError, "no/such.txt"),
+        (
+            ["--resume_from_checkpoint", "true", "--block_size", "16", "--max_position_embeddings", "32"],
+            CheckpointError,
+            r"other data: --block_size was 32 and is 16\. Go on with what the run was begun with",
+        ),
+        (["--resume_from_checkpoint", "true", "--seed", "1"], CheckpointError, "other data: --seed was 42 and is 1"),
+        (
+            ["--resume_from_checkpoint", "true", "--optim", "adamw_torch"],
+            CheckpointError,
+            "checkpoint-4 was written with --optim muon, whose state --optim adamw_torch cannot go on with",
+        ),
         (["--resume_from_checkpoint", "true", "--hidden_act", "magic"], ConfigError, "hidden_act"),
     ],
 )
@@ -235,6 +252,78 @@ def test_a_stopped_run_stays_as_it_was(
     with pytest.raises(error, match=message):
         run_pretrain(stopped, *CHECKPOINTS, *[option.format(folder=stopped) for option in options])
     assert contents(stopped) == before
+
+
+@pytest.mark.parametrize("resume", ["true", "{folder}/checkpoint-4"])
+@pytest.mark.parametrize(
+    ("options", "differing"),
+    [
+        (["--tokenizer", "{base}"], "the tokenizer was [0-9a-f]{{32}} and is [0-9a-f]{{32}}"),
+        (["--corpus", "{other}", "--tokenizer", "{folder}/checkpoint-4"], "the corpus was [0-9a-f]{{32}} and is"),
+        (["--test_fraction", "0.2", "--tokenizer", "{folder}/checkpoint-4"], "the corpus was [0-9a-f]{{32}} and is"),
+    ],
+)
+def test_other_rows_are_refused(
+    resume: str,
+    options: list[str],
+    differing: str,
+    run_pretrain: Run,
+    stopped: Path,
+    base_folder: Path,
+    corpus_file: Path,
+    tmp_path: Path,
+) -> None:
+    """Also where another run's checkpoint is named: what its rows were stands beside it."""
+    other = tmp_path / "other.jsonl"
+    other.write_text(corpus_file.read_text().replace("cat", "dog"))
+    before = contents(stopped)
+    words = {"folder": stopped, "base": base_folder, "other": other}
+    given = [option.format(**words) for option in [*options, "--resume_from_checkpoint", resume]]
+    output = stopped if resume == "true" else tmp_path / "new"
+    with pytest.raises(CheckpointError, match=f"checkpoint-4 is of a run on other data: {differing.format()}"):
+        run_pretrain(output, *CHECKPOINTS, *given)
+    assert contents(stopped) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_is_finished_takes_no_further_step(run_pretrain: Run, tmp_path: Path) -> None:
+    """Killed after its last checkpoint and before its model was written."""
+    options = [*CHECKPOINTS, "--lr_scheduler_type", "constant"]
+    run_pretrain(tmp_path / "whole", *options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for name in ("model.safetensors", "results.json"):
+        (tmp_path / "killed" / name).unlink()
+    figures = run_pretrain(tmp_path / "killed", *options, "--resume_from_checkpoint", "true")
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+    assert not (tmp_path / "killed" / "checkpoint-13").exists()
+    assert figures["held_out_tokens"] > 0
+
+
+def test_a_learning_rate_that_diverges_at_once(run_pretrain: Run, tmp_path: Path) -> None:
+    options = ["--max_steps", "100", "--learning_rate", "1e4", "--save_strategy", "steps", "--save_steps", "1"]
+    with pytest.raises(TrainingDiverged, match=r"diverged at step .*--learning_rate is 10000"):
+        run_pretrain(tmp_path / "run", *options)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "results.json").exists()
+    newest = last_whole_checkpoint(tmp_path / "run")
+    assert newest is not None
+    assert all(weight.isfinite().all() for weight in load_file(newest / "model.safetensors").values())
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(run_pretrain: Run, tmp_path: Path) -> None:
+    (tmp_path / "run" / ".saving-abc").mkdir(parents=True)
+    run_pretrain(tmp_path / "run", "--resume_from_checkpoint", "true")
+    assert not list((tmp_path / "run").glob(".saving-*"))
+
+
+def test_the_sources_are_in_the_results_and_the_data_beside_the_checkpoints(run_pretrain: Run, tmp_path: Path) -> None:
+    figures = run_pretrain(tmp_path / "run")
+    (source,) = figures["sources"]
+    assert source["tokens"] == figures["train_tokens"]
+    assert source["bytes_per_token"] == source["bytes"] / source["tokens"]
+    record = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert (record["block_size"], record["seed"], record["stream"]) == (32, 42, None)
+    assert record["sources"] == figures["sources"]
 
 
 def test_a_new_run_that_cannot_start_leaves_nothing(

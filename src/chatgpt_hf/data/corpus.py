@@ -4,35 +4,35 @@ The reading is done by the loaders of `datasets`. What is added is that every mi
 or named after: the file, the line or byte offset, the columns there are.
 """
 
-import codecs
 import glob
-import gzip
 import hashlib
-import io
 import json
 import logging
-import os
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import fsspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets, load_dataset
 
 from ..errors import ConfigError, DataError
+from .builtin import load_builtin
+from .files import format_of, has_content, is_one_document, json_fault, open_bytes, read_text, source_files
+from .sources import fill_template, template_columns
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
-_FORMATS = ", ".join(suffix[1:] for suffix in _SUFFIXES) + " (all but parquet also with .gz or .zst)"
+_TEXT = Features({"text": Value("string")})
 
 
-def load_corpus(source: str, *, text_column: str = "text") -> DatasetDict:
+def load_corpus(
+    source: str, *, text_column: str = "text", template: str | None = None, skip_broken_files: bool = False
+) -> DatasetDict:
     """Load documents from one source.
 
     A txt or md file is one document, with its line ends turned into line feeds; in the other formats each row is one.
@@ -42,39 +42,51 @@ def load_corpus(source: str, *, text_column: str = "text") -> DatasetDict:
         source: `builtin:python-docs`; or a file, a folder (searched recursively, hidden files left out) or a glob of
             txt, md, jsonl, json, csv, tsv or parquet files, all but the last also with `.gz` or `.zst`; or a Hub id.
         text_column: The column that holds the documents, in formats that have columns.
+        template: In place of `text_column`: a text with column names in braces; a list is joined by line feeds.
+        skip_broken_files: Leave out files that cannot be used, with a warning that says why, in place of an error.
 
     Returns:
         The split `train`, and `test` if the source holds something out itself, each with a string column `text`.
 
     Raises:
         DataError: If the source does not exist, is empty, or cannot be used; the message names the file and the place.
+        ConfigError: If the template is none, or a text column is given beside it.
     """
+    _check_selection(text_column, template)
     if source.startswith("builtin:"):
-        from .builtin import load_builtin
-
-        return DatasetDict({k: _with_text(split, source, text_column) for k, split in load_builtin(source).items()})
-    path = Path(source).expanduser()
-    if os.path.isdir(path):
-        files = _data_files(path)
-    elif os.path.exists(path):
-        if _suffix(path) is None:
-            raise DataError(f"{source} has none of the endings that are read: {_FORMATS}")
-        files = [path]
-    elif matches := glob.glob(str(path), recursive=True):
-        files = sorted({file for match in map(Path, matches) for file in _data_files(match)})
-    else:
-        return _load_hub(source, text_column)
-    if not files:
-        raise DataError(f"{source} holds no file with one of the endings that are read: {_FORMATS}")
-    filled = {file: _has_content(file) for file in files}
-    if not any(filled.values()):
-        raise DataError(f"{source} is empty: give at least one document")
+        splits = load_builtin(source)
+        return DatasetDict({name: _with_text(split, source, text_column, template) for name, split in splits.items()})
+    files = source_files(source)
+    if files is None:
+        splits = _load_hub_splits(source)
+        return DatasetDict(
+            {
+                name: _without_blanks(_with_text(split, source, text_column, template), source)
+                for name, split in splits.items()
+            }
+        )
+    texts, parts, empty, broken = [], [], [], []
     for file in files:
-        if not filled[file]:
-            logger.warning("%s is empty and left out.", file)
-    texts = [file for file in files if filled[file] and _suffix(file) in (".txt", ".md")]
-    parts = [_load_texts(texts)] if texts else []
-    parts += [_load_rows(file, text_column) for file in files if filled[file] and _suffix(file) not in (".txt", ".md")]
+        try:
+            if not has_content(file):
+                empty.append(file)
+            elif is_one_document(file):
+                texts.append(file)
+            else:
+                rows = _load_rows(file, text_column, template)
+                parts.append(_with_text(rows, str(file), text_column, template))
+        except DataError as error:
+            if not skip_broken_files:
+                raise
+            broken.append(str(error))
+    parts = [_load_texts(texts), *parts] if texts else parts
+    if not parts:
+        reason = f"cannot be used, {broken[0]}" if broken else "is empty: give at least one document"
+        raise DataError(f"{source} {reason}")
+    for file in empty:
+        logger.warning("%s is empty and left out.", file)
+    for message in broken:
+        logger.warning("A broken file is left out: %s", message)
     return DatasetDict(train=_without_blanks(concatenate_datasets(parts), source))
 
 
@@ -87,11 +99,54 @@ def load_rows(source: str) -> DatasetDict:
     path = Path(source).expanduser()
     if not path.exists():
         return _load_hub_splits(source)
-    if path.is_dir() or _suffix(path) not in (".json", ".jsonl", ".parquet"):
+    if path.is_dir() or format_of(path) not in (".json", ".jsonl", ".parquet"):
         raise DataError(f"{source} is no JSON, JSON Lines or Parquet file")
-    if not _has_content(path):
+    if not has_content(path):
         raise DataError(f"{source} is empty: give at least one row")
-    return DatasetDict(train=_load(path, "parquet") if _suffix(path) == ".parquet" else _load_json(path))
+    return DatasetDict(train=_load(path, "parquet") if format_of(path) == ".parquet" else _load_json(path))
+
+
+def stream_corpus(
+    source: str, *, text_column: str = "text", template: str | None = None, skip_broken_files: bool = False
+) -> dict[str, IterableDataset]:
+    """The documents of `load_corpus`, read from files or the Hub as they are asked for; blank ones are there.
+
+    Memory does not grow with a file, except with one that is a single document and with one that is a JSON array.
+
+    Args:
+        source: As for `load_corpus`.
+        text_column: As for `load_corpus`.
+        template: As for `load_corpus`.
+        skip_broken_files: Leave out what follows in a file that turns out to be broken, with a warning, in place of an
+            error.
+
+    Returns:
+        As `load_corpus`, the splits being iterable.
+
+    Raises:
+        DataError: If the source does not exist; and, while it is read, if a file is broken: the message names the place.
+    """
+    _check_selection(text_column, template)
+    files = None if source.startswith("builtin:") else source_files(source)
+    if files is not None:
+        arguments = {
+            "files": [str(file) for file in files],
+            "text_column": text_column,
+            "template": template,
+            "skip_broken_files": skip_broken_files,
+        }
+        return {"train": IterableDataset.from_generator(_stream_files, features=_TEXT, gen_kwargs=arguments)}
+    if source.startswith("builtin:"):
+        splits = {name: split.to_iterable_dataset() for name, split in load_builtin(source).items()}
+    else:
+        splits = _load_hub_splits(source, streaming=True)
+    streams = {}
+    for name, split in splits.items():
+        columns = split.column_names or list(next(iter(split)))
+        _check_columns(columns, source, text_column, template)
+        to_text = partial(_document, where=source, text_column=text_column, template=template)
+        streams[name] = split.map(to_text, remove_columns=columns, features=_TEXT)
+    return streams
 
 
 def split_by_hash(dataset: Dataset, test_fraction: float = 0.05, column: str = "text") -> DatasetDict:
@@ -112,8 +167,7 @@ def split_by_hash(dataset: Dataset, test_fraction: float = 0.05, column: str = "
         ConfigError: If `test_fraction` is not between 0 and 1.
         DataError: If either part would be empty.
     """
-    if not 0 < test_fraction < 1:
-        raise ConfigError(f"test_fraction is {test_fraction}: give a number between 0 and 1, both excluded")
+    check_test_fraction(test_fraction)
     if len(dataset) == 1:
         row = dataset[0]
         text = row[column]
@@ -125,11 +179,7 @@ def split_by_hash(dataset: Dataset, test_fraction: float = 0.05, column: str = "
         return DatasetDict(
             {name: Dataset.from_list([{**row, column: half}], dataset.features) for name, half in halves.items()}
         )
-    bound = int(test_fraction * 2**64)
-    held_out = [
-        int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") < bound
-        for text in cast("list[str]", dataset[column])
-    ]
+    held_out = [is_held_out(text, test_fraction) for text in cast("list[str]", dataset[column])]
     if all(held_out) or not any(held_out):
         raise DataError(
             f"of {len(held_out)} documents {sum(held_out)} would be held out with test_fraction={test_fraction}, which "
@@ -139,52 +189,16 @@ def split_by_hash(dataset: Dataset, test_fraction: float = 0.05, column: str = "
     return DatasetDict(train=dataset.select(train), test=dataset.select(test))
 
 
-def _suffix(path: Path) -> str | None:
-    """The ending that says the format, a compression's aside; None if it is not one that is read."""
-    name = re.sub(r"\.(gz|zst)$", "", path.name.lower())
-    suffix = Path(name).suffix
-    return suffix if suffix in _SUFFIXES and not (suffix == ".parquet" and name != path.name.lower()) else None
+def is_held_out(text: str, test_fraction: float) -> bool:
+    """On which side of `split_by_hash` a document is."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < int(test_fraction * 2**64)
 
 
-def _data_files(path: Path) -> list[Path]:
-    """A path itself, or all below it if it is a folder, as far as it is of a format that is read."""
-    if not path.is_dir():
-        return [path] if _suffix(path) else []
-    found = sorted(file for file in path.rglob("*") if not file.is_dir() and _suffix(file))
-    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-
-
-def _open(path: Path) -> BinaryIO:
-    """Open a file for reading its bytes, decompressed."""
-    if path.suffix.lower() == ".gz":
-        return cast(BinaryIO, gzip.open(path))
-    if path.suffix.lower() == ".zst":
-        return cast(BinaryIO, pa.input_stream(str(path), compression="zstd"))
-    return path.open("rb")
-
-
-def _has_content(path: Path) -> bool:
-    """Read a file once: whether it holds any bytes; raises `DataError` if it is unreadable, or text but not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0
-    try:
-        with _open(path) as stream:
-            if _suffix(path) == ".parquet":
-                return bool(stream.read(1))
-            while True:
-                chunk = stream.read(1 << 20)
-                pending = len(decoder.getstate()[0])
-                decoder.decode(chunk, final=not chunk)
-                offset += len(chunk)
-                if not chunk:
-                    return offset > 0
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: {error.reason} at byte {offset - pending + error.start} of its text. "
-            "Convert it, for example with iconv"
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+def check_test_fraction(test_fraction: float) -> None:
+    """Raises `ConfigError` if a share to hold out is not between 0 and 1."""
+    if not 0 < test_fraction < 1:
+        raise ConfigError(f"test_fraction is {test_fraction}: give a number between 0 and 1, both excluded")
 
 
 def _load_texts(files: list[Path]) -> Dataset:
@@ -194,17 +208,15 @@ def _load_texts(files: list[Path]) -> Dataset:
     """
     # Size and time are arguments so that a file that has changed is not taken from the cache.
     stamps = [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
-    features = Features({"text": Value("string")})
-    return cast(Dataset, Dataset.from_generator(_read_texts, features=features, gen_kwargs={"files": stamps}))
+    return cast(Dataset, Dataset.from_generator(_read_texts, features=_TEXT, gen_kwargs={"files": stamps}))
 
 
 def _read_texts(files: list[tuple[str, int, int]]) -> Iterator[dict[str, str]]:
     for path, _, _ in files:
-        with io.TextIOWrapper(_open(Path(path)), encoding="utf-8-sig") as stream:
-            yield {"text": stream.read()}
+        yield {"text": read_text(Path(path))}
 
 
-def _load(path: Path, loader: str, **options: Any) -> Dataset:
+def _load(path: Path, loader: str, **options: Any) -> Any:
     """Run a loader of `datasets` over a file."""
     if path.suffix.lower() == ".zst" and "zstd" not in fsspec.available_compressions():
         raise DataError(f"{path} is compressed with zstd, which needs one more package: pip install zstandard")
@@ -218,32 +230,30 @@ def _load(path: Path, loader: str, **options: Any) -> Dataset:
         raise DataError(f"{path} cannot be read as {loader}: {error.__cause__ or error}") from error
 
 
-def _load_rows(path: Path, text_column: str) -> Dataset:
-    """Load the documents of one file that has columns: the loaders refuse several whose other columns differ."""
-    suffix = _suffix(path)
+def _load_rows(path: Path, text_column: str, template: str | None, **options: Any) -> Any:
+    """Load one file that has columns: the loaders refuse several whose other columns differ."""
+    suffix = format_of(path)
     if suffix in (".csv", ".tsv"):
         separator = "\t" if suffix == ".tsv" else ","
         try:
-            with _open(path) as stream:
+            with open_bytes(path) as stream:
                 head = pd.read_csv(stream, sep=separator, nrows=1)
         except ValueError as error:
             raise DataError(f"{path} cannot be read as {suffix[1:]}: {error}") from error
         if not isinstance(head.index, pd.RangeIndex):
             # pandas then takes the first field of every row for its name, and the rest would be one column off.
             raise DataError(f"{path} has more fields in line 2 than in its header: quote texts that hold a separator")
-        _check_column(list(head.columns), str(path), text_column)
+        _check_columns(list(head.columns), str(path), text_column, template)
         # Everything in such a file is text, even a document that is a number or the word "null".
         features = Features({column: Value("string") for column in head.columns})
-        rows = _load(path, "csv", sep=separator, features=features, keep_default_na=False)
-    elif suffix == ".parquet":
+        return _load(path, "csv", sep=separator, features=features, keep_default_na=False, **options)
+    if suffix == ".parquet":
         try:
-            _check_column(pq.read_schema(path).names, str(path), text_column)
+            _check_columns(pq.read_schema(path).names, str(path), text_column, template)
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path} cannot be read as parquet: {error}") from error
-        rows = _load(path, "parquet", columns=[text_column])
-    else:
-        rows = _load_json(path)
-    return _with_text(rows, str(path), text_column)
+        return _load(path, "parquet", columns=_wanted(text_column, template), **options)
+    return _load_json(path)
 
 
 def _load_json(path: Path) -> Dataset:
@@ -251,46 +261,78 @@ def _load_json(path: Path) -> Dataset:
     try:
         return _load(path, "json")
     except DataError as error:
-        raise DataError(_json_fault(path) or str(error)) from error
+        raise DataError(json_fault(path) or str(error)) from error
 
 
-def _json_fault(path: Path) -> str | None:
-    """Where a JSON or JSON Lines file is broken; None if that is not what is wrong with it."""
-    with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as stream:
-        text = stream.read()
-    if _suffix(path) == ".json":
+def _stream_files(
+    files: list[str], text_column: str, template: str | None, skip_broken_files: bool
+) -> Iterator[dict[str, str]]:
+    for path in map(Path, files):
         try:
-            json.loads(text)
-            return None
-        except json.JSONDecodeError as error:
-            if error.msg != "Extra data":  # one value and then another: JSON Lines under the other name
-                return f"{path} is broken JSON in line {error.lineno}: {error.msg}"
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            if line.strip() and not isinstance(json.loads(line), dict):
-                return f"{path} has in line {number} no JSON object"
-        except json.JSONDecodeError as error:
-            return f"{path} is broken JSON in line {number}: {error.msg}"
-    return None
+            yield from _stream_file(path, text_column, template)
+        except DataError as error:
+            if not skip_broken_files:
+                raise
+            logger.warning("The rest of a broken file is left out: %s", error)
 
 
-def _load_hub(source: str, text_column: str) -> DatasetDict:
-    """Load the documents of a data set of the Hub."""
-    return DatasetDict(
-        {
-            name: _without_blanks(_with_text(split, source, text_column), source)
-            for name, split in _load_hub_splits(source).items()
-        }
-    )
+def _stream_file(path: Path, text_column: str, template: str | None) -> Iterator[dict[str, str]]:
+    """The documents of one file, one after another."""
+    try:
+        if is_one_document(path):
+            yield {"text": read_text(path)}
+        elif format_of(path) in (".json", ".jsonl"):
+            for line, row in _stream_json(path):
+                yield _document(row, f"line {line} of {path}", text_column, template)
+        else:
+            rows = _load_rows(path, text_column, template, streaming=True)
+            # `iter` reads the whole file in each worker of a data loader, where plain iteration would divide it.
+            for batch in rows.iter(batch_size=100):
+                for cells in zip(*batch.values(), strict=True):
+                    yield _document(dict(zip(batch, cells, strict=True)), str(path), text_column, template)
+    except DataError:
+        raise
+    # Whatever the library below raises, at any row: here it gets the name and the place.
+    except Exception as error:
+        has_content(path)
+        raise DataError(f"{path} cannot be read: {error.__cause__ or error}") from error
 
 
-def _load_hub_splits(source: str) -> DatasetDict:
+def _stream_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON Lines file, or of a JSON file as a whole, with the lines they are in (then: 1)."""
+    with open_bytes(path) as stream:
+        lines = ((number, data.decode("utf-8-sig").strip()) for number, data in enumerate(stream, start=1))
+        for count, (number, line) in enumerate((number, line) for number, line in lines if line):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                if count == 0 and format_of(path) == ".json":
+                    break
+                raise DataError(f"{path} is broken JSON in line {number}: {error.msg}") from error
+            if not isinstance(row, dict):
+                if count == 0 and format_of(path) == ".json":
+                    break
+                raise DataError(f"{path} has in line {number} no JSON object")
+            yield number, row
+        else:
+            return
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(json_fault(path) or f"{path} is broken JSON in line {error.lineno}: {error.msg}") from error
+    rows = value if isinstance(value, list) else [value]
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path} holds something else than JSON objects")
+    yield from ((1, row) for row in rows)
+
+
+def _load_hub_splits(source: str, **options: Any) -> DatasetDict:
     """Load a data set of the Hub: its `train`, and its `test` if it has one."""
     problem = f"{source} is neither a file, a folder, a glob that matches, builtin:python-docs, nor a Hub id"
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or _suffix(Path(source)):
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or format_of(Path(source)):
         raise DataError(f"{problem}: check the spelling")
     try:
-        splits = load_dataset(source)
+        splits = load_dataset(source, **options)
     # Not found, offline, gated, more than one configuration: each comes as an exception of its own.
     except Exception as error:
         raise DataError(f"{problem} that could be loaded: {error}") from error
@@ -299,21 +341,52 @@ def _load_hub_splits(source: str) -> DatasetDict:
     return DatasetDict({name: splits[name] for name in ("train", "test") if name in splits})
 
 
-def _check_column(columns: list[str], where: str, text_column: str) -> None:
-    """Raise `DataError` if the text column is not among the columns."""
-    if text_column not in columns:
-        raise DataError(f"{where} has no column {text_column!r}: set text_column to one of {', '.join(columns)}")
+def _wanted(text_column: str, template: str | None) -> list[str]:
+    return [text_column] if template is None else template_columns(template)
 
 
-def _with_text(dataset: Dataset, where: str, text_column: str) -> Dataset:
-    """Keep the text column alone, under the name `text`; raises `DataError` if it is missing or not of strings."""
-    _check_column(dataset.column_names, where, text_column)
+def _check_selection(text_column: str, template: str | None) -> None:
+    """Raise `ConfigError` if the text is said to come from a column and from a template, or the template is none."""
+    if template is not None:
+        template_columns(template)
+        if text_column != "text":
+            raise ConfigError(f"text_column is {text_column!r} and there is a template too: give one of the two")
+
+
+def _check_columns(columns: list[str], where: str, text_column: str, template: str | None) -> None:
+    """Raise `DataError` if a column that is read is not among the columns."""
+    missing = [name for name in _wanted(text_column, template) if name not in columns]
+    if missing:
+        remedy = f"set text_column to one of {', '.join(columns)}"
+        if template is not None:
+            remedy = f"the template may name {', '.join(columns)}"
+        raise DataError(f"{where} has no column {missing[0]!r}: {remedy}")
+
+
+def _document(row: Mapping[str, Any], where: str, text_column: str, template: str | None) -> dict[str, str]:
+    """The document in one row; an empty cell is an empty document."""
+    _check_columns(list(row), where, text_column, template)
+    if template is not None:
+        return {"text": fill_template(template, row, where)}
+    text = row[text_column]
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"column {text_column!r} of {where} is not of strings but holds {text!r:.80}")
+    return {"text": text or ""}
+
+
+def _with_text(dataset: Dataset, where: str, text_column: str, template: str | None) -> Dataset:
+    """Keep the documents alone, in a column `text`; raises `DataError` if a column is missing or not of text."""
+    _check_columns(dataset.column_names, where, text_column, template)
+    if template is not None:
+        to_text = partial(_document, where=where, text_column=text_column, template=template)
+        return dataset.map(to_text, remove_columns=dataset.column_names, features=_TEXT, desc="Filling the template")
     feature = dataset.features[text_column]
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
         raise DataError(f"column {text_column!r} of {where} is not of strings but of {feature}")
     dataset = dataset.select_columns([text_column])
     dataset = dataset if text_column == "text" else dataset.rename_column(text_column, "text")
-    return dataset.cast_column("text", Value("string"))
+    # A cast writes all documents once more.
+    return dataset if dataset.features["text"].dtype == "string" else dataset.cast_column("text", Value("string"))
 
 
 def _without_blanks(dataset: Dataset, source: str) -> Dataset:
@@ -321,6 +394,7 @@ def _without_blanks(dataset: Dataset, source: str) -> Dataset:
     kept = dataset.filter(lambda text: bool(text and text.strip()), input_columns="text")
     if not kept:
         raise DataError(f"{source} is empty: its {len(dataset)} documents hold nothing but white space")
-    if len(kept) < len(dataset):
-        logger.warning("%s: %d blank documents are left out.", source, len(dataset) - len(kept))
+    if len(kept) == len(dataset):
+        return dataset
+    logger.warning("%s: %d blank documents are left out.", source, len(dataset) - len(kept))
     return kept

@@ -1,35 +1,142 @@
 """Tokenized documents to full training rows that keep the documents apart.
 
-TRL's best-fit-decreasing packing decides who shares a row; what it leaves to a collator, restarting `position_ids`, is
-written into the rows here, so that stock `Trainer` with transformers' `default_data_collator` trains on them and no
-token sees another document, on every attention backend.
+TRL's best-fit-decreasing packing (Ding et al. 2024, arXiv:2404.10830) decides who shares a row; what it leaves to a
+collator, restarting `position_ids`, is written into the rows here, so that stock `Trainer` with transformers'
+`default_data_collator` trains on them and no token sees another document, on every attention backend.
+
+Everything is done on one flat array of tokens, of which a piece is a start and a length: documents are cut, sorted into
+rows and laid end to end without being copied.
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from datasets import Dataset
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value
 from trl import pack_dataset
 
 from ..errors import ConfigError, DataError
 
 IGNORE_INDEX = -100
+# So many tokens are packed together: memory stays small, and the one row that is left unfilled goes on to the next.
+_WINDOW_TOKENS = 1 << 21
+# So many rows are written at a time.
+_CHUNK_ROWS = 1024
+ROW_COLUMNS = ("input_ids", "labels", "position_ids")
+
+_Ints = npt.NDArray[np.integer[Any]]
+
+
+class Tokens(NamedTuple):
+    """Documents laid end to end.
+
+    Attributes:
+        ids: Token ids, (tokens,).
+        labels: The ids, or `IGNORE_INDEX` where a token is not learned, (tokens,); None where all are.
+        lengths: Tokens of each document, (documents,).
+    """
+
+    ids: _Ints
+    labels: _Ints | None
+    lengths: _Ints
+
+    @classmethod
+    def of(cls, documents: Sequence[_Ints]) -> "Tokens":
+        """Documents of which every token is learned."""
+        ids = np.concatenate([np.zeros(0, np.int32), *documents], dtype=np.int32)
+        return cls(ids, None, np.array([len(document) for document in documents], np.int64))
+
+    def documents(self) -> list[_Ints]:
+        """The token ids of each document."""
+        return np.split(self.ids, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
+
+
+class Rows(NamedTuple):
+    """Packed rows, each array (rows, block_size) of int32, and how many of the positions hold tokens of documents."""
+
+    input_ids: _Ints
+    labels: _Ints
+    position_ids: _Ints
+    used: int
+
+
+class Packing(NamedTuple):
+    """Which pieces of documents make up which row.
+
+    Attributes:
+        tokens: What the pieces are cut from.
+        starts: Where in `tokens.ids` each piece begins, (pieces,).
+        lengths: Tokens of each piece, (pieces,).
+        row: The row of each piece, in ascending order, (pieces,).
+        block_size: Tokens in a row.
+    """
+
+    tokens: Tokens
+    starts: _Ints
+    lengths: _Ints
+    row: _Ints
+    block_size: int
+
+    def count(self) -> int:
+        """How many rows there are."""
+        return int(self.row[-1]) + 1 if len(self.row) else 0
+
+    def assemble(self, rows: _Ints, pad_token_id: int) -> Rows:
+        """Writes some of the rows, in the order asked for; those that teach nothing are left out."""
+        first, last = np.searchsorted(self.row, rows), np.searchsorted(self.row, rows, "right")
+        pieces, _ = _expand(first, last - first)
+        row = np.repeat(np.arange(len(rows)), last - first)
+        used = np.bincount(row, self.lengths[pieces], minlength=len(rows)).astype(np.int64)
+        # A gap is a piece of its own, made of the padding that follows the last token.
+        gaps = np.flatnonzero(used < self.block_size)
+        order = np.argsort(np.append(row, gaps), kind="stable")
+        end = len(self.tokens.ids)
+        starts = np.append(self.starts[pieces], np.full(len(gaps), end))[order]
+        index, positions = _expand(starts, np.append(self.lengths[pieces], self.block_size - used[gaps])[order])
+        padding = index >= end
+        index[padding] = 0
+        ids = np.where(padding, pad_token_id, self.tokens.ids[index]).astype(np.int32).reshape(-1, self.block_size)
+        labels = ids if self.tokens.labels is None else self.tokens.labels[index].reshape(ids.shape)
+        unlearned = (padding | (positions == 0)).reshape(ids.shape)
+        labels = np.where(unlearned, IGNORE_INDEX, labels).astype(np.int32)
+        kept = (labels != IGNORE_INDEX).any(axis=1)
+        positions = positions.astype(np.int32).reshape(ids.shape)
+        return Rows(ids[kept], labels[kept], positions[kept], int(used[kept].sum()))
 
 
 def tokenize_corpus(dataset: Dataset, tokenizer: Any, *, num_proc: int | None = None) -> Dataset:
     """The `text` column as documents of token ids between bos and eos, in one column `input_ids`."""
-    from ..tokenization_chatgpt import encode_documents
-
     return dataset.map(
-        lambda batch: {"input_ids": encode_documents(tokenizer, batch["text"])},
+        encode_batch,
         batched=True,
+        # A document can be a whole book, and all of a batch are in memory at once.
+        batch_size=100,
+        fn_kwargs={"tokenizer": tokenizer},
+        input_columns="text",
+        features=Features({"input_ids": List(Value("int32"))}),
         remove_columns=dataset.column_names,
         num_proc=num_proc,
         desc="Tokenizing",
     )
 
 
+def encode_batch(texts: Sequence[str], tokenizer: Any) -> dict[str, list[_Ints]]:
+    """The function behind `tokenize_corpus`, importable by name in worker processes."""
+    from ..tokenization_chatgpt import encode_document_arrays
+
+    return {"input_ids": encode_document_arrays(tokenizer, texts)}
+
+
 def pack_documents(
-    dataset: Dataset, block_size: int, *, pad_token_id: int, split_long: bool = True, seed: int = 0
+    dataset: Dataset,
+    block_size: int,
+    *,
+    pad_token_id: int,
+    split_long: bool = True,
+    seed: int = 0,
 ) -> Dataset:
     """Packs tokenized documents into rows of `block_size`.
 
@@ -37,50 +144,173 @@ def pack_documents(
         dataset: Column `input_ids`, and `labels` where not every token is learned.
         block_size: Tokens in a row.
         pad_token_id: Fills the gaps; never learned, and a document of its own to attention.
-        split_long: Cut a document that is longer than a row into several pieces. False drops its end, which keeps
-            conversations whole; rows with nothing left to learn are dropped.
+        split_long: Use every position, so that only the last row has padding: a document that is longer than a row is
+            cut, and so are documents whose rows best fit leaves unfilled. Each piece begins with the last token of the
+            piece before it, which is not learned again, so every token but a document's first is predicted exactly
+            once. False keeps documents (conversations) whole: the end of a long one is dropped, gaps are padded.
         seed: Order of the documents. The same seed gives the same rows.
 
     Returns:
-        Rows with `input_ids`, `labels` (-100 on the first token of each document, which nothing predicts, and on
-        padding) and `position_ids` (restarting for each document), each a list of `block_size` integers.
+        Rows with `input_ids`, `labels` (-100 on the first token of each piece, which nothing predicts, and on padding)
+        and `position_ids` (restarting for each piece), each a list of `block_size` integers. Rows with nothing to learn
+        are dropped. They are in memory: `prepare_rows` writes those of a large corpus to disk.
 
     Raises:
         DataError: When `dataset` has no tokens, or none to learn within `block_size`.
         ConfigError: When `block_size` is below 2.
     """
+    batches = iterate_rows(dataset, block_size, pad_token_id=pad_token_id, split_long=split_long, seed=seed)
+    return Dataset(pa.concat_tables([rows_table(rows) for rows in batches]))
+
+
+def iterate_rows(
+    dataset: Dataset, block_size: int, *, pad_token_id: int, split_long: bool = True, seed: int = 0
+) -> Iterator[Rows]:
+    """The rows of `pack_documents`, some thousand at a time."""
     if block_size < 2:
         raise ConfigError(f"block_size is {block_size}: a row of fewer than 2 tokens has nothing to predict.")
-    has_labels = "labels" in dataset.column_names
-    dataset = dataset.select_columns(["input_ids", "labels"] if has_labels else ["input_ids"])
-    dataset = dataset.filter(lambda ids: len(ids) > 0, input_columns="input_ids")
-    if len(dataset) == 0:
-        raise DataError("The corpus holds no tokens to pack: every document is empty.")
-    packed = pack_dataset(
-        dataset.shuffle(seed=seed),
-        block_size,
-        "bfd_split" if split_long else "bfd",
-        map_kwargs={"desc": "Packing", "batch_size": 10_000},
-    )
 
-    def finish(row: dict[str, Any]) -> dict[str, list[int]]:
-        gap = block_size - len(row["input_ids"])
-        labels = list(row["labels"] if has_labels else row["input_ids"])
-        positions: list[int] = []
-        for length in row["seq_lengths"]:
-            labels[len(positions)] = IGNORE_INDEX
-            positions.extend(range(length))
-        return {
-            "input_ids": list(row["input_ids"]) + [pad_token_id] * gap,
-            "labels": labels + [IGNORE_INDEX] * gap,
-            "position_ids": positions + list(range(gap)),
-        }
+    def packings() -> Iterator[Packing]:
+        rest = None
+        for window in _windows(dataset, seed):
+            packing, rest = pack_tokens(window if rest is None else _joined(rest, window), block_size, split_long)
+            yield packing
+        if rest is not None:
+            yield pack_rest(rest, block_size)
 
-    rows = packed.map(finish, remove_columns=packed.column_names, desc="Separating documents")
-    kept = rows.filter(lambda labels: any(label != IGNORE_INDEX for label in labels), input_columns="labels")
-    if len(kept) == 0:
+    found = False
+    for packing in packings():
+        for chunk in np.split(np.arange(packing.count()), range(_CHUNK_ROWS, packing.count(), _CHUNK_ROWS)):
+            rows = packing.assemble(chunk, pad_token_id)
+            if len(rows.labels):
+                found = True
+                yield rows
+    if not found:
         raise DataError(
             f"No row of {block_size} tokens has anything to learn: the documents are empty, or what is to be learned "
             "lies beyond block_size. Take a larger block_size."
         )
-    return kept
+
+
+def rows_table(rows: Rows) -> pa.Table:
+    """Rows as an Arrow table of lists."""
+    count, block_size = rows.input_ids.shape
+    offsets = np.arange(count + 1, dtype=np.int32) * block_size
+    columns = [pa.ListArray.from_arrays(offsets, getattr(rows, name).reshape(-1)) for name in ROW_COLUMNS]
+    return pa.table(columns, names=list(ROW_COLUMNS))
+
+
+def pack_tokens(tokens: Tokens, block_size: int, split_long: bool = True) -> tuple[Packing, Tokens | None]:
+    """Packs some documents, as `pack_documents` says.
+
+    Returns:
+        The rows; and, with `split_long`, the pieces of the one row that is not full, as documents for the next call or
+        for `pack_rest`. Without, None.
+    """
+    starts, lengths = np.cumsum(tokens.lengths) - tokens.lengths, tokens.lengths
+    if not split_long:
+        starts, lengths, row = _best_fit(starts, np.minimum(lengths, block_size), block_size)
+        return Packing(tokens, starts, lengths, row, block_size), None
+    starts, lengths, row = _best_fit(*_cut(starts, lengths, block_size), block_size)
+    full = (np.bincount(row, lengths) == block_size)[row]
+    again_starts, again_lengths = _lay_end_to_end(starts[~full], lengths[~full], block_size)
+    starts, lengths = np.append(starts[full], again_starts), np.append(lengths[full], again_lengths)
+    ends = np.cumsum(lengths)
+    whole = ends <= lengths.sum() // block_size * block_size
+    row = (ends[whole] - 1) // block_size
+    index, _ = _expand(starts[~whole], lengths[~whole])
+    labels = None if tokens.labels is None else tokens.labels[index]
+    rest = Tokens(tokens.ids[index], labels, lengths[~whole])
+    return Packing(tokens, starts[whole], lengths[whole], row, block_size), rest
+
+
+def pack_rest(rest: Tokens, block_size: int) -> Packing:
+    """What `pack_tokens` left over as one row, or none if nothing is left."""
+    starts, row = np.cumsum(rest.lengths) - rest.lengths, np.zeros(len(rest.lengths), np.int64)
+    return Packing(rest, starts, rest.lengths, row, block_size)
+
+
+def _windows(dataset: Dataset, seed: int) -> Iterator[Tokens]:
+    """The documents in seeded order, about `_WINDOW_TOKENS` tokens at a time, or one that is longer."""
+    columns = [name for name in ("input_ids", "labels") if name in dataset.column_names]
+    dataset = dataset.select_columns(columns).with_format("arrow")
+    counts = [
+        pc.list_value_length(table["input_ids"]).to_numpy()
+        for table in dataset.select_columns("input_ids").iter(batch_size=100)
+    ]
+    lengths = np.concatenate([np.zeros(0, np.int64), *counts])
+    filled = np.flatnonzero(lengths)
+    if len(filled) == 0:
+        raise DataError("The corpus holds no tokens to pack: every document is empty.")
+    order = filled[np.random.default_rng(seed).permutation(len(filled))]
+    window = (np.cumsum(lengths[order]) - lengths[order]) // _WINDOW_TOKENS
+    for indices in np.split(order, np.flatnonzero(np.diff(window)) + 1):
+        # A slice is mapped from disk, where a list of indices is copied.
+        table = dataset[indices] if len(indices) > 1 else dataset[int(indices[0]) : int(indices[0]) + 1]
+        ids, *labels = (
+            pc.list_flatten(table[name].combine_chunks()).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+            for name in columns
+        )
+        yield Tokens(ids, labels[0] if labels else None, lengths[indices].astype(np.int64))
+
+
+def _joined(first: Tokens, second: Tokens) -> Tokens:
+    labels = None
+    if first.labels is not None and second.labels is not None:
+        labels = np.append(first.labels, second.labels)
+    return Tokens(np.append(first.ids, second.ids), labels, np.append(first.lengths, second.lengths))
+
+
+def _expand(starts: _Ints, lengths: _Ints) -> tuple[_Ints, _Ints]:
+    """Where the tokens of pieces are in the flat array, and their positions in their pieces."""
+    begins = np.cumsum(lengths) - lengths
+    within = np.arange(lengths.sum()) - np.repeat(begins, lengths)
+    return np.repeat(starts, lengths) + within, within
+
+
+def _cut(starts: _Ints, lengths: _Ints, block_size: int) -> tuple[_Ints, _Ints]:
+    """Cuts what is longer than a row into pieces that overlap by one token."""
+    stride = block_size - 1
+    pieces = np.maximum(1, -(-(lengths - 1) // stride))
+    _, index = _expand(starts, pieces)
+    return np.repeat(starts, pieces) + index * stride, np.minimum(
+        block_size, np.repeat(lengths, pieces) - index * stride
+    )
+
+
+def _best_fit(starts: _Ints, lengths: _Ints, block_size: int) -> tuple[_Ints, _Ints, _Ints]:
+    """Sorts pieces into rows: starts, lengths and rows, in the order of the rows."""
+    # Best fit begins with the longest, and gives each of these a row of its own.
+    full = lengths == block_size
+    count = int(full.sum())
+    if count == len(lengths):
+        return starts, lengths, np.arange(count)
+    index, _ = _expand(starts[~full], lengths[~full])
+    offsets = np.append(0, np.cumsum(lengths[~full])).astype(np.int32)
+    # TRL moves lists of anything, so it is given the places of the tokens in place of tokens. As an iterable data set
+    # they are neither hashed, nor written to a cache, nor shown with a progress bar.
+    pieces = Dataset(pa.table({"index": pa.ListArray.from_arrays(offsets, index)}), fingerprint="pieces")
+    packed = pack_dataset(pieces.to_iterable_dataset(), block_size, "bfd", map_kwargs={"batch_size": len(pieces)})
+    table = pa.concat_tables(packed.with_format("arrow").iter(batch_size=len(pieces)))
+    packed_lengths = pc.list_flatten(table["seq_lengths"]).to_numpy().astype(np.int64)
+    packed_starts = pc.list_flatten(table["index"]).to_numpy()[np.cumsum(packed_lengths) - packed_lengths]
+    packed_row = np.repeat(np.arange(len(table)), pc.list_value_length(table["seq_lengths"]).to_numpy())
+    return (
+        np.append(starts[full], packed_starts),
+        np.append(lengths[full], packed_lengths),
+        np.append(np.arange(count), count + packed_row),
+    )
+
+
+def _lay_end_to_end(starts: _Ints, lengths: _Ints, block_size: int) -> tuple[_Ints, _Ints]:
+    """Cuts pieces where rows end; what follows a cut begins with the last token before it."""
+    pieces: list[tuple[int, int]] = []
+    space = block_size
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        while length > space:
+            pieces.append((start, space))
+            start, length, space = start + space - 1, length - space + 1, block_size
+        pieces.append((start, length))
+        space = space - length or block_size
+    laid = np.array(pieces, np.int64).reshape(-1, 2)
+    return laid[:, 0], laid[:, 1]

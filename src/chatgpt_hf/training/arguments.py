@@ -2,18 +2,20 @@
 
 import argparse
 import difflib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin
+from typing import Any, ClassVar, NoReturn, Union, get_args, get_origin
 
 import yaml
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import PreTrainedConfig, SchedulerType, TrainingArguments
 from trl import SFTConfig, TrlParser
 
 from ..configuration_chatgpt import ChatGPTConfig
 from ..errors import ConfigError
+from ..tokenization_chatgpt import load_tokenizer
 from .optim import MuonFactory
 
 
@@ -61,16 +63,38 @@ class ModelArguments:
 class CorpusArguments:
     """Where text comes from and how it becomes rows."""
 
-    corpus: str = field(
-        default="builtin:python-docs",
-        metadata={"help": "builtin:python-docs, a file, folder or glob (txt, md, jsonl, csv, parquet), or a Hub id."},
+    corpus: list[str] = field(
+        default_factory=lambda: ["builtin:python-docs"],
+        metadata={
+            "help": "One source or several, each builtin:python-docs, a file, folder or glob (txt, md, jsonl, csv, parquet), a Hub "
+            "id, or a mapping with source, weight, text_column or template (JSON on the command line)."
+        },
     )
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read while training, and pack a window at a time, in place of all before."}
+    )
+    eval_corpus: str | None = field(
+        default=None, metadata={"help": "A source of held-out text, in place of a part of the corpus."}
+    )
+    test_fraction: float = field(default=0.05, metadata={"help": "Share of the documents held out, by their hash."})
+    eval_documents: int = field(default=256, metadata={"help": "Documents held out of a stream."})
+    skip_broken_files: bool = field(
+        default=False, metadata={"help": "Leave out files that cannot be read, with a warning, in place of refusing."}
+    )
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that tokenize and pack; as many as pay when not given."}
+    )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a tokenizer; trained on the corpus when not given."}
     )
     vocab_size: int = field(default=4096, metadata={"help": "Size of a tokenizer that is trained here."})
     block_size: int = field(default=512, metadata={"help": "Tokens in a training row."})
+
+    def __post_init__(self) -> None:
+        # A recipe may name one source as it is.
+        if isinstance(self.corpus, str | Mapping):
+            self.corpus = [self.corpus]  # type: ignore[list-item]
 
 
 @dataclass
@@ -84,13 +108,27 @@ class ConversationArguments:
     block_size: int = field(default=512, metadata={"help": "Tokens in a training row; longer conversations are cut."})
 
 
-class MuonOption:
-    """Lets `--optim muon` pass `TrainingArguments`, which knows its own optimizers alone."""
+@dataclass
+class OptimizerOptions:
+    """What `TrainingArguments`, which knows its own optimizers alone, needs for `--optim muon`."""
 
-    optim: str
+    # Of the two optimizers, where a recipe gives no `learning_rate`.
+    default_learning_rates: ClassVar[dict[str, float]]
+
+    embedding_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of what Muon leaves to AdamW: embeddings, head, norms (default learning_rate)."
+        },
+    )
+    muon_momentum: float = field(default=0.95, metadata={"help": "Momentum of Muon, in Nesterov's form."})
 
     def __post_init__(self) -> None:
-        wanted = self.optim
+        wanted = self.optim  # type: ignore[has-type]
+        if wanted != "muon" and self.embedding_learning_rate is not None:
+            raise ValueError(f"--embedding_learning_rate is for --optim muon and --optim is {wanted}: leave it out.")
+        if self.learning_rate is None:  # type: ignore[has-type]
+            self.learning_rate = self.default_learning_rates["muon" if wanted == "muon" else "others"]
         if wanted == "muon":
             self.optim = "adamw_torch_fused"
         super().__post_init__()  # type: ignore[misc]
@@ -103,7 +141,9 @@ class MuonOption:
             return None
         betas = (self.adam_beta1, self.adam_beta2)  # type: ignore[attr-defined]
         return MuonFactory, {
-            "lr": self.learning_rate,  # type: ignore[attr-defined]
+            "lr": self.learning_rate,
+            "embedding_lr": self.embedding_learning_rate,
+            "momentum": self.muon_momentum,
             "betas": betas,
             "eps": self.adam_epsilon,  # type: ignore[attr-defined]
             "weight_decay": self.weight_decay,  # type: ignore[attr-defined]
@@ -111,13 +151,31 @@ class MuonOption:
 
 
 _OPTIM_HELP = {"help": "muon, or any optimizer that transformers' TrainingArguments knows."}
+_LEARNING_RATE_HELP = "Peak learning rate; by default {muon} with Muon and {others} with others."
 
 
 @dataclass
-class PretrainArguments(MuonOption, TrainingArguments):
+class PretrainArguments(OptimizerOptions, TrainingArguments):
     """`TrainingArguments`, with what a run of ours has in place of its defaults."""
 
+    default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.02, "others": 1e-3}
+
     optim: str = field(default="muon", metadata=_OPTIM_HELP)
+    learning_rate: float | None = field(
+        default=None, metadata={"help": _LEARNING_RATE_HELP.format(**default_learning_rates)}
+    )
+    lr_scheduler_type: SchedulerType | str = field(
+        default="warmup_stable_decay",
+        metadata={"help": "Any schedule of transformers; this one decays linearly over the last 40 % of the steps."},
+    )
+    warmup_steps: float = field(
+        default=0.04, metadata={"help": "Steps of warm-up, or their share of all when below 1."}
+    )
+    weight_decay: float = field(default=0.1, metadata={"help": "Decoupled, of the matrices inside the layers alone."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps from one log to the next."})
+    # A loss that is no number must be seen.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})
 
     output_dir: str = field(default="runs/pretrain", metadata={"help": "Folder of the run: a plain model folder."})
     # The order of `TrainingArguments`, which is the only one that the parser takes apart rightly.
@@ -127,10 +185,18 @@ class PretrainArguments(MuonOption, TrainingArguments):
 
 
 @dataclass
-class ChatSFTArguments(MuonOption, SFTConfig):
+class ChatSFTArguments(OptimizerOptions, SFTConfig):
     """TRL's `SFTConfig`, with what a run of ours has in place of its defaults."""
 
+    # The second is TRL's own.
+    default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.01, "others": 2e-5}
+
     optim: str = field(default="muon", metadata=_OPTIM_HELP)
+    learning_rate: float | None = field(
+        default=None, metadata={"help": _LEARNING_RATE_HELP.format(**default_learning_rates)}
+    )
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})
 
     output_dir: str = field(default="runs/sft", metadata={"help": "Folder of the run: a plain model folder."})
     # TRL's own defaults suit billions of parameters on a GPU: bfloat16 does not start on a CPU, and checkpointing a small
@@ -151,6 +217,17 @@ class RecipeParser(TrlParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}.{self.nearest(message)}")
 
+    def given(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """The fields that a command line sets, without those that it leaves at their defaults."""
+        defaults = {action: action.default for action in self._actions}
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
+        try:
+            return vars(self.parse_known_args(list(arguments))[0])
+        finally:
+            for action, default in defaults.items():
+                action.default = default
+
     def nearest(self, message: str) -> str:
         known = [option for action in self._actions for option in action.option_strings if "-" not in option[2:]]
         for word in message.replace(":", " ").split():
@@ -165,6 +242,8 @@ def parse_recipe(
 ) -> tuple[Any, ...]:
     """A recipe file with command-line overrides, as instances of `dataclass_types`.
 
+    Where pretraining is given a `depth`, what neither sets is set by `scaling.dial`.
+
     Args:
         recipe: A YAML file, the name of a recipe that the package ships (with or without `.yaml`), or None.
         overrides: `["--learning_rate", "1e-3", ...]`; wins over the recipe.
@@ -176,20 +255,22 @@ def parse_recipe(
     arguments = list(overrides)
     if "--config" in arguments:
         raise ConfigError("Unknown argument --config: name the recipe itself, before the other arguments.")
+    set_by_hand: dict[str, Any] = {}
     if recipe is not None:
         path = find_recipe(recipe)
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not YAML: {error}") from error
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path} must hold `field: value` lines.")
+        content = _read_recipe(path)
         unknown = [name for name in content if name not in {action.dest for action in parser._actions} | {"env"}]
         if unknown:
             raise ConfigError(f"{path} sets the unknown field {unknown[0]!r}.{parser.nearest('--' + str(unknown[0]))}")
-        for action in parser._actions:
-            _check_value(action, content.get(action.dest), path)
+        set_by_hand = {
+            action.dest: _read_value(action, content[action.dest], path)
+            for action in parser._actions
+            if content.get(action.dest) is not None
+        }
         arguments = ["--config", str(path), *arguments]
+    if CorpusArguments in dataclass_types:
+        set_by_hand |= parser.given(overrides)
+        parser.set_defaults_with_config(**_turn_dial(set_by_hand))
     try:
         *parsed, rest = parser.parse_args_and_config(arguments, return_remaining_strings=True)
     except (ValueError, TypeError) as error:
@@ -199,10 +280,21 @@ def parse_recipe(
     return tuple(parsed)
 
 
-def _check_value(action: argparse.Action, value: Any, path: Path) -> None:
-    """Raises `ConfigError` for a value that the command line would refuse: the parser reads no other than strings."""
-    if value is None or action.nargs is not None or not callable(action.type):
-        return
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold `field: value` lines.")
+    return content
+
+
+def _read_value(action: argparse.Action, value: Any, path: Path) -> Any:
+    """The value as its field's type. Raises `ConfigError` where the command line would refuse it: the parser reads no
+    other than strings."""
+    if action.nargs is not None or not callable(action.type):
+        return value
     try:
         read = action.type(str(value))
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
@@ -210,6 +302,21 @@ def _check_value(action: argparse.Action, value: Any, path: Path) -> None:
     if action.choices is not None and read not in action.choices:
         known = ", ".join(map(str, action.choices))
         raise ConfigError(f"{path} sets {action.dest} to {value!r}; it must be one of {known}.")
+    return read
+
+
+def _turn_dial(set_by_hand: dict[str, Any]) -> dict[str, Any]:
+    """What `--depth` sets of the fields that are not set by hand; nothing without it."""
+    if set_by_hand.get("depth") is None or set_by_hand.get("model_name_or_path") is not None:
+        return {}
+    from .scaling import dial
+
+    others = {name: value for name, value in set_by_hand.items() if name not in ("depth", "vocab_size")}
+    if others.get("tokenizer") is not None:
+        others["vocab_size"] = len(load_tokenizer(others["tokenizer"]))
+    elif "vocab_size" in set_by_hand:
+        others["vocab_size"] = set_by_hand["vocab_size"]
+    return dial(set_by_hand["depth"], world_size=int(os.environ.get("WORLD_SIZE", "1")), **others)
 
 
 def find_recipe(recipe: str | Path) -> Path:
@@ -238,10 +345,8 @@ def resolve_recipe(*arguments: Any) -> dict[str, Any]:
         default = type(group)()
         for item in fields(group):
             value = getattr(group, item.name)
-            if (
-                item.init
-                and value != getattr(default, item.name)
-                and isinstance(value, str | int | float | list | dict | None)
-            ):
+            # What it is by default depends on the optimizer.
+            differs = value != getattr(default, item.name) or item.name == "learning_rate"
+            if item.init and differs and isinstance(value, str | int | float | list | dict | None):
                 resolved[item.name] = getattr(value, "value", value)
     return resolved

@@ -1,24 +1,33 @@
-"""From a corpus to a base model, with stock `Trainer`."""
+"""From a corpus to a base model."""
 
 import json
-import logging
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
+import numpy as np
+from datasets import Dataset, IterableDataset
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, default_data_collator
 
-from ..checkpoints import check_tokenizer_fits, load_model
+from ..checkpoints import RECIPE_NAME, check_tokenizer_fits, load_model
 from ..configuration_chatgpt import ChatGPTConfig
-from ..data.corpus import load_corpus, split_by_hash
-from ..data.packing import IGNORE_INDEX, pack_documents, tokenize_corpus
-from ..errors import ConfigError, DataError
+from ..data.mixture import load_mixture, stream_mixture
+from ..data.packing import IGNORE_INDEX
+from ..data.prepare import PreparedRows, prepare_rows, tokenizer_fingerprint
+from ..data.sources import CorpusSource, parse_sources
+from ..data.streaming import StreamingRows
+from ..errors import ConfigError
 from ..evaluation.language_modeling import evaluate_language_modeling
 from ..modeling_chatgpt import ChatGPTForCausalLM
-from ..report import Report
+from ..report import Report, training_facts
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
-from .run import BitsPerByte, check_block_size, check_run, save_results, start_run, train_and_save
-
-logger = logging.getLogger(__name__)
+from .run import check_block_size, check_run, save_results, start_run, train_and_save
+from .samples import SampleText, sample_text
+from .scaling import flops_per_token
+from .trainer import PretrainTrainer
 
 
 def pretrain(
@@ -26,11 +35,13 @@ def pretrain(
     architecture: Any,
     corpus_arguments: CorpusArguments,
     arguments: PretrainArguments,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Trains a base model and leaves a plain model folder with its tokenizer and a report.
 
     Args:
         architecture: `ArchitectureArguments`.
+        callbacks: More of them for `Trainer`.
 
     Returns:
         The run's figures, as in its results.json.
@@ -39,63 +50,166 @@ def pretrain(
         ChatGPTError: On a corpus, tokenizer, config or folder that cannot be used.
     """
     check_run(arguments)
-    splits = load_corpus(corpus_arguments.corpus, text_column=corpus_arguments.text_column)
-    if "test" not in splits:
-        splits = split_by_hash(splits["train"])
-    tokenizer = _tokenizer(corpus_arguments, model_arguments, splits["train"]["text"])
-    model = _model(model_arguments, architecture, tokenizer, corpus_arguments.block_size)
-    check_tokenizer_fits(model, tokenizer)
-    check_block_size(corpus_arguments.block_size, model)
-    documents = {name: tokenize_corpus(split, tokenizer) for name, split in splits.items()}
-    rows = {
-        name: pack_documents(
-            split, corpus_arguments.block_size, pad_token_id=tokenizer.pad_token_id, seed=arguments.seed
-        )
-        for name, split in documents.items()
+    sources = parse_sources(corpus_arguments.corpus, text_column=corpus_arguments.text_column)
+    # What the first process makes and keeps, the others find.
+    with arguments.main_process_first(desc="preparing the corpus"):
+        corpus = _load_corpus(sources, corpus_arguments, model_arguments, arguments)
+        tokenizer = _tokenizer(corpus_arguments, model_arguments, corpus.train)
+        model = _model(model_arguments, architecture, tokenizer, corpus_arguments.block_size)
+        check_tokenizer_fits(model, tokenizer)
+        check_block_size(corpus_arguments.block_size, model)
+        rows = _rows(corpus, tokenizer, corpus_arguments, arguments)
+    if arguments.process_index == 0:
+        _show(rows)
+    record = {
+        "corpus": rows.fingerprint,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "block_size": corpus_arguments.block_size,
+        "seed": arguments.seed,
+        "stream": {"processes": arguments.world_size, "workers": arguments.dataloader_num_workers}
+        if corpus_arguments.streaming
+        else None,
+        "sources": rows.statistics,
     }
-    held_out_bytes = sum(len(text.encode()) for text in splits["test"]["text"])
-    held_out_tokens = sum(label != IGNORE_INDEX for labels in rows["test"]["labels"] for label in labels)
-    if not held_out_tokens:
-        raise DataError(f"The held-out part of {corpus_arguments.corpus} is empty.")
-    train_tokens = sum(len(ids) for ids in documents["train"]["input_ids"])
-    used = train_tokens / (len(rows["train"]) * corpus_arguments.block_size)
-    logger.info("%d rows of %d tokens, %.1f %% used", len(rows["train"]), corpus_arguments.block_size, 100 * used)
-
-    folder = start_run(model, arguments, model_arguments, architecture, corpus_arguments)
-    trainer = Trainer(
+    folder = start_run(model, arguments, model_arguments, architecture, corpus_arguments, data=record)
+    trainer = PretrainTrainer(
         model=model,
         args=arguments,
-        train_dataset=rows["train"],
-        eval_dataset=rows["test"],
+        train_dataset=rows.train,
+        eval_dataset=rows.test,
         processing_class=tokenizer,
         data_collator=default_data_collator,
         optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
-        callbacks=[BitsPerByte(held_out_tokens, held_out_bytes)],
+        callbacks=[SampleText(tokenizer, [""]), *callbacks],
+        eval_bytes_per_token=rows.test_bytes / rows.test_tokens,
+        flops_per_token=flops_per_token(model.config, corpus_arguments.block_size),
     )
     metrics = train_and_save(trainer, tokenizer, folder)
-    held_out = evaluate_language_modeling(model, tokenizer, splits["test"]["text"])
-    results = {
+    held_out = evaluate_language_modeling(model, tokenizer, corpus.test["text"])
+    figures = {
         "parameters": model.num_parameters(),
-        "train_tokens": train_tokens,
-        "share_of_positions_used": used,
+        **rows.figures,
         **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
         **{f"held_out_{name}": value for name, value in held_out.as_dict().items()},
     }
+    results = {**figures, "sources": rows.statistics}
     if trainer.is_world_process_zero():
+        per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        tokens_per_step = per_step * corpus_arguments.block_size
         Report(
             title="Pretraining",
             description="a base model that continues text.",
-            data=corpus_arguments.corpus,
-            results=results,
+            data=", ".join(source.source for source in sources),
+            results=figures,
             log_history=trainer.state.log_history,
-            samples=_samples(model, tokenizer),
+            samples=sample_text(model, tokenizer, [""] * 3, max_new_tokens=100),
+            statistics=rows.statistics,
+            training=training_facts(arguments, trainer.state, tokens_per_step=tokens_per_step),
+            command=f"chatgpt-hf pretrain {folder / RECIPE_NAME} --output_dir NEW",
+            tokens_per_step=tokens_per_step,
         ).write(folder)
         save_results(folder, results)
     return results
 
 
+class Corpus(NamedTuple):
+    """Documents to train on, all at once or as a stream, and documents held out; columns `text` and `source`."""
+
+    train: Dataset | IterableDataset
+    test: Dataset
+    # What the recipe says of them, for streams, whose documents are not known before they are read.
+    specification: str
+
+
+class Rows(NamedTuple):
+    """The same as training rows, with what is known of them."""
+
+    train: Dataset | StreamingRows
+    test: Dataset
+    test_bytes: int
+    test_tokens: int
+    fingerprint: str
+    figures: dict[str, Any]
+    statistics: list[dict[str, Any]]
+
+
+def _load_corpus(
+    sources: list[CorpusSource],
+    corpus_arguments: CorpusArguments,
+    model_arguments: ModelArguments,
+    arguments: PretrainArguments,
+) -> Corpus:
+    common: dict[str, Any] = {
+        "test_fraction": corpus_arguments.test_fraction,
+        "seed": arguments.seed,
+        "skip_broken_files": corpus_arguments.skip_broken_files,
+        "eval_corpus": corpus_arguments.eval_corpus,
+    }
+    specification = json.dumps([[asdict(source) for source in sources], common], sort_keys=True)
+    if corpus_arguments.streaming:
+        if arguments.max_steps <= 0:
+            raise ConfigError("--streaming has no end: give --max_steps, or --depth, which sets it.")
+        if (corpus_arguments.tokenizer or model_arguments.model_name_or_path) is None:
+            raise ConfigError(
+                "--streaming reads the text once, and a tokenizer would have to be trained before: give --tokenizer; "
+                "`chatgpt-hf tokenizer train` makes one."
+            )
+        streamed = stream_mixture(sources, eval_documents=corpus_arguments.eval_documents, **common)
+        return Corpus(streamed.train, streamed.test, specification)
+    splits = load_mixture(sources, **common)
+    return Corpus(splits["train"], splits["test"], specification)
+
+
+def _rows(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus_arguments: CorpusArguments,
+    arguments: PretrainArguments,
+) -> Rows:
+    block_size = corpus_arguments.block_size
+
+    def prepare(documents: Dataset) -> PreparedRows:
+        workers = corpus_arguments.preprocessing_num_workers
+        return prepare_rows(documents, tokenizer, block_size, seed=arguments.seed, num_proc=workers)
+
+    test = prepare(corpus.test)
+    test_tokens = sum(
+        int(np.count_nonzero(batch["labels"] != IGNORE_INDEX)) for batch in test.rows.with_format("numpy").iter(1000)
+    )
+    held_out = (test.rows, sum(source.bytes for source in test.statistics), test_tokens)
+    if isinstance(corpus.train, IterableDataset):
+        rows = StreamingRows(
+            corpus.train,
+            tokenizer,
+            block_size,
+            seed=arguments.seed,
+            rank=arguments.process_index,
+            world_size=arguments.world_size,
+        )
+        return Rows(rows, *held_out, corpus.specification, {}, [])
+    train = prepare(corpus.train)
+    statistics = [{**asdict(source), "bytes_per_token": source.bytes_per_token} for source in train.statistics]
+    figures = {
+        "train_tokens": sum(source.tokens for source in train.statistics),
+        "share_of_positions_used": train.share_of_positions_used,
+    }
+    return Rows(train.rows, *held_out, train.fingerprint, figures, statistics)
+
+
+def _show(rows: Rows) -> None:
+    """What each source brought, on the screen."""
+    if not rows.statistics:
+        return
+    table = Table(*(name.replace("_", " ") for name in rows.statistics[0]), box=None, header_style="bold")
+    for source in rows.statistics:
+        table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in source.values()))
+    console = Console()
+    console.print(table)
+    console.print(f"{100 * rows.figures['share_of_positions_used']:.1f} % of the positions of the rows are used.")
+
+
 def _tokenizer(
-    corpus_arguments: CorpusArguments, model_arguments: ModelArguments, texts: Any
+    corpus_arguments: CorpusArguments, model_arguments: ModelArguments, documents: Any
 ) -> PreTrainedTokenizerBase:
     source = corpus_arguments.tokenizer or model_arguments.model_name_or_path
     if source is not None:
@@ -104,7 +218,7 @@ def _tokenizer(
             # GPT-2 has none. Padding is masked by position here, so its eos is learned all the same.
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
-    return train_tokenizer(texts, corpus_arguments.vocab_size)
+    return train_tokenizer(documents["text"], corpus_arguments.vocab_size)
 
 
 def _model(
@@ -116,7 +230,7 @@ def _model(
     chosen = {name: value for name, value in vars(architecture).items() if value is not None}
     if model_arguments.model_name_or_path is not None:
         if chosen or model_arguments.depth is not None:
-            first = next(iter(chosen), "depth")
+            first = "depth" if model_arguments.depth is not None else next(iter(chosen))
             raise ConfigError(
                 f"--{first} shapes a new model and --model_name_or_path names one that exists: give one of the two."
             )
@@ -143,12 +257,3 @@ def _model(
     except Exception as error:
         raise ConfigError(f"No model has this shape: {error}") from error
     return ChatGPTForCausalLM(config)
-
-
-def _samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Three continuations of nothing, sampled, for the report."""
-    start = tokenizer.pad({"input_ids": [[tokenizer.bos_token_id]] * 3}, return_tensors="pt").to(model.device)
-    model.eval()
-    length = min(100, model.config.max_position_embeddings - 1)
-    output = model.generate(**start, max_new_tokens=length, do_sample=True, temperature=0.8, top_k=50)
-    return tokenizer.batch_decode(output, skip_special_tokens=True)

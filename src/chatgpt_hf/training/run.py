@@ -1,6 +1,7 @@
 """What every training run of ours does around stock `Trainer`: its folder, its recipe, resuming, and its results."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,17 @@ import yaml
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProgressCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
     TrainerState,
     TrainingArguments,
     set_seed,
 )
 
 from ..checkpoints import (
+    DATA_NAME,
     RECIPE_NAME,
+    TRAINER_STATE_NAME,
     atomic_folder,
     check_checkpoint_fits,
     check_output_dir,
@@ -25,26 +27,16 @@ from ..checkpoints import (
     is_whole_checkpoint,
     last_whole_checkpoint,
     prepare_output_dir,
+    read_data_record,
     write_atomically,
 )
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, TrainingInterrupted
 from .arguments import resolve_recipe
+from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
+
+logger = logging.getLogger(__name__)
 
 RESULTS_NAME = "results.json"
-
-
-class BitsPerByte(TrainerCallback):
-    """Adds `eval_bits_per_byte` to what `Trainer` reports: its mean loss per token, times tokens, over bytes."""
-
-    def __init__(self, tokens: int, num_bytes: int) -> None:
-        self.bits_per_nat_and_token = tokens / num_bytes / 0.6931471805599453
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        bits = kwargs["metrics"]["eval_loss"] * self.bits_per_nat_and_token
-        kwargs["metrics"]["eval_bits_per_byte"] = bits
-        state.log_history[-1]["eval_bits_per_byte"] = bits
 
 
 def check_run(arguments: TrainingArguments) -> None:
@@ -64,16 +56,59 @@ def check_block_size(block_size: int, model: PreTrainedModel) -> None:
         )
 
 
-def start_run(model: PreTrainedModel, arguments: TrainingArguments, *others: Any) -> Path:
-    """Makes the output folder and writes the recipe as resolved into it; called when nothing else can be wrong."""
+def start_run(
+    model: PreTrainedModel, arguments: TrainingArguments, *others: Any, data: dict[str, Any] | None = None
+) -> Path:
+    """Makes the output folder and writes the recipe as resolved into it; called when nothing else can be wrong.
+
+    Args:
+        others: The other groups of arguments that the recipe is made of.
+        data: What the rows are made of, for data.json; see `check_same_data`.
+
+    Raises:
+        CheckpointError: When the run is to go on from a checkpoint of another model, optimizer or data.
+    """
     folder = Path(arguments.output_dir)
     if checkpoint := _checkpoint(arguments, folder):
+        if data is not None:
+            check_same_data(Path(checkpoint), data)
+        _check_same_optimizer(Path(checkpoint), arguments)
         check_checkpoint_fits(Path(checkpoint), model)
     if arguments.process_index == 0:
         prepare_output_dir(folder, resume=_resumes(arguments))
+        if data is not None:
+            record = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+            write_atomically(folder / DATA_NAME, lambda path: path.write_text(record, encoding="utf-8"))
         recipe = yaml.safe_dump(resolve_recipe(*others, arguments), sort_keys=False, allow_unicode=True)
         write_atomically(folder / RECIPE_NAME, lambda path: path.write_text(recipe, encoding="utf-8"))
     return folder
+
+
+def check_same_data(checkpoint: Path, data: dict[str, Any]) -> None:
+    """Refuses to go on with other rows than those that a checkpoint has seen.
+
+    Args:
+        checkpoint: A checkpoint, with the data.json of its run beside it.
+        data: `corpus`, `tokenizer`, `block_size`, `seed` and `stream` of the run that is to go on.
+
+    Raises:
+        CheckpointError: Saying what differs.
+    """
+    record = read_data_record(checkpoint.parent)
+    if not record:
+        logger.warning("%s does not say which data its run had; it is taken to be this run's.", checkpoint)
+        return
+    names = {"corpus": "the corpus", "tokenizer": "the tokenizer", "block_size": "--block_size", "seed": "--seed"}
+    differing = [
+        f"{title} was {record.get(name)} and is {data[name]}"
+        for name, title in {**names, "stream": "the reading of the stream"}.items()
+        if record.get(name) != data[name]
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{checkpoint} is of a run on other data: {'; '.join(differing)}. Go on with what the run was begun with, or "
+            "begin a new one; --model_name_or_path takes the weights of the old."
+        )
 
 
 def train_and_save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, float]:
@@ -85,15 +120,31 @@ def train_and_save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder:
     Raises:
         CheckpointError: When the run is to go on from a checkpoint that is not whole.
         OutputError: When the disk is full; the checkpoints written before are intact.
+        TrainingDiverged: When the loss or the gradients do not come back; the last sound checkpoint stays.
+        TrainingInterrupted: When SIGTERM ended the run, with a checkpoint and no final model.
     """
     checkpoint = _checkpoint(trainer.args, folder)
+    stop = StopOnSigterm()
+    trainer.add_callback(stop)
+    # After the others, so that it has the last word on what is saved.
+    trainer.add_callback(DivergenceGuard())
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(ProgressFromResume())
+    metrics: dict[str, float] = {}
     with clear_disk_errors(folder):
-        output = trainer.train(resume_from_checkpoint=checkpoint)
+        if checkpoint is None or not _is_finished(trainer, Path(checkpoint)):
+            try:
+                metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+            finally:
+                stop.restore()
+    if stop.stopped_at is not None:
+        raise TrainingInterrupted(
+            f"SIGTERM at step {stop.stopped_at}; {last_whole_checkpoint(folder)} is whole. Add --resume to go on from it."
+        )
     if trainer.is_world_process_zero():
         save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
-    metrics = dict(output.metrics)
     if checkpoint is not None:
-        # `Trainer` divides what this process summed up by the steps of the whole run.
+        # The mean over the steps of this process, which is no figure of the run.
         metrics.pop("train_loss", None)
     return metrics
 
@@ -113,6 +164,30 @@ def save_results(folder: Path, results: dict[str, Any]) -> None:
 
 def _resumes(arguments: TrainingArguments) -> bool:
     return str(arguments.resume_from_checkpoint).lower() not in ("none", "false", "")
+
+
+def _is_finished(trainer: Trainer, checkpoint: Path) -> bool:
+    """Whether a checkpoint is of the last step; its state is then the trainer's. `Trainer` would take another step."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    *_, max_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    if state.global_step < max_steps:
+        return False
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = state
+    return True
+
+
+def _check_same_optimizer(checkpoint: Path, arguments: TrainingArguments) -> None:
+    file = checkpoint.parent / RECIPE_NAME
+    if not file.is_file():
+        return
+    recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    before = recipe.get("optim", type(arguments)().optim)
+    if before != arguments.optim:
+        raise CheckpointError(
+            f"{checkpoint} was written with --optim {before}, whose state --optim {arguments.optim} cannot go on with. Give "
+            f"--optim {before}, or begin a new run; --model_name_or_path takes the weights of the old."
+        )
 
 
 def _checkpoint(arguments: TrainingArguments, folder: Path) -> str | None:

@@ -1,0 +1,145 @@
+"""Peak memory, time and use of positions when a corpus of 50 MB is tokenized and packed, at once and as a stream.
+
+The corpus is made by shuffling and repeating the paragraphs of the shared one (`$CHATGPT_HF_DATA`, or `shared/data`
+beside the repository), as many documents in one JSON Lines file and as one document in one text file, the hardest case.
+Each way runs in a process of its own, because a process never gives its peak back; the peak is that of the whole
+process, libraries included. The script fails where a limit is exceeded.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Megabytes: the finite way, and the stream.
+LIMITS = {"prepare": 2000, "stream": 1000}
+RUNS = [("prepare", "corpus.jsonl"), ("prepare", "corpus.txt"), ("stream", "corpus.jsonl"), ("stream", "corpus.txt")]
+
+
+def make(folder: Path, megabytes: int, vocab_size: int) -> None:
+    """Writes both forms of the corpus and a tokenizer trained on a part of it."""
+    from chatgpt_hf import train_tokenizer
+
+    shared = Path(os.environ.get("CHATGPT_HF_DATA") or REPOSITORY.parent / "shared" / "data") / "corpus"
+    paragraphs = [
+        paragraph
+        for file in sorted(shared.rglob("*.txt"))
+        for paragraph in file.read_text(encoding="utf-8").split("\n\n")
+        if paragraph.strip()
+    ]
+    draw = random.Random(0)
+    size, documents = 0, []
+    while size < megabytes * 10**6:
+        draw.shuffle(paragraphs)
+        # Documents of 1 to 40 paragraphs: from a few lines to a chapter.
+        rest = iter(paragraphs)
+        while size < megabytes * 10**6 and (document := "\n\n".join(islice(rest, draw.randint(1, 40)))):
+            documents.append(document)
+            size += len(document.encode())
+    with (folder / "corpus.jsonl").open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
+    (folder / "corpus.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    tokenizer = train_tokenizer(draw.sample(documents, len(documents) // 20), vocab_size, show_progress=False)
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def measure(way: str, file: Path, block_size: int, rows: int) -> dict[str, Any]:
+    """Runs one way in this process; a stream has no end and gives so many rows."""
+    from chatgpt_hf import load_tokenizer
+    from chatgpt_hf.data.mixture import load_mixture, stream_mixture
+    from chatgpt_hf.data.prepare import prepare_rows
+    from chatgpt_hf.data.sources import parse_sources
+    from chatgpt_hf.data.streaming import StreamingRows
+
+    tokenizer = load_tokenizer(file.parent / "tokenizer")
+    sources = parse_sources(str(file))
+    start, cpu = time.perf_counter(), time.process_time()
+    if way == "prepare":
+        documents = load_mixture(sources)["train"]
+        prepared = prepare_rows(documents, tokenizer, block_size, cache_dir=file.parent / "cache")
+        rows, used = len(prepared.rows), prepared.share_of_positions_used
+    else:
+        stream = StreamingRows(stream_mixture(sources).train, tokenizer, block_size)
+        padding = 0
+        for row in islice(stream, rows):
+            padding += int((row["input_ids"] == tokenizer.pad_token_id).sum())
+        used = 1 - padding / (rows * block_size)
+    figures = {"way": way, "file": file.name, "rows": rows, "used": used, "megabytes": file.stat().st_size / 1e6}
+    return {**figures, "seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu, "peak": peak()}
+
+
+def peak() -> float:
+    """The largest resident set of this process in megabytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Unlike ru_maxrss, this leaves out the process that started this one.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def apart(*arguments: str, folder: Path) -> str:
+    """Runs this script with other arguments in a process of its own, and returns its last line."""
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "datasets"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, __file__, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if run.returncode != 0:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{run.stderr}")
+    return (run.stdout.splitlines() or [""])[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=50, help="size of the corpus (default: %(default)s)")
+    parser.add_argument("--vocab", type=int, default=4096, help="entries of the vocabulary (default: %(default)s)")
+    parser.add_argument("--block", type=int, default=512, help="tokens in a row (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.make:
+        make(args.make, args.megabytes, args.vocab)
+        return
+    if args.measure:
+        way, file, rows = args.measure
+        print(json.dumps(measure(way, Path(file), args.block, int(rows))))
+        return
+
+    results = []
+    with tempfile.TemporaryDirectory(prefix="data-memory-") as temporary:
+        folder = Path(temporary)
+        apart("--make", str(folder), "--megabytes", str(args.megabytes), "--vocab", str(args.vocab), folder=folder)
+        print(f"{args.megabytes} MB, {args.vocab} entries, rows of {args.block}\n")
+        print(f"{'':<24}{'peak memory':>13}{'limit':>9}{'wall':>9}{'CPU':>9}{'MB/CPU-s':>10}{'rows':>9}{'used':>10}")
+        for way, name in RUNS:
+            # What the finite way made of the same file: one pass over it.
+            rows = next((result["rows"] for result in results if result["file"] == name), 0)
+            measured = ["--measure", way, str(folder / name), str(rows), "--block", str(args.block)]
+            result = json.loads(apart(*measured, folder=folder))
+            results.append(result)
+            speed = result["megabytes"] / result["cpu"]
+            print(
+                f"{way + ' ' + name:<24}{result['peak']:>10.0f} MB{LIMITS[way]:>6} MB{result['seconds']:>7.1f} s"
+                f"{result['cpu']:>7.1f} s{speed:>10.2f}{result['rows']:>9,}{result['used']:>10.3%}",
+                flush=True,
+            )
+    if args.json:
+        args.json.write_text(
+            json.dumps({"settings": vars(args) | {"json": None}, "results": results}, indent=2) + "\n"
+        )
+    if any(result["peak"] > LIMITS[result["way"]] for result in results):
+        raise SystemExit("A limit was exceeded.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Whether one learning rate serves every width, and how it moves with the batch: the rules of `--depth`, tried small.
+
+Two sweeps on `builtin:python-docs`, vocabulary 4,096, rows of 256, Muon, one seed, each run a `chatgpt-hf pretrain` in a
+process of its own, compared by bits per byte on held-out documents:
+
+- width: depths 2 and 4 (widths 128 and 256) at 2,048 tokens a step, learning rates a factor of two apart;
+- batch: depth 2 at 2,048 and at 8,192 tokens a step and the same number of tokens, learning rates likewise.
+
+A rule holds where the best learning rate stays (width) or doubles (batch: square root of four). The steps between learning
+rates are coarse and there is one seed, so only a rule that is wrong by a factor of two or more would show.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+BLOCK_SIZE = 256
+CLI = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()"]
+
+
+def train(tokenizer: Path, depth: int, rows: int, steps: int, learning_rate: float, seed: int) -> dict[str, Any]:
+    """One run; its held-out bits per byte, and the CPU seconds of the whole process."""
+    fields: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "depth": depth,
+        "block_size": BLOCK_SIZE,
+        # Set by hand, so that the dial under test sets nothing but the shape.
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": 1,
+        "max_steps": steps,
+        "learning_rate": learning_rate,
+        "weight_decay": 0.1,
+        "adam_beta2": 0.95,
+        "optim": "muon",
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": json.dumps({"num_decay_steps": steps * 2 // 5, "decay_type": "linear"}),
+        "warmup_steps": steps // 20,
+        "logging_steps": steps,
+        "save_strategy": "no",
+        "disable_tqdm": "true",
+        "seed": seed,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        options = [str(part) for name, value in fields.items() for part in (f"--{name}", value)]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run = subprocess.run(
+            [*CLI, "pretrain", *options, "--output_dir", f"{folder}/run"], capture_output=True, text=True
+        )
+        if run.returncode != 0:
+            raise SystemExit(f"The run failed:\n{run.stderr}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        figures = json.loads(Path(folder, "run", "results.json").read_text())
+    return {
+        "depth": depth,
+        "tokens_per_step": rows * BLOCK_SIZE,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "bits_per_byte": figures["held_out_bits_per_byte"],
+        "cpu_seconds": after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweep", choices=("width", "batch", "both"), default="both")
+    parser.add_argument("--steps", type=int, help="of 2,048 tokens (100 in the width sweep, 300 in the batch sweep)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+    runs = []
+    if args.sweep != "batch":
+        runs += [(depth, 8, args.steps or 100, rate) for depth in (2, 4) for rate in (0.01, 0.02, 0.04)]
+    if args.sweep != "width":
+        runs += [(2, 8, args.steps or 300, rate) for rate in (0.01, 0.02, 0.04)]
+        runs += [(2, 32, (args.steps or 300) // 4, rate) for rate in (0.02, 0.04, 0.08)]
+    print(f"{'depth':>5}{'tokens/step':>13}{'steps':>7}{'rate':>7}{'bits/byte':>11}{'CPU s':>8}")
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = Path(folder, "tokenizer")
+        options = ["--corpus", "builtin:python-docs", "--vocab_size", "4096", "--output_dir", str(tokenizer)]
+        subprocess.run([*CLI, "tokenizer", "train", *options], check=True, capture_output=True)
+        for run in runs:
+            result = train(tokenizer, *run, seed=args.seed)
+            results.append(result)
+            print(
+                f"{result['depth']:>5}{result['tokens_per_step']:>13,}{result['steps']:>7}{result['learning_rate']:>7}"
+                f"{result['bits_per_byte']:>11.4f}{result['cpu_seconds']:>8.0f}",
+                flush=True,
+            )
+            if args.json:
+                args.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

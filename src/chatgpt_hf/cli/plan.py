@@ -1,0 +1,122 @@
+"""`chatgpt-hf plan`."""
+
+import json
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperCommand
+
+from ._recipe import RECIPE_CONTEXT, print_fields
+
+
+def _types() -> tuple[type, ...]:
+    from ..training.arguments import ArchitectureArguments, CorpusArguments, ModelArguments, PretrainArguments
+    from ..training.plan import PlanArguments
+
+    return ModelArguments, ArchitectureArguments, CorpusArguments, PlanArguments, PretrainArguments
+
+
+class PlanCommand(TyperCommand):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        print_fields(_types())
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+
+    @app.command(cls=PlanCommand, context_settings=RECIPE_CONTEXT, options_metavar="[RECIPE] [--FIELD VALUE]...")
+    def plan(ctx: typer.Context) -> None:
+        """What a pretraining run will take, before anything is spent.
+
+        Takes the recipe and the fields of `pretrain`; --depth sets what they leave out. Prints parameters, operations,
+        tokens, memory, and the time on this machine, from a measurement of about half a minute, and on a GPU.
+
+        Example: chatgpt-hf plan --depth 12 --gpu a100
+        """
+        from ..training.arguments import parse_recipe
+        from ..training.plan import plan as make_plan
+
+        arguments = list(ctx.args)
+        recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+        parsed = parse_recipe(_types(), recipe, arguments)
+        figures = make_plan(*parsed)
+        if parsed[-2].json:
+            typer.echo(json.dumps(figures, indent=2))
+        else:
+            print_plan(figures)
+
+
+def print_plan(figures: dict[str, Any]) -> None:
+    """The figures as a table, and what is to be feared of them."""
+    memory, here, gpu = (figures[name] for name in ("memory", "here", "gpu"))
+    table = Table("plan", "", box=None, header_style="bold")
+    table.add_row(
+        "model", "{layers} layers, width {width}, {heads} heads, vocabulary {vocab_size:,}".format(**figures)
+    )
+    table.add_row(
+        "parameters",
+        f"{count(figures['parameters'])}, {count(figures['non_embedding_parameters'])} without embeddings",
+    )
+    table.add_row(
+        "tokens", f"{count(figures['tokens'])}, {figures['tokens_per_parameter']:.3g} for each matrix parameter"
+    )
+    table.add_row(
+        "steps",
+        "{steps:,} of {tokens_per_step:,} tokens: {accumulation} x {micro_batch} rows of {block_size:,}".format(
+            **figures
+        ),
+    )
+    table.add_row(
+        "optimizer", "{optim}, learning rate {learning_rate:g}, weight decay {weight_decay:g}".format(**figures)
+    )
+    table.add_row("operations", f"{figures['flops_per_token']:.3g} FLOPs a token, {figures['flops']:.3g} in all")
+    table.add_row("memory", f"{gigabytes(memory['total'])}; free here: {gigabytes(memory['free'])}")
+    threads = f", {here['threads']} threads" if here["device"] == "cpu" else ""
+    table.add_row(
+        f"here ({here['device']}{threads})",
+        f"{duration(here['step_seconds'])} a step, {duration(here['total_seconds'])} in all; "
+        f"{here['tokens_per_second']:,.0f} tokens/s, {here['mfu']:.0%} of {count(here['matmul_peak'])}FLOP/s",
+    )
+    table.add_row(
+        gpu["name"],
+        f"{duration(gpu['total_seconds'])} in all, assuming {gpu['mfu']:.0%} of {count(gpu['flops'])}FLOP/s; "
+        f"{gigabytes(gpu['memory'])} of {gigabytes(gpu['memory_of_gpu'])}",
+    )
+    console = Console()
+    console.print(table)
+    console.print("[dim]Without compiling, evaluating and saving. The memory is an estimate.[/dim]", soft_wrap=True)
+    if memory["total"] > memory["free"]:
+        console.print("[yellow]More memory than is free here: give fewer rows or a smaller model.[/yellow]")
+    alone = here["step_cpu_seconds"] / here["threads"]
+    if here["device"] == "cpu" and alone < 0.8 * here["step_seconds"]:
+        console.print(
+            "[yellow]Other work held the cores while this was measured: the time is that of a machine as busy as now. Alone "
+            f"on it, a step would take about {duration(alone)}.[/yellow]",
+            soft_wrap=True,
+        )
+
+
+def count(number: float) -> str:
+    """`1.2 M`."""
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return f"{number:.3g} "
+
+
+def gigabytes(number: float) -> str:
+    """`1.2 GB`."""
+    return f"{number / 1e9:.3g} GB"
+
+
+def duration(seconds: float) -> str:
+    """The two largest units, as `3 h 20 min`."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    parts = ((whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s"))
+    first = next(index for index, (value, _) in enumerate(parts) if value)
+    return " ".join(f"{value:,} {unit}" for value, unit in parts[first : first + 2] if value)

@@ -1,0 +1,122 @@
+"""Files that hold text: which are read, how they are opened, and where one is broken."""
+
+import codecs
+import glob
+import gzip
+import io
+import json
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+
+from ..errors import DataError
+
+SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+FORMATS = ", ".join(suffix[1:] for suffix in SUFFIXES) + " (all but parquet also with .gz or .zst)"
+
+
+def format_of(path: Path) -> str | None:
+    """The ending that says the format, a compression's aside; None if it is not one that is read."""
+    name = re.sub(r"\.(gz|zst)$", "", path.name.lower())
+    suffix = Path(name).suffix
+    return suffix if suffix in SUFFIXES and not (suffix == ".parquet" and name != path.name.lower()) else None
+
+
+def is_one_document(path: Path) -> bool:
+    """Whether a file is one document, and not one per row."""
+    return format_of(path) in (".txt", ".md")
+
+
+def source_files(source: str) -> list[Path] | None:
+    """The files that a path or glob stands for, in order; None if it is neither.
+
+    Raises:
+        DataError: If none of them is of a format that is read.
+    """
+    path = Path(source).expanduser()
+    if os.path.isdir(path):
+        files = _files_below(path)
+    elif os.path.exists(path):
+        if format_of(path) is None:
+            raise DataError(f"{source} has none of the endings that are read: {FORMATS}")
+        files = [path]
+    elif matches := glob.glob(str(path), recursive=True):
+        files = sorted({file for match in map(Path, matches) for file in _files_below(match)})
+    else:
+        return None
+    if not files:
+        raise DataError(f"{source} holds no file with one of the endings that are read: {FORMATS}")
+    return files
+
+
+def _files_below(path: Path) -> list[Path]:
+    """A path itself, or all below it if it is a folder, as far as it is of a format that is read."""
+    if not path.is_dir():
+        return [path] if format_of(path) else []
+    found = sorted(file for file in path.rglob("*") if not file.is_dir() and format_of(file))
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Open a file for reading its bytes, decompressed."""
+    if path.suffix.lower() == ".gz":
+        return cast(BinaryIO, gzip.open(path))
+    if path.suffix.lower() == ".zst":
+        return cast(BinaryIO, pa.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that is one document, with its line ends turned into line feeds."""
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as stream:
+        return stream.read()
+
+
+def has_content(path: Path) -> bool:
+    """Read a file once: whether it holds any bytes; raises `DataError` if it is unreadable, or text but not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = line = 0
+    try:
+        with open_bytes(path) as stream:
+            if format_of(path) == ".parquet":
+                return bool(stream.read(1))
+            while True:
+                chunk = stream.read(1 << 20)
+                pending = len(decoder.getstate()[0])
+                decoder.decode(chunk, final=not chunk)
+                offset += len(chunk)
+                line += chunk.count(b"\n")
+                if not chunk:
+                    return offset > 0
+    except UnicodeDecodeError as error:
+        line += chunk.count(b"\n", 0, max(0, error.start - pending)) + 1
+        raise DataError(
+            f"{path} is not UTF-8: {error.reason} at byte {offset - pending + error.start} of its text, in line {line}. "
+            "Convert it, for example with iconv"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def json_fault(path: Path) -> str | None:
+    """Where a JSON or JSON Lines file is broken; None if that is not what is wrong with it."""
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as stream:
+        text = stream.read()
+    if format_of(path) == ".json":
+        try:
+            json.loads(text)
+            return None
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data":  # one value and then another: JSON Lines under the other name
+                return f"{path} is broken JSON in line {error.lineno}: {error.msg}"
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            if line.strip() and not isinstance(json.loads(line), dict):
+                return f"{path} has in line {number} no JSON object"
+        except json.JSONDecodeError as error:
+            return f"{path} is broken JSON in line {number}: {error.msg}"
+    return None

@@ -1,0 +1,209 @@
+"""Several sources as one corpus with a held-out part: read at once, or as a stream."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets, interleave_datasets
+
+from ..errors import DataError
+from .corpus import check_test_fraction, is_held_out, load_corpus, split_by_hash, stream_corpus
+from .files import is_one_document, source_files
+from .sources import CorpusSource, parse_sources
+
+_COLUMNS = Features({"text": Value("string"), "source": Value("string")})
+
+
+@dataclass(frozen=True)
+class StreamedCorpus:
+    """A corpus that is read while it is trained on.
+
+    Attributes:
+        train: Documents without end, pass after pass over the sources; columns `text` and `source`.
+        test: The held-out documents that figures are measured on, with the same columns.
+    """
+
+    train: IterableDataset
+    test: Dataset
+
+
+def load_mixture(
+    sources: Sequence[CorpusSource],
+    *,
+    test_fraction: float = 0.05,
+    seed: int = 0,
+    skip_broken_files: bool = False,
+    eval_corpus: str | None = None,
+) -> DatasetDict:
+    """Load several sources as one corpus.
+
+    Without weights the training part has every document once, source after source. With weights documents are drawn
+    from the sources in random order until each has been used up: nothing is lost, and what is used up earlier starts
+    again. Weights count documents, not tokens: of two sources of equal weight, the one with the longer documents gives
+    more of the tokens.
+
+    Args:
+        sources: What `parse_sources` returns.
+        test_fraction: The share of documents to hold out, by a hash of the document, of each source that brings no
+            `test` split of its own.
+        seed: Order in which weighted sources are drawn from.
+        skip_broken_files: Leave out files that cannot be used, with a warning, in place of an error.
+        eval_corpus: A source, as `parse_sources` reads it, that is the held-out part: its `test` split if it has one,
+            else all of it. Nothing is held out of `sources` then.
+
+    Returns:
+        The splits `train` and `test` with string columns `text` and `source`, the latter being `CorpusSource.source`.
+
+    Raises:
+        DataError: If a source cannot be used, or either part is empty.
+    """
+    check_test_fraction(test_fraction)
+    parts = []
+    for source in sources:
+        splits = _load(source, skip_broken_files)
+        if eval_corpus is None and "test" not in splits:
+            try:
+                splits = split_by_hash(splits["train"], test_fraction)
+            except DataError as error:
+                raise DataError(f"{source.source} has no held-out part: {error} (eval_corpus)") from error
+        parts.append(splits)
+    if eval_corpus is None:
+        test = concatenate_datasets([splits["test"] for splits in parts])
+    else:
+        splits = _load(_only(eval_corpus), skip_broken_files)
+        test = splits.get("test", splits["train"])
+    train = [splits["train"] for splits in parts]
+    probabilities = _probabilities(sources)
+    if probabilities is None:
+        mixed = concatenate_datasets(train)
+    else:
+        mixed = interleave_datasets(train, probabilities, seed=seed, stopping_strategy="all_exhausted")
+    for name, part in (("training", mixed), ("held-out", test)):
+        if len(part) == 0:
+            raise DataError(f"The {name} part of {_names(sources)} is empty: give more documents, or an eval_corpus.")
+    return DatasetDict(train=mixed, test=test)
+
+
+def stream_mixture(
+    sources: Sequence[CorpusSource],
+    *,
+    test_fraction: float = 0.05,
+    seed: int = 0,
+    eval_documents: int = 256,
+    eval_corpus: str | None = None,
+    skip_broken_files: bool = False,
+) -> StreamedCorpus:
+    """Several sources as one endless stream of documents, read from files or the Hub while it goes.
+
+    Each source is repeated pass after pass, in its own order. With weights the next document's source is drawn; without,
+    the sources take turns until each has given all its documents once, and then start again together. A source that is
+    one text file is one document and is cut at a line, as `split_by_hash` does.
+
+    Args:
+        sources: What `parse_sources` returns.
+        test_fraction: As for `load_mixture`; the same documents are held out.
+        seed: As for `load_mixture`.
+        eval_documents: How many held-out documents to keep, the first of each source, in the share of its weight.
+        eval_corpus: As for `load_mixture`.
+        skip_broken_files: Leave out what follows in a file that turns out to be broken, with a warning, in place of an
+            error.
+
+    Raises:
+        DataError: If a source cannot be used, or has nothing to train on or nothing held out; and, while the stream is
+            read, if a file is broken.
+    """
+    check_test_fraction(test_fraction)
+    train, test = [], []
+    shares = _probabilities(sources) or [1 / len(sources)] * len(sources)
+    for source, share in zip(sources, shares, strict=True):
+        splits = _stream(source, skip_broken_files, None if eval_corpus else test_fraction)
+        if next(iter(splits["train"]), None) is None:
+            raise DataError(f"{source.source} has nothing to train on: its documents are blank or held out.")
+        train.append(splits["train"])
+        if eval_corpus is None:
+            held_out = list(islice(splits["test"], max(1, round(share * eval_documents))))
+            if not held_out:
+                raise DataError(
+                    f"{source.source} has no held-out part: none of its documents is among the {test_fraction:.2%} that "
+                    "are held out. Give more documents, another test_fraction, or an eval_corpus."
+                )
+            test += held_out
+    if eval_corpus is not None:
+        splits = _stream(_only(eval_corpus), skip_broken_files, None)
+        test = list(islice(splits.get("test", splits["train"]), eval_documents))
+        if not test:
+            raise DataError(f"The held-out part is empty: {eval_corpus} has no document that is not blank.")
+    return StreamedCorpus(_endless(train, _probabilities(sources), seed), Dataset.from_list(test, _COLUMNS))
+
+
+def _load(source: CorpusSource, skip_broken_files: bool) -> DatasetDict:
+    splits = load_corpus(
+        source.source,
+        text_column=source.text_column,
+        template=source.template,
+        skip_broken_files=skip_broken_files,
+    )
+    # A column of its own beside the text, which is not written anew.
+    return DatasetDict(
+        {name: split.add_column("source", [source.source] * len(split)) for name, split in splits.items()}
+    )
+
+
+def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float | None) -> dict[str, IterableDataset]:
+    """The documents of a source that are not blank: `train`, and `test` if it has one or a share is held out."""
+    files = None if source.source.startswith("builtin:") else source_files(source.source)
+    if files is not None and len(files) == 1 and is_one_document(files[0]):
+        loaded = load_corpus(source.source)
+        splits = loaded if test_fraction is None else split_by_hash(loaded["train"], test_fraction)
+        streams = {name: split.to_iterable_dataset() for name, split in splits.items()}
+    else:
+        streams = stream_corpus(
+            source.source,
+            text_column=source.text_column,
+            template=source.template,
+            skip_broken_files=skip_broken_files,
+        )
+        if test_fraction is not None and "test" not in streams:
+            train = streams["train"]
+            streams = {
+                name: train.filter(partial(_is_on_side, held_out=name == "test", test_fraction=test_fraction))
+                for name in ("train", "test")
+            }
+    name_it = partial(_with_source, name=source.source)
+    return {name: stream.filter(_is_filled).map(name_it, features=_COLUMNS) for name, stream in streams.items()}
+
+
+def _endless(train: list[IterableDataset], probabilities: list[float] | None, seed: int) -> IterableDataset:
+    if probabilities is None:
+        if len(train) == 1:
+            return train[0].repeat(None)
+        return interleave_datasets(train, stopping_strategy="all_exhausted_without_replacement").repeat(None)
+    return interleave_datasets([stream.repeat(None) for stream in train], probabilities, seed=seed)
+
+
+def _is_on_side(row: Mapping[str, Any], held_out: bool, test_fraction: float) -> bool:
+    return is_held_out(row["text"], test_fraction) is held_out
+
+
+def _is_filled(row: Mapping[str, Any]) -> bool:
+    return bool(row["text"].strip())
+
+
+def _with_source(row: Mapping[str, Any], name: str) -> dict[str, str]:
+    return {"text": row["text"], "source": name}
+
+
+def _only(eval_corpus: str) -> CorpusSource:
+    (source,) = parse_sources(eval_corpus)
+    return source
+
+
+def _probabilities(sources: Sequence[CorpusSource]) -> list[float] | None:
+    weights = [source.weight for source in sources if source.weight is not None]
+    return [weight / sum(weights) for weight in weights] if weights else None
+
+
+def _names(sources: Sequence[CorpusSource]) -> str:
+    return ", ".join(source.source for source in sources)

@@ -1,0 +1,211 @@
+"""A finite corpus to training rows on disk: made once, and found again as long as nothing that matters has changed."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from ..checkpoints import atomic_folder
+from ..errors import ConfigError, DataError, TokenizerError
+from ..tokenization_chatgpt import encode_document_arrays
+from .packing import iterate_rows, rows_table
+
+logger = logging.getLogger(__name__)
+
+# Part of the folder's name: to be raised when the same arguments give other rows, or the files another form.
+_VERSION = 1
+_ROWS_NAME = "rows.arrow"
+# Files are put in place in the order of their names, so this one comes last.
+_STATISTICS_NAME = "statistics.json"
+
+
+@dataclass(frozen=True)
+class SourceStatistics:
+    """What one source brought: documents, bytes of UTF-8, and tokens with each document's bos and eos."""
+
+    source: str
+    documents: int
+    bytes: int
+    tokens: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        """How much text a token stands for."""
+        return self.bytes / self.tokens
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    """Packed rows and what is known of them.
+
+    Attributes:
+        rows: `input_ids`, `labels` and `position_ids`, as `pack_documents` describes them, mapped from disk.
+        statistics: One entry per source, in the order of the documents.
+        share_of_positions_used: Positions of the rows that are not padding.
+        fingerprint: Identifies the documents and their sources, whatever the tokenizer and the block size.
+    """
+
+    rows: Dataset
+    statistics: list[SourceStatistics]
+    share_of_positions_used: float
+    fingerprint: str
+
+
+def prepare_rows(
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    *,
+    seed: int = 0,
+    num_proc: int | None = None,
+    cache_dir: Path | None = None,
+) -> PreparedRows:
+    """Tokenizes and packs a corpus, or finds what an earlier call has left.
+
+    Args:
+        documents: String columns `text` and `source`, as `load_mixture` gives them.
+        tokenizer: A fast tokenizer with a bos and an eos token.
+        block_size: Tokens in a row.
+        seed: Order of the documents.
+        num_proc: Processes that tokenize; None leaves it to the threads of the tokenizer.
+        cache_dir: Where rows are kept, each corpus in a folder named by a hash of all of the above but `num_proc`.
+            None is `$CHATGPT_HF_CACHE`, or `~/.cache/chatgpt_hf`.
+
+    Raises:
+        DataError: If there is nothing to learn in the documents.
+        ConfigError: If `block_size` is below 2.
+        TokenizerError: If the tokenizer is not a fast one, or has no bos or no eos token.
+        OutputError: If the disk is full.
+    """
+    if block_size < 2:
+        raise ConfigError(f"block_size is {block_size}: a row of fewer than 2 tokens has nothing to predict.")
+    if len(documents) == 0:
+        raise DataError("The corpus has no documents to tokenize.")
+    fingerprint = _corpus_fingerprint(documents)
+    key = _hash([_VERSION, fingerprint, tokenizer_fingerprint(tokenizer), block_size, seed])
+    root = cache_dir or Path(os.environ.get("CHATGPT_HF_CACHE") or "~/.cache/chatgpt_hf").expanduser()
+    folder = Path(root) / key
+    found = _read(folder, fingerprint)
+    if found is not None:
+        logger.info("Tokenized rows are taken from %s.", folder)
+        return found
+    with atomic_folder(folder) as temporary, tempfile.TemporaryDirectory(dir=temporary) as scratch:
+        tokens = documents.map(
+            _encode,
+            batched=True,
+            # A document can be a whole book, and all of a batch are in memory at once.
+            batch_size=100,
+            fn_kwargs={"tokenizer": tokenizer},
+            features=Features({"input_ids": List(Value("int32")), "source": Value("string"), "bytes": Value("int64")}),
+            remove_columns=documents.column_names,
+            num_proc=num_proc,
+            cache_file_name=str(Path(scratch) / "tokens.arrow"),
+            new_fingerprint=key,
+            desc="Tokenizing",
+        )
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        statistics = _statistics(tokens)
+        _write(temporary, tokens, statistics, block_size, pad, seed)
+    found = _read(folder, fingerprint)
+    assert found is not None, f"{folder} was written and cannot be read"
+    return found
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Identifies how a tokenizer encodes documents.
+
+    Raises:
+        TokenizerError: If the tokenizer is not a fast one, whose whole state can be read.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise TokenizerError("the tokenizer is not one of the tokenizers library: load its fast version")
+    state = json.loads(backend.to_str())
+    # These are left behind by whoever called the tokenizer last, and set anew by every call.
+    state.pop("padding", None)
+    state.pop("truncation", None)
+    return _hash([state, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id])
+
+
+def _corpus_fingerprint(documents: Dataset) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in documents.select_columns(["text", "source"]).iter(batch_size=100):
+        for cells in zip(batch["text"], batch["source"], strict=True):
+            for cell in map(str.encode, cells):
+                digest.update(len(cell).to_bytes(8, "big") + cell)
+    return digest.hexdigest()
+
+
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+    return {
+        "input_ids": encode_document_arrays(tokenizer, batch["text"]),
+        "source": batch["source"],
+        "bytes": [len(text.encode()) for text in batch["text"]],
+    }
+
+
+def _statistics(tokens: Dataset) -> list[SourceStatistics]:
+    def tables() -> Iterator[pa.Table]:
+        for table in tokens.with_format("arrow").iter(batch_size=100):
+            counts = pc.cast(pc.list_value_length(table["input_ids"]), pa.int64())
+            yield pa.table({"source": table["source"], "bytes": table["bytes"], "tokens": counts})
+
+    # One thread keeps the sources in the order of the documents.
+    groups = pa.concat_tables(tables()).group_by("source", use_threads=False)
+    sums = groups.aggregate([("bytes", "count"), ("bytes", "sum"), ("tokens", "sum")])
+    columns = [sums[name].to_pylist() for name in ("source", "bytes_count", "bytes_sum", "tokens_sum")]
+    return [SourceStatistics(*cells) for cells in zip(*columns, strict=True)]
+
+
+def _write(
+    folder: Path, tokens: Dataset, statistics: list[SourceStatistics], block_size: int, pad_token_id: int, seed: int
+) -> None:
+    used = count = 0
+    file = folder / _ROWS_NAME
+    writer = None
+    try:
+        for rows in iterate_rows(tokens, block_size, pad_token_id=pad_token_id, seed=seed):
+            table = rows_table(rows)
+            writer = writer or pa.ipc.new_stream(str(file), table.schema)
+            writer.write_table(table)
+            used += rows.used
+            count += len(table)
+    finally:
+        if writer is not None:
+            writer.close()
+    about = {
+        "rows": count,
+        "bytes": file.stat().st_size,
+        "share_of_positions_used": used / (count * block_size),
+        "statistics": [asdict(each) for each in statistics],
+    }
+    (folder / _STATISTICS_NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _read(folder: Path, fingerprint: str) -> PreparedRows | None:
+    """What a folder holds; None if it is not there, or not whole."""
+    file = folder / _ROWS_NAME
+    try:
+        about = json.loads((folder / _STATISTICS_NAME).read_text(encoding="utf-8"))
+        if file.stat().st_size != about["bytes"]:
+            return None
+        rows = Dataset.from_file(str(file))
+        statistics = [SourceStatistics(**each) for each in about["statistics"]]
+        share = float(about["share_of_positions_used"])
+        return PreparedRows(rows, statistics, share, fingerprint) if len(rows) == about["rows"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,161 @@
+"""Training rows from a stream of documents, resumed exactly from a state of a few kilobytes."""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import ConfigError, DataError
+from ..tokenization_chatgpt import encode_document_arrays
+from .packing import ROW_COLUMNS, Packing, Tokens, pack_rest, pack_tokens
+
+_WINDOW_BLOCKS = 256
+# Documents are tokenized together until they have so many characters.
+_ENCODED_CHARACTERS = 1 << 16
+_ASSEMBLED_ROWS = 64
+
+
+class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
+    """Packs a stream of documents into rows, a window of documents at a time.
+
+    The documents of a window are packed as those of a finite corpus are, its full rows are given in random order, and
+    the pieces of the row that is left unfilled go on to the next window. There is no shuffle buffer, so a state is small
+    and exact: where the window begins in the stream, what was carried into it, and how many of its rows were given. On
+    resuming, the window is read and packed again and these rows are skipped.
+
+    Each of several processes and data loader workers reads the whole stream and takes its share of the documents.
+
+    It is stateful in the sense of `torchdata.stateful_dataloader.StatefulDataLoader`: a state goes with the next
+    iteration, and one after that starts from the beginning.
+
+    Args:
+        documents: Column `text`, as `stream_mixture` gives it; it may be endless.
+        tokenizer: With a bos and an eos token.
+        block_size: Tokens in a row.
+        window_tokens: Tokens that are shuffled and packed together, at least; 256 rows by default.
+        seed: Order of the rows.
+        rank: This process, of `world_size`.
+        world_size: Processes that share the stream.
+
+    Yields:
+        `input_ids`, `labels` and `position_ids`, each (block_size,), as `pack_documents` describes them.
+
+    Raises:
+        ConfigError: If `block_size` is below 2; or, on resuming, if the number of processes or workers has changed.
+        DataError: If the stream has no documents, or one that cannot be read.
+    """
+
+    def __init__(
+        self,
+        documents: IterableDataset,
+        tokenizer: PreTrainedTokenizerBase,
+        block_size: int,
+        *,
+        window_tokens: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if block_size < 2:
+            raise ConfigError(f"block_size is {block_size}: a row of fewer than 2 tokens has nothing to predict.")
+        self.documents = documents
+        self.tokenizer = tokenizer
+        self.block_size = block_size
+        self.window_tokens = window_tokens or _WINDOW_BLOCKS * block_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        # Plain Python all through, so that it can be written as JSON. `documents` counts those read by all units.
+        self._beginning: dict[str, Any] = {
+            "source": documents.state_dict(),
+            "documents": 0,
+            "window": 0,
+            "carried": [],
+            "yielded": 0,
+        }
+        self._loaded: dict[str, Any] | None = None
+        self._state = self._beginning
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the iteration is: after the last row that was given."""
+        return dict(self._state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Makes the next iteration go on from a state."""
+        self._state = self._loaded = dict(state_dict)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        workers = 1 if worker is None else worker.num_workers
+        unit, units = self.rank * workers + (0 if worker is None else worker.id), self.world_size * workers
+        state, self._loaded = self._loaded or self._beginning, None
+        if state.get("units", units) != units:
+            raise ConfigError(
+                f"The stream was divided among {state['units']} processes times workers and is now among {units}: go on "
+                "with as many processes and dataloader_num_workers as the run was begun with."
+            )
+        self._state = state = {**state, "units": units}
+        self.documents.load_state_dict(state["source"])
+        # `iter` reads the whole stream, where plain iteration would divide its files among workers.
+        stream = self.documents.iter(batch_size=1)
+        ended = False
+        while not ended:
+            carried = [np.array(ids, np.int32) for ids in state["carried"]]
+            read, count, ended = self._read_window(stream, state["documents"], unit, units)
+            packing, rest = pack_tokens(Tokens.of([*carried, *read]), self.block_size)
+            del read
+            order = np.random.default_rng([self.seed, unit, state["window"]]).permutation(packing.count())
+            rows = self._assembled(packing, order)
+            if ended:
+                last = pack_rest(rest, self.block_size)
+                rows = chain(rows, self._assembled(last, np.arange(last.count())))
+            for index, row in enumerate(rows):
+                if index >= state["yielded"]:
+                    self._state = {**state, "yielded": index + 1}
+                    yield row
+            if count == 0:
+                raise DataError("The stream has no documents to train on.")
+            state = {
+                "source": self.documents.state_dict(),
+                "documents": count,
+                "window": state["window"] + 1,
+                "carried": [ids.tolist() for ids in rest.documents()],
+                "yielded": 0,
+                "units": units,
+            }
+
+    def _read_window(
+        self, stream: Iterator[dict[str, list[str]]], count: int, unit: int, units: int
+    ) -> tuple[list[npt.NDArray[np.int32]], int, bool]:
+        """Reads on until this unit has a window: its documents, how many all have by then, whether the stream ended."""
+        read: list[npt.NDArray[np.int32]] = []
+        tokens, ended = 0, False
+        while tokens < self.window_tokens and not ended:
+            texts: list[str] = []
+            characters = 0
+            while characters < min(_ENCODED_CHARACTERS, self.window_tokens):
+                row = next(stream, None)
+                if row is None:
+                    ended = True
+                    break
+                if count % units == unit:
+                    texts += row["text"]
+                    characters += len(row["text"][0])
+                count += 1
+            encoded = encode_document_arrays(self.tokenizer, texts)
+            read += encoded
+            tokens += sum(map(len, encoded))
+        return read, count, ended
+
+    def _assembled(self, packing: Packing, order: npt.NDArray[np.int64]) -> Iterator[dict[str, torch.Tensor]]:
+        pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        for some in np.split(order, range(_ASSEMBLED_ROWS, len(order), _ASSEMBLED_ROWS)):
+            rows = packing.assemble(some, pad)._asdict()
+            arrays = {name: torch.from_numpy(rows[name].astype(np.int64)) for name in ROW_COLUMNS}
+            for index in range(len(arrays["labels"])):
+                yield {name: array[index] for name, array in arrays.items()}

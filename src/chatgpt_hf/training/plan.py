@@ -1,0 +1,243 @@
+"""What a run will take, before it is started: size, operations, memory and time, from a short measurement on this machine."""
+
+import copy
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    IntervalStrategy,
+    PrinterCallback,
+    SchedulerType,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
+
+from ..checkpoints import load_model
+from ..configuration_chatgpt import ChatGPTConfig
+from ..errors import ConfigError
+from ..modeling_chatgpt import ChatGPTForCausalLM
+from ..tokenization_chatgpt import load_tokenizer
+from .arguments import CorpusArguments, ModelArguments, PretrainArguments
+from .hardware import GPUS, find_gpu, free_memory, matmul_peak, synchronize, training_device
+from .scaling import count_parameters, flops_per_token, memory_bytes, model_config
+from .trainer import PretrainTrainer
+
+# Of each of the three measurements, which stop when the first of the two is reached.
+SECONDS = 15.0
+REPETITIONS = 8
+SMALL_VOCAB = 256
+LAYERS = 3
+
+
+@dataclass
+class PlanArguments:
+    """What a plan is compared with."""
+
+    gpu: str = field(default="h100", metadata={"help": f"A GPU to compare with: {', '.join(GPUS)}."})
+    mfu: float = field(
+        default=0.4,
+        metadata={"help": "Share of that GPU's peak that the run is assumed to use; 0.3 to 0.5 is common."},
+    )
+    json: bool = field(default=False, metadata={"help": "Print JSON in place of the table."})
+
+
+def plan(
+    model_arguments: ModelArguments,
+    architecture: Any,
+    corpus_arguments: CorpusArguments,
+    plan_arguments: PlanArguments,
+    arguments: PretrainArguments,
+) -> dict[str, Any]:
+    """Figures of the run that `pretrain` would make of the same arguments. Reads no corpus and writes nothing.
+
+    Args:
+        architecture: `ArchitectureArguments`.
+
+    Raises:
+        ConfigError: When the run's length is not known without the corpus, the GPU is not known, or no model has this shape.
+    """
+    gpu = find_gpu(plan_arguments.gpu)
+    if not 0 < plan_arguments.mfu <= 1:
+        raise ConfigError(f"--mfu is a share above 0 and at most 1, got {plan_arguments.mfu}.")
+    if arguments.max_steps <= 0:
+        raise ConfigError("A plan needs the number of steps: give --max_steps, or --depth, which sets it.")
+    config = _config(model_arguments, architecture, corpus_arguments)
+    block_size = corpus_arguments.block_size
+    micro_batch = arguments.per_device_train_batch_size
+    accumulation = arguments.gradient_accumulation_steps
+    parameters = count_parameters(config)
+    tokens_per_step = micro_batch * accumulation * arguments.world_size * block_size
+    tokens = tokens_per_step * arguments.max_steps
+    per_token = flops_per_token(config, block_size)
+
+    device = training_device()
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    memory = memory_bytes(config, micro_batch, block_size, arguments.optim, dtype)
+    free = free_memory(device)
+    of_micro_batch, of_optimizer = measure_step(config, arguments, block_size)
+    seconds, cpu_seconds = (accumulation * of_micro_batch + of_optimizer).tolist()
+    peak = matmul_peak(device, dtype)
+    on_gpu = memory_bytes(config, micro_batch, block_size, arguments.optim, torch.bfloat16)
+    return {
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "vocab_size": config.vocab_size,
+        "block_size": block_size,
+        "parameters": parameters.total,
+        "non_embedding_parameters": parameters.non_embedding,
+        "flops_per_token": per_token,
+        "flops": per_token * tokens,
+        "tokens": tokens,
+        "tokens_per_parameter": tokens / parameters.matrices,
+        "steps": arguments.max_steps,
+        "tokens_per_step": tokens_per_step,
+        "micro_batch": micro_batch,
+        "accumulation": accumulation,
+        "optim": str(getattr(arguments.optim, "value", arguments.optim)),
+        "learning_rate": arguments.learning_rate,
+        "weight_decay": arguments.weight_decay,
+        "memory": {**asdict(memory), "total": memory.total, "free": free},
+        "here": {
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "step_seconds": seconds,
+            "step_cpu_seconds": cpu_seconds,
+            "total_seconds": seconds * arguments.max_steps,
+            "tokens_per_second": tokens_per_step / arguments.world_size / seconds,
+            "matmul_peak": peak,
+            "mfu": per_token * tokens_per_step / arguments.world_size / seconds / peak,
+        },
+        "gpu": {
+            "name": gpu.name,
+            "flops": gpu.flops,
+            "mfu": plan_arguments.mfu,
+            "total_seconds": per_token * tokens / (gpu.flops * plan_arguments.mfu),
+            "memory": on_gpu.total,
+            "memory_of_gpu": gpu.memory,
+        },
+    }
+
+
+def measure_step(config: ChatGPTConfig, arguments: TrainingArguments, block_size: int) -> np.ndarray:
+    """The time of a training step, from short runs of the run's own `Trainer` with its width, rows and arguments.
+
+    A model of one layer is timed with the whole vocabulary; what each further layer adds is the difference between two
+    models of one and of three layers with hardly any vocabulary. In a model with a large head that difference would be small
+    against the noise of the whole, and then be multiplied by the number of layers.
+
+    Returns:
+        Seconds, (2, 2): of a micro-batch, loading it included, and of the rest of a step, which is the optimizer; by the clock
+        and of CPU time, which other work on the machine does not change much.
+    """
+    first = _time_trainer(_resized(config, layers=1), arguments, block_size)
+    if config.num_hidden_layers == 1:
+        return first
+    thin, thick = (
+        _time_trainer(_resized(config, layers=layers, vocab_size=SMALL_VOCAB), arguments, block_size)
+        for layers in (1, LAYERS)
+    )
+    return first + (config.num_hidden_layers - 1) / (LAYERS - 1) * np.maximum(thick - thin, 0)
+
+
+class _StepTimer(TrainerCallback):
+    """Times what `Trainer` does, and stops it when that is enough."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # Of each step, as `measure_step` returns them.
+        self.steps: list[list[np.ndarray]] = []
+
+    def _lap(self) -> np.ndarray:
+        synchronize(self.device)
+        last, self.mark = self.mark, np.array([time.perf_counter(), time.process_time()])
+        return self.mark - last
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.start = self.mark = np.array([time.perf_counter(), time.process_time()])
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.steps.append([self._lap()])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.steps[-1].append(self._lap())
+        control.should_training_stop = len(self.steps) > 1 and (self.mark - self.start)[0] > SECONDS
+
+
+def _time_trainer(config: ChatGPTConfig, arguments: TrainingArguments, block_size: int) -> np.ndarray:
+    rows = arguments.per_device_train_batch_size * (REPETITIONS + 1)
+    ids = torch.randint(config.vocab_size, (rows, block_size), generator=torch.Generator().manual_seed(0)).numpy()
+    # Two documents to a row: packed rows take the mask, and other kernels than a whole row.
+    positions = np.broadcast_to(np.arange(block_size) % -(-block_size // 2), ids.shape)
+    data = Dataset.from_dict({"input_ids": ids, "labels": ids, "position_ids": positions})
+    timer = _StepTimer(training_device())
+    with tempfile.TemporaryDirectory() as folder:
+        short = copy.copy(arguments)
+        changes: dict[str, Any] = {
+            "output_dir": folder,
+            "max_steps": REPETITIONS + 1,
+            "gradient_accumulation_steps": 1,
+            "lr_scheduler_type": SchedulerType.CONSTANT,
+            "lr_scheduler_kwargs": {},
+            "dataloader_pin_memory": training_device().type != "cpu",
+            "eval_strategy": IntervalStrategy.NO,
+            "save_strategy": IntervalStrategy.NO,
+            "logging_strategy": IntervalStrategy.NO,
+            "report_to": [],
+            "disable_tqdm": True,
+            "load_best_model_at_end": False,
+            "push_to_hub": False,
+        }
+        for name, value in changes.items():
+            setattr(short, name, value)
+        trainer = PretrainTrainer(
+            model=ChatGPTForCausalLM(config),
+            args=short,
+            train_dataset=data,
+            data_collator=default_data_collator,
+            optimizer_cls_and_kwargs=short.optimizer_cls_and_kwargs,
+            callbacks=[timer],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    # The first step warms up.
+    return np.median(timer.steps[1:], axis=0)
+
+
+def _resized(config: ChatGPTConfig, layers: int, vocab_size: int | None = None) -> ChatGPTConfig:
+    shape = {item.name: getattr(config, item.name) for item in fields(ChatGPTConfig) if item.init}
+    # The kinds of layers in the order they come, the last repeated.
+    kinds = (config.layer_types or [])[:layers]
+    kinds += kinds[-1:] * (layers - len(kinds))
+    shape |= {"num_hidden_layers": layers, "layer_types": kinds}
+    if not any("sliding" in kind for kind in kinds):
+        shape["sliding_window"] = None
+    if vocab_size is not None:
+        shape["vocab_size"] = vocab_size
+    return ChatGPTConfig(**shape)
+
+
+def _config(model_arguments: ModelArguments, architecture: Any, corpus_arguments: CorpusArguments) -> ChatGPTConfig:
+    if model_arguments.model_name_or_path is not None:
+        return load_model(model_arguments.model_name_or_path, ChatGPTForCausalLM).config
+    tokenizer = corpus_arguments.tokenizer
+    vocab_size = len(load_tokenizer(tokenizer)) if tokenizer else corpus_arguments.vocab_size
+    depth = model_arguments.depth
+    shape = {"num_hidden_layers": depth} if depth else {}
+    return model_config(
+        {**shape, **vars(architecture), "vocab_size": vocab_size, "block_size": corpus_arguments.block_size}
+    )

@@ -1,0 +1,148 @@
+"""What the model says while it is trained: the curve that everybody understands."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from ..checkpoints import write_atomically
+from ..errors import ConfigError
+from ..evaluation.padding import pad
+from ..report import FOLDER_NAME, SAMPLES_HISTORY_NAME, read_samples
+from ..tokenization_chatgpt import encode_documents
+
+
+@contextmanager
+def separate_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Seeds what runs inside, and leaves the random state of the CPU and of `device` as it was before."""
+    forked = [] if device.type in ("cpu", "mps") else [device]
+    # `fork_rng` gives every device module an index, which that of MPS does not take.
+    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
+    with torch.random.fork_rng(forked, device_type=device.type):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if mps_state is not None:
+                torch.mps.set_rng_state(mps_state)
+
+
+def sample_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+) -> list[str]:
+    """Each prompt, as the beginning of a document, with a continuation; "" starts from nothing.
+
+    Neither the random state nor the model's mode is changed, so that a run with samples in between is, to the bit, the
+    run without.
+
+    Raises:
+        ConfigError: When a prompt fills the model's context.
+    """
+    rows = [ids[:-1] for ids in encode_documents(tokenizer, list(prompts))]
+    longest, limit = max(map(len, rows)), model.config.max_position_embeddings
+    if longest >= limit:
+        raise ConfigError(
+            f"A sample's prompt takes {longest} tokens and the model's context is {limit} (`max_position_embeddings`): "
+            "shorten the prompt."
+        )
+    batch = pad(rows, side="left", pad_token_id=tokenizer.pad_token_id)
+    was_training = model.training
+    model.eval()
+    try:
+        with separate_randomness(model.device, seed):
+            output = model.generate(
+                **{name: value.to(model.device) for name, value in batch.items()},
+                max_new_tokens=min(max_new_tokens, limit - longest),
+                do_sample=True,
+                temperature=temperature,
+                top_k=top_k,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            )
+    finally:
+        model.train(was_training)
+    return tokenizer.batch_decode(output, skip_special_tokens=True)
+
+
+class SampleText(TrainerCallback):
+    """Lets the model continue a few prompts at each evaluation, on the screen and in the run's `report/samples.jsonl`.
+
+    A run that goes on from a checkpoint drops the samples after it and writes them again. All processes generate, since
+    a model that is sharded can do nothing alone; the first one writes.
+
+    Args:
+        prompts: Beginnings of documents; "" is none.
+        max_new_tokens: Length of a continuation, as far as the context allows.
+        seed: The same at each evaluation, so that it is the model that makes the difference.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_new_tokens: int = 64, seed: int = 0
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.prompts = list(prompts)
+        self.max_new_tokens = max_new_tokens
+        self.seed = seed
+        self._done_step: int | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._done_step = None
+        if state.is_world_process_zero:
+            history = read_samples(Path(args.output_dir))
+            kept = [row for row in history if row["step"] <= state.global_step]
+            if kept != history:
+                _write_samples(Path(args.output_dir), kept)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Several held-out sets make several evaluations at one step.
+        if state.global_step == self._done_step:
+            return
+        self._done_step = state.global_step
+        texts = sample_text(
+            kwargs["model"], self.tokenizer, self.prompts, max_new_tokens=self.max_new_tokens, seed=self.seed
+        )
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        rows = [
+            {"step": state.global_step, "prompt": prompt, "text": text}
+            for prompt, text in zip(self.prompts, texts, strict=True)
+        ]
+        _write_samples(folder, [row for row in read_samples(folder) if row["step"] != state.global_step] + rows)
+        for text in texts:
+            tqdm.write(f"[step {state.global_step}] {_printable(text)}")
+
+
+def _write_samples(folder: Path, rows: list[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(
+        folder / FOLDER_NAME / SAMPLES_HISTORY_NAME, lambda path: path.write_text(lines, encoding="utf-8")
+    )
+
+
+def _printable(text: str) -> str:
+    """Without what would steer the terminal: an untrained model says any byte."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)

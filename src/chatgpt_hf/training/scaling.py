@@ -1,0 +1,308 @@
+"""One dial: the recipe that `--depth` stands for, by published rules, and what a model of a shape costs to train.
+
+Every rule has a formula and a fit from the literature. Where a fit was made far from what one machine can train, only its
+exponent is taken, through the point that is known to be good here: `recipes/pretrain-quickstart.yaml` (4 layers of width
+192, vocabulary 4,096, rows of 256, 480 steps of 2,048 tokens, Muon at 0.02). docs/scaling.md tells what was verified.
+"""
+
+import json
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from ..configuration_chatgpt import ChatGPTConfig
+from ..errors import ConfigError
+from ..modeling_chatgpt import LOSS_CHUNK_ROWS, ChatGPTForCausalLM
+from .hardware import free_memory, training_device
+
+HEAD_SIZE = 64
+
+# Tokens per matrix parameter at the least loss for the compute.
+TOKENS_PER_PARAMETER = 10.5
+# The point that the exponents go through: recipes/pretrain-quickstart.yaml.
+REFERENCE_LAYER_PARAMETERS = 12 * 192**2 * 4
+REFERENCE_VOCAB_PARAMETERS = 4096 * 192
+REFERENCE_TOKENS = 480 * 2048
+REFERENCE_BATCH = 2048
+REFERENCE_FLOPS = 1.74e13
+REFERENCE_LEARNING_RATE = {"muon": 0.02, "adamw": 0.3118 * REFERENCE_FLOPS**-0.125}
+
+VOCAB_EXPONENT = 0.83
+BATCH_EXPONENT = 0.383
+LEARNING_RATE_EXPONENT = -0.125
+
+# On a CPU a larger micro-batch was not faster; on an accelerator memory is the limit.
+CPU_MICRO_BATCH_TOKENS = 2048
+MEMORY_SHARE = 0.7
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """How many numbers a model holds.
+
+    Attributes:
+        total: All of them; a tied head counts once.
+        non_embedding: Without the embedding tables and the head (Kaplan et al. 2020).
+        matrices: Those that a token is multiplied with: the matrices of the layers and the head, tied or not.
+    """
+
+    total: int
+    non_embedding: int
+    matrices: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a training process holds at its peak, by what they are for.
+
+    Attributes:
+        weights: The parameters.
+        gradients: One for each parameter.
+        optimizer: What the optimizer keeps between steps.
+        activations: What the layers keep for the backward pass, for one micro-batch.
+        loss: Logits of one chunk, and the head's gradient that is summed beside them.
+        update: What Muon needs while it orthogonalizes; not at the same time as activations and loss.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+    update: int
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.weights + self.gradients + self.optimizer + max(self.activations + self.loss, self.update)
+
+
+def count_parameters(config: ChatGPTConfig) -> ParameterCounts:
+    """Counts a model's parameters exactly, without allocating them."""
+    model = _meta_model(config)
+    modules = list(model.modules())
+    tables = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)} | {id(model.lm_head.weight)}
+    parameters = list(model.parameters())
+    return ParameterCounts(
+        total=sum(parameter.numel() for parameter in parameters),
+        non_embedding=sum(parameter.numel() for parameter in parameters if id(parameter) not in tables),
+        matrices=sum(module.weight.numel() for module in modules if isinstance(module, nn.Linear)),
+    )
+
+
+def flops_per_token(config: ChatGPTConfig, block_size: int | None = None) -> float:
+    """Floating-point operations of a training step for each token, forward and backward.
+
+    Six for each parameter of a matrix, the head included, and `12 * heads * head_dim * keys` for each layer's attention
+    (Chowdhery et al. 2022, "PaLM", appendix B, as in nanoGPT). By their convention attention counts every key of the row,
+    the half behind the causal mask included, though kernels may skip it; a sliding layer counts its window. Norms,
+    activations, embeddings and the optimizer are not counted.
+
+    Args:
+        block_size: Tokens in a row; None means the model's context.
+    """
+    length = block_size or config.max_position_embeddings
+    layers = _meta_model(config).model.layers
+    keys = sum(min(length, layer.self_attn.sliding_window or length) for layer in layers)
+    return 6 * count_parameters(config).matrices + 12 * config.num_attention_heads * (config.head_dim or 0) * keys
+
+
+def activation_bytes(config: ChatGPTConfig, batch: int, block_size: int, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes that the body keeps for the backward pass: the tensors that autograd saves in a forward pass without data.
+
+    Counted with the kernels that a CPU takes. Packed rows add a mask of `batch * block_size ** 2` booleans.
+    """
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage._cdata] = storage
+        return tensor
+
+    with FakeTensorMode():
+        model = ChatGPTForCausalLM(config).train()
+        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        ids = torch.zeros(batch, block_size, dtype=torch.long)
+        half = dtype != torch.float32
+        with saved_tensors_hooks(remember, lambda tensor: tensor), torch.autocast("cpu", dtype, enabled=half):
+            model.model(input_ids=ids, use_cache=False)
+        return sum(storage.nbytes() for key, storage in saved.items() if key not in weights)
+
+
+def memory_bytes(
+    config: ChatGPTConfig, batch: int, block_size: int, optim: str = "muon", dtype: torch.dtype = torch.float32
+) -> Memory:
+    """Estimates the peak memory of training: what is counted exactly, and what is known of the loss and of Muon.
+
+    Args:
+        batch: Rows in a micro-batch.
+        block_size: Tokens in a row.
+        optim: `muon` keeps one momentum for each matrix inside the layers; AdamW, and everything else here, two numbers
+            for each parameter.
+        dtype: Of the activations. Weights, gradients and optimizer are float32, as in mixed precision.
+    """
+    model = _meta_model(config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    by_shape: dict[torch.Size, int] = {}
+    for module in model.model.layers.modules():
+        if isinstance(module, nn.Linear):
+            by_shape[module.weight.shape] = by_shape.get(module.weight.shape, 0) + module.weight.numel()
+    hidden = sum(by_shape.values()) if optim == "muon" else 0
+    rows = min(LOSS_CHUNK_ROWS, batch * block_size)
+    return Memory(
+        weights=4 * total,
+        gradients=4 * total,
+        optimizer=4 * hidden + 8 * (total - hidden),
+        activations=activation_bytes(config, batch, block_size, dtype),
+        loss=4 * (2 * rows * config.vocab_size + config.vocab_size * config.hidden_size),
+        # The stacked momenta, the iterate, its product with the Gram matrix, and the sum of the two.
+        update=4 * 4 * max(by_shape.values()) if hidden else 0,
+    )
+
+
+def dial(depth: int, *, world_size: int = 1, **set_by_hand: Any) -> dict[str, Any]:
+    """The recipe for a depth: fields of a recipe, without those that are set by hand.
+
+    Each rule takes what is set by hand in place of what it would have set, so that the rest follows.
+
+    - **Shape**: width `64 * depth` in heads of 64, as `ChatGPTConfig.from_depth` (nanochat's ladder).
+    - **Context** `block_size`: the power of two nearest to the width, from 256 to 2,048. No published rule: it keeps attention's
+      share of the FLOPs, `block_size / (6 * width)`, at about a sixth of the layers'.
+    - **Vocabulary** (advice: a tokenizer set by hand decides): `vocab * width ~ layer_parameters ** 0.83` (Tao et al.
+      2024, "Scaling laws with vocabulary", fitted from 33 M to 1.1 B parameters), through the reference, to a power of two.
+    - **Horizon** D = 10.5 tokens for each matrix parameter, head included: nanochat's fit (dev/LOG.md, 2026-01-27: 10.3
+      to 11.2 from 1e18 to 1e19 FLOPs), with Muon and a model like this one; Hoffmann et al. 2022 found about 20 of all
+      parameters with AdamW. It knows nothing of the size of your corpus.
+    - **Batch** B = 2,048 tokens * (D / 0.98 M) ** 0.383: exponent of Bergsma et al. 2025, "Power lines" (111 M to 3.3 B
+      parameters), through the reference; theirs, absolutely, is about six times as large, and Zhang et al. 2024 measured
+      0.47 for the critical batch. To a power of two of rows; the micro-batch is what fits.
+    - **Learning rate** 0.02 * (C / 1.74e13) ** -0.125 * sqrt(B / B of the rule), C the FLOPs of the run: exponent of Bi
+      et al. 2024, "DeepSeek LLM" (AdamW, 1e17 to 2e19 FLOPs), through the reference, and the square root of Malladi et al.
+      2022 for a batch set by hand. There is no factor for the width alone: the step of Muon here has the root mean square of
+      AdamW's (Liu et al. 2025). With AdamW it is DeepSeek's fit itself, 0.3118 * C ** -0.125.
+    - **Weight decay** 1 / (learning rate * steps * timescale), timescale = 1.084 * (D / matrix parameters) ** -0.527: Bergsma
+      et al. 2025, after Wang & Aitchison 2024; fitted with AdamW.
+
+    Args:
+        depth: Number of layers.
+        world_size: Number of processes that share a step.
+        **set_by_hand: Fields of the recipe, under their names. `vocab_size` counts for every rule, also where a tokenizer of
+            that size is what was set.
+
+    Returns:
+        Values for the fields that are not in `set_by_hand`.
+
+    Raises:
+        ConfigError: On a depth below 1, a width that no heads of 64 fit, or a shape that no model has.
+    """
+    if depth < 1:
+        raise ConfigError(f"--depth must be at least 1, got {depth}.")
+    recipe: dict[str, Any] = _shape(depth, set_by_hand)
+    block_size = recipe["block_size"] = set_by_hand.get("block_size", _power_of_two(recipe["hidden_size"], 256, 2048))
+    recipe["vocab_size"] = set_by_hand.get("vocab_size")
+    if recipe["vocab_size"] is None:
+        layers = count_parameters(model_config(recipe | set_by_hand | {"vocab_size": 1})).non_embedding
+        best = REFERENCE_VOCAB_PARAMETERS * (layers / REFERENCE_LAYER_PARAMETERS) ** VOCAB_EXPONENT
+        recipe["vocab_size"] = _power_of_two(best / recipe["hidden_size"], 512, 2**17)
+    config = model_config(recipe | set_by_hand)
+    parameters = count_parameters(config).matrices
+
+    steps = max(0, set_by_hand.get("max_steps", 0))
+    tokens = _tokens_of_steps(steps) if steps else TOKENS_PER_PARAMETER * parameters
+    rows = best_batch(tokens) / block_size / world_size
+    micro_batch, accumulation = _split_rows(rows, config, block_size, set_by_hand)
+    recipe |= {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
+    batch = micro_batch * accumulation * world_size * block_size
+    if steps:
+        tokens = steps * batch
+    steps = steps or math.ceil(tokens / batch)
+    if "num_train_epochs" not in set_by_hand:
+        recipe["max_steps"] = steps
+
+    optim = "muon" if set_by_hand.get("optim", "muon") == "muon" else "adamw"
+    compute = flops_per_token(config, block_size) * tokens
+    rate = REFERENCE_LEARNING_RATE[optim] * (compute / REFERENCE_FLOPS) ** LEARNING_RATE_EXPONENT
+    recipe["learning_rate"] = _two_digits(rate * math.sqrt(batch / best_batch(tokens)))
+    rate = set_by_hand.get("learning_rate", recipe["learning_rate"])
+    timescale = 1.084 * (tokens / parameters) ** -0.527
+    recipe["weight_decay"] = _two_digits(1 / (rate * steps * timescale))
+    return {name: value for name, value in recipe.items() if name not in set_by_hand}
+
+
+def best_batch(tokens: float) -> float:
+    """Tokens in a step that a run of so many tokens should have; see `dial`."""
+    return REFERENCE_BATCH * (tokens / REFERENCE_TOKENS) ** BATCH_EXPONENT
+
+
+def model_config(recipe: dict[str, Any]) -> ChatGPTConfig:
+    """The model that a recipe's fields describe; fields of other things are passed over.
+
+    Raises:
+        ConfigError: When no model has this shape.
+    """
+    known = {item.name for item in fields(ChatGPTConfig)}
+    shape = {name: value for name, value in recipe.items() if name in known and value is not None}
+    shape.setdefault("max_position_embeddings", recipe["block_size"])
+    try:
+        if isinstance(shape.get("rope_parameters"), str):
+            shape["rope_parameters"] = json.loads(shape["rope_parameters"])
+        return ChatGPTConfig(**shape)
+    except Exception as error:
+        raise ConfigError(f"No model has this shape: {error}") from error
+
+
+def _meta_model(config: ChatGPTConfig) -> ChatGPTForCausalLM:
+    with torch.device("meta"):
+        return ChatGPTForCausalLM(config)
+
+
+def _shape(depth: int, set_by_hand: dict[str, Any]) -> dict[str, Any]:
+    width = set_by_hand.get("hidden_size", HEAD_SIZE * depth)
+    head = set_by_hand.get("head_dim", HEAD_SIZE)
+    if width % head and "num_attention_heads" not in set_by_hand:
+        raise ConfigError(
+            f"--hidden_size {width} does not divide into heads of {head}: give --num_attention_heads too."
+        )
+    return {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": width // head}
+
+
+def _tokens_of_steps(steps: int) -> float:
+    """Tokens of a run of so many steps, each of the batch that is best for those tokens."""
+    return (steps * REFERENCE_BATCH * REFERENCE_TOKENS**-BATCH_EXPONENT) ** (1 / (1 - BATCH_EXPONENT))
+
+
+def _split_rows(rows: float, config: ChatGPTConfig, block_size: int, set_by_hand: dict[str, Any]) -> tuple[int, int]:
+    """Rows that a process takes for a step, as rows of a micro-batch and number of micro-batches."""
+    micro_batch = set_by_hand.get("per_device_train_batch_size")
+    accumulation = set_by_hand.get("gradient_accumulation_steps")
+    if micro_batch is None and accumulation is None:
+        rows = _power_of_two(rows, 1)
+        micro_batch = min(rows, _rows_that_fit(config, block_size, set_by_hand))
+    if micro_batch is None:
+        micro_batch = max(1, round(rows / accumulation))
+    return micro_batch, accumulation or max(1, round(rows / micro_batch))
+
+
+def _rows_that_fit(config: ChatGPTConfig, block_size: int, set_by_hand: dict[str, Any]) -> int:
+    """Rows of a micro-batch: a power of two."""
+    device = training_device()
+    if device.type == "cpu":
+        rows = CPU_MICRO_BATCH_TOKENS / block_size
+    else:
+        dtype = torch.bfloat16 if set_by_hand.get("bf16") else torch.float32
+        memory = memory_bytes(config, 1, block_size, set_by_hand.get("optim", "muon"), dtype)
+        rows = (MEMORY_SHARE * free_memory(device) - memory.total) / memory.activations + 1
+    return 2 ** int(math.log2(max(1.0, rows)))
+
+
+def _power_of_two(value: float, low: int, high: float = math.inf) -> int:
+    return int(min(high, max(low, 2 ** round(math.log2(value)))))
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")

@@ -1,0 +1,195 @@
+"""Stock `Trainer`, and what it lacks for pretraining: a stream that resumes where it was, and figures on the clock."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import SchedulerType, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..checkpoints import last_whole_checkpoint, read_data_state, write_data_state
+from ..errors import CheckpointError
+from .callbacks import EpochOfStream
+from .hardware import matmul_peak
+from .optim import hidden_matrices
+from .samples import separate_randomness
+
+# Of all steps, where a recipe does not say. Long runs do with 20 % (Hägele et al. 2024, "Scaling laws and compute-optimal
+# training beyond fixed training durations"); the runs of this package are short.
+DECAY_SHARE = 0.4
+
+
+class PretrainTrainer(Trainer):
+    """`Trainer`, whose checkpoints of a run on a stream hold the stream's position, and whose logs tell the speed.
+
+    A `train_dataset` that is a `torch.utils.data.IterableDataset` must shard by process and worker itself, and have a
+    `state_dict` and `load_state_dict` of JSON values, as `StreamingRows`. Everything else is `Trainer`'s own road, whose
+    skipping of batches is exact already.
+
+    Args:
+        eval_bytes_per_token: Bytes of held-out text for each token of it that is predicted; gives `eval_bits_per_byte`.
+        flops_per_token: Floating-point operations of training for each token; gives `mfu`, the share of this machine's
+            measured matrix-multiply peak.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        eval_bytes_per_token: float | None = None,
+        flops_per_token: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.eval_bytes_per_token = eval_bytes_per_token
+        self.flops_per_token = flops_per_token
+        self._stream: StatefulDataLoader | None = None
+        self._resumed_from: Path | None = None
+        self._tokens = self._tokens_logged = 0
+        self._clock = Stopwatch()
+        self._seconds_logged = 0.0
+        if isinstance(self.train_dataset, IterableDataset):
+            # Otherwise `Trainer` reads and drops all batches before the checkpoint.
+            self.args.ignore_data_skip = True
+            self.add_callback(EpochOfStream())
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`; True is the newest checkpoint that is whole, and a stream goes on where it was then.
+
+        Raises:
+            CheckpointError: When there is none, or it lacks the position of a stream.
+        """
+        if resume_from_checkpoint is True:
+            newest = last_whole_checkpoint(Path(self.args.output_dir))
+            if newest is None:
+                raise CheckpointError(f"{self.args.output_dir} holds no whole checkpoint to go on from.")
+            resume_from_checkpoint = str(newest)
+        self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`, and for a stream a loader that can say where it is."""
+        if not isinstance(self.train_dataset, IterableDataset):
+            return super().get_train_dataloader()
+        # Not prepared by accelerate: the stream shards itself, and `Trainer` moves batches to the device. The generator is
+        # its own, so that beginning to read, which draws from it, does not change what dropout draws.
+        self._stream = StatefulDataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+        if self._resumed_from is not None:
+            state = read_data_state(self._resumed_from, self.args.process_index, self.args.world_size)
+            self._stream.load_state_dict(state)
+        return self._stream
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The matrices inside the layers. `Trainer` would let embeddings and the head decay too."""
+        return hidden_matrices(model)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """As in `Trainer`; warmup-stable-decay ends with a linear decay over `DECAY_SHARE` of the steps by default."""
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
+            default = {"num_decay_steps": round(DECAY_SHARE * num_training_steps), "decay_type": "linear"}
+            self.args.lr_scheduler_kwargs = default | (self.args.lr_scheduler_kwargs or {})
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in `Trainer`, counting positions."""
+        self._clock.start()
+        self._tokens += inputs["input_ids"].numel() * self.args.world_size
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in `Trainer`, off the clock."""
+        with self._clock.stopped():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            # The mark of a whole checkpoint must not stand while an old one is written over.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        with self._clock.stopped():
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._stream is not None:
+            write_data_state(
+                Path(output_dir), self._stream.state_dict(), self.args.process_index, self.args.world_size
+            )
+        if self.args.world_size > 1:
+            # The first process writes the mark of a whole checkpoint next.
+            torch.distributed.barrier()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in `Trainer`, with what the figures mean: speed for training, perplexity and bits per byte for held-out text.
+
+        `tokens_per_second` and `mfu` count this process' run since the last log, without evaluation and saving;
+        `train_tokens_per_second` and `train_mfu` at the end the whole of it. With several processes all of them count.
+        """
+        if "loss" in logs:
+            seconds = self._clock.seconds
+            logs |= self._speed(self._tokens - self._tokens_logged, seconds - self._seconds_logged)
+            self._tokens_logged, self._seconds_logged = self._tokens, seconds
+        if "train_runtime" in logs:
+            logs |= {f"train_{name}": value for name, value in self._speed(self._tokens, self._clock.seconds).items()}
+        if "eval_loss" in logs:
+            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700.0))
+            if self.eval_bytes_per_token is not None:
+                logs["eval_bits_per_byte"] = logs["eval_loss"] / math.log(2) / self.eval_bytes_per_token
+        super().log(logs, start_time)
+
+    def _speed(self, tokens: int, seconds: float) -> dict[str, float]:
+        if not tokens or not self.is_world_process_zero():
+            return {}
+        speed = {"tokens_per_second": tokens / seconds}
+        if self.flops_per_token is not None:
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+            # The measurement draws its matrices at random, and takes a second.
+            with self._clock.stopped(), separate_randomness(self.args.device, 0):
+                peak = matmul_peak(self.args.device, dtype) * self.args.world_size
+            speed["mfu"] = speed["tokens_per_second"] * self.flops_per_token / peak
+        return speed
+
+
+class Stopwatch:
+    """Seconds since `start`, without the times when it was stopped."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._left_out = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """What it shows; 0 before it is started."""
+        return 0.0 if self._began is None else time.perf_counter() - self._began - self._left_out
+
+    def start(self) -> None:
+        """Starts it, if it is not running yet."""
+        if self._began is None:
+            self._began = time.perf_counter()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leaves out what happens inside."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._began is not None:
+                self._left_out += time.perf_counter() - began
