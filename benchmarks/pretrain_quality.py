@@ -382,6 +382,7 @@ def main() -> None:
     arms = suite.arms
     if args.arms:
         arms = [arm for arm in arms if arm is arms[0] or any(word in arm.name for word in args.arms)]
+    args.out.mkdir(parents=True, exist_ok=True)
     cores: queue.Queue[int] = queue.Queue()
     for core in sorted(os.sched_getaffinity(0))[: args.jobs]:
         cores.put(core)
@@ -398,8 +399,9 @@ def main() -> None:
         }
         for job in track(as_completed(jobs), total=len(jobs), description="Training", console=Console(stderr=True)):
             results[jobs[job]].append(job.result())
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"pretrain_quality-{args.suite}.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+            # After each, so that what was measured survives an interruption.
+            file = args.out / f"pretrain_quality-{args.suite}.json"
+            file.write_text(json.dumps(results, indent=1), encoding="utf-8")
     if args.points:
         plot(results, args.out / f"pretrain_quality-{args.suite}.png")
     show(suite, results)

@@ -19,7 +19,7 @@ def test_from_a_corpus_to_an_answer(cli: Cli, pretrain_options: list[str], chats
     assert result.code == 0, result.err
     figures = json.loads((base / "results.json").read_text())
     (source,) = figures.pop("sources")
-    assert f"{source['documents']}" in result.out
+    assert str(source["documents"]) in result.out, "the table of the sources"
     for name, value in figures.items():
         assert name in result.out
         assert (f"{value:.4g}" if isinstance(value, float) else str(value)) in result.out

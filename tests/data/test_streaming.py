@@ -150,7 +150,7 @@ def test_another_number_of_workers_is_refused(tokenizer: PreTrainedTokenizerBase
     next(iter(rows))
     other = StreamingRows(finite(TEXTS), tokenizer, BLOCK, world_size=2)
     other.load_state_dict(rows.state_dict())
-    with pytest.raises(ConfigError, match="among 1 processes times workers and is now among 2"):
+    with pytest.raises(ConfigError, match="divided by 1 and is now divided by 2"):
         next(iter(other))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from accelerate import PartialState
 
 from chatgpt_hf import ChatGPTConfig
 from chatgpt_hf.errors import ConfigError
@@ -188,6 +189,14 @@ def test_the_learning_rate_suits_the_optimizer(
     assert parsed[-1].learning_rate == learning_rate
     resolved = write(tmp_path, yaml.safe_dump(resolve_recipe(*parsed)) if options else "seed: 42\n")
     assert parse_recipe(types, resolved)[-1].learning_rate == learning_rate
+
+
+def test_resolving_leaves_the_devices_as_they_are_set_up(tmp_path: Path) -> None:
+    """`TrainingArguments` keep them for the whole process, and the last that are made count."""
+    arguments = PretrainArguments(output_dir=str(tmp_path), use_cpu=True)
+    before = dict(PartialState._shared_state)
+    assert resolve_recipe(arguments)["use_cpu"] is True
+    assert PartialState._shared_state == before
 
 
 def test_muon_without_a_recipe() -> None:

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.skipif(
 STEPS = 30
 # Builtins travel to the new process by name, the test's own functions would not: their module is no package's.
 RUN = """
-import os, sys
+import multiprocessing, os, sys
+# As in a process that was not forked from the server: workers of a data loader end with it.
+multiprocessing.set_start_method("fork", force=True)
 sys.stderr = open({log!r}, "a")
 os.environ |= {environment!r}
 sys.argv = ["chatgpt-hf", "pretrain", *{options!r}]

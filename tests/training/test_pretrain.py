@@ -1,5 +1,6 @@
 """Pretraining from unusual beginnings: a model that exists, another tokenizer, positions that end."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from chatgpt_hf import pretrain
+from chatgpt_hf.errors import CheckpointError
 from chatgpt_hf.training.arguments import (
     ArchitectureArguments,
     CorpusArguments,
@@ -71,3 +73,34 @@ def test_going_on_from_gpt2(short: list[str], shared_data: Path, tmp_path: Path)
     assert model.config.model_type == "chatgpt"
     assert tokenizer("Hello there")["input_ids"] == [15496, 612]
     assert len(tokenizer) == model.config.vocab_size == 50257
+
+
+def test_several_sources(pretrain_options: list[str], corpus_file: Path, tmp_path: Path) -> None:
+    """Each is counted by itself, whatever its name looks like."""
+    other = tmp_path / "[bold] letters.jsonl"
+    other.write_text(corpus_file.read_text().replace("cat", "lion"))
+    sources = [json.dumps({"source": str(path), "weight": weight}) for path, weight in ((corpus_file, 1), (other, 3))]
+    figures = run(pretrain_options, tmp_path / "run", "--corpus", *sources)
+    assert [source["source"] for source in figures["sources"]] == [str(corpus_file), str(other)]
+    assert all(source["documents"] > 0 for source in figures["sources"])
+    assert sum(source["tokens"] for source in figures["sources"]) == figures["train_tokens"]
+
+
+def test_a_stream(pretrain_options: list[str], base_folder: Path, tmp_path: Path) -> None:
+    """Longer than one pass; what is not known before it is read is not claimed."""
+    options = ["--streaming", "true", "--eval_documents", "3", "--tokenizer", base_folder, "--eval_strategy", "steps"]
+    figures = run(pretrain_options, tmp_path / "run", *options, "--max_steps", "60", "--eval_steps", "30")
+    assert figures["epoch"] == 1
+    assert figures["sources"] == []
+    assert "train_tokens" not in figures
+    assert figures["held_out_bits_per_byte"] < 4
+    record = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert record["stream"] == {"processes": 1, "workers": 0}
+
+
+def test_a_stream_goes_on_with_as_many_workers(pretrain_options: list[str], base_folder: Path, tmp_path: Path) -> None:
+    options = ["--streaming", "true", "--tokenizer", base_folder, "--save_strategy", "steps", "--save_steps", "2"]
+    run(pretrain_options, tmp_path / "run", *options)
+    more = ["--max_steps", "6", "--resume_from_checkpoint", "true", "--dataloader_num_workers", "2"]
+    with pytest.raises(CheckpointError, match=r"the reading of the stream was .*'workers': 0.* and is .*'workers': 2"):
+        run(pretrain_options, tmp_path / "run", *options, *more)

@@ -170,12 +170,7 @@ def split_by_hash(dataset: Dataset, test_fraction: float = 0.05, column: str = "
     check_test_fraction(test_fraction)
     if len(dataset) == 1:
         row = dataset[0]
-        text = row[column]
-        target = round(len(text) * (1 - test_fraction))
-        cut = text.rfind("\n", 0, target) + 1 or text.find("\n", target) + 1
-        if not text[:cut].strip() or not text[cut:].strip():
-            raise DataError("the corpus is a single document without a line to cut it at: give more than one")
-        halves = {"train": text[:cut], "test": text[cut:]}
+        halves = dict(zip(("train", "test"), cut_at_line(row[column], test_fraction), strict=True))
         return DatasetDict(
             {name: Dataset.from_list([{**row, column: half}], dataset.features) for name, half in halves.items()}
         )
@@ -187,6 +182,25 @@ def split_by_hash(dataset: Dataset, test_fraction: float = 0.05, column: str = "
         )
     train, test = ([index for index, held in enumerate(held_out) if held is side] for side in (False, True))
     return DatasetDict(train=dataset.select(train), test=dataset.select(test))
+
+
+def cut_at_line(text: str, test_fraction: float) -> tuple[str, str]:
+    """The two parts that `split_by_hash` makes of a single document.
+
+    Raises:
+        DataError: If there is no line to cut it at.
+    """
+    target = round(len(text) * (1 - test_fraction))
+    cut = text.rfind("\n", 0, target) + 1 or text.find("\n", target) + 1
+    train, test = text[:cut], text[cut:]
+    if is_blank(train) or is_blank(test):
+        raise DataError("the corpus is a single document without a line to cut it at: give more than one")
+    return train, test
+
+
+def is_blank(text: str | None) -> bool:
+    """Whether a document has nothing but white space; unlike `strip`, this does not copy it."""
+    return not text or text.isspace()
 
 
 def is_held_out(text: str, test_fraction: float) -> bool:
@@ -391,7 +405,7 @@ def _with_text(dataset: Dataset, where: str, text_column: str, template: str | N
 
 def _without_blanks(dataset: Dataset, source: str) -> Dataset:
     """Leave out documents of nothing but white space; raises `DataError` if no other is there."""
-    kept = dataset.filter(lambda text: bool(text and text.strip()), input_columns="text")
+    kept = dataset.filter(lambda text: not is_blank(text), input_columns="text")
     if not kept:
         raise DataError(f"{source} is empty: its {len(dataset)} documents hold nothing but white space")
     if len(kept) == len(dataset):

@@ -1,18 +1,28 @@
 """Several sources as one corpus with a held-out part: read at once, or as a stream."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets, interleave_datasets
 
 from ..errors import DataError
-from .corpus import check_test_fraction, is_held_out, load_corpus, split_by_hash, stream_corpus
-from .files import is_one_document, source_files
+from .corpus import (
+    check_test_fraction,
+    cut_at_line,
+    is_blank,
+    is_held_out,
+    load_corpus,
+    split_by_hash,
+    stream_corpus,
+)
+from .files import has_content, is_one_document, read_text, source_files
 from .sources import CorpusSource, parse_sources
 
+_TEXT = Features({"text": Value("string")})
 _COLUMNS = Features({"text": Value("string"), "source": Value("string")})
 
 
@@ -154,10 +164,13 @@ def _load(source: CorpusSource, skip_broken_files: bool) -> DatasetDict:
 def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float | None) -> dict[str, IterableDataset]:
     """The documents of a source that are not blank: `train`, and `test` if it has one or a share is held out."""
     files = None if source.source.startswith("builtin:") else source_files(source.source)
-    if files is not None and len(files) == 1 and is_one_document(files[0]):
-        loaded = load_corpus(source.source)
-        splits = loaded if test_fraction is None else split_by_hash(loaded["train"], test_fraction)
-        streams = {name: split.to_iterable_dataset() for name, split in splits.items()}
+    if files is not None and len(files) == 1 and is_one_document(files[0]) and test_fraction is not None:
+        has_content(files[0])
+        arguments = {"path": str(files[0]), "test_fraction": test_fraction}
+        streams = {
+            name: IterableDataset.from_generator(_stream_part, gen_kwargs={**arguments, "name": name}, features=_TEXT)
+            for name in ("train", "test")
+        }
     else:
         streams = stream_corpus(
             source.source,
@@ -175,6 +188,13 @@ def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float 
     return {name: stream.filter(_is_filled).map(name_it, features=_COLUMNS) for name, stream in streams.items()}
 
 
+def _stream_part(path: str, test_fraction: float, name: str) -> Iterator[dict[str, str]]:
+    """One side of a corpus that is a single document, read anew in each pass."""
+    # Not in one expression with the `yield`, so that only one side is kept in memory.
+    text = cut_at_line(read_text(Path(path)), test_fraction)[name == "test"]
+    yield {"text": text}
+
+
 def _endless(train: list[IterableDataset], probabilities: list[float] | None, seed: int) -> IterableDataset:
     if probabilities is None:
         if len(train) == 1:
@@ -188,7 +208,7 @@ def _is_on_side(row: Mapping[str, Any], held_out: bool, test_fraction: float) ->
 
 
 def _is_filled(row: Mapping[str, Any]) -> bool:
-    return bool(row["text"].strip())
+    return not is_blank(row["text"])
 
 
 def _with_source(row: Mapping[str, Any], name: str) -> dict[str, str]:

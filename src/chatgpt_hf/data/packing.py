@@ -19,6 +19,7 @@ from datasets import Dataset, Features, List, Value
 from trl import pack_dataset
 
 from ..errors import ConfigError, DataError
+from ..tokenization_chatgpt import encode_document_arrays
 
 IGNORE_INDEX = -100
 # So many tokens are packed together: memory stays small, and the one row that is left unfilled goes on to the next.
@@ -27,7 +28,7 @@ _WINDOW_TOKENS = 1 << 21
 _CHUNK_ROWS = 1024
 ROW_COLUMNS = ("input_ids", "labels", "position_ids")
 
-_Ints = npt.NDArray[np.integer[Any]]
+_Ints = npt.NDArray[Any]
 
 
 class Tokens(NamedTuple):
@@ -80,7 +81,7 @@ class Packing(NamedTuple):
     row: _Ints
     block_size: int
 
-    def count(self) -> int:
+    def num_rows(self) -> int:
         """How many rows there are."""
         return int(self.row[-1]) + 1 if len(self.row) else 0
 
@@ -110,7 +111,7 @@ class Packing(NamedTuple):
 def tokenize_corpus(dataset: Dataset, tokenizer: Any, *, num_proc: int | None = None) -> Dataset:
     """The `text` column as documents of token ids between bos and eos, in one column `input_ids`."""
     return dataset.map(
-        encode_batch,
+        _encode_batch,
         batched=True,
         # A document can be a whole book, and all of a batch are in memory at once.
         batch_size=100,
@@ -123,10 +124,8 @@ def tokenize_corpus(dataset: Dataset, tokenizer: Any, *, num_proc: int | None = 
     )
 
 
-def encode_batch(texts: Sequence[str], tokenizer: Any) -> dict[str, list[_Ints]]:
-    """The function behind `tokenize_corpus`, importable by name in worker processes."""
-    from ..tokenization_chatgpt import encode_document_arrays
-
+def _encode_batch(texts: Sequence[str], tokenizer: Any) -> dict[str, list[_Ints]]:
+    """What `tokenize_corpus` does with some documents."""
     return {"input_ids": encode_document_arrays(tokenizer, texts)}
 
 
@@ -171,16 +170,15 @@ def iterate_rows(
         raise ConfigError(f"block_size is {block_size}: a row of fewer than 2 tokens has nothing to predict.")
 
     def packings() -> Iterator[Packing]:
-        rest = None
+        rest = Tokens.of([])
         for window in _windows(dataset, seed):
-            packing, rest = pack_tokens(window if rest is None else _joined(rest, window), block_size, split_long)
+            packing, rest = pack_tokens(_joined(rest, window), block_size, split_long)
             yield packing
-        if rest is not None:
-            yield pack_rest(rest, block_size)
+        yield pack_rest(rest, block_size)
 
     found = False
     for packing in packings():
-        for chunk in np.split(np.arange(packing.count()), range(_CHUNK_ROWS, packing.count(), _CHUNK_ROWS)):
+        for chunk in np.split(np.arange(packing.num_rows()), range(_CHUNK_ROWS, packing.num_rows(), _CHUNK_ROWS)):
             rows = packing.assemble(chunk, pad_token_id)
             if len(rows.labels):
                 found = True
@@ -200,17 +198,17 @@ def rows_table(rows: Rows) -> pa.Table:
     return pa.table(columns, names=list(ROW_COLUMNS))
 
 
-def pack_tokens(tokens: Tokens, block_size: int, split_long: bool = True) -> tuple[Packing, Tokens | None]:
+def pack_tokens(tokens: Tokens, block_size: int, split_long: bool = True) -> tuple[Packing, Tokens]:
     """Packs some documents, as `pack_documents` says.
 
     Returns:
         The rows; and, with `split_long`, the pieces of the one row that is not full, as documents for the next call or
-        for `pack_rest`. Without, None.
+        for `pack_rest`. Without, rows have gaps and nothing is left.
     """
     starts, lengths = np.cumsum(tokens.lengths) - tokens.lengths, tokens.lengths
     if not split_long:
         starts, lengths, row = _best_fit(starts, np.minimum(lengths, block_size), block_size)
-        return Packing(tokens, starts, lengths, row, block_size), None
+        return Packing(tokens, starts, lengths, row, block_size), Tokens.of([])
     starts, lengths, row = _best_fit(*_cut(starts, lengths, block_size), block_size)
     full = (np.bincount(row, lengths) == block_size)[row]
     again_starts, again_lengths = _lay_end_to_end(starts[~full], lengths[~full], block_size)
@@ -255,6 +253,8 @@ def _windows(dataset: Dataset, seed: int) -> Iterator[Tokens]:
 
 
 def _joined(first: Tokens, second: Tokens) -> Tokens:
+    if len(first.lengths) == 0:
+        return second
     labels = None
     if first.labels is not None and second.labels is not None:
         labels = np.append(first.labels, second.labels)
@@ -273,9 +273,8 @@ def _cut(starts: _Ints, lengths: _Ints, block_size: int) -> tuple[_Ints, _Ints]:
     stride = block_size - 1
     pieces = np.maximum(1, -(-(lengths - 1) // stride))
     _, index = _expand(starts, pieces)
-    return np.repeat(starts, pieces) + index * stride, np.minimum(
-        block_size, np.repeat(lengths, pieces) - index * stride
-    )
+    begins = index * stride
+    return np.repeat(starts, pieces) + begins, np.minimum(block_size, np.repeat(lengths, pieces) - begins)
 
 
 def _best_fit(starts: _Ints, lengths: _Ints, block_size: int) -> tuple[_Ints, _Ints, _Ints]:
@@ -295,11 +294,8 @@ def _best_fit(starts: _Ints, lengths: _Ints, block_size: int) -> tuple[_Ints, _I
     packed_lengths = pc.list_flatten(table["seq_lengths"]).to_numpy().astype(np.int64)
     packed_starts = pc.list_flatten(table["index"]).to_numpy()[np.cumsum(packed_lengths) - packed_lengths]
     packed_row = np.repeat(np.arange(len(table)), pc.list_value_length(table["seq_lengths"]).to_numpy())
-    return (
-        np.append(starts[full], packed_starts),
-        np.append(lengths[full], packed_lengths),
-        np.append(np.arange(count), count + packed_row),
-    )
+    starts, lengths = np.append(starts[full], packed_starts), np.append(lengths[full], packed_lengths)
+    return starts, lengths, np.append(np.arange(count), count + packed_row)
 
 
 def _lay_end_to_end(starts: _Ints, lengths: _Ints, block_size: int) -> tuple[_Ints, _Ints]:

@@ -96,8 +96,8 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         state, self._loaded = self._loaded or self._beginning, None
         if state.get("units", units) != units:
             raise ConfigError(
-                f"The stream was divided among {state['units']} processes times workers and is now among {units}: go on "
-                "with as many processes and dataloader_num_workers as the run was begun with."
+                f"The stream was divided by {state['units']} and is now divided by {units} (processes times data loader "
+                "workers): go on with as many of both as the run was begun with."
             )
         self._state = state = {**state, "units": units}
         self.documents.load_state_dict(state["source"])
@@ -109,11 +109,11 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
             read, count, ended = self._read_window(stream, state["documents"], unit, units)
             packing, rest = pack_tokens(Tokens.of([*carried, *read]), self.block_size)
             del read
-            order = np.random.default_rng([self.seed, unit, state["window"]]).permutation(packing.count())
+            order = np.random.default_rng([self.seed, unit, state["window"]]).permutation(packing.num_rows())
             rows = self._assembled(packing, order)
             if ended:
                 last = pack_rest(rest, self.block_size)
-                rows = chain(rows, self._assembled(last, np.arange(last.count())))
+                rows = chain(rows, self._assembled(last, np.arange(last.num_rows())))
             for index, row in enumerate(rows):
                 if index >= state["yielded"]:
                     self._state = {**state, "yielded": index + 1}

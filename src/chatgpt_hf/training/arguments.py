@@ -9,6 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, NoReturn, Union, get_args, get_origin
 
+import torch
 import yaml
 from transformers import PreTrainedConfig, SchedulerType, TrainingArguments
 from trl import SFTConfig, TrlParser
@@ -342,7 +343,7 @@ def resolve_recipe(*arguments: Any) -> dict[str, Any]:
     """Every field that differs from its dataclass' default, as a recipe that gives the same arguments again."""
     resolved: dict[str, Any] = {}
     for group in arguments:
-        default = type(group)()
+        default = default_arguments(type(group))
         for item in fields(group):
             value = getattr(group, item.name)
             # What it is by default depends on the optimizer.
@@ -350,3 +351,12 @@ def resolve_recipe(*arguments: Any) -> dict[str, Any]:
             if item.init and differs and isinstance(value, str | int | float | list | dict | None):
                 resolved[item.name] = getattr(value, "value", value)
     return resolved
+
+
+def default_arguments(kind: type) -> Any:
+    """An instance of a dataclass of arguments with its defaults.
+
+    A plain `TrainingArguments()` would set up the devices anew, and with that undo what the arguments of this process have
+    said of CPU, backend and processes.
+    """
+    return type(kind.__name__, (kind,), {"_setup_devices": torch.device("cpu"), "distributed_state": None})()

@@ -155,6 +155,7 @@ class _StepTimer(TrainerCallback):
         self.device = device
         # Of each step, as `measure_step` returns them.
         self.steps: list[list[np.ndarray]] = []
+        self.mark = np.zeros(2)
 
     def _lap(self) -> np.ndarray:
         synchronize(self.device)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, IterableDataset
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, default_data_collator
 
@@ -85,7 +86,9 @@ def pretrain(
         flops_per_token=flops_per_token(model.config, corpus_arguments.block_size),
     )
     metrics = train_and_save(trainer, tokenizer, folder)
-    held_out = evaluate_language_modeling(model, tokenizer, corpus.test["text"])
+    held_out = evaluate_language_modeling(
+        model, tokenizer, corpus.test["text"], batch_size=arguments.per_device_eval_batch_size
+    )
     figures = {
         "parameters": model.num_parameters(),
         **rows.figures,
@@ -202,7 +205,10 @@ def _show(rows: Rows) -> None:
         return
     table = Table(*(name.replace("_", " ") for name in rows.statistics[0]), box=None, header_style="bold")
     for source in rows.statistics:
-        table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in source.values()))
+        # A path may hold what rich takes for its own marks.
+        table.add_row(
+            *(f"{value:,.2f}" if isinstance(value, float) else escape(str(value)) for value in source.values())
+        )
     console = Console()
     console.print(table)
     console.print(f"{100 * rows.figures['share_of_positions_used']:.1f} % of the positions of the rows are used.")

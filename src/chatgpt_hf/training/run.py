@@ -31,7 +31,7 @@ from ..checkpoints import (
     write_atomically,
 )
 from ..errors import CheckpointError, ConfigError, TrainingInterrupted
-from .arguments import resolve_recipe
+from .arguments import default_arguments, resolve_recipe
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
 
 logger = logging.getLogger(__name__)
@@ -76,11 +76,12 @@ def start_run(
         check_checkpoint_fits(Path(checkpoint), model)
     if arguments.process_index == 0:
         prepare_output_dir(folder, resume=_resumes(arguments))
+        # The recipe first: it makes the folder ours, which a run that is killed between the two goes on with.
+        recipe = yaml.safe_dump(resolve_recipe(*others, arguments), sort_keys=False, allow_unicode=True)
+        write_atomically(folder / RECIPE_NAME, lambda path: path.write_text(recipe, encoding="utf-8"))
         if data is not None:
             record = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
             write_atomically(folder / DATA_NAME, lambda path: path.write_text(record, encoding="utf-8"))
-        recipe = yaml.safe_dump(resolve_recipe(*others, arguments), sort_keys=False, allow_unicode=True)
-        write_atomically(folder / RECIPE_NAME, lambda path: path.write_text(recipe, encoding="utf-8"))
     return folder
 
 
@@ -182,7 +183,7 @@ def _check_same_optimizer(checkpoint: Path, arguments: TrainingArguments) -> Non
     if not file.is_file():
         return
     recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    before = recipe.get("optim", type(arguments)().optim)
+    before = recipe.get("optim", default_arguments(type(arguments)).optim)
     if before != arguments.optim:
         raise CheckpointError(
             f"{checkpoint} was written with --optim {before}, whose state --optim {arguments.optim} cannot go on with. Give "

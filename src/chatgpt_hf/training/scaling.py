@@ -107,8 +107,8 @@ def flops_per_token(config: ChatGPTConfig, block_size: int | None = None) -> flo
         block_size: Tokens in a row; None means the model's context.
     """
     length = block_size or config.max_position_embeddings
-    layers = _meta_model(config).model.layers
-    keys = sum(min(length, layer.self_attn.sliding_window or length) for layer in layers)
+    sliding = [config.attention_type(index) == "sliding_attention" for index in range(config.num_hidden_layers)]
+    keys = sum(min(length, (config.sliding_window or length) if slides else length) for slides in sliding)
     return 6 * count_parameters(config).matrices + 12 * config.num_attention_heads * (config.head_dim or 0) * keys
 
 
@@ -284,7 +284,7 @@ def _split_rows(rows: float, config: ChatGPTConfig, block_size: int, set_by_hand
         rows = _power_of_two(rows, 1)
         micro_batch = min(rows, _rows_that_fit(config, block_size, set_by_hand))
     if micro_batch is None:
-        micro_batch = max(1, round(rows / accumulation))
+        micro_batch = max(1, round(rows / (accumulation or 1)))
     return micro_batch, accumulation or max(1, round(rows / micro_batch))
 
 
