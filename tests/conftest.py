@@ -26,6 +26,7 @@ os.environ.update(
     HF_DATASETS_CACHE=os.path.join(_HF_HOME, "datasets"),
     HF_EVALUATE_CACHE=os.path.join(_HF_HOME, "evaluate"),
     HF_MODULES_CACHE=os.path.join(_HF_HOME, "modules"),
+    CHATGPT_HF_CACHE=os.path.join(_HF_HOME, "rows"),
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     MPLBACKEND="Agg",

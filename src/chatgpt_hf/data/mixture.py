@@ -166,10 +166,12 @@ def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float 
     files = None if source.source.startswith("builtin:") else source_files(source.source)
     if files is not None and len(files) == 1 and is_one_document(files[0]) and test_fraction is not None:
         has_content(files[0])
-        arguments = {"path": str(files[0]), "test_fraction": test_fraction}
+        train, test = map(len, cut_at_line(read_text(files[0]), test_fraction))
         streams = {
-            name: IterableDataset.from_generator(_stream_part, gen_kwargs={**arguments, "name": name}, features=_TEXT)
-            for name in ("train", "test")
+            name: IterableDataset.from_generator(
+                _read_part, gen_kwargs={"path": str(files[0]), "start": start, "stop": stop}, features=_TEXT
+            )
+            for name, start, stop in (("train", 0, train), ("test", train, train + test))
         }
     else:
         streams = stream_corpus(
@@ -188,11 +190,8 @@ def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float 
     return {name: stream.filter(_is_filled).map(name_it, features=_COLUMNS) for name, stream in streams.items()}
 
 
-def _stream_part(path: str, test_fraction: float, name: str) -> Iterator[dict[str, str]]:
-    """One side of a corpus that is a single document, read anew in each pass."""
-    # Not in one expression with the `yield`, so that only one side is kept in memory.
-    text = cut_at_line(read_text(Path(path)), test_fraction)[name == "test"]
-    yield {"text": text}
+def _read_part(path: str, start: int, stop: int) -> Iterator[dict[str, str]]:
+    yield {"text": read_text(Path(path), start, stop)}
 
 
 def _endless(train: list[IterableDataset], probabilities: list[float] | None, seed: int) -> IterableDataset:

@@ -120,6 +120,8 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
                     yield row
             if count == 0:
                 raise DataError("The stream has no documents to train on.")
+            # A document can be a whole book: this window's makes room for the next.
+            del packing, rows
             state = {
                 "source": self.documents.state_dict(),
                 "documents": count,
