@@ -40,6 +40,8 @@ def a_report(**changes: Any) -> Report:
         "results": {
             "parameters": 1234567,
             "train_loss": 3.21,
+            "train_tokens": 1000,
+            "train_tokens_per_second": 100.0,
             "share_of_positions_used": 0.995,
             "held_out_bits_per_byte": 2.345678,
             "held_out_tokens": 1000,
@@ -98,6 +100,8 @@ def test_figures_stand_where_they_belong(tmp_path: Path) -> None:
     for section, figure in (
         ("Held out", "held_out_bits_per_byte"),
         ("Training", "train_loss"),
+        ("Training", "train_tokens_per_second"),
+        ("Data", "train_tokens"),
         ("Data", "share_of_positions_used"),
         ("Model", "parameters"),
         ("Also", "note"),
@@ -214,7 +218,7 @@ def test_the_picture_has_a_panel_for_what_was_logged(tmp_path: Path, monkeypatch
         "learning rate",
         "gradient norm",
         "tokens per second",
-        "share of the matmul peak (MFU)",
+        "share of the peak (MFU)",
         "held-out bits per byte",
     ]
     assert [list(line.get_ydata()) for line in loss.lines] == [[5.0, 4.0], [4.5]]

@@ -27,6 +27,7 @@ SAMPLES_HISTORY_NAME = "samples.jsonl"
 _GROUPS = {
     "held_out_": "Held out",
     "trained_": "On what it was trained on",
+    "train_tokens_per_second": "Training",
     "train_tokens": "Data",
     "share_of_": "Data",
     "train_": "Training",
@@ -256,7 +257,7 @@ def plot_curves(log_history: list[dict[str, Any]], file: Path, *, tokens_per_ste
         "learning_rate": "learning rate",
         "grad_norm": "gradient norm",
         "tokens_per_second": "tokens per second",
-        "mfu": "share of the matmul peak (MFU)",
+        "mfu": "share of the peak (MFU)",
         "eval_bits_per_byte": "held-out bits per byte",
     }
     panels = {key: label for key, label in panels.items() if any(entry.get(key) is not None for entry in log_history)}
