@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from chatgpt_hf.data import mixture
 from chatgpt_hf.data.corpus import is_held_out, load_corpus
 from chatgpt_hf.data.mixture import load_mixture, stream_mixture
 from chatgpt_hf.data.sources import CorpusSource, parse_sources
@@ -136,6 +137,22 @@ def test_a_single_text_file_is_cut_at_a_line(tmp_path: Path) -> None:
     assert first == second == finite["train"]["text"][0]
     whole = stream_mixture(parse_sources(str(file)), eval_corpus=str(file))
     assert next(iter(whole.train))["text"] == file.read_text() == whole.test["text"][0]
+
+
+def test_a_very_long_text_file_is_streamed_in_several_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("".join(f"line {number}\n" for number in range(400_000)))
+    monkeypatch.setattr(mixture, "_LONGEST_DOCUMENT", 1 << 20)
+    streamed = stream_mixture(parse_sources(str(file)))
+    train, test = (split["text"][0] for split in load_mixture(parse_sources(str(file))).values())
+    parts = [row["text"] for row in islice(streamed.train, 8)]
+    count = next(index for index in range(1, 8) if parts[index] == parts[0])
+    assert count > 3
+    assert "".join(parts[:count]) == train
+    assert all(part.endswith("\n") and len(part) < 1 << 21 for part in parts)
+    assert "".join(streamed.test["text"]) == test
 
 
 def test_stream_of_the_builtin_corpus() -> None:

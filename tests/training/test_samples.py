@@ -122,6 +122,13 @@ def test_mode_and_random_state_are_left_alone(mode: bool, base_folder: Path) -> 
     assert sample_text(model, load_tokenizer(base_folder), ["", ""], max_new_tokens=16) == first
 
 
+def test_a_diverged_model_speaks_too(base_folder: Path) -> None:
+    """Whether its run goes on is not for the samples to decide."""
+    model = small_model()
+    model.lm_head.weight.data.fill_(float("nan"))
+    assert sample_text(model, load_tokenizer(base_folder), ["A cat"], max_new_tokens=4)[0].startswith("A cat")
+
+
 def test_the_random_state_survives_an_error() -> None:
     state = torch.get_rng_state()
     with pytest.raises(RuntimeError), separate_randomness(torch.device("cpu"), 3):

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import zlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -71,16 +72,20 @@ def open_bytes(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def read_text(path: Path, start: int = 0, stop: int | None = None) -> str:
-    """The characters `start` to `stop` of a file that is one document, its line ends turned into line feeds."""
-    kept, position = [], 0
+def read_text(path: Path) -> str:
+    """The text of a file that is one document, with its line ends turned into line feeds."""
+    # One rare character makes every character of a string four bytes wide; read at once, narrower copies of all that
+    # comes before it would lie beside it.
+    return "".join(text_chunks(path))
+
+
+def text_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str]:
+    """The characters `start` to `stop` of `read_text`, about a million at a time."""
+    position = 0
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as stream:
-        # One rare character makes every character of a string four bytes wide; read at once, narrower copies of all
-        # that comes before it would lie beside it.
         for chunk in iter(partial(stream.read, 1 << 20), ""):
-            kept.append(chunk[max(0, start - position) : None if stop is None else max(0, stop - position)])
+            yield chunk[max(0, start - position) : None if stop is None else max(0, stop - position)]
             position += len(chunk)
-    return "".join(kept)
 
 
 def has_content(path: Path) -> bool:

@@ -19,9 +19,11 @@ from .corpus import (
     split_by_hash,
     stream_corpus,
 )
-from .files import has_content, is_one_document, read_text, source_files
+from .files import has_content, is_one_document, read_text, source_files, text_chunks
 from .sources import CorpusSource, parse_sources
 
+# Of a stream; in characters.
+_LONGEST_DOCUMENT = 1 << 22
 _TEXT = Features({"text": Value("string")})
 _COLUMNS = Features({"text": Value("string"), "source": Value("string")})
 
@@ -109,7 +111,8 @@ def stream_mixture(
 
     Each source is repeated pass after pass, in its own order. With weights the next document's source is drawn; without,
     the sources take turns until each has given all its documents once, and then start again together. A source that is
-    one text file is one document and is cut at a line, as `split_by_hash` does.
+    one text file is one document and is cut at a line, as `split_by_hash` does, and again every four million characters,
+    so that memory does not grow with it while the stream is read.
 
     Args:
         sources: What `parse_sources` returns.
@@ -191,7 +194,14 @@ def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float 
 
 
 def _read_part(path: str, start: int, stop: int) -> Iterator[dict[str, str]]:
-    yield {"text": read_text(Path(path), start, stop)}
+    """A side of a corpus that is a single document, as several that end with a line if it is very long."""
+    text = ""
+    for chunk in text_chunks(Path(path), start, stop):
+        text += chunk
+        if len(text) >= _LONGEST_DOCUMENT and (end := text.rfind("\n") + 1):
+            yield {"text": text[:end]}
+            text = text[end:]
+    yield {"text": text}
 
 
 def _endless(train: list[IterableDataset], probabilities: list[float] | None, seed: int) -> IterableDataset:

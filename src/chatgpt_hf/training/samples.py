@@ -75,6 +75,8 @@ def sample_text(
                 do_sample=True,
                 temperature=temperature,
                 top_k=top_k,
+                # A model that has diverged says nonsense, and whether the run goes on is not decided here.
+                remove_invalid_values=True,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
             )
