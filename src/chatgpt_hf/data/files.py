@@ -86,6 +86,8 @@ def text_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator
         for chunk in iter(partial(stream.read, 1 << 20), ""):
             yield chunk[max(0, start - position) : None if stop is None else max(0, stop - position)]
             position += len(chunk)
+            if stop is not None and position >= stop:
+                return
 
 
 def has_content(path: Path) -> bool:
