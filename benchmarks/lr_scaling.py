@@ -70,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", choices=("width", "batch", "both"), default="both")
     parser.add_argument("--steps", type=int, help="of 2,048 tokens (100 in the width sweep, 300 in the batch sweep)")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.005, 0.01, 0.02], help="at 2,048 tokens a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     args = parser.parse_args()
@@ -77,10 +78,10 @@ def main() -> None:
 
     runs = []
     if args.sweep != "batch":
-        runs += [(depth, 8, args.steps or 100, rate) for depth in (2, 4) for rate in (0.01, 0.02, 0.04)]
+        runs += [(depth, 8, args.steps or 100, rate) for depth in (2, 4) for rate in args.rates]
     if args.sweep != "width":
-        runs += [(2, 8, args.steps or 300, rate) for rate in (0.01, 0.02, 0.04)]
-        runs += [(2, 32, (args.steps or 300) // 4, rate) for rate in (0.02, 0.04, 0.08)]
+        runs += [(2, 8, args.steps or 300, rate) for rate in args.rates]
+        runs += [(2, 32, (args.steps or 300) // 4, 2 * rate) for rate in args.rates]
     print(f"{'depth':>5}{'tokens/step':>13}{'steps':>7}{'rate':>7}{'bits/byte':>11}{'CPU s':>8}")
     results = []
     with tempfile.TemporaryDirectory() as folder:

@@ -177,6 +177,10 @@ class PretrainArguments(OptimizerOptions, TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Steps from one log to the next."})
     # A loss that is no number must be seen.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})
+    # Every parameter takes part in every step; looking for those that do not takes a walk over the graph each time.
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Let DDP look for parameters without a gradient in every step."}
+    )
 
     output_dir: str = field(default="runs/pretrain", metadata={"help": "Folder of the run: a plain model folder."})
     # The order of `TrainingArguments`, which is the only one that the parser takes apart rightly.
