@@ -170,9 +170,9 @@ def optimizers(text: tuple[str, str]) -> Suite:
         "warmup_steps": 15,
         "weight_decay": 0.1,
     }
-    arms = [Arm(f"Muon {rate}", None, {**shape, "learning_rate": rate}) for rate in (0.01, 0.02, 0.04)]
+    arms = [Arm(f"Muon {rate}", None, {**shape, "learning_rate": rate}) for rate in (0.0025, 0.005, 0.01, 0.02)]
     adamw = {**shape, "optim": "adamw_torch_fused"}
-    arms += [Arm(f"AdamW {rate}", None, {**adamw, "learning_rate": rate}) for rate in (0.002, 0.004, 0.008, 0.016)]
+    arms += [Arm(f"AdamW {rate}", None, {**adamw, "learning_rate": rate}) for rate in (0.0005, 0.001, 0.002, 0.004)]
     return Suite(*text, arms, arms[0].name)
 
 

@@ -25,7 +25,7 @@ from transformers import (
     StaticCache,
 )
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, modeling_chatgpt
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, local_context_chatgpt, loss_chatgpt
 from chatgpt_hf.modeling_chatgpt import (
     ChatGPTForQuestionAnswering,
     ChatGPTForSequenceClassification,
@@ -398,7 +398,7 @@ def test_the_chunked_loss_is_the_loss(
     case: str, softcap: float | None, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 24 rows: three whole chunks and a part of one.
-    monkeypatch.setattr(modeling_chatgpt, "LOSS_CHUNK_ROWS", 7)
+    monkeypatch.setattr(loss_chatgpt, "LOSS_CHUNK_ROWS", 7)
     model = build(final_logit_softcapping=softcap, tie_word_embeddings=tied).train()
     expected = model(some_ids(), skip_logits=False, **loss_cases()[case])
     # Not 1, so that a gradient that is not scaled by the one above it shows.
@@ -495,13 +495,13 @@ def test_frozen_parts_get_no_gradient(frozen: str) -> None:
 
 def test_without_autograd_no_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = []
-    forward = modeling_chatgpt.ChunkedLinearCrossEntropy.forward
+    forward = loss_chatgpt.ChunkedLinearCrossEntropy.forward
 
     def spy(ctx: Any, *args: Any) -> torch.Tensor:
         wanted.append(ctx.needs_input_grad[:2])
         return forward(ctx, *args)
 
-    monkeypatch.setattr(modeling_chatgpt.ChunkedLinearCrossEntropy, "forward", staticmethod(spy))
+    monkeypatch.setattr(loss_chatgpt.ChunkedLinearCrossEntropy, "forward", staticmethod(spy))
     model = build().train()
     with torch.no_grad():
         quiet = model(some_ids(), labels=some_ids()).loss
@@ -511,7 +511,7 @@ def test_without_autograd_no_gradients_are_computed(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_chunked_loss_under_autocast(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
-    monkeypatch.setattr(modeling_chatgpt, "LOSS_CHUNK_ROWS", 5)
+    monkeypatch.setattr(loss_chatgpt, "LOSS_CHUNK_ROWS", 5)
     model = build(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, num_key_value_heads=1).train()
     results = []
     for skip_logits in (False, True):
@@ -530,7 +530,7 @@ def test_the_chunked_loss_under_autocast(monkeypatch: pytest.MonkeyPatch, recwar
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_the_chunked_loss_in_other_dtypes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modeling_chatgpt, "LOSS_CHUNK_ROWS", 5)
+    monkeypatch.setattr(loss_chatgpt, "LOSS_CHUNK_ROWS", 5)
     model = build(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, num_key_value_heads=1).to(dtype).train()
     results = []
     for skip_logits in (False, True):
@@ -544,7 +544,7 @@ def test_the_chunked_loss_in_other_dtypes(dtype: torch.dtype, monkeypatch: pytes
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 def test_a_training_step_compiles_to_one_graph(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modeling_chatgpt, "LOSS_CHUNK_ROWS", 7)
+    monkeypatch.setattr(loss_chatgpt, "LOSS_CHUNK_ROWS", 7)
     small = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "num_key_value_heads": 1}
     model = build(final_logit_softcapping=3.0, **small).train()
     labels = some_ids().masked_fill(some_ids(seed=8) % 3 == 0, -100)
@@ -868,7 +868,7 @@ def naive_ngram_embedding(model: ChatGPTForCausalLM, document: list[int]) -> tor
             before = document[index - distance] if index >= distance else VOCAB
             key = key * (VOCAB + 1) + before
             size = table.num_embeddings
-            product = (key * modeling_chatgpt.HASH_FACTOR + 2**63) % 2**64 - 2**63
+            product = (key * local_context_chatgpt.HASH_FACTOR + 2**63) % 2**64 - 2**63
             total = total + table.weight[key if (VOCAB + 1) ** (distance + 1) <= size else (product >> 20) % size]
         rows.append(total)
     return torch.stack(rows)

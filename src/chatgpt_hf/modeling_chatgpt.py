@@ -1,7 +1,7 @@
 """How a chatgpt model computes: one decoder for GPT-2 and for the modern recipe.
 
 Reads in the order of transformers' own model files: norm, positions, feed-forward, attention, layer, body, heads. Travels
-to the Hub beside `configuration_chatgpt.py` as remote code: it imports torch and transformers, and of ours only that.
+to the Hub as remote code with the three modules of ours that it imports; of others it imports torch and transformers.
 """
 
 import math
@@ -36,15 +36,8 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_chatgpt import ChatGPTConfig
-
-# Rows of logits that exist at a time in the chunked loss: 1,024 rows of 50,257 float32 logits are 206 MB, and larger
-# chunks were not faster.
-LOSS_CHUNK_ROWS = 1024
-
-
-# 2**64 over the golden ratio, as a signed 64-bit integer: multiplicative hashing (Knuth, TAOCP vol. 3, section 6.4). The
-# low bits of the product depend on few bits of the key, so they are dropped.
-HASH_FACTOR = -7046029254386353131
+from .local_context_chatgpt import ChatGPTCausalConv, ChatGPTNgramEmbedding, with_history
+from .loss_chatgpt import chunked_causal_lm_loss
 
 
 class ChatGPTRMSNorm(nn.Module):
@@ -268,46 +261,6 @@ class ChatGPTAttention(nn.Module):
         return self.o_proj(output.reshape(*input_shape, -1).contiguous()), weights
 
 
-def with_history(new: torch.Tensor, context: int, cache: Cache | None, layer_idx: int, state_idx: int) -> torch.Tensor:
-    """(batch, channels, seq) with the `context` positions before it, (batch, channels, context + seq), zeros where none are.
-
-    What came before is kept in the cache as a convolution's state, so that beams, crops and resets treat it as they should.
-    """
-    wanted = context + new.shape[-1]
-    if cache is not None:
-        new = cache.update_conv_state(new, layer_idx, state_idx, conv_kernel_size=context)
-    return nn.functional.pad(new[..., -wanted:], (max(0, wanted - new.shape[-1]), 0))
-
-
-class ChatGPTCausalConv(nn.Module):
-    """Adds to each position a mix, channel by channel, of itself and the few before it: a Canon layer (Allen-Zhu 2025).
-
-    Starts as the identity.
-    """
-
-    def __init__(self, config: ChatGPTConfig, layer_idx: int, state_idx: int) -> None:
-        super().__init__()
-        self.layer_idx = layer_idx
-        self.state_idx = state_idx
-        # The shape of a depthwise `nn.Conv1d`.
-        self.weight = nn.Parameter(torch.zeros(config.hidden_size, 1, config.conv_kernel_size))
-
-    def forward(self, hidden_states: torch.Tensor, same_document: torch.Tensor, cache: Cache | None) -> torch.Tensor:
-        """(batch, seq, hidden) to the same shape.
-
-        Args:
-            same_document: (batch or 1, seq, kernel - 1), 1 where the position 1, 2, ... before is no other document's.
-        """
-        seq_length, context = hidden_states.shape[1], self.weight.shape[-1] - 1
-        history = with_history(hidden_states.transpose(1, 2), context, cache, self.layer_idx, self.state_idx)
-        history = history.transpose(1, 2)
-        output = hidden_states * (1 + self.weight[:, 0, -1])
-        for distance in range(1, context + 1):
-            before = history[:, context - distance : context - distance + seq_length]
-            output = output + self.weight[:, 0, -1 - distance] * before * same_document[..., distance - 1 : distance]
-        return output
-
-
 class ChatGPTDecoderLayer(GradientCheckpointingLayer):
     """Norm, attention, add; norm, feed-forward, add (pre-norm, Radford et al. 2019)."""
 
@@ -409,36 +362,6 @@ class ChatGPTPreTrainedModel(PreTrainedModel):
         """As in transformers, always under our own parameter names, also when GPT-2's were read."""
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(*args, **kwargs)
-
-
-class ChatGPTNgramEmbedding(nn.Module):
-    """Embeddings of the last two ids, the last three, and so on, each hashed into a table of its own, summed."""
-
-    def __init__(self, config: ChatGPTConfig) -> None:
-        super().__init__()
-        self.none = config.vocab_size
-        self.tables = nn.ModuleList([nn.Embedding(size, config.hidden_size) for size in config.ngram_vocab_sizes])
-
-    @property
-    def context(self) -> int:
-        """How many ids before a token its embedding depends on."""
-        return len(self.tables)
-
-    def forward(self, history: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """`history` (batch, context + seq) ids and positions (batch or 1, seq) to (batch, seq, hidden).
-
-        An id from before position 0 belongs to padding or to another document and counts as none.
-        """
-        length = history.shape[1] - self.context
-        base = self.none + 1
-        key = history[:, self.context :].long()
-        total: Any = 0.0
-        for distance, table in enumerate(self.tables, start=1):
-            before = history[:, self.context - distance : self.context - distance + length].long()
-            key = key * base + torch.where(position_ids >= distance, before, self.none)
-            fits = base ** (distance + 1) <= table.num_embeddings
-            total = total + table(key if fits else ((key * HASH_FACTOR) >> 20) % table.num_embeddings)
-        return total
 
 
 def document_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
@@ -605,107 +528,6 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
                 f"The input reaches position {longest} and this model has {limit} "
                 f"{self.config.position_embedding_type} positions (`max_position_embeddings`): shorten the input."
             )
-
-
-class ChunkedLinearCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of `hidden @ weight.T`, with gradients made chunk by chunk in the forward pass.
-
-    Never holds more than `LOSS_CHUNK_ROWS` rows of logits. For 8,192 rows, 50,257 entries and width 768 that takes an
-    eighth of the stock loss' memory and no more time (benchmarks/loss_memory.py); recomputing the chunks in the backward
-    pass would add a fourth matrix product to the three. The reference is `PreTrainedModel.loss_function` on the whole logits.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        labels: torch.Tensor,
-        softcap: float | None,
-        ignore_index: int,
-    ) -> torch.Tensor:
-        """`hidden` (rows, hidden), `weight` (vocab, hidden), `labels` (rows,) to a float32 scalar."""
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        ctx.dtypes = hidden.dtype, weight.dtype
-        if torch.is_autocast_enabled(hidden.device.type):
-            # Once for all chunks: autocast would cast the whole matrix again for each.
-            dtype = torch.get_autocast_dtype(hidden.device.type)
-            hidden, weight = hidden.to(dtype), weight.to(dtype)
-        loss = hidden.new_zeros((), dtype=torch.float32)
-        hidden_grads = []
-        # bfloat16 would lose the small chunks' contributions to a large sum.
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        for rows, targets in zip(hidden.split(LOSS_CHUNK_ROWS), labels.split(LOSS_CHUNK_ROWS), strict=True):
-            logits = (rows @ weight.T).float()
-            if softcap is not None:
-                capped = torch.tanh(logits / softcap)
-                logits = capped * softcap
-            kept = targets != ignore_index
-            targets = torch.where(kept, targets, 0)[:, None]
-            grad = nn.functional.log_softmax(logits, dim=-1)
-            # Here and below: never more than two copies of a chunk, or they would be most of the memory.
-            del logits
-            picked = grad.gather(-1, targets)
-            loss -= torch.where(kept[:, None], picked, 0.0).sum()
-            if wants_hidden or wants_weight:
-                grad.exp_().scatter_add_(-1, targets, -torch.ones_like(picked))
-                grad *= kept[:, None]
-                if softcap is not None:
-                    grad *= 1.0 - capped * capped
-                grad = grad.to(rows.dtype)
-            if wants_hidden:
-                hidden_grads.append(grad @ weight)
-            if wants_weight:
-                weight_grad += grad.T @ rows
-            del grad
-        ctx.save_for_backward(torch.cat(hidden_grads) if wants_hidden else None, weight_grad)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # Scaled in float32: one over the number of tokens, rounded to bfloat16, would be wrong in the third digit.
-        grads = (
-            None if grad is None else (grad.float() * grad_output).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
-        return (*grads, None, None, None)
-
-
-def chunked_causal_lm_loss(
-    hidden_states: torch.Tensor,
-    weight: torch.Tensor,
-    labels: torch.Tensor | None,
-    num_items_in_batch: torch.Tensor | int | None = None,
-    ignore_index: int = -100,
-    shift_labels: torch.Tensor | None = None,
-    final_logit_softcapping: float | None = None,
-    **kwargs: Any,
-) -> torch.Tensor:
-    """`ForCausalLMLoss(logits=hidden_states @ weight.T, ...)` without the logits.
-
-    Args:
-        hidden_states: (batch, seq, hidden), after the last norm.
-        weight: The head's matrix, (vocab, hidden).
-        labels: (batch, seq), shifted here; or `shift_labels`, shifted already.
-        num_items_in_batch: Divisor of the summed loss; None divides by the number of labels that count.
-    """
-    if shift_labels is None:
-        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
-    shift_labels = shift_labels.reshape(-1).to(hidden_states.device)
-    rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-    if len(rows) != len(shift_labels):
-        raise ValueError(
-            f"{len(shift_labels)} labels for {len(rows)} positions; `logits_to_keep` goes without labels."
-        )
-    if not torch.is_grad_enabled():
-        # `autograd.Function` asks for the gradients of what requires them even where nobody will.
-        rows, weight = rows.detach(), weight.detach()
-    total = ChunkedLinearCrossEntropy.apply(rows, weight, shift_labels, final_logit_softcapping, ignore_index)
-    if num_items_in_batch is None:
-        num_items_in_batch = (shift_labels != ignore_index).sum()
-    count = torch.as_tensor(num_items_in_batch, device=total.device)
-    # Nothing to learn is nan without a gradient, as in `cross_entropy`: dividing by zero would make the gradients nan.
-    return torch.where(count == 0, torch.nan, total / torch.where(count == 0, 1, count))
 
 
 class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):

@@ -17,7 +17,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..configuration_chatgpt import ChatGPTConfig
 from ..errors import ConfigError
-from ..modeling_chatgpt import LOSS_CHUNK_ROWS, ChatGPTForCausalLM
+from ..loss_chatgpt import LOSS_CHUNK_ROWS
+from ..modeling_chatgpt import ChatGPTForCausalLM
 from .hardware import free_memory, training_device
 
 HEAD_SIZE = 64
