@@ -44,30 +44,55 @@ _GROUP_SIZE = 1 << 20
 _GPT2_SLICE_END = re.compile(r"(?<=\S)(?=\n)|(?<=[A-Za-z])(?= [A-Za-z])")
 _OUR_SLICE_END = re.compile(r"(?<=\n)(?=[^\S\r\n]*\S)|(?<=[A-Za-z])(?= [A-Za-z])")
 
+# ChatML. Tools are announced and called as Hermes models do it (NousResearch/Hermes-Function-Calling), whose calls the
+# parsers of transformers, vLLM and others read.
 CHAT_TEMPLATE = """\
+{%- macro text_of(message) -%}
+    {%- if message.content is string -%}
+        {{- message.content -}}
+    {%- elif message.content and message.content is iterable and message.content is not mapping
+            and not (message.content | rejectattr('type', 'equalto', 'text') | list) -%}
+        {{- message.content | map(attribute='text') | join -}}
+    {%- elif not message.tool_calls -%}
+        {{- raise_exception("The content of a message of role '" ~ message.role ~ "' is neither a string nor a list of "
+            ~ "text parts, {'type': 'text', 'text': ...}.") -}}
+    {%- endif -%}
+{%- endmacro -%}
 {{- bos_token -}}
+{%- if tools -%}
+    {{- '<|im_start|>system\\n' -}}
+    {%- if messages[0].role == 'system' -%}
+        {{- text_of(messages[0]) ~ '\\n\\n' -}}
+    {%- endif -%}
+    {{- 'Functions that you may call, each call as {"name": ..., "arguments": {...}} between <tool_call> and </tool_call>:\\n'
+        ~ '<tools>\\n' -}}
+    {%- for tool in tools -%}
+        {{- (tool | tojson) ~ '\\n' -}}
+    {%- endfor -%}
+    {{- '</tools><|im_end|>\\n' -}}
+{%- endif -%}
 {%- for message in messages -%}
     {%- if message.role not in ['system', 'user', 'assistant', 'tool'] -%}
         {{- raise_exception("Unknown role '" ~ message.role ~ "': use one of system, user, assistant, tool.") -}}
     {%- endif -%}
-    {%- if message.content is string -%}
-        {%- set content = message.content -%}
-    {%- elif message.content and message.content is iterable and message.content is not mapping
-            and not (message.content | rejectattr('type', 'equalto', 'text') | list) -%}
-        {%- set content = message.content | map(attribute='text') | join -%}
-    {%- else -%}
-        {{- raise_exception("The content of a message of role '" ~ message.role ~ "' is neither a string nor a list of "
-            ~ "text parts, {'type': 'text', 'text': ...}.") -}}
-    {%- endif -%}
-    {{- '<|im_start|>' ~ message.role ~ '\\n' -}}
+    {%- set content = text_of(message) -%}
     {%- if message.role == 'assistant' -%}
+        {{- '<|im_start|>assistant\\n' -}}
         {%- generation -%}
-            {{- content ~ '<|im_end|>' -}}
+            {{- content -}}
+            {%- for call in message.tool_calls or [] -%}
+                {%- set function = call.function or call -%}
+                {{- ('\\n' if content or not loop.first else '') ~ '<tool_call>\\n{"name": ' ~ (function.name | tojson)
+                    ~ ', "arguments": ' -}}
+                {{- function.arguments if function.arguments is string else function.arguments | tojson -}}
+                {{- '}\\n</tool_call>' -}}
+            {%- endfor -%}
+            {{- '<|im_end|>' -}}
         {%- endgeneration -%}
-    {%- else -%}
-        {{- content ~ '<|im_end|>' -}}
+        {{- '\\n' -}}
+    {%- elif not (tools and loop.first and message.role == 'system') -%}
+        {{- '<|im_start|>' ~ message.role ~ '\\n' ~ content ~ '<|im_end|>\\n' -}}
     {%- endif -%}
-    {{- '\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '<|im_start|>assistant\\n' -}}
@@ -263,7 +288,10 @@ def _slice_end(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
 
 
 def encode_conversation(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, list[int]]:
     """Apply the chat template so that only the template gives special tokens, never what the messages say.
 
@@ -275,6 +303,7 @@ def encode_conversation(
         tokenizer: A fast tokenizer with a chat template.
         messages: Dicts with `role` and `content`; for our template the latter is a string or a list of text parts.
         add_generation_prompt: Whether to end with the start of an assistant's turn.
+        tools: JSON schemas of functions that the assistant may call, for the template.
 
     Returns:
         `input_ids` and `assistant_masks`, both (seq,); the mask is 1 for what the assistant says, `<|im_end|>` included.
@@ -294,7 +323,7 @@ def encode_conversation(
     pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
     # While the template is rendered, a private-use character that occurs nowhere else stands for each special token's
     # text, so that afterwards every such text left in the result is the template's own.
-    occurring = set(template + json.dumps(messages, ensure_ascii=False, default=str))
+    occurring = set(template + json.dumps([messages, tools], ensure_ascii=False, default=str))
     unused = (character for character in map(chr, range(0xF0000, 0xFFFFE)) if character not in occurring)
     stand_ins = dict(zip(specials, unused, strict=False))
     originals = {ord(character): special for special, character in stand_ins.items()}
@@ -307,7 +336,11 @@ def encode_conversation(
     variables: dict[str, Any] = {**tokenizer.special_tokens_map, "add_generation_prompt": add_generation_prompt}
     try:
         result: Any = render_jinja_template(
-            [guarded], chat_template=template, return_assistant_tokens_mask=True, **variables
+            [guarded],
+            tools=_map_strings(list(tools), guard) if tools else None,
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **variables,
         )
     except TemplateError as error:
         raise DataError(f"the chat template refuses the conversation: {str(error).translate(originals)}") from error
@@ -337,11 +370,11 @@ def encode_conversation(
 
 
 def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
-    """Apply a function to every string in nested dicts (their values) and lists."""
+    """Apply a function to every string in nested dicts and lists."""
     if isinstance(value, str):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: _map_strings(item, function) for key, item in value.items()}
+        return {_map_strings(key, function): _map_strings(item, function) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_map_strings(item, function) for item in value]
     return value

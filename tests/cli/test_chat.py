@@ -9,6 +9,7 @@ import pytest
 
 from chatgpt_hf import ChatSession
 from chatgpt_hf.data.conversations import load_conversations
+from chatgpt_hf.data.sources import parse_sources
 
 Cli = Callable[..., Any]
 ANSWER = "I am a tiny model,\nmade for a test."
@@ -48,7 +49,7 @@ def test_a_piped_conversation(cli: Cli, chat_folder: Path, tmp_path: Path) -> No
 
 def test_what_was_saved_can_be_learned_from(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
     cli("chat", chat_folder, "--max_new_tokens", "30", stdin=f"你好\nSmile\n/save {tmp_path / 'said.json'}\n")
-    rows = load_conversations(str(tmp_path / "said.json"))["train"]
+    rows = load_conversations(parse_sources(str(tmp_path / "said.json")))["train"]
     assert [message["role"] for message in rows["messages"][0]] == ["user", "assistant"] * 2
     assert rows["messages"][0][0]["content"] == "你好"
 

@@ -61,7 +61,7 @@ def test_the_held_out_part_is_measured_and_not_learned(
 ) -> None:
     train = Dataset.from_list([{"messages": [user("Hello!"), assistant("Hi! How are you?")]}] * 4)
     test = Dataset.from_list([{"messages": [user("Smile"), assistant("No")]}])
-    monkeypatch.setattr(module, "load_conversations", lambda source: DatasetDict(train=train, test=test))
+    monkeypatch.setattr(module, "load_conversations", lambda sources, **options: DatasetDict(train=train, test=test))
     seen = []
     packing = module.pack_documents
     monkeypatch.setattr(module, "pack_documents", lambda rows, *a, **k: seen.append(rows) or packing(rows, *a, **k))

@@ -1,81 +1,222 @@
 """Conversations to token ids, and which of them are learned: what the assistant says, with its end mark."""
 
+import json
 import logging
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Json,
+    List,
+    Value,
+    concatenate_datasets,
+    interleave_datasets,
+)
+from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
 from ..tokenization_chatgpt import encode_conversation
-from .builtin import load_builtin
-from .corpus import load_rows
+from .corpus import is_held_out, load_rows
 from .packing import IGNORE_INDEX
+from .shapes import find_shape, read_rows
+from .sources import CorpusSource
 
 logger = logging.getLogger(__name__)
 
+_FEATURES = Features({"messages": List(Json()), "tools": List(Json()), "source": Value("string")})
 
-def load_conversations(source: str) -> DatasetDict:
-    """Conversations with the ecosystem's column `messages`, from `builtin:python-qa`, a file, or a Hub id.
+
+def load_conversations(
+    sources: Sequence[CorpusSource],
+    *,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    skip_invalid: bool = False,
+) -> DatasetDict:
+    """Conversations of one or several sources, in any of the shapes of `SHAPES`, mixed by weight as `load_mixture` does.
+
+    Args:
+        sources: What `parse_sources` returns. Each file of a source is recognised by itself.
+        test_fraction: The share of conversations to hold out, by a hash of the conversation, of each source that brings
+            no `test` split of its own.
+        seed: Order in which weighted sources are drawn from.
+        skip_invalid: Leave out rows that cannot be used, with a warning that counts them, in place of an error.
+
+    Returns:
+        The split `train`, and `test` if anything is held out: `messages`, a list of dicts with `role` and `content`;
+        `tools`, a list of JSON schemas or None; `source`.
 
     Raises:
-        DataError: When there is no such source, or its rows have no `messages`; the message lists their columns.
+        DataError: When there is no such source, its columns are not known, or a row cannot be used; the message names
+            the row.
     """
-    splits = load_builtin(source) if source.startswith("builtin:") else load_rows(source)
-    columns = splits["train"].column_names
-    if "messages" not in columns:
-        raise DataError(
-            f"{source} has no column `messages` (a list of role and content); it has {', '.join(columns)}."
-        )
-    return splits
+    train, test = [], []
+    for source in sources:
+        parts: dict[str, list[Dataset]] = {}
+        for where, splits in load_rows(source.source):
+            for name, split in splits.items():
+                parts.setdefault(name, []).append(_read(split, where, source.source, skip_invalid))
+        unknown = sorted(set(parts) - {"train", "test", "validation"})
+        if "train" not in parts:
+            raise DataError(f"{source.source} has no split `train`; it has {', '.join(unknown)}.")
+        rows = concatenate_datasets(parts["train"])
+        held_out = parts.get("test") or parts.get("validation")
+        if held_out is None and test_fraction:
+            sides = [_is_held_out(messages, test_fraction) for messages in rows["messages"]]
+            held_out = [rows.select([index for index, side in enumerate(sides) if side])]
+            rows = rows.select([index for index, side in enumerate(sides) if not side])
+        if len(rows) == 0:
+            raise DataError(f"{source.source} has no conversations to train on.")
+        train.append(rows)
+        test += held_out or []
+    weights = [source.weight for source in sources if source.weight is not None]
+    result = DatasetDict(train=concatenate_datasets(train))
+    if weights:
+        probabilities = [weight / sum(weights) for weight in weights]
+        result["train"] = interleave_datasets(train, probabilities, seed=seed, stopping_strategy="all_exhausted")
+    if any(len(part) for part in test):
+        result["test"] = concatenate_datasets(test)
+    return result
 
 
-def tokenize_conversations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """The `messages` column as `input_ids` and `labels`, -100 on everything that the assistant does not say.
+def _read(rows: Dataset, where: str, source: str, skip_invalid: bool) -> Dataset:
+    """The conversations of one table."""
+    shape = find_shape(rows, where)
+    invalid: list[str] = []
 
-    Rows without a target are dropped and counted on the log.
+    def conversations() -> Iterator[dict[str, Any]]:
+        for number, read in read_rows(shape, rows):
+            if isinstance(read, DataError):
+                invalid.append(f"row {number} of {where} cannot be used: {read}")
+                if not skip_invalid:
+                    return
+            else:
+                yield {**read._asdict(), "source": source}
+
+    result = Dataset.from_list(list(conversations()), _FEATURES)
+    if invalid and not skip_invalid:
+        raise DataError(f"{invalid[0][0].upper()}{invalid[0][1:]} (--skip_invalid leaves such rows out).")
+    if invalid:
+        logger.warning("%d rows of %s are left out; the first: %s.", len(invalid), where, invalid[0])
+    return result
+
+
+def _is_held_out(messages: list[dict[str, Any]], test_fraction: float) -> bool:
+    return is_held_out(json.dumps(messages, sort_keys=True, ensure_ascii=False), test_fraction)
+
+
+def tokenize_conversations(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    long_conversations: str = "cut",
+) -> Dataset:
+    """Conversations as `input_ids` and `labels`, -100 on everything that the assistant does not say.
+
+    Rows without a target are dropped, and they and long ones counted on the log.
+
+    Args:
+        dataset: Columns `messages` and perhaps `tools`, as `load_conversations` gives them.
+        max_length: Tokens that a row can have.
+        long_conversations: What becomes of longer ones: `cut` drops their end, `drop` the whole, and `keep` makes several
+            rows of them, each of which begins with the last token of the one before.
 
     Raises:
         DataError: When no row has a target, or one holds something else than messages.
     """
+    long = 0
 
-    def encode(row: dict[str, Any], index: int) -> dict[str, list[int]]:
-        messages = row["messages"] or []
-        if not messages:
-            return {"input_ids": [], "labels": []}
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise DataError(f"Row {index + 1} holds no list of messages with role and content, but {messages!r:.80}.")
-        try:
-            encoded = encode_conversation(tokenizer, messages)
-        except DataError as error:
-            raise DataError(f"Row {index + 1}: {error}") from error
-        pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
-        return {
-            "input_ids": encoded["input_ids"],
-            "labels": [token if mask else IGNORE_INDEX for token, mask in pairs],
-        }
+    def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[list[int]]]:
+        nonlocal long
+        rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+        tools = batch.get("tools") or [None] * len(indices)
+        for messages, row_tools, index in zip(batch["messages"], tools, indices, strict=True):
+            ids, labels = _encode(messages, row_tools, tokenizer, index)
+            limit = max_length or len(ids)
+            if len(ids) > limit:
+                long += 1
+                if long_conversations == "drop":
+                    continue
+            starts = range(0, max(1, len(ids) - 1), max(1, limit - 1)) if long_conversations == "keep" else (0,)
+            for start in starts:
+                rows["input_ids"].append(ids[start : start + limit])
+                rows["labels"].append(labels[start : start + limit])
+        return rows
 
     rows = dataset.map(
         encode,
+        batched=True,
+        batch_size=100,
         with_indices=True,
         remove_columns=dataset.column_names,
         features=Features({"input_ids": List(Value("int64")), "labels": List(Value("int64"))}),
+        # The counter is not in what a cache would bring back.
+        load_from_cache_file=False,
         desc="Tokenizing conversations",
     )
-    kept = rows.filter(lambda labels: any(label != IGNORE_INDEX for label in labels), input_columns="labels")
+    if long:
+        done = {"cut": "their end is cut off", "drop": "they are dropped", "keep": "they are spread over several rows"}
+        logger.warning(
+            "%d of %d conversations are longer than %d tokens: %s.",
+            long,
+            len(dataset),
+            max_length,
+            done[long_conversations],
+        )
+    kept = rows.filter(_has_target, input_columns="labels", load_from_cache_file=False)
     if len(kept) == 0:
         raise DataError(
-            f"None of the {len(rows)} conversations has an assistant turn to learn from (is the chat template missing "
-            "its {% generation %} mark?)."
+            f"None of the {len(dataset)} conversations has an assistant turn to learn from within {max_length or 'its'} "
+            "tokens (is the chat template missing its {% generation %} mark?)."
         )
     if len(kept) < len(rows):
-        logger.warning(
-            "%d of %d conversations have nothing to learn from and were dropped.", len(rows) - len(kept), len(rows)
-        )
+        logger.warning("%d of %d rows have nothing to learn from and were dropped.", len(rows) - len(kept), len(rows))
     return kept
+
+
+def _has_target(labels: list[int]) -> bool:
+    # Nothing predicts the first token of a row.
+    return any(label != IGNORE_INDEX for label in labels[1:])
+
+
+def _encode(messages: Any, tools: Any, tokenizer: PreTrainedTokenizerBase, index: int) -> tuple[list[int], list[int]]:
+    if not messages:
+        return [], []
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise DataError(f"Row {index + 1} holds no list of messages with role and content, but {messages!r:.80}.")
+    try:
+        encoded = encode_conversation(tokenizer, messages, tools=tools)
+    except DataError as error:
+        raise DataError(f"Row {index + 1}: {error}") from error
+    pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+    return encoded["input_ids"], [token if mask else IGNORE_INDEX for token, mask in pairs]
 
 
 def share_supervised(rows: Dataset) -> float:
     """Share of the tokens of `labels` that are learned."""
     labels = [label for row in rows["labels"] for label in row]
     return sum(label != IGNORE_INDEX for label in labels) / len(labels)
+
+
+def show_masks(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Prints rows of `tokenize_conversations`, what is learned in colour and, for terminals without, between marks."""
+    console = Console(highlight=False)
+    for number, row in enumerate(rows, start=1):
+        learned = sum(label != IGNORE_INDEX for label in row["labels"])
+        console.rule(f"row {number}: {learned} of {len(row['labels'])} tokens are learned")
+        text = Text()
+        spans = groupby(zip(row["input_ids"], row["labels"], strict=True), lambda pair: pair[1] != IGNORE_INDEX)
+        for is_learned, pairs in spans:
+            piece = tokenizer.decode([token for token, _ in pairs], skip_special_tokens=False)
+            if is_learned:
+                text.append(piece if console.color_system else f"⟦{piece}⟧", style="bold green")
+            else:
+                text.append(piece, style="dim")
+        console.print(text)

@@ -90,20 +90,29 @@ def load_corpus(
     return DatasetDict(train=_without_blanks(concatenate_datasets(parts), source))
 
 
-def load_rows(source: str) -> DatasetDict:
-    """Load rows with all their columns, from one JSON, JSON Lines or Parquet file or from the Hub.
+def load_rows(source: str) -> list[tuple[str, DatasetDict]]:
+    """Load rows with all their columns, whatever these are, from any source of `load_corpus` but text files.
+
+    Returns:
+        A name for messages and the splits, of each file, or of the one built-in or Hub data set. Cells of csv and tsv
+        files are text.
 
     Raises:
         DataError: If the source does not exist, is empty, or cannot be read; the message names the file and the place.
     """
-    path = Path(source).expanduser()
-    if not path.exists():
-        return _load_hub_splits(source)
-    if path.is_dir() or format_of(path) not in (".json", ".jsonl", ".parquet"):
-        raise DataError(f"{source} is no JSON, JSON Lines or Parquet file")
-    if not has_content(path):
-        raise DataError(f"{source} is empty: give at least one row")
-    return DatasetDict(train=_load(path, "parquet") if format_of(path) == ".parquet" else _load_json(path))
+    if source.startswith("builtin:"):
+        return [(source, load_builtin(source))]
+    files = source_files(source)
+    if files is None:
+        return [(source, _load_hub_splits(source))]
+    tables = []
+    for file in files:
+        if is_one_document(file):
+            raise DataError(f"{file} is a text without columns: give jsonl, json, csv, tsv or parquet files")
+        if not has_content(file):
+            raise DataError(f"{file} is empty: give at least one row")
+        tables.append((str(file), DatasetDict(train=_load_rows(file))))
+    return tables
 
 
 def stream_corpus(
@@ -244,8 +253,12 @@ def _load(path: Path, loader: str, **options: Any) -> Any:
         raise DataError(f"{path} cannot be read as {loader}: {error.__cause__ or error}") from error
 
 
-def _load_rows(path: Path, text_column: str, template: str | None, **options: Any) -> Any:
-    """Load one file that has columns: the loaders refuse several whose other columns differ."""
+def _load_rows(path: Path, text_column: str | None = None, template: str | None = None, **options: Any) -> Any:
+    """Load one file that has columns: the loaders refuse several whose other columns differ.
+
+    Args:
+        text_column: A column that must be there, unless `template` names others; None reads whatever is there.
+    """
     suffix = format_of(path)
     if suffix in (".csv", ".tsv"):
         separator = "\t" if suffix == ".tsv" else ","
@@ -257,11 +270,14 @@ def _load_rows(path: Path, text_column: str, template: str | None, **options: An
         if not isinstance(head.index, pd.RangeIndex):
             # pandas then takes the first field of every row for its name, and the rest would be one column off.
             raise DataError(f"{path} has more fields in line 2 than in its header: quote texts that hold a separator")
-        _check_columns(list(head.columns), str(path), text_column, template)
+        if text_column is not None:
+            _check_columns(list(head.columns), str(path), text_column, template)
         # Everything in such a file is text, even a document that is a number or the word "null".
         features = Features({column: Value("string") for column in head.columns})
         return _load(path, "csv", sep=separator, features=features, keep_default_na=False, **options)
     if suffix == ".parquet":
+        if text_column is None:
+            return _load(path, "parquet", **options)
         try:
             _check_columns(pq.read_schema(path).names, str(path), text_column, template)
         except (OSError, pa.ArrowInvalid) as error:

@@ -4,7 +4,8 @@ import json
 import math
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from ..errors import ConfigError, DataError
@@ -27,61 +28,64 @@ class CorpusSource:
     template: str | None = None
 
 
-_FIELDS = tuple(field.name for field in fields(CorpusSource))
+_FIELDS = tuple(item.name for item in dataclass_fields(CorpusSource))
 
 
-def parse_sources(corpus: str | Sequence[str | Mapping[str, Any]], *, text_column: str = "text") -> list[CorpusSource]:
-    """Read the corpus argument of a recipe or command line.
+def parse_sources(
+    corpus: str | Sequence[str | Mapping[str, Any]], *, text_column: str = "text", field: str = "corpus"
+) -> list[CorpusSource]:
+    """Read the corpus or dataset argument of a recipe or command line.
 
     Args:
         corpus: One item or several. An item is a source; a mapping with the fields of `CorpusSource`; or such a mapping
             as a JSON object in a string, for the command line: `{"source": "x.jsonl", "weight": 0.3}`.
         text_column: For items that name neither a text column nor a template.
+        field: The argument's name, for messages.
 
     Raises:
         ConfigError: If an item is none of these, or the items contradict each other; the message names the item.
     """
     items = [corpus] if isinstance(corpus, (str, Mapping)) else list(corpus)
     if not items:
-        raise ConfigError("corpus is empty: name at least one source")
-    sources = [_parse(item, text_column) for item in items]
+        raise ConfigError(f"{field} is empty: name at least one source")
+    sources = [_parse(item, text_column, field) for item in items]
     unweighted = [source.source for source in sources if source.weight is None]
     if unweighted and len(unweighted) < len(sources):
         raise ConfigError(
-            f"corpus gives weights to some sources and none to {', '.join(unweighted)}: give one to every source, or to none"
+            f"{field} gives weights to some sources and none to {', '.join(unweighted)}: give one to every source, or to none"
         )
     return sources
 
 
-def _parse(item: str | Mapping[str, Any], text_column: str) -> CorpusSource:
+def _parse(item: str | Mapping[str, Any], text_column: str, field: str) -> CorpusSource:
     given: Any = item
     if isinstance(item, str):
         if not item.lstrip().startswith("{"):
             if not item.strip():
-                raise ConfigError("corpus has an empty item: name a file, folder, glob, Hub id or built-in corpus")
+                raise ConfigError(f"{field} has an empty item: name a file, folder, glob, Hub id or built-in corpus")
             return CorpusSource(item, text_column=text_column)
         try:
             given = json.loads(item)
         except json.JSONDecodeError as error:
-            raise ConfigError(f"corpus item {item} is no JSON object: {error}") from error
+            raise ConfigError(f"{field} item {item} is no JSON object: {error}") from error
     if not isinstance(given, Mapping):
-        raise ConfigError(f"corpus item {item!r} is neither a source nor a mapping with {', '.join(_FIELDS)}")
+        raise ConfigError(f"{field} item {item!r} is neither a source nor a mapping with {', '.join(_FIELDS)}")
     if unknown := [str(key) for key in given if key not in _FIELDS]:
         raise ConfigError(
-            f"corpus item {item} has the unknown field {unknown[0]}: the fields are {', '.join(_FIELDS)}"
+            f"{field} item {item} has the unknown field {unknown[0]}: the fields are {', '.join(_FIELDS)}"
         )
     # What is left empty in YAML comes as None.
     values = {key: value for key, value in given.items() if value is not None}
     for name in ("source", "text_column", "template"):
         value = values.get(name, "" if name == "source" else "unset")
         if not isinstance(value, str) or not value.strip():
-            raise ConfigError(f"corpus item {item} needs a text that is not empty as its {name}")
+            raise ConfigError(f"{field} item {item} needs a text that is not empty as its {name}")
     weight = values.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-        raise ConfigError(f"corpus item {item} has the weight {weight!r}: give a number above 0")
+        raise ConfigError(f"{field} item {item} has the weight {weight!r}: give a number above 0")
     if "template" in values:
         if values.get("text_column", "text") != "text":
-            raise ConfigError(f"corpus item {item} has a text_column and a template: give one of the two")
+            raise ConfigError(f"{field} item {item} has a text_column and a template: give one of the two")
         template_columns(values["template"])
         return CorpusSource(**values)
     return CorpusSource(**{"text_column": text_column, **values})

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, NoReturn, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, NoReturn, Union, get_args, get_origin
 
 import torch
 import yaml
@@ -102,11 +102,35 @@ class CorpusArguments:
 class ConversationArguments:
     """Which conversations to learn from."""
 
-    dataset: str = field(
-        default="builtin:python-qa",
-        metadata={"help": "builtin:python-qa, a JSONL, JSON or Parquet file with `messages`, or a Hub id."},
+    dataset: list[str] = field(
+        default_factory=lambda: ["builtin:python-qa"],
+        metadata={
+            "help": "One source or several, each builtin:python-qa, a file, folder or glob (jsonl, json, csv, tsv, parquet), a Hub id, "
+            "or a mapping with source and weight (JSON on the command line). messages, prompt/completion, Alpaca, ShareGPT "
+            "and plain columns of questions and answers are recognised."
+        },
     )
-    block_size: int = field(default=512, metadata={"help": "Tokens in a training row; longer conversations are cut."})
+    test_fraction: float = field(
+        default=0.0, metadata={"help": "Share of the conversations held out, by their hash, where none are already."}
+    )
+    skip_invalid: bool = field(
+        default=False, metadata={"help": "Leave out rows that cannot be used, with a warning, in place of refusing."}
+    )
+    block_size: int = field(default=512, metadata={"help": "Tokens in a training row."})
+    long_conversations: Literal["cut", "drop", "keep"] = field(
+        default="cut",
+        metadata={
+            "help": "What becomes of those longer than a row; keep spreads them over several. They are counted."
+        },
+    )
+    show_masks: int = field(
+        default=0, metadata={"help": "Training rows to print first, with what is learned in colour."}
+    )
+
+    def __post_init__(self) -> None:
+        # A recipe may name one source as it is.
+        if isinstance(self.dataset, str | Mapping):
+            self.dataset = [self.dataset]  # type: ignore[list-item]
 
 
 @dataclass

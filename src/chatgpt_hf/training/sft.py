@@ -7,8 +7,9 @@ from transformers import Trainer, default_data_collator
 from trl import SFTTrainer
 
 from ..checkpoints import check_tokenizer_fits, load_model
-from ..data.conversations import load_conversations, share_supervised, tokenize_conversations
+from ..data.conversations import load_conversations, share_supervised, show_masks, tokenize_conversations
 from ..data.packing import pack_documents
+from ..data.sources import parse_sources
 from ..errors import ConfigError, TokenizerError
 from ..evaluation.answers import ends_with_an_answer, evaluate_answers
 from ..modeling_chatgpt import ChatGPTForCausalLM
@@ -48,7 +49,13 @@ def sft(
     if model_arguments.model_name_or_path is None:
         raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
     check_run(arguments)
-    splits = load_conversations(conversation_arguments.dataset)
+    sources = parse_sources(conversation_arguments.dataset, field="dataset")
+    splits = load_conversations(
+        sources,
+        test_fraction=conversation_arguments.test_fraction,
+        seed=arguments.seed,
+        skip_invalid=conversation_arguments.skip_invalid,
+    )
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     if tokenizer.chat_template is None:
         raise TokenizerError(f"The tokenizer of {model_arguments.model_name_or_path} has no chat template.")
@@ -59,7 +66,14 @@ def sft(
         # Padding is masked by position here, so eos is learned all the same.
         tokenizer.pad_token = tokenizer.eos_token
 
-    tokenized = tokenize_conversations(splits["train"], tokenizer)
+    tokenized = tokenize_conversations(
+        splits["train"],
+        tokenizer,
+        max_length=conversation_arguments.block_size,
+        long_conversations=conversation_arguments.long_conversations,
+    )
+    if conversation_arguments.show_masks and arguments.process_index == 0:
+        show_masks(tokenized.select(range(min(conversation_arguments.show_masks, len(tokenized)))), tokenizer)
     logger.info("%.1f %% of the tokens are learned", 100 * share_supervised(tokenized))
     rows = pack_documents(
         tokenized,
@@ -111,7 +125,7 @@ def sft(
         Report(
             title="Chat fine-tuning",
             description="a chat model that answers questions.",
-            data=conversation_arguments.dataset,
+            data=", ".join(source.source for source in sources),
             results=results,
             log_history=trainer.state.log_history,
             samples=samples,

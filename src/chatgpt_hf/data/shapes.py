@@ -1,0 +1,278 @@
+"""The shapes that conversations come in, recognised by their columns and turned into the ecosystem's `messages`."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..errors import DataError
+
+Row = Mapping[str, Any]
+
+# Who speaks, as data sets of the last years name them.
+_SPEAKERS = {
+    **dict.fromkeys(("system",), "system"),
+    **dict.fromkeys(("human", "user", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "function_call"), "assistant"),
+    **dict.fromkeys(("tool", "observation", "function", "function_response"), "tool"),
+}
+_QUESTIONS = ("prompt", "instruction", "question", "query", "input", "user", "human")
+_ANSWERS = ("completion", "response", "output", "answer", "reply", "assistant", "gpt")
+
+
+class Conversation(NamedTuple):
+    """One conversation.
+
+    Attributes:
+        messages: Dicts with `role`, `content`, and whatever else they came with, such as `tool_calls`.
+        tools: The tools that the assistant may call, as JSON schemas.
+    """
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+
+class Shape(NamedTuple):
+    """One way to write conversations down.
+
+    Attributes:
+        name: For messages to the user.
+        fits: Whether a row has it.
+        read: The conversations of a row.
+    """
+
+    name: str
+    fits: Callable[[Row], bool]
+    read: Callable[[Row], list[Conversation]]
+
+
+def find_shape(rows: Iterable[Row], where: str) -> Shape:
+    """The first shape of `SHAPES` that the first row that is not empty has.
+
+    Args:
+        rows: Of a data set; only as many are read as are needed.
+        where: Names the data set.
+
+    Raises:
+        DataError: When there is none; the message lists the columns that were found.
+    """
+    columns: list[str] = []
+    for row in rows:
+        columns = list(row)
+        if any(value for value in row.values()):
+            for shape in SHAPES:
+                if shape.fits(row):
+                    return shape
+            break
+    raise DataError(
+        f"{where} has the columns {', '.join(columns) or 'none'}, which no known shape of conversations has. Known are "
+        f"{'; '.join(shape.name for shape in SHAPES)}."
+    )
+
+
+def _items(row: Row, column: str, *keys: str) -> list[dict[str, Any]] | None:
+    """The value of a column if it is a list of dicts that begins with one that has all the keys."""
+    value = row.get(column)
+    if isinstance(value, Sequence) and not isinstance(value, str) and value and isinstance(value[0], Mapping):
+        return [dict(item) for item in value] if all(value[0].get(key) is not None for key in keys) else None
+    return None
+
+
+def _first(row: Row, names: Sequence[str]) -> str | None:
+    """The first of the names that is a column of text."""
+    return next((name for name in names if isinstance(row.get(name), str)), None)
+
+
+def _tools(row: Row) -> list[dict[str, Any]] | None:
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except json.JSONDecodeError as error:
+            raise DataError(f"its `tools` are no JSON: {error}") from error
+    return list(tools) if tools else None
+
+
+def _without_empty(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without the keys that are there only because another message has them."""
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def _messages(row: Row) -> list[Conversation]:
+    for column in ("messages", "conversations", "conversation"):
+        if (messages := _items(row, column, "role")) is not None:
+            return [Conversation([_without_empty(message) for message in messages], _tools(row))]
+    return [Conversation([])]
+
+
+def _prompt_completion_messages(row: Row) -> list[Conversation]:
+    both = [*(row.get("prompt") or []), *(row.get("completion") or [])]
+    return [Conversation([_without_empty(message) for message in both], _tools(row))]
+
+
+def _sharegpt(row: Row) -> list[Conversation]:
+    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    for turn in row.get("conversations") or []:
+        speaker, value = turn.get("from"), turn.get("value")
+        role = _SPEAKERS.get(str(speaker))
+        if role is None:
+            raise DataError(f"it has a turn from {speaker!r}; known are {', '.join(_SPEAKERS)}")
+        if speaker == "function_call":
+            messages.append({"role": role, "content": "", "tool_calls": _tool_calls(value)})
+        else:
+            messages.append({"role": role, "content": value})
+    return [Conversation(messages, _tools(row))]
+
+
+def _tool_calls(text: Any) -> list[dict[str, Any]]:
+    """A call, or several, written as JSON in a turn of its own."""
+    try:
+        calls = json.loads(text)
+        calls = calls if isinstance(calls, list) else [calls]
+        return [
+            {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}} for call in calls
+        ]
+    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        raise DataError(f"its function call is no JSON with name and arguments, but {text!r:.80}") from error
+
+
+def _dialogue(row: Row) -> list[Conversation]:
+    turns = _items(row, "messages", "message") or []
+    roles = ("user", "assistant")
+    return [Conversation([{"role": roles[index % 2], "content": turn["message"]} for index, turn in enumerate(turns)])]
+
+
+def _with_input(instruction: str, text: str | None) -> str:
+    return f"{instruction}\n\n{text}" if text and text.strip() else instruction
+
+
+def _alpaca(row: Row) -> list[Conversation]:
+    answer = _first(row, _ANSWERS)
+    context = _first(row, ("input", "context"))
+    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    for question, reply in row.get("history") or []:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    question = _with_input(row.get("instruction") or "", row[context] if context else None)
+    messages += [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": row[answer] if answer else ""},
+    ]
+    return [Conversation(messages)]
+
+
+def _self_instruct(row: Row) -> list[Conversation]:
+    return [
+        Conversation(
+            [
+                {"role": "user", "content": _with_input(row["instruction"], instance.get("input"))},
+                {"role": "assistant", "content": instance.get("output")},
+            ]
+        )
+        for instance in row.get("instances") or []
+    ]
+
+
+def _pair_columns(row: Row) -> tuple[str, str] | None:
+    question, answer = _first(row, _QUESTIONS), _first(row, _ANSWERS)
+    return (question, answer) if question and answer else None
+
+
+def _pair(row: Row) -> list[Conversation]:
+    columns = _pair_columns(row)
+    if columns is None:
+        raise DataError("it has no question, or no answer")
+    question, answer = (row[column] for column in columns)
+    return [Conversation([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])]
+
+
+SHAPES = (
+    Shape(
+        "`messages` (or `conversations`), a list of role and content",
+        lambda row: any(_items(row, column, "role") for column in ("messages", "conversations", "conversation")),
+        _messages,
+    ),
+    Shape(
+        "`prompt` and `completion`, two lists of role and content",
+        lambda row: bool(_items(row, "prompt", "role") and _items(row, "completion", "role")),
+        _prompt_completion_messages,
+    ),
+    Shape(
+        "ShareGPT: `conversations`, a list of from and value",
+        lambda row: _items(row, "conversations", "from") is not None,
+        _sharegpt,
+    ),
+    Shape(
+        "`messages`, a list of message, of two who take turns",
+        lambda row: _items(row, "messages", "message") is not None,
+        _dialogue,
+    ),
+    Shape(
+        "self-instruct: `instruction` and `instances`, a list of input and output",
+        lambda row: isinstance(row.get("instruction"), str) and _items(row, "instances", "output") is not None,
+        _self_instruct,
+    ),
+    Shape(
+        f"Alpaca: `instruction`, perhaps `input`, `system` and `history`, and one of {', '.join(_ANSWERS)}",
+        lambda row: isinstance(row.get("instruction"), str) and _first(row, _ANSWERS) is not None,
+        _alpaca,
+    ),
+    Shape(
+        f"two columns of text, one of {', '.join(_QUESTIONS)} and one of {', '.join(_ANSWERS)}",
+        lambda row: _pair_columns(row) is not None,
+        _pair,
+    ),
+)
+
+
+def check_conversation(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses what a chat model cannot learn from.
+
+    A system message may come first; then a user's and an assistant's take turns. An assistant's that calls tools is
+    followed by what the tools say, and that by the assistant again.
+
+    Raises:
+        DataError: Naming the message, counted from 1, and what would be right.
+    """
+    before = None
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping):
+            raise DataError(f"message {number} is no mapping with role and content, but {message!r:.80}")
+        role, content = message.get("role"), message.get("content")
+        if role not in _FOLLOWS:
+            raise DataError(f"message {number} has the unknown role {role!r}: use one of {', '.join(_FOLLOWS)}")
+        calls = bool(message.get("tool_calls"))
+        if not calls and (not content or (isinstance(content, str) and not content.strip())):
+            raise DataError(f"message {number}, the {role}'s, is empty")
+        if before not in _FOLLOWS[role]:
+            raise DataError(
+                f"message {number} is the {role}'s and comes {'first' if before is None else f'after {_article(before)}'}: "
+                "after a system message come user and assistant in turns, and a tool's after an assistant's that calls it"
+            )
+        before = "assistant calling" if role == "assistant" and calls else role
+
+
+# Who may come before whom; None is the beginning.
+_FOLLOWS: dict[str, tuple[str | None, ...]] = {
+    "system": (None,),
+    "user": (None, "system", "assistant"),
+    "assistant": (None, "system", "user", "tool"),
+    "tool": ("assistant calling", "tool"),
+}
+
+
+def _article(before: str) -> str:
+    return {"assistant calling": "an assistant's call", "assistant": "an assistant's", "user": "a user's"}.get(
+        before, f"a {before}'s"
+    )
+
+
+def read_rows(shape: Shape, rows: Iterable[Row]) -> Iterator[tuple[int, Conversation | DataError]]:
+    """Row numbers, from 1, and the conversations in them; an error in place of one that cannot be used."""
+    for number, row in enumerate(rows, start=1):
+        try:
+            conversations = shape.read(row)
+            for conversation in conversations:
+                check_conversation(conversation.messages)
+        except DataError as error:
+            yield number, error
+            continue
+        yield from ((number, conversation) for conversation in conversations)
