@@ -183,7 +183,7 @@ _LEARNING_RATE_HELP = "Peak learning rate; by default {muon} with Muon and {othe
 class PretrainArguments(OptimizerOptions, TrainingArguments):
     """`TrainingArguments`, with what a run of ours has in place of its defaults."""
 
-    default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.02, "others": 1e-3}
+    default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.005, "others": 1e-3}
 
     optim: str = field(default="muon", metadata=_OPTIM_HELP)
     learning_rate: float | None = field(

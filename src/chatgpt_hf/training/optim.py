@@ -74,8 +74,8 @@ def _product_of_factors(gram: torch.Tensor) -> torch.Tensor:
 class MuonAdamW(torch.optim.Optimizer):
     """One optimizer with two rules: groups with `muon=True` orthogonalize their momentum, the others are AdamW's.
 
-    For every `Trainer`: `optimizers=(MuonAdamW(muon_groups(model, lr=0.02)), None)`, or
-    `optimizer_cls_and_kwargs=(MuonFactory, {"lr": 0.02})`.
+    For every `Trainer`: `optimizers=(MuonAdamW(muon_groups(model, lr=0.005)), None)`, or
+    `optimizer_cls_and_kwargs=(MuonFactory, {"lr": 0.005})`.
 
     Muon's step is scaled by `0.2 * sqrt(max(rows, columns))` to the size of AdamW's (Liu et al. 2025, "Muon is scalable
     for LLM training", section 2.2), so that one learning rate and one schedule serve both. Matrices of one shape are
@@ -230,7 +230,7 @@ class MuonFactory:
         self,
         model: nn.Module,
         *,
-        lr: float = 0.02,
+        lr: float = 0.005,
         embedding_lr: float | None = None,
         weight_decay: float = 0.0,
         **kwargs: Any,

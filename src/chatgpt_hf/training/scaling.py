@@ -2,7 +2,7 @@
 
 Every rule has a formula and a fit from the literature. Where a fit was made far from what one machine can train, only its
 exponent is taken, through the point that is known to be good here: `recipes/pretrain-quickstart.yaml` (4 layers of width
-192, vocabulary 4,096, rows of 256, 480 steps of 2,048 tokens, Muon at 0.02). docs/scaling.md tells what was verified.
+192, vocabulary 4,096, rows of 256, 480 steps of 2,048 tokens, Muon at 0.005). docs/scaling.md tells what was verified.
 """
 
 import json
@@ -31,11 +31,11 @@ REFERENCE_VOCAB_PARAMETERS = 4096 * 192
 REFERENCE_TOKENS = 480 * 2048
 REFERENCE_BATCH = 2048
 REFERENCE_FLOPS = 1.74e13
-REFERENCE_LEARNING_RATE = {"muon": 0.02, "adamw": 0.3118 * REFERENCE_FLOPS**-0.125}
+REFERENCE_LEARNING_RATE = {"muon": 0.005, "adamw": 0.0015}
 
 VOCAB_EXPONENT = 0.83
 BATCH_EXPONENT = 0.383
-LEARNING_RATE_EXPONENT = -0.125
+LEARNING_RATE_EXPONENT = {"muon": -0.03, "adamw": -0.125}
 
 # On a CPU a larger micro-batch was not faster; on an accelerator memory is the limit.
 CPU_MICRO_BATCH_TOKENS = 2048
@@ -182,10 +182,12 @@ def dial(depth: int, *, world_size: int = 1, **set_by_hand: Any) -> dict[str, An
     - **Batch** B = 2,048 tokens * (D / 0.98 M) ** 0.383: exponent of Bergsma et al. 2025, "Power lines" (111 M to 3.3 B
       parameters), through the reference; theirs, absolutely, is about six times as large, and Zhang et al. 2024 measured
       0.47 for the critical batch. To a power of two of rows; the micro-batch is what fits.
-    - **Learning rate** 0.02 * (C / 1.74e13) ** -0.125 * sqrt(B / B of the rule), C the FLOPs of the run: exponent of Bi
-      et al. 2024, "DeepSeek LLM" (AdamW, 1e17 to 2e19 FLOPs), through the reference, and the square root of Malladi et al.
-      2022 for a batch set by hand. There is no factor for the width alone: the step of Muon here has the root mean square of
-      AdamW's (Liu et al. 2025). With AdamW it is DeepSeek's fit itself, 0.3118 * C ** -0.125.
+    - **Learning rate** 0.005 * (C / 1.74e13) ** -0.03 * sqrt(B / B of the rule), C the FLOPs of the run: the line from the
+      reference to nanochat's depth 12, whose 0.02 is 0.0036 in the unit of the step here (0.2 * sqrt(768) times as large),
+      and the square root of Malladi et al. 2022 for a batch set by hand. There is no factor for the width alone: the step of
+      Muon here has the root mean square of AdamW's (Liu et al. 2025). With AdamW 0.0015 * (C / 1.74e13) ** -0.125, exponent of Bi et al. 2024, "DeepSeek LLM"
+      (1e17 to 2e19 FLOPs), through the best of two sweeps at the reference's size (docs/log.md); its own constant gives 0.0068
+      there.
     - **Weight decay** 1 / (learning rate * steps * timescale), timescale = 1.084 * (D / matrix parameters) ** -0.527: Bergsma
       et al. 2025, after Wang & Aitchison 2024; fitted with AdamW.
 
@@ -227,7 +229,7 @@ def dial(depth: int, *, world_size: int = 1, **set_by_hand: Any) -> dict[str, An
 
     optim = "muon" if set_by_hand.get("optim", "muon") == "muon" else "adamw"
     compute = flops_per_token(config, block_size) * tokens
-    rate = REFERENCE_LEARNING_RATE[optim] * (compute / REFERENCE_FLOPS) ** LEARNING_RATE_EXPONENT
+    rate = REFERENCE_LEARNING_RATE[optim] * (compute / REFERENCE_FLOPS) ** LEARNING_RATE_EXPONENT[optim]
     recipe["learning_rate"] = _two_digits(rate * math.sqrt(batch / best_batch(tokens)))
     rate = set_by_hand.get("learning_rate", recipe["learning_rate"])
     timescale = 1.084 * (tokens / parameters) ** -0.527
