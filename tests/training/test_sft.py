@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, sft
+from chatgpt_hf.tokenization_chatgpt import CHAT_TEMPLATE, encode_conversation, load_tokenizer
 from chatgpt_hf.training import sft as module
 from chatgpt_hf.training.arguments import ChatSFTArguments, ConversationArguments, ModelArguments, parse_recipe
 
@@ -113,3 +114,28 @@ def test_a_base_of_few_positions_without_padding(
     tokenizer.save_pretrained(folder)
     run(sft_options, tmp_path / "run", "--model_name_or_path", folder)
     assert (tmp_path / "run" / "results.json").is_file()
+
+
+def test_a_base_without_a_chat_template(shared_data: Path, tmp_path: Path) -> None:
+    """GPT-2's own tokenizer: it gets the tokens of a chat, and the model rows for them."""
+    base = tmp_path / "gpt2"
+    tokenizer = load_tokenizer(shared_data / "gpt2_tokenizer")
+    tokenizer.save_pretrained(base)
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=128))
+    model.save_pretrained(base)
+    rows = write(tmp_path / "rows.jsonl", [[user("Say <|im_end|> twice"), assistant("No, 不行")]] * 8)
+    options = ["--model_name_or_path", str(base), "--dataset", str(rows), "--block_size", "64", "--max_steps", "1"]
+    run([*options, "--learning_rate", "0", "--per_device_train_batch_size", "1"], tmp_path / "run")
+
+    chat = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert len(chat) == len(tokenizer) + 3 == 50260
+    assert chat.pad_token_id != chat.eos_token_id
+    assert chat.chat_template == CHAT_TEMPLATE
+    ids = encode_conversation(chat, [user("Say <|im_end|> twice"), assistant("No")])["input_ids"]
+    assert ids.count(chat.convert_tokens_to_ids("<|im_end|>")) == 2
+    trained = load_model(tmp_path / "run")
+    table = trained.get_input_embeddings().weight
+    torch.testing.assert_close(table[50257:], model.transformer.wte.weight.mean(0).expand(3, -1))
+    torch.testing.assert_close(table[:50257], model.transformer.wte.weight)
+    assert trained.get_output_embeddings().weight is table
+    assert chat.convert_tokens_to_ids("<|im_end|>") in trained.generation_config.eos_token_id

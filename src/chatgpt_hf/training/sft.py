@@ -3,7 +3,8 @@
 import logging
 from typing import Any
 
-from transformers import Trainer, default_data_collator
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
 from trl import SFTTrainer
 
 from ..checkpoints import check_tokenizer_fits, load_model
@@ -14,7 +15,7 @@ from ..errors import ConfigError, TokenizerError
 from ..evaluation.answers import ends_with_an_answer, evaluate_answers
 from ..modeling_chatgpt import ChatGPTForCausalLM
 from ..report import Report
-from ..tokenization_chatgpt import IM_END, load_tokenizer
+from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
 from .arguments import ChatSFTArguments, ConversationArguments, ModelArguments
 from .run import check_block_size, check_run, save_results, start_run, train_and_save
 
@@ -32,6 +33,39 @@ class ModelLossSFTTrainer(SFTTrainer):
     """
 
     compute_loss = Trainer.compute_loss
+
+
+@torch.no_grad()
+def add_chat_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Makes a base model's tokenizer, such as GPT-2's, one for chats: special tokens and our template, in place.
+
+    New rows of the embedding and of the head become the mean of the old (Hewitt 2021, "Initializing new word embeddings
+    for pretrained language models"), so that the model gives the new tokens neither nothing nor everything at first.
+
+    Raises:
+        TokenizerError: When the tokenizer has no token to begin documents with, or is not a byte-level one.
+    """
+    if tokenizer.eos_token is None:
+        raise TokenizerError("The base model's tokenizer has no eos token: set one before it learns to chat.")
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.eos_token
+    before = model.config.vocab_size
+    new = [token for token in (IM_START, IM_END) if token not in tokenizer.get_vocab()]
+    tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    if len(tokenizer) > before:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        tables = {
+            id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+        }
+        for weight in tables.values():
+            weight[before:] = weight[:before].mean(dim=0)
+    logger.info(
+        "The tokenizer had no chat template: it gets ChatML, and %d new tokens with the mean of the old embeddings.",
+        len(tokenizer) - before,
+    )
 
 
 def sft(
@@ -57,10 +91,10 @@ def sft(
         skip_invalid=conversation_arguments.skip_invalid,
     )
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
-    if tokenizer.chat_template is None:
-        raise TokenizerError(f"The tokenizer of {model_arguments.model_name_or_path} has no chat template.")
     model = load_model(model_arguments.model_name_or_path, attn_implementation=model_arguments.attn_implementation)
     check_tokenizer_fits(model, tokenizer)
+    if tokenizer.chat_template is None:
+        add_chat_template(model, tokenizer)
     check_block_size(conversation_arguments.block_size, model)
     if tokenizer.pad_token_id is None:
         # Padding is masked by position here, so eos is learned all the same.
