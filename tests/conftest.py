@@ -136,11 +136,11 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chat_folder(base_folder: Path, chats_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A chat model that `sft` taught `CHATS` by heart, in seconds."""
     from chatgpt_hf import sft
-    from chatgpt_hf.training.arguments import ChatSFTArguments, ConversationArguments, ModelArguments
+    from chatgpt_hf.training.arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
 
     folder = tmp_path_factory.mktemp("chat") / "model"
     figures = sft(
-        ModelArguments(model_name_or_path=str(base_folder)),
+        ChatModelArguments(model_name_or_path=str(base_folder)),
         ConversationArguments(dataset=str(chats_file), block_size=64),
         ChatSFTArguments(
             output_dir=str(folder),

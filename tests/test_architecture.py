@@ -16,6 +16,7 @@ FLOORS = [
     ("report",),
     ("evaluation/",),
     ("data/",),
+    ("conversion/merge",),
     ("conversion/convert",),
     ("checkpoints",),
     ("tokenization_chatgpt",),

@@ -5,19 +5,28 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, is_peft_available
 
 from .errors import ChatGPTError, CheckpointError, ConfigError, OutputError, TokenizerError
+from .tokenization_chatgpt import load_tokenizer
 
 # A run folder is ours when its resolved recipe lies in it.
 RECIPE_NAME = "recipe.yaml"
@@ -31,7 +40,7 @@ def load_model(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM
     """`model_class.from_pretrained`, refusing what transformers would only warn of.
 
     Args:
-        name_or_path: A model folder, or a Hub id.
+        name_or_path: A model folder, or a Hub id; or a folder with an adapter of PEFT's, which is put onto its base model.
         model_class: An Auto class or a model class. `ChatGPTForCausalLM` also reads GPT-2 checkpoints.
         **kwargs: For `from_pretrained`.
 
@@ -40,6 +49,8 @@ def load_model(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM
         ConfigError: When config.json contradicts itself, or names an unknown family.
     """
     folder = Path(name_or_path)
+    if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
+        return _load_adapter(folder, model_class, **kwargs)
     named_as_path = folder.is_absolute() or str(name_or_path).startswith((".", "~")) or len(folder.parts) > 2
     if named_as_path and not folder.exists():
         raise CheckpointError(f"There is no folder {folder}; name one that `save_pretrained` wrote, or a Hub id.")
@@ -96,6 +107,38 @@ def check_safetensors(file: Path) -> None:
         ) from error
 
 
+def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
+    """The `PeftModel` of an adapter and its base, with rows for the tokens that the adapter's tokenizer has more."""
+    if not is_peft_available():
+        raise CheckpointError(f"{folder} holds an adapter, which needs one more package: pip install peft")
+    from peft import PeftModel
+
+    try:
+        base = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG_NAME} cannot be read: {error}") from error
+    for file in sorted(folder.glob("*.safetensors")):
+        check_safetensors(file)
+    try:
+        model = load_model(base, model_class, **kwargs)
+    except CheckpointError as error:
+        raise CheckpointError(f"The base model of the adapter {folder} cannot be loaded. {error}") from error
+    if (folder / "tokenizer.json").is_file():
+        extend_vocabulary(model, len(load_tokenizer(folder)))
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    try:
+        with warnings.catch_warnings():
+            # PEFT only warns of weights that it does not find.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, RuntimeError, UserWarning, KeyError) as error:
+        raise CheckpointError(
+            f"The adapter {folder} does not fit its base model {base}: {str(error).strip()[:300]}. Is {base} still the model "
+            "that it was trained on?"
+        ) from error
+
+
 def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises `TokenizerError` where the tokenizer can give ids that the model's embedding does not have."""
     if len(tokenizer) > model.config.vocab_size:
@@ -103,6 +146,22 @@ def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
             f"The tokenizer has {len(tokenizer)} tokens and the model's `vocab_size` is {model.config.vocab_size}: "
             "use the tokenizer that the model was trained with, or call `model.resize_token_embeddings(len(tokenizer))`."
         )
+
+
+@torch.no_grad()
+def extend_vocabulary(model: PreTrainedModel, size: int) -> None:
+    """Gives a model rows for tokens up to `size`, each the mean of the old, in the embedding and in the head.
+
+    So the model gives the new tokens neither nothing nor everything at first (Hewitt 2021, "Initializing new word
+    embeddings for pretrained language models"), and the same rows whenever it is done again.
+    """
+    before = model.config.vocab_size
+    if size <= before:
+        return
+    model.resize_token_embeddings(size, mean_resizing=False)
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    for weight in {id(layer.weight): layer.weight for layer in layers if layer is not None}.values():
+        weight[before:] = weight[:before].mean(dim=0)
 
 
 def check_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
@@ -218,7 +277,8 @@ def _processes_on_a_stream(folder: Path) -> int:
 def check_checkpoint_fits(checkpoint: Path, model: PreTrainedModel) -> None:
     """Raises `CheckpointError` where a checkpoint's weights are not the model's, by name and shape."""
     stored: dict[str, tuple[int, ...]] = {}
-    for file in checkpoint.glob("*.safetensors"):
+    # An adapter's weights fit a model that has adapters, and PEFT sees to it.
+    for file in checkpoint.glob("model*.safetensors"):
         with safe_open(file, framework="pt") as weights:
             stored |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     state = model.state_dict()

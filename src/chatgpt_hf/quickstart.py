@@ -11,6 +11,7 @@ from .evaluation.language_modeling import xz_bits_per_byte
 from .inference.session import ChatSession
 from .training.arguments import (
     ArchitectureArguments,
+    ChatModelArguments,
     ChatSFTArguments,
     ConversationArguments,
     CorpusArguments,
@@ -72,7 +73,7 @@ def quickstart(
     chat = _stage(
         folder,
         "sft-quickstart",
-        (ModelArguments, ConversationArguments, ChatSFTArguments),
+        (ChatModelArguments, ConversationArguments, ChatSFTArguments),
         sft,
         ["--model_name_or_path", str(folder / "base"), *sft_overrides],
     )

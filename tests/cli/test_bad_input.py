@@ -28,6 +28,7 @@ def work(tmp_path: Path) -> Path:
     (tmp_path / "latin.txt").write_bytes("Über den Fluß".encode("latin-1"))
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
     (tmp_path / "prompt.jsonl").write_text('{"prompt": "Hi", "completion": "Hello"}\n')
+    (tmp_path / "score.jsonl").write_text('{"score": 3, "text": ""}\n')
     (tmp_path / "broken.jsonl").write_text('{"messages": []}\n{"messages": [\n')
     (tmp_path / "questions.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
     (tmp_path / "recipe.yaml").write_text("hidden_sise: 32\n")
@@ -178,11 +179,14 @@ def test_rows_longer_than_the_context(refused: Refused, base_folder: Path, corpu
     ("options", "words"),
     [
         (["--dataset", "no/such.jsonl"], "no/such.jsonl"),
-        (["--dataset", "prompt.jsonl"], "prompt.jsonl has no column `messages` (a list of role and content); it has"),
+        (
+            ["--dataset", "score.jsonl"],
+            "score.jsonl has the columns score, text, which no known shape of conversations has",
+        ),
         (["--dataset", "broken.jsonl"], "broken.jsonl is broken JSON in line 2"),
-        (["--dataset", "empty.txt"], "empty.txt is no JSON, JSON Lines or Parquet file"),
+        (["--dataset", "empty.txt"], "empty.txt is a text without columns: give jsonl, json, csv, tsv or parquet"),
         (["--dataset", "questions.jsonl"], "None of the 1 conversations has an assistant turn to learn from"),
-        (["--block_size", "8"], "No row of 8 tokens has anything to learn"),
+        (["--block_size", "8"], "has an assistant turn to learn from within 8 tokens"),
         (["--model_name_or_path", "letters"], "letters"),
         (["--model_name_or_path", "nobody/nothing"], "nobody/nothing"),
     ],
@@ -196,11 +200,9 @@ def test_fine_tuning_needs_a_model(refused: Refused, chats_file: Path, tmp_path:
     assert message == "--model_name_or_path is missing: name the base model to fine-tune.\n"
 
 
-def test_fine_tuning_needs_a_chat_template(refused: Refused, base_folder: Path, tmp_path: Path) -> None:
+def test_a_base_model_is_not_talked_to(refused: Refused, base_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(base_folder, tmp_path / "model")
     (folder / "chat_template.jinja").unlink()
-    run = ["--output_dir", tmp_path / "new", "--model_name_or_path", folder]
-    assert f"The tokenizer of {folder} has no chat template" in refused("sft", *run)
     assert "no chat template: this is a base model. Fine-tune it first" in refused("chat", folder, "--prompt", "Hi")
 
 

@@ -12,6 +12,7 @@ from chatgpt_hf import ChatGPTConfig
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.training.arguments import (
     ArchitectureArguments,
+    ChatModelArguments,
     ChatSFTArguments,
     ConversationArguments,
     CorpusArguments,
@@ -25,7 +26,7 @@ from chatgpt_hf.training.arguments import (
 from chatgpt_hf.training.scaling import dial
 
 PRETRAIN = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
-SFT = (ModelArguments, ConversationArguments, ChatSFTArguments)
+SFT = (ChatModelArguments, ConversationArguments, ChatSFTArguments)
 SHIPPED = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 
 

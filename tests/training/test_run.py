@@ -19,6 +19,7 @@ from chatgpt_hf.data.corpus import load_corpus, split_by_hash
 from chatgpt_hf.errors import ChatGPTError, CheckpointError, ConfigError, DataError, OutputError, TrainingDiverged
 from chatgpt_hf.training.arguments import (
     ArchitectureArguments,
+    ChatModelArguments,
     ChatSFTArguments,
     ConversationArguments,
     CorpusArguments,
@@ -28,7 +29,7 @@ from chatgpt_hf.training.arguments import (
 )
 
 PRETRAIN_TYPES = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
-SFT_TYPES = (ModelArguments, ConversationArguments, ChatSFTArguments)
+SFT_TYPES = (ChatModelArguments, ConversationArguments, ChatSFTArguments)
 Run = Callable[..., dict[str, Any]]
 
 

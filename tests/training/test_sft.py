@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, sft
 from chatgpt_hf.tokenization_chatgpt import CHAT_TEMPLATE, encode_conversation, load_tokenizer
 from chatgpt_hf.training import sft as module
-from chatgpt_hf.training.arguments import ChatSFTArguments, ConversationArguments, ModelArguments, parse_recipe
+from chatgpt_hf.training.arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments, parse_recipe
 
-TYPES = (ModelArguments, ConversationArguments, ChatSFTArguments)
+TYPES = (ChatModelArguments, ConversationArguments, ChatSFTArguments)
 
 
 def run(options: list[str], folder: Path, *more: object) -> dict[str, Any]:

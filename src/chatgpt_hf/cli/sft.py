@@ -11,7 +11,7 @@ def register(app: typer.Typer) -> None:
     @recipe_command(
         app,
         "sft",
-        ("ModelArguments", "ConversationArguments", "ChatSFTArguments"),
+        ("ChatModelArguments", "ConversationArguments", "ChatSFTArguments"),
         "chatgpt_hf.training.sft:sft",
     )
     def sft() -> None:

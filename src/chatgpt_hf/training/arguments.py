@@ -61,6 +61,25 @@ class ModelArguments:
 
 
 @dataclass
+class ChatModelArguments(ModelArguments):
+    """Which model to start from, and whether low-rank adapters are trained in its place; names as in TRL's `ModelConfig`."""
+
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters and leave the base model as it is."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Their scale, times the rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before them."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the layers that get them; all linear ones but the head when not given."},
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by the square root of the rank."})
+    use_dora: bool = field(default=False, metadata={"help": "Learn direction and magnitude apart."})
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Base model in 4 bits (QLoRA); needs bitsandbytes and a GPU."}
+    )
+
+
+@dataclass
 class CorpusArguments:
     """Where text comes from and how it becomes rows."""
 

@@ -154,6 +154,8 @@ def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """Weights, config, generation config and tokenizer, written whole or not at all."""
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
+        # With an adapter it would be left out.
+        model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
 

@@ -4,10 +4,11 @@ import logging
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
+from transformers.utils import is_bitsandbytes_available, is_peft_available
 from trl import SFTTrainer
 
-from ..checkpoints import check_tokenizer_fits, load_model
+from ..checkpoints import check_tokenizer_fits, extend_vocabulary, load_model
 from ..data.conversations import load_conversations, share_supervised, show_masks, tokenize_conversations
 from ..data.packing import pack_documents
 from ..data.sources import parse_sources
@@ -16,7 +17,7 @@ from ..evaluation.answers import ends_with_an_answer, evaluate_answers
 from ..modeling_chatgpt import ChatGPTForCausalLM
 from ..report import Report
 from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
-from .arguments import ChatSFTArguments, ConversationArguments, ModelArguments
+from .arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
 from .run import check_block_size, check_run, save_results, start_run, train_and_save
 
 logger = logging.getLogger(__name__)
@@ -35,41 +36,79 @@ class ModelLossSFTTrainer(SFTTrainer):
     compute_loss = Trainer.compute_loss
 
 
-@torch.no_grad()
-def add_chat_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def add_chat_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Makes a base model's tokenizer, such as GPT-2's, one for chats: special tokens and our template, in place.
 
-    New rows of the embedding and of the head become the mean of the old (Hewitt 2021, "Initializing new word embeddings
-    for pretrained language models"), so that the model gives the new tokens neither nothing nor everything at first.
+    Returns:
+        The ids that are new, for which the model has rows now; see `extend_vocabulary`.
 
     Raises:
-        TokenizerError: When the tokenizer has no token to begin documents with, or is not a byte-level one.
+        TokenizerError: When the tokenizer has no token to begin documents with.
     """
     if tokenizer.eos_token is None:
         raise TokenizerError("The base model's tokenizer has no eos token: set one before it learns to chat.")
     if tokenizer.bos_token is None:
         tokenizer.bos_token = tokenizer.eos_token
-    before = model.config.vocab_size
+    before = len(tokenizer)
     new = [token for token in (IM_START, IM_END) if token not in tokenizer.get_vocab()]
     tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         tokenizer.add_special_tokens({"pad_token": PAD})
     tokenizer.chat_template = CHAT_TEMPLATE
-    if len(tokenizer) > before:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        tables = {
-            id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())
-        }
-        for weight in tables.values():
-            weight[before:] = weight[:before].mean(dim=0)
-    logger.info(
-        "The tokenizer had no chat template: it gets ChatML, and %d new tokens with the mean of the old embeddings.",
-        len(tokenizer) - before,
+    extend_vocabulary(model, len(tokenizer))
+    added = list(range(before, len(tokenizer)))
+    logger.info("The tokenizer had no chat template: it gets ChatML and %d tokens for it.", len(added))
+    return added
+
+
+def quantization(arguments: ChatModelArguments) -> dict[str, Any]:
+    """What `from_pretrained` is told for QLoRA (Dettmers et al. 2023): 4-bit NormalFloat with double quantization."""
+    if not arguments.load_in_4bit:
+        return {}
+    if not arguments.use_peft:
+        raise ConfigError("--load_in_4bit is for adapters: add --use_peft, or leave it out.")
+    if not (is_bitsandbytes_available() and torch.cuda.is_available()):
+        raise ConfigError("--load_in_4bit needs a CUDA GPU and `pip install bitsandbytes`: leave it out here.")
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    }
+
+
+def lora_config(arguments: ChatModelArguments, model: PreTrainedModel, added: list[int]) -> Any:
+    """PEFT's `LoraConfig`, or None without `--use_peft`.
+
+    Args:
+        added: Token ids that the model has never seen; their embeddings are trained beside the adapters.
+    """
+    if not arguments.use_peft:
+        return None
+    if not is_peft_available():
+        raise ConfigError("--use_peft needs one more package: pip install peft")
+    from peft import LoraConfig
+
+    table = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is table).rpartition(".")[2]
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=arguments.lora_target_modules or "all-linear",
+        use_rslora=arguments.use_rslora,
+        use_dora=arguments.use_dora,
+        trainable_token_indices={name: added} if added else None,
     )
 
 
 def sft(
-    model_arguments: ModelArguments, conversation_arguments: ConversationArguments, arguments: ChatSFTArguments
+    model_arguments: ChatModelArguments,
+    conversation_arguments: ConversationArguments,
+    arguments: ChatSFTArguments,
 ) -> dict[str, Any]:
     """Fine-tunes on conversations and leaves a plain model folder that `chatgpt-hf chat` talks to.
 
@@ -91,10 +130,13 @@ def sft(
         skip_invalid=conversation_arguments.skip_invalid,
     )
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
-    model = load_model(model_arguments.model_name_or_path, attn_implementation=model_arguments.attn_implementation)
+    model = load_model(
+        model_arguments.model_name_or_path,
+        attn_implementation=model_arguments.attn_implementation,
+        **quantization(model_arguments),
+    )
     check_tokenizer_fits(model, tokenizer)
-    if tokenizer.chat_template is None:
-        add_chat_template(model, tokenizer)
+    added = add_chat_template(model, tokenizer) if tokenizer.chat_template is None else []
     check_block_size(conversation_arguments.block_size, model)
     if tokenizer.pad_token_id is None:
         # Padding is masked by position here, so eos is learned all the same.
@@ -120,7 +162,10 @@ def sft(
     # The rows are ready: TRL's own preparation would read message text that looks like a special token as one.
     arguments.dataset_kwargs = {"skip_prepare_dataset": True}
     arguments.remove_unused_columns = False
-    trainer_class = ModelLossSFTTrainer if isinstance(model, ChatGPTForCausalLM) else SFTTrainer
+    adapter = lora_config(model_arguments, model, added)
+    # TRL's fused head does not read a head that PEFT has wrapped for new tokens (TRL 1.16).
+    own_loss = isinstance(model, ChatGPTForCausalLM) or (adapter is not None and added)
+    trainer_class = ModelLossSFTTrainer if own_loss else SFTTrainer
     trainer = trainer_class(
         model=model,
         args=arguments,
@@ -128,6 +173,7 @@ def sft(
         processing_class=tokenizer,
         data_collator=default_data_collator,
         optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
+        peft_config=adapter,
     )
     # The answer ends where the assistant's turn does; the document's end is for text that is no conversation.
     ends = [tokenizer.convert_tokens_to_ids(IM_END)] if IM_END in tokenizer.get_vocab() else []

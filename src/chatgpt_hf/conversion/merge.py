@@ -1,0 +1,42 @@
+"""An adapter and its base model as one ordinary model."""
+
+from pathlib import Path
+
+from ..checkpoints import ADAPTER_CONFIG_NAME, atomic_folder, load_model
+from ..errors import ConversionError, OutputError
+from ..tokenization_chatgpt import load_tokenizer
+from .convert import TOLERANCE, logits_difference
+
+
+def merge_adapter(source: str | Path, output_dir: str | Path) -> float:
+    """Adds an adapter's weights to those of its base model and writes the result, checking the logits before.
+
+    Args:
+        source: Folder of an adapter, as `chatgpt-hf sft --use_peft true` leaves it.
+        output_dir: A folder that does not exist or is empty.
+
+    Returns:
+        The largest difference between the logits with the adapter beside the model and in it, in float32.
+
+    Raises:
+        ConversionError: When the source holds no adapter, or the logits differ.
+        OutputError: When the folder is not empty.
+        CheckpointError: When adapter or base model cannot be read, or do not belong together.
+    """
+    folder = Path(output_dir)
+    if not (Path(source) / ADAPTER_CONFIG_NAME).is_file():
+        raise ConversionError(
+            f"{source} holds no adapter: {ADAPTER_CONFIG_NAME} is missing. A whole model needs no merging."
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not an empty folder. Nothing was written; name another one.")
+    merged = load_model(source).merge_and_unload()
+    difference = logits_difference(load_model(source), merged)
+    if not difference <= TOLERANCE:
+        raise ConversionError(
+            f"The merged model's logits differ by {difference:.1e} (at most {TOLERANCE:.0e} is rounding). Nothing was written."
+        )
+    with atomic_folder(folder) as temporary:
+        merged.save_pretrained(temporary)
+        load_tokenizer(source).save_pretrained(temporary)
+    return difference
