@@ -138,7 +138,8 @@ def ablations(data: Path) -> Suite:
         "layer norm": {"norm_type": "layernorm"},
         "no QK-norm": {"qk_norm": False},
         "GELU": {"hidden_act": "gelu"},
-        "SwiGLU": {"hidden_act": "silu", "gated_mlp": True},
+        # 341 is two thirds of 512: as many parameters. The config rounds up to 384.
+        "SwiGLU": {"hidden_act": "silu", "gated_mlp": True, "intermediate_size": 341},
         "no zero initialization": {"zero_init_residual": False},
         "tied head": {"tie_word_embeddings": True},
         "no embedding residual": {"embedding_residual": False},
@@ -152,6 +153,7 @@ def ablations(data: Path) -> Suite:
         "AdamW 0.002": {"optim": "adamw_torch_fused", "learning_rate": 0.002},
         "AdamW 0.004": {"optim": "adamw_torch_fused", "learning_rate": 0.004},
         "AdamW 0.008": {"optim": "adamw_torch_fused", "learning_rate": 0.008},
+        "AdamW 0.016": {"optim": "adamw_torch_fused", "learning_rate": 0.016},
     }
     return Suite(suite.train, suite.held_out, [base, *(change(base, k, **v) for k, v in changes.items())], base.name)
 
