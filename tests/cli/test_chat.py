@@ -63,6 +63,48 @@ def test_mistakes_do_not_end_the_conversation(cli: Cli, chat_folder: Path, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_commands(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "said.json"
+    lines = [
+        "Hello!",
+        f"/save {file}",
+        "/reset",
+        "Smile",
+        f"/load {file}",
+        "/regenerate",
+        "/set temperature 0",
+        "/system 你好",
+    ]
+    lines += [
+        "/set max_new_tokens 3",
+        "Who are you?",
+        "/set warmth 3",
+        "/set temperature",
+        "/load nowhere.json",
+        "/regenerate",
+    ]
+    result = cli("chat", chat_folder, "--temperature", "0", stdin="\n".join(lines) + "\n")
+    hello, smile, again, *short = result.out.split("\n")[:5]
+    assert (result.code, hello, smile, again) == (0, "Hi! How are you?", "😀👍🏽 yes 🎉", "Hi! How are you?")
+    assert ANSWER.startswith(short[0])
+    assert short[0] == short[1] != ANSWER
+    for words in (
+        "2 messages are read",
+        "with this system prompt",
+        "max_new_tokens is 3",
+        "'warmth' is no generation",
+    ):
+        assert words in result.err
+    assert "/set needs a name and a value" in result.err
+    assert "nowhere.json holds no conversation" in result.err
+
+
+def test_a_message_of_several_lines(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "said.json"
+    cli("chat", chat_folder, "--max_new_tokens", "3", stdin=f"one\\\ntwo \\\nthree\n/save {file}\n")
+    assert json.loads(file.read_text())["messages"][0]["content"] == "one\ntwo \nthree"
+
+
 def test_stopping_an_answer(cli: Cli, chat_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C stops one answer; the conversation goes on with what was said."""
     whole = ChatSession.stream

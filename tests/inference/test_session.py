@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatSession
-from chatgpt_hf.errors import ConfigError, TokenizerError
+from chatgpt_hf.errors import ConfigError, DataError, TokenizerError
 from chatgpt_hf.inference.session import sampling
 from chatgpt_hf.tokenization_chatgpt import encode_conversation
 
@@ -222,6 +222,94 @@ def test_saving(session: ChatSession, tmp_path: Path) -> None:
     assert "你好" in file.read_text(encoding="utf-8")
     assert json.loads(file.read_text(encoding="utf-8")) == {"messages": session.messages}
     assert [path.name for path in file.parent.iterdir()] == ["said.jsonl"]
+
+
+def test_loading(
+    session: ChatSession, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    session.system_prompt = "你好"
+    session.reset()
+    session.reply("Hello!")
+    file = session.save(tmp_path / "said.json")
+    other = ChatSession(model, tokenizer, do_sample=False, max_new_tokens=20)
+    other.load(file)
+    assert (other.messages, other.system_prompt) == (session.messages, "你好")
+    session.set(max_new_tokens=20)
+    assert other.reply("Smile") == session.reply("Smile")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"messages": 3}', '{"messages": [{"role": "robot", "content": "x"}]}'])
+def test_what_cannot_be_loaded_changes_nothing(content: str, session: ChatSession, tmp_path: Path) -> None:
+    (tmp_path / "said.json").write_text(content)
+    session.reply("Hello!")
+    before = list(session.messages)
+    with pytest.raises(DataError, match=r"said.json holds no conversation"):
+        session.load(tmp_path / "said.json")
+    assert session.messages == before
+
+
+def test_another_answer(session: ChatSession) -> None:
+    first = session.reply("Hello!")
+    session.reply("Smile")
+    session.set(max_new_tokens=2)
+    again = "".join(session.regenerate())
+    assert session.messages == [user("Hello!"), assistant(first), user("Smile"), assistant(again.strip())]
+    session.reset()
+    with pytest.raises(ConfigError, match="Nothing was asked yet"):
+        next(session.regenerate())
+
+
+def test_generation_parameters_change_from_the_next_answer_on(session: ChatSession) -> None:
+    whole = session.reply("Count to five.")
+    session.reset()
+    session.set(max_new_tokens=4)
+    assert whole.startswith(session.reply("Count to five."))
+    assert len(session.messages[-1]["content"]) < len(whole)
+    with pytest.raises(ConfigError, match="temprature"):
+        session.set(temprature=1.0)
+    assert session.generation_config.max_new_tokens == 4
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"sliding_window": 8, "num_hidden_layers": 2}, {"conv_kernel_size": 4, "ngram_vocab_sizes": [64, 64]}],
+    ids=["full", "sliding", "convolutions"],
+)
+def test_a_turn_computes_only_what_is_new(kind: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    torch.manual_seed(0)
+    size: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config = ChatGPTConfig(**{**size, "max_position_embeddings": 512, "initializer_range": 0.3, **kind})
+    model = ChatGPTForCausalLM(config).eval()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    session = ChatSession(model, tokenizer, do_sample=False, max_new_tokens=12)
+    computed = 0
+    for question in ("Hello!", "Smile", "Count to five."):
+        before, seen = session.processed_tokens, prompt(session, [*session.messages, user(question)])
+        answer = session.reply(question)
+        computed = session.processed_tokens - before
+        # The same as a session that computes everything, also where a window has let go of the beginning.
+        said = model.generate(torch.tensor([seen]), max_new_tokens=12, do_sample=False)[0, len(seen) :]
+        assert answer == tokenizer.decode(said, skip_special_tokens=True).strip()
+    # Of this model's noise, decoded and encoded again, not all comes back as the same tokens.
+    assert computed < len(seen)
+
+
+def test_a_second_turn_does_not_compute_the_first(session: ChatSession) -> None:
+    session.reply("Hello!")
+    first, known = session.processed_tokens, len(prompt(session, session.messages))
+    session.reply("Smile")
+    whole = len(prompt(session, session.messages))
+    # All that the second prompt and its answer add, the last token of the first answer, and nothing of the first prompt.
+    assert first < known
+    assert session.processed_tokens <= whole
+    session.reset()
+    session.reply("Hello!")
+    assert session.processed_tokens <= whole + known, "a new conversation begins with the same words"
 
 
 # What is refused

@@ -1,16 +1,24 @@
 """`chatgpt-hf chat`."""
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import yaml
 from rich.console import Console
+from rich.markup import escape
 
 if TYPE_CHECKING:
     from ..inference.session import ChatSession
 
-HELP = "/reset forgets the conversation, /save FILE writes it, /help shows this, /quit ends."
+HELP = (
+    "/reset forgets the conversation, /system PROMPT begins one with another system prompt, /save FILE writes it, /load FILE "
+    "goes on with one, /regenerate takes the last answer back for another, /set temperature 0.7 sets any generation "
+    "parameter, /help shows this, /quit ends. A line that ends with a backslash goes on in the next; Ctrl-C stops an answer."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -43,15 +51,15 @@ def register(app: typer.Typer) -> None:
             model, system_prompt=system, max_new_tokens=max_new_tokens, **sampling(temperature)
         )
         if prompt is not None:
-            answer(session, prompt)
+            answer(session.stream(prompt))
             return
         converse(session)
 
 
-def answer(session: "ChatSession", text: str) -> None:
+def answer(pieces: Iterator[str]) -> None:
     """Streams one answer to stdout."""
     try:
-        for piece in session.stream(text):
+        for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -63,33 +71,91 @@ def converse(session: "ChatSession") -> None:
     """Reads messages and commands until /quit or the end of the input."""
     from ..errors import ChatGPTError
 
+    interactive = sys.stdin.isatty()
+    if interactive:
+        # Line editing and history for `input`, where Python was built with it.
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401
     console = Console(stderr=True)
     console.print(f"[dim]{HELP}[/dim]", soft_wrap=True)
+    while (message := read_message(interactive)) is not None:
+        command, _, rest = message.partition(" ")
+        try:
+            if command in ("/quit", "/exit"):
+                return
+            if command == "/regenerate":
+                answer(session.regenerate())
+            elif command in COMMANDS:
+                console.print(f"[dim]{COMMANDS[command](session, rest.strip())}[/dim]", soft_wrap=True)
+            elif message.startswith("/"):
+                console.print(f"[dim]{HELP}[/dim]", soft_wrap=True)
+            else:
+                sys.stdout.write("gpt> " if interactive else "")
+                answer(session.stream(message))
+        except (ChatGPTError, OSError) as error:
+            console.print(f"error: {error}", markup=False, style="red", soft_wrap=True)
+
+
+def read_message(interactive: bool) -> str | None:
+    """The next message that is not empty: a line, or lines that end with a backslash and the one after; None at the end."""
+    lines: list[str] = []
     while True:
         try:
-            line = input("you> " if sys.stdin.isatty() else "").strip()
+            line = input(("...> " if lines else "you> ") if interactive else "")
         except (EOFError, KeyboardInterrupt):
-            return
-        command, _, rest = line.partition(" ")
-        if not line:
+            return None
+        lines.append(line.removesuffix("\\"))
+        if line.endswith("\\"):
             continue
-        if command in ("/quit", "/exit"):
-            return
-        if command == "/reset":
-            session.reset()
-            console.print("[dim]The conversation is forgotten.[/dim]")
-        elif command == "/save":
-            try:
-                console.print(
-                    f"[dim]Written to {session.save(Path(rest.strip() or 'conversation.json'))}[/dim]", soft_wrap=True
-                )
-            except (ChatGPTError, OSError) as error:
-                console.print(f"error: {error}", markup=False, style="red", soft_wrap=True)
-        elif command.startswith("/"):
-            console.print(f"[dim]{HELP}[/dim]", soft_wrap=True)
-        else:
-            sys.stdout.write("gpt> " if sys.stdin.isatty() else "")
-            try:
-                answer(session, line)
-            except ChatGPTError as error:
-                console.print(f"error: {error}", markup=False, style="red", soft_wrap=True)
+        if text := "\n".join(lines).strip():
+            return text
+        lines = []
+
+
+def _reset(session: "ChatSession", _: str) -> str:
+    session.reset()
+    return "The conversation is forgotten."
+
+
+def _system(session: "ChatSession", prompt: str) -> str:
+    session.system_prompt = prompt or None
+    session.reset()
+    return (
+        "A new conversation begins, with this system prompt."
+        if prompt
+        else "A new conversation begins, without a system prompt."
+    )
+
+
+def _save(session: "ChatSession", file: str) -> str:
+    return f"Written to {escape(str(session.save(Path(file or 'conversation.json'))))}"
+
+
+def _load(session: "ChatSession", file: str) -> str:
+    session.load(Path(file or "conversation.json"))
+    return f"{len(session.messages)} messages are read; the conversation goes on from there."
+
+
+def _set(session: "ChatSession", words: str) -> str:
+    from ..errors import ConfigError
+
+    name, _, value = words.partition(" ")
+    if not value:
+        raise ConfigError("/set needs a name and a value, as in /set temperature 0.7")
+    parsed = yaml.safe_load(value)
+    if name == "temperature" and isinstance(parsed, (int, float)) and not isinstance(parsed, bool):
+        from ..inference.session import sampling
+
+        session.set(**sampling(parsed))
+    else:
+        session.set(**{name: parsed})
+    return f"{escape(name)} is {escape(value)} from now on."
+
+
+COMMANDS: dict[str, Callable[["ChatSession", str], str]] = {
+    "/reset": _reset,
+    "/system": _system,
+    "/save": _save,
+    "/load": _load,
+    "/set": _set,
+}

@@ -223,11 +223,14 @@ SHAPES = (
 )
 
 
-def check_conversation(messages: Sequence[Mapping[str, Any]]) -> None:
+def check_conversation(messages: Sequence[Mapping[str, Any]], *, allow_empty: bool = False) -> None:
     """Refuses what a chat model cannot learn from.
 
     A system message may come first; then a user's and an assistant's take turns. An assistant's that calls tools is
     followed by what the tools say, and that by the assistant again.
+
+    Args:
+        allow_empty: Whether a message may say nothing, as a model's can.
 
     Raises:
         DataError: Naming the message, counted from 1, and what would be right.
@@ -240,7 +243,8 @@ def check_conversation(messages: Sequence[Mapping[str, Any]]) -> None:
         if role not in _FOLLOWS:
             raise DataError(f"message {number} has the unknown role {role!r}: use one of {', '.join(_FOLLOWS)}")
         calls = bool(message.get("tool_calls"))
-        if not calls and (not content or (isinstance(content, str) and not content.strip())):
+        empty = not content or (isinstance(content, str) and not content.strip())
+        if empty and not calls and not allow_empty:
             raise DataError(f"message {number}, the {role}'s, is empty")
         if before not in _FOLLOWS[role]:
             raise DataError(

@@ -37,7 +37,10 @@ def stream_text(
     if limit is not None:
         max_new_tokens = min(max_new_tokens, limit - len(ids))
     config = generation_config_with(
-        model, max_new_tokens=max_new_tokens, **sampling(parameters.pop("temperature", None)), **parameters
+        model.generation_config,
+        max_new_tokens=max_new_tokens,
+        **sampling(parameters.pop("temperature", None)),
+        **parameters,
     )
     if seed is not None:
         set_seed(seed)

@@ -3,12 +3,14 @@
 import copy
 import json
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import torch
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,7 +20,8 @@ from transformers import (
 )
 
 from ..checkpoints import check_tokenizer_fits, load_model, write_atomically
-from ..errors import ConfigError, TokenizerError
+from ..data.shapes import check_conversation
+from ..errors import ConfigError, DataError, TokenizerError
 from ..tokenization_chatgpt import encode_conversation, load_tokenizer
 
 
@@ -63,8 +66,9 @@ class ChatSession:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
-        self.generation_config = generation_config_with(model, **generation)
-        self.messages: list[dict[str, str]] = []
+        self.generation_config = generation_config_with(model.generation_config, **generation)
+        self.messages: list[dict[str, Any]] = []
+        self._prefix = PrefixCache(model)
         self.reset()
 
     @classmethod
@@ -75,6 +79,37 @@ class ChatSession:
     def reset(self) -> None:
         """Forgets everything but the system prompt."""
         self.messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+
+    def set(self, **generation: Any) -> None:
+        """Changes fields of the generation config from the next answer on.
+
+        Raises:
+            ConfigError: When a name is no field of `GenerationConfig` or a value is refused; nothing is changed then.
+        """
+        self.generation_config = generation_config_with(self.generation_config, **generation)
+
+    @property
+    def processed_tokens(self) -> int:
+        """Tokens that the model computed so far: what earlier turns have in common with a prompt is not computed again."""
+        return self._prefix.processed_tokens
+
+    def regenerate(self) -> Iterator[str]:
+        """Takes the last answer back and yields another, as `stream` does.
+
+        Raises:
+            ConfigError: When nothing was asked yet.
+        """
+        question = next((i for i, m in reversed(list(enumerate(self.messages))) if m["role"] == "user"), None)
+        if question is None:
+            raise ConfigError("Nothing was asked yet, so there is no answer to take back.")
+        text = self.messages[question]["content"]
+        before, self.messages = self.messages, self.messages[:question]
+        try:
+            yield from self.stream(text)
+        finally:
+            # Stopped before the first word: the old answer stands.
+            if len(self.messages) == question:
+                self.messages = before
 
     def stream(self, text: str) -> Iterator[str]:
         """Sends a message and yields the answer as it is made, in pieces of valid UTF-8.
@@ -88,7 +123,9 @@ class ChatSession:
         answer, whole = "", False
         try:
             prompt = self._prompt(messages)
-            for piece in stream_tokens(self.model, self.tokenizer, prompt, self._config_within(len(prompt))):
+            for piece in stream_tokens(
+                self.model, self.tokenizer, prompt, self._config_within(len(prompt)), self._prefix
+            ):
                 answer += piece
                 yield piece
             whole = True
@@ -107,6 +144,21 @@ class ChatSession:
         content = json.dumps({"messages": self.messages}, ensure_ascii=False)
         write_atomically(path, lambda temporary: temporary.write_text(content + "\n", encoding="utf-8"))
         return path
+
+    def load(self, file: str | Path) -> None:
+        """Goes on with a conversation that `save` wrote, its system prompt included.
+
+        Raises:
+            DataError: When the file cannot be read, or holds no conversation.
+        """
+        try:
+            messages = json.loads(Path(file).read_text(encoding="utf-8"))["messages"]
+            check_conversation(messages, allow_empty=True)
+        except (OSError, ValueError, KeyError, TypeError, DataError) as error:
+            raise DataError(f"{file} holds no conversation as /save writes it: {error}") from error
+        self.messages = list(messages)
+        first = messages[0] if messages else {}
+        self.system_prompt = first["content"] if first.get("role") == "system" else None
 
     def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
         return encode_conversation(self.tokenizer, messages, add_generation_prompt=True)["input_ids"]
@@ -138,13 +190,49 @@ class ChatSession:
         return head + turns
 
 
-def generation_config_with(model: PreTrainedModel, **generation: Any) -> GenerationConfig:
-    """The model's generation config with changes.
+class PrefixCache:
+    """Keys and values of what a conversation's model has seen, so that a turn computes only what is new in it.
+
+    Attributes:
+        processed_tokens: That the model computed, in all turns.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.processed_tokens = 0
+        self._model = model
+        self._cache: DynamicCache | None = None
+        self._ids: list[int] = []
+
+    def take(self, prompt: list[int]) -> DynamicCache:
+        """A cache of as much of the prompt as is known, all but its last token at most."""
+        cache, ids, self._cache = self._cache, self._ids, None
+        # The last token has to be computed again: its logits are not kept.
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt[:-1], strict=False)))
+        if cache is not None and common:
+            try:
+                cache.crop(common - len(ids))
+            except RuntimeError:
+                # What a sliding window let go does not come back.
+                common = 0
+        if cache is None or not common:
+            cache, common = DynamicCache(config=self._model.config), 0
+            cache.activate_past_recording()
+        self.processed_tokens -= common
+        return cache
+
+    def keep(self, cache: DynamicCache, ids: list[int]) -> None:
+        """Takes a cache back after it has seen the first of the ids, as many as it is long."""
+        self._cache, self._ids = cache, ids[: cache.get_seq_length()]
+        self.processed_tokens += len(self._ids)
+
+
+def generation_config_with(config: GenerationConfig, **generation: Any) -> GenerationConfig:
+    """A generation config with changes.
 
     Raises:
         ConfigError: When a name is no field of `GenerationConfig` or a value is refused.
     """
-    config = GenerationConfig.from_dict(model.generation_config.to_dict())
+    config = GenerationConfig.from_dict(config.to_dict())
     unknown = [name for name in generation if not hasattr(config, name)]
     if unknown:
         raise ConfigError(f"{unknown[0]!r} is no generation parameter; GenerationConfig has no such field.")
@@ -183,7 +271,11 @@ def sampling(temperature: float | None) -> dict[str, Any]:
 
 
 def stream_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: list[int], config: GenerationConfig
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    config: GenerationConfig,
+    prefix: PrefixCache | None = None,
 ) -> Iterator[str]:
     """`model.generate` in the background; yields its text as it is made, in pieces of valid UTF-8.
 
@@ -191,6 +283,7 @@ def stream_tokens(
 
     Args:
         prompt: Token ids, which are not repeated.
+        prefix: What is known of the prompt already; it learns the rest.
     """
     ids = torch.tensor([prompt], device=model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -200,12 +293,16 @@ def stream_tokens(
 
     def run() -> None:
         try:
-            model.generate(
+            cache = prefix.take(prompt) if prefix is not None else None
+            sequences = model.generate(
                 **inputs,
+                past_key_values=cache,
                 generation_config=config,
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([cancelled]),
             )
+            if prefix is not None and cache is not None:
+                prefix.keep(cache, sequences[0].tolist())
         except BaseException as error:
             failures.append(error)
             streamer.end()
