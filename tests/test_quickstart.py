@@ -75,7 +75,7 @@ def small_corpora(monkeypatch: pytest.MonkeyPatch) -> None:
             {part: rows.select(range(120 if part == "train" else 12)) for part, rows in load_builtin(name).items()}
         )
 
-    for module in ("quickstart", "data.builtin", "data.conversations"):
+    for module in ("quickstart", "data.builtin", "data.corpus"):
         monkeypatch.setattr(importlib.import_module(f"chatgpt_hf.{module}"), "load_builtin", first)
 
 
