@@ -25,7 +25,7 @@ from ..tokenization_chatgpt import encode_conversation
 from .corpus import is_held_out, load_rows
 from .packing import IGNORE_INDEX
 from .shapes import find_shape, read_rows
-from .sources import CorpusSource
+from .sources import CorpusSource, probabilities
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,8 @@ def load_conversations(
         for where, splits in load_rows(source.source):
             for name, split in splits.items():
                 parts.setdefault(name, []).append(_read(split, where, source.source, skip_invalid))
-        unknown = sorted(set(parts) - {"train", "test", "validation"})
         if "train" not in parts:
-            raise DataError(f"{source.source} has no split `train`; it has {', '.join(unknown)}.")
+            raise DataError(f"{source.source} has no split `train`; it has {', '.join(sorted(parts))}.")
         rows = concatenate_datasets(parts["train"])
         held_out = parts.get("test") or parts.get("validation")
         if held_out is None and test_fraction:
@@ -75,11 +74,9 @@ def load_conversations(
             raise DataError(f"{source.source} has no conversations to train on.")
         train.append(rows)
         test += held_out or []
-    weights = [source.weight for source in sources if source.weight is not None]
     result = DatasetDict(train=concatenate_datasets(train))
-    if weights:
-        probabilities = [weight / sum(weights) for weight in weights]
-        result["train"] = interleave_datasets(train, probabilities, seed=seed, stopping_strategy="all_exhausted")
+    if shares := probabilities(sources):
+        result["train"] = interleave_datasets(train, shares, seed=seed, stopping_strategy="all_exhausted")
     if any(len(part) for part in test):
         result["test"] = concatenate_datasets(test)
     return result

@@ -20,7 +20,7 @@ from .corpus import (
     stream_corpus,
 )
 from .files import has_content, is_one_document, read_text, source_files, text_chunks
-from .sources import CorpusSource, parse_sources
+from .sources import CorpusSource, parse_sources, probabilities
 
 # Of a stream; in characters.
 _LONGEST_DOCUMENT = 1 << 22
@@ -87,11 +87,11 @@ def load_mixture(
         splits = _load(_only(eval_corpus), skip_broken_files)
         test = splits.get("test", splits["train"])
     train = [splits["train"] for splits in parts]
-    probabilities = _probabilities(sources)
-    if probabilities is None:
+    shares = probabilities(sources)
+    if shares is None:
         mixed = concatenate_datasets(train)
     else:
-        mixed = interleave_datasets(train, probabilities, seed=seed, stopping_strategy="all_exhausted")
+        mixed = interleave_datasets(train, shares, seed=seed, stopping_strategy="all_exhausted")
     for name, part in (("training", mixed), ("held-out", test)):
         if len(part) == 0:
             raise DataError(f"The {name} part of {_names(sources)} is empty: give more documents, or an eval_corpus.")
@@ -129,7 +129,7 @@ def stream_mixture(
     """
     check_test_fraction(test_fraction)
     train, test = [], []
-    shares = _probabilities(sources) or [1 / len(sources)] * len(sources)
+    shares = probabilities(sources) or [1 / len(sources)] * len(sources)
     for source, share in zip(sources, shares, strict=True):
         splits = _stream(source, skip_broken_files, None if eval_corpus else test_fraction)
         if next(iter(splits["train"]), None) is None:
@@ -148,7 +148,7 @@ def stream_mixture(
         test = list(islice(splits.get("test", splits["train"]), eval_documents))
         if not test:
             raise DataError(f"The held-out part is empty: {eval_corpus} has no document that is not blank.")
-    return StreamedCorpus(_endless(train, _probabilities(sources), seed), Dataset.from_list(test, _COLUMNS))
+    return StreamedCorpus(_endless(train, probabilities(sources), seed), Dataset.from_list(test, _COLUMNS))
 
 
 def _load(source: CorpusSource, skip_broken_files: bool) -> DatasetDict:
@@ -204,12 +204,12 @@ def _read_part(path: str, start: int, stop: int) -> Iterator[dict[str, str]]:
     yield {"text": text}
 
 
-def _endless(train: list[IterableDataset], probabilities: list[float] | None, seed: int) -> IterableDataset:
-    if probabilities is None:
+def _endless(train: list[IterableDataset], shares: list[float] | None, seed: int) -> IterableDataset:
+    if shares is None:
         if len(train) == 1:
             return train[0].repeat(None)
         return interleave_datasets(train, stopping_strategy="all_exhausted_without_replacement").repeat(None)
-    return interleave_datasets([stream.repeat(None) for stream in train], probabilities, seed=seed)
+    return interleave_datasets([stream.repeat(None) for stream in train], shares, seed=seed)
 
 
 def _is_on_side(row: Mapping[str, Any], held_out: bool, test_fraction: float) -> bool:
@@ -227,11 +227,6 @@ def _with_source(row: Mapping[str, Any], name: str) -> dict[str, str]:
 def _only(eval_corpus: str) -> CorpusSource:
     (source,) = parse_sources(eval_corpus)
     return source
-
-
-def _probabilities(sources: Sequence[CorpusSource]) -> list[float] | None:
-    weights = [source.weight for source in sources if source.weight is not None]
-    return [weight / sum(weights) for weight in weights] if weights else None
 
 
 def _names(sources: Sequence[CorpusSource]) -> str:

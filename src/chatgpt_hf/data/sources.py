@@ -57,6 +57,12 @@ def parse_sources(
     return sources
 
 
+def probabilities(sources: Sequence[CorpusSource]) -> list[float] | None:
+    """How often each source is drawn from, which adds up to 1; None where they have no weights."""
+    weights = [source.weight for source in sources if source.weight is not None]
+    return [weight / sum(weights) for weight in weights] if weights else None
+
+
 def _parse(item: str | Mapping[str, Any], text_column: str, field: str) -> CorpusSource:
     given: Any = item
     if isinstance(item, str):

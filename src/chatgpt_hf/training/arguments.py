@@ -66,7 +66,9 @@ class ChatModelArguments(ModelArguments):
 
     use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters and leave the base model as it is."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "Their scale, times the rank."})
+    lora_alpha: int = field(
+        default=32, metadata={"help": "Their scale; what they add is multiplied by it and divided by the rank."}
+    )
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before them."})
     lora_target_modules: list[str] | None = field(
         default=None,
