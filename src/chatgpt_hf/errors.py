@@ -39,3 +39,7 @@ class TrainingDiverged(ChatGPTError):
 
 class TrainingInterrupted(ChatGPTError):
     """A run that was asked to end, saved a checkpoint, and can be gone on with."""
+
+
+class ContentFiltered(ChatGPTError):
+    """A message that moderation does not let pass."""

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatSession
-from chatgpt_hf.errors import ConfigError, DataError, TokenizerError
-from chatgpt_hf.inference.session import sampling
+from chatgpt_hf.errors import ConfigError, ContentFiltered, DataError, TokenizerError
+from chatgpt_hf.inference.parameters import sampling
 from chatgpt_hf.tokenization_chatgpt import encode_conversation
 
 KNOWN = {
@@ -394,3 +394,55 @@ def test_a_fresh_process_needs_one_import(chat_folder: Path) -> None:
     command = [sys.executable, "-c", FRESH, str(chat_folder)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.stdout == f"ChatGPTForCausalLM|{KNOWN['Hello!']}\n", result.stderr[-2000:]
+
+
+class NoLetter:
+    """A moderator that lets no text with a certain letter pass, and shows nothing of an answer before it is whole."""
+
+    def __init__(self, letter):
+        self.letter, self.finish_reason, self.held = letter, None, ""
+
+    def check(self, text):
+        if self.letter in text:
+            raise ContentFiltered("not this letter")
+
+    def filter(self):
+        return NoLetter(self.letter)
+
+    def feed(self, piece):
+        self.held += piece
+        return ""
+
+    def finish(self):
+        if self.letter in self.held:
+            self.finish_reason = "content_filter"
+            return ""
+        return self.held
+
+
+def test_stop_strings_end_an_answer_before_them(model, tokenizer):
+    session = ChatSession(model, tokenizer, do_sample=False, max_new_tokens=24)
+    whole = session.reply("hello")
+    assert session.ending.finish_reason in ("stop", "length")
+    assert session.ending.answer_ids
+    middle = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    session.reset()
+    session.set(stop_strings=[middle])
+    assert session.reply("hello") == whole[: whole.index(middle)].strip()
+    assert session.ending.finish_reason == "stop"
+
+
+def test_moderation_of_what_goes_in_and_what_comes_out(model, tokenizer):
+    question = "hello"
+    whole = ChatSession(model, tokenizer, do_sample=False, max_new_tokens=24).reply(question)
+    letter = next(letter for letter in whole if letter not in question)
+    session = ChatSession(model, tokenizer, do_sample=False, max_new_tokens=24, moderation=NoLetter(letter))
+    with pytest.raises(ContentFiltered):
+        session.reply(f"{question}{letter}")
+    assert session.messages == []
+    assert session.reply(question) == ""
+    assert session.ending.finish_reason == "content_filter"
+    session.moderation = None
+    session.reset()
+    assert session.reply(question) == whole
+    assert session.ending.finish_reason in ("stop", "length")

@@ -43,7 +43,8 @@ def register(app: typer.Typer) -> None:
         """
         from transformers import set_seed
 
-        from ..inference.session import ChatSession, sampling
+        from ..inference.parameters import sampling
+        from ..inference.session import ChatSession
 
         if seed is not None:
             set_seed(seed)
@@ -144,7 +145,7 @@ def _set(session: "ChatSession", words: str) -> str:
         raise ConfigError("/set needs a name and a value, as in /set temperature 0.7")
     parsed = yaml.safe_load(value)
     if name == "temperature" and isinstance(parsed, (int, float)) and not isinstance(parsed, bool):
-        from ..inference.session import sampling
+        from ..inference.parameters import sampling
 
         session.set(**sampling(parsed))
     else:

@@ -9,7 +9,8 @@ from transformers import set_seed
 from ..checkpoints import check_tokenizer_fits, load_model
 from ..errors import ConfigError
 from ..tokenization_chatgpt import encode_documents, load_tokenizer
-from .session import generation_config_with, sampling, stream_tokens
+from .parameters import generation_config_with, sampling
+from .streaming import stream_tokens
 
 
 def stream_text(

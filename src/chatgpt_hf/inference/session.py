@@ -2,37 +2,22 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator
-from itertools import takewhile
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import check_tokenizer_fits, load_model, write_atomically
 from ..data.shapes import check_conversation
 from ..errors import ConfigError, DataError, TokenizerError
 from ..tokenization_chatgpt import encode_conversation, load_tokenizer
+from .filters import TextFilter
+from .parameters import generation_config_with
+from .streaming import Ending, PrefixCache, stream_tokens
 
-
-class _Cancelled(StoppingCriteria):
-    """Stops `generate` within one token once nobody reads the stream any more."""
-
-    def __init__(self) -> None:
-        self.flag = False
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return input_ids.new_full((input_ids.shape[0],), self.flag, dtype=torch.bool)
+if TYPE_CHECKING:
+    from ..moderation import Moderator
 
 
 class ChatSession:
@@ -42,7 +27,12 @@ class ChatSession:
         model: Any causal language model.
         tokenizer: Its tokenizer, with a chat template.
         system_prompt: Opens the conversation and is never forgotten.
-        **generation: Fields of `GenerationConfig`, such as `temperature` or `max_new_tokens`.
+        moderation: Sees what goes in and, before anybody reads it, what comes out.
+        **generation: Fields of `GenerationConfig`, such as `temperature`, `max_new_tokens` or `stop_strings`.
+
+    Attributes:
+        messages: The conversation, as chat templates take it.
+        ending: How the last answer ended, with the token ids of prompt and answer.
 
     Raises:
         TokenizerError: When the tokenizer has no chat template or does not fit the model.
@@ -55,6 +45,7 @@ class ChatSession:
         tokenizer: PreTrainedTokenizerBase,
         *,
         system_prompt: str | None = None,
+        moderation: "Moderator | None" = None,
         **generation: Any,
     ) -> None:
         if tokenizer.chat_template is None:
@@ -66,6 +57,8 @@ class ChatSession:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
+        self.moderation = moderation
+        self.ending = Ending()
         self.generation_config = generation_config_with(model.generation_config, **generation)
         self.messages: list[dict[str, Any]] = []
         self._prefix = PrefixCache(model)
@@ -114,18 +107,23 @@ class ChatSession:
     def stream(self, text: str) -> Iterator[str]:
         """Sends a message and yields the answer as it is made, in pieces of valid UTF-8.
 
-        Leaving the iterator early stops the model within one token and keeps what was said so far.
+        Leaving the iterator early stops the model within one token and keeps what was said so far. So does a moderator
+        that ends the answer: `ending.finish_reason` is `content_filter` then.
 
         Raises:
             ConfigError: When the message alone does not fit into the context.
+            ContentFiltered: When the moderator does not let the message pass; the conversation stays as it is.
         """
+        filters: list[TextFilter] = []
+        if self.moderation is not None:
+            self.moderation.check(text)
+            filters.append(self.moderation.filter())
         messages = self._forget_to_fit([*self.messages, {"role": "user", "content": text}])
-        answer, whole = "", False
+        answer, whole, self.ending = "", False, Ending()
         try:
             prompt = self._prompt(messages)
-            for piece in stream_tokens(
-                self.model, self.tokenizer, prompt, self._config_within(len(prompt)), self._prefix
-            ):
+            config = self._config_within(len(prompt))
+            for piece in stream_tokens(self.model, self.tokenizer, prompt, config, self._prefix, filters, self.ending):
                 answer += piece
                 yield piece
             whole = True
@@ -188,133 +186,3 @@ class ChatSession:
                 )
             turns = turns[later_question:]
         return head + turns
-
-
-class PrefixCache:
-    """Keys and values of what a conversation's model has seen, so that a turn computes only what is new in it.
-
-    Attributes:
-        processed_tokens: That the model computed, in all turns.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.processed_tokens = 0
-        self._model = model
-        self._cache: DynamicCache | None = None
-        self._ids: list[int] = []
-
-    def take(self, prompt: list[int]) -> DynamicCache:
-        """A cache of as much of the prompt as is known, all but its last token at most."""
-        cache, ids, self._cache = self._cache, self._ids, None
-        # The last token has to be computed again: its logits are not kept.
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt[:-1], strict=False)))
-        if cache is not None and common:
-            try:
-                cache.crop(common - len(ids))
-            except RuntimeError:
-                # What a sliding window let go does not come back.
-                common = 0
-        if cache is None or not common:
-            cache, common = DynamicCache(config=self._model.config), 0
-            cache.activate_past_recording()
-        self.processed_tokens -= common
-        return cache
-
-    def keep(self, cache: DynamicCache, ids: list[int]) -> None:
-        """Takes a cache back after it has seen the first of the ids, as many as it is long."""
-        self._cache, self._ids = cache, ids[: cache.get_seq_length()]
-        self.processed_tokens += len(self._ids)
-
-
-def generation_config_with(config: GenerationConfig, **generation: Any) -> GenerationConfig:
-    """A generation config with changes.
-
-    Raises:
-        ConfigError: When a name is no field of `GenerationConfig` or a value is refused.
-    """
-    config = GenerationConfig.from_dict(config.to_dict())
-    unknown = [name for name in generation if not hasattr(config, name)]
-    if unknown:
-        raise ConfigError(f"{unknown[0]!r} is no generation parameter; GenerationConfig has no such field.")
-    try:
-        config.update(**{name: value for name, value in generation.items() if value is not None})
-        if config.max_new_tokens is None and "max_length" not in generation:
-            config.max_new_tokens = 256
-        config.validate()
-    except ValueError as error:
-        raise ConfigError(f"The generation parameters cannot be used: {error}") from error
-    for name, (allowed, text) in _RANGES.items():
-        value = getattr(config, name)
-        if value is not None and not allowed(value):
-            raise ConfigError(f"The generation parameter {name} is {value}; it must be {text}.")
-    if config.temperature is not None:
-        config.temperature = float(config.temperature)  # transformers refuses a whole number
-    return config
-
-
-# transformers looks at these only while it generates, in the background, and some (top_p) not even then.
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "temperature": (lambda value: value > 0, "above 0; for the likeliest token each time set do_sample to False"),
-    "top_k": (lambda value: value >= 0 and int(value) == value, "a whole number, 0 for no limit"),
-    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "min_p": (lambda value: 0 <= value <= 1, "between 0 and 1"),
-    "repetition_penalty": (lambda value: value > 0, "above 0"),
-    "num_beams": (lambda value: value == 1, "1: beam search cannot be streamed"),
-}
-
-
-def sampling(temperature: float | None) -> dict[str, Any]:
-    """A temperature as generation parameters: None leaves the model's own, 0 means greedy."""
-    if temperature is None:
-        return {}
-    return {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
-
-
-def stream_tokens(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: list[int],
-    config: GenerationConfig,
-    prefix: PrefixCache | None = None,
-) -> Iterator[str]:
-    """`model.generate` in the background; yields its text as it is made, in pieces of valid UTF-8.
-
-    Leaving the iterator early stops the model within one token.
-
-    Args:
-        prompt: Token ids, which are not repeated.
-        prefix: What is known of the prompt already; it learns the rest.
-    """
-    ids = torch.tensor([prompt], device=model.device)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    cancelled = _Cancelled()
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            cache = prefix.take(prompt) if prefix is not None else None
-            sequences = model.generate(
-                **inputs,
-                past_key_values=cache,
-                generation_config=config,
-                streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([cancelled]),
-            )
-            if prefix is not None and cache is not None:
-                prefix.keep(cache, sequences[0].tolist())
-        except BaseException as error:
-            failures.append(error)
-            streamer.end()
-
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        for piece in streamer:
-            if piece:
-                yield piece
-    finally:
-        cancelled.flag = True
-        thread.join()
-    if failures:
-        raise failures[0]

@@ -1,0 +1,153 @@
+"""An answer token by token, out of transformers' own `generate`."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from threading import Thread
+from typing import Any
+
+import torch
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+
+from .filters import FilterChain, StopStrings, TextFilter
+
+
+class _Cancelled(StoppingCriteria):
+    """Stops `generate` within one token once nobody reads the stream any more."""
+
+    def __init__(self) -> None:
+        self.flag = False
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return input_ids.new_full((input_ids.shape[0],), self.flag, dtype=torch.bool)
+
+
+@dataclass
+class Ending:
+    """How an answer ended; filled in while it is made.
+
+    Attributes:
+        finish_reason: In OpenAI's words: `stop`, `length` (max_new_tokens are used up) or `content_filter`; None while it
+            goes on, and for one that nobody read to its end.
+        prompt_ids, answer_ids: What the model has seen and said, special tokens included.
+    """
+
+    finish_reason: str | None = None
+    prompt_ids: list[int] = field(default_factory=list)
+    answer_ids: list[int] = field(default_factory=list)
+
+
+class PrefixCache:
+    """Keys and values of what a conversation's model has seen, so that a turn computes only what is new in it.
+
+    Attributes:
+        processed_tokens: That the model computed, in all turns.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.processed_tokens = 0
+        self._model = model
+        self._cache: DynamicCache | None = None
+        self._ids: list[int] = []
+
+    def take(self, prompt: list[int]) -> DynamicCache:
+        """A cache of as much of the prompt as is known, all but its last token at most."""
+        cache, ids, self._cache = self._cache, self._ids, None
+        # The last token has to be computed again: its logits are not kept.
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt[:-1], strict=False)))
+        if cache is not None and common:
+            try:
+                cache.crop(common - len(ids))
+            except RuntimeError:
+                # What a sliding window let go does not come back.
+                common = 0
+        if cache is None or not common:
+            cache, common = DynamicCache(config=self._model.config), 0
+            cache.activate_past_recording()
+        self.processed_tokens -= common
+        return cache
+
+    def keep(self, cache: DynamicCache, ids: list[int]) -> None:
+        """Takes a cache back after it has seen the first of the ids, as many as it is long."""
+        self._cache, self._ids = cache, ids[: cache.get_seq_length()]
+        self.processed_tokens += len(self._ids)
+
+
+def stream_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    config: GenerationConfig,
+    prefix: PrefixCache | None = None,
+    filters: Sequence[TextFilter] = (),
+    ending: Ending | None = None,
+) -> Iterator[str]:
+    """`model.generate` in the background; yields its text as it is made, in pieces of valid UTF-8.
+
+    Leaving the iterator early stops the model within one token. `stop_strings` of the config end the text before them.
+
+    Args:
+        prompt: Token ids, which are not repeated.
+        prefix: What is known of the prompt already; it learns the rest.
+        filters: That the text passes before it is yielded.
+        ending: Learns how the text ended.
+    """
+    ending = ending or Ending()
+    ending.prompt_ids = prompt
+    config = copy.deepcopy(config)
+    stop, config.stop_strings = config.stop_strings, None
+    stops = [StopStrings([stop] if isinstance(stop, str) else stop)] if stop else []
+    chain = FilterChain([*stops, *filters])
+    ids = torch.tensor([prompt], device=model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    cancelled = _Cancelled()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            cache = prefix.take(prompt) if prefix is not None else None
+            sequence = model.generate(
+                **inputs,
+                past_key_values=cache,
+                generation_config=config,
+                streamer=streamer,
+                stopping_criteria=StoppingCriteriaList([cancelled]),
+            )[0].tolist()
+            ending.answer_ids = sequence[len(prompt) :]
+            if prefix is not None and cache is not None:
+                prefix.keep(cache, sequence)
+        except BaseException as error:
+            failures.append(error)
+            streamer.end()
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        for piece in streamer:
+            if shown := chain.feed(piece):
+                yield shown
+            if chain.finish_reason is not None:
+                break
+        else:
+            thread.join()
+            if failures:
+                raise failures[0]
+            if shown := chain.finish():
+                yield shown
+    finally:
+        cancelled.flag = True
+        thread.join()
+    used_up = config.max_new_tokens is not None and len(ending.answer_ids) >= config.max_new_tokens
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    by_itself = not used_up or ending.answer_ids[-1] in ends
+    ending.finish_reason = chain.finish_reason or ("stop" if by_itself else "length")
