@@ -99,6 +99,23 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
+# How to read an answer that the template's tool calls are in, for transformers' `parse_response`. Not an attribute of the
+# tokenizers: with it, `pipeline("text-generation")` leaves special tokens in what it gives back.
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "tool_calls": {
+            "open_pattern": r"\s*<tool_call>",
+            "close": "</tool_call>",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close_pattern": r"\s*<\|im_end\|>", "content": "text"},
+    },
+}
+
 
 def train_tokenizer(
     texts: Iterable[str],

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..checkpoints import check_tokenizer_fits, load_model
 from ..errors import ConfigError
@@ -27,8 +27,7 @@ def stream_text(
     model = load_model(name_or_path)
     tokenizer = load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
-    # The document has begun and not ended.
-    ids = encode_documents(tokenizer, [prompt])[0][:-1]
+    ids = encode_prompt(tokenizer, prompt)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and len(ids) >= limit:
         raise ConfigError(
@@ -47,3 +46,8 @@ def stream_text(
         set_seed(seed)
     yield prompt
     yield from stream_tokens(model.eval(), tokenizer, ids, config)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The ids of a document that has begun and not ended."""
+    return encode_documents(tokenizer, [prompt])[0][:-1]

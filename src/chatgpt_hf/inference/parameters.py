@@ -45,8 +45,14 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+# Below it the logits of float32 overflow, and what clients mean by it is 0.
+MIN_TEMPERATURE = 1e-3
+
+
 def sampling(temperature: float | None) -> dict[str, Any]:
-    """A temperature as generation parameters: None leaves the model's own, 0 means greedy."""
+    """A temperature as generation parameters: None leaves the model's own, 0 and what is next to it mean greedy."""
     if temperature is None:
         return {}
-    return {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
+    if 0 <= temperature < MIN_TEMPERATURE:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature}

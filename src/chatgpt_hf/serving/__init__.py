@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server over transformers' own serving code."""

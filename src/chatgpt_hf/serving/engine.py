@@ -1,0 +1,343 @@
+"""The served model behind the routes: token ids in, text out, one request after another or batched continuously."""
+
+import asyncio
+import contextlib
+import math
+import queue
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cli.serving.utils import (
+    CBGenerateManager,
+    CBStreamer,
+    GenerateManager,
+    ReasoningText,
+    ToolCall,
+    _StreamError,
+    get_response_template,
+    set_torch_seed,
+)
+from transformers.utils.chat_parsing import ResponseParser
+
+from ..checkpoints import check_tokenizer_fits
+from ..errors import ConfigError
+from ..inference.filters import FilterChain, StopStrings, TextFilter
+from ..inference.parameters import generation_config_with, sampling
+from ..moderation import Moderator
+from ..tokenization_chatgpt import CHAT_TEMPLATE, RESPONSE_TEMPLATE
+
+
+class ContextTooLong(ConfigError):
+    """A prompt that leaves no room for an answer, or an answer asked for that cannot fit."""
+
+
+class GenerationFailed(RuntimeError):
+    """The model itself failed; a fault of the server, not of the request."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last thing that `Engine.generate` yields.
+
+    Attributes:
+        finish_reason: `stop`, `length`, `tool_calls` or `content_filter`.
+        completion_tokens: That the model made, its end mark included.
+    """
+
+    finish_reason: str
+    completion_tokens: int
+
+
+Item: TypeAlias = str | ToolCall | ReasoningText | Ended
+
+
+class Engine:
+    """A model, its tokenizer and how they are run.
+
+    Args:
+        name: Under which clients ask for the model.
+        continuous_batching: Whether requests share the model's steps (paged attention). Then `seed`, penalties, `min_p`
+            and `logit_bias` of a request are refused, since transformers applies only temperature, top_k and top_p
+            request by request.
+        max_concurrent: For how many requests the paged cache has room.
+        moderation: Sees every message that comes in and every answer before it goes out.
+        **generation: Fields of `GenerationConfig` in place of the model's own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        continuous_batching: bool = False,
+        max_concurrent: int = 16,
+        moderation: Moderator | None = None,
+        **generation: Any,
+    ) -> None:
+        check_tokenizer_fits(model, tokenizer)
+        self.name = name
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.moderation = moderation
+        self.context: int = getattr(model.config, "max_position_embeddings", None) or 2**31 - 1
+        self._defaults = generation_config_with(model.generation_config, **generation)
+        self.batching: ContinuousBatching | None = None
+        self._one_by_one: GenerateManager | None = None
+        if continuous_batching:
+            self.batching = ContinuousBatching(model, self._defaults, self.context, max_concurrent)
+        else:
+            self._one_by_one = GenerateManager()
+
+    def config(self, prompt_tokens: int, max_tokens: int | None, **parameters: Any) -> GenerationConfig:
+        """The generation config of a request.
+
+        Args:
+            parameters: Fields of `GenerationConfig`, and `temperature` 0 for greedy; None leaves the default.
+
+        Raises:
+            ConfigError: When a parameter cannot be used.
+            ContextTooLong: When prompt or answer cannot fit.
+        """
+        if prompt_tokens >= self.context:
+            raise ContextTooLong(
+                f"The prompt takes {prompt_tokens} tokens and the model's context is {self.context}: shorten it."
+            )
+        if max_tokens is not None and max_tokens > self.context:
+            raise ContextTooLong(
+                f"max_tokens is {max_tokens} and the model's context is {self.context}: ask for at most {self.context}."
+            )
+        given = {name: value for name, value in parameters.items() if value is not None}
+        if self.batching is not None:
+            self.batching.check(given)
+        given |= sampling(given.pop("temperature", None))
+        cutoffs = {"top_k", "top_p", "min_p"} & set(given)
+        if given.get("do_sample") is False:
+            # transformers warns of them, request by request.
+            given = {name: value for name, value in given.items() if name not in cutoffs}
+        elif cutoffs:
+            given["do_sample"] = True
+        config = generation_config_with(self._defaults, max_new_tokens=max_tokens, **given)
+        config.max_new_tokens = min(config.max_new_tokens, self.context - prompt_tokens)
+        return config
+
+    async def generate(
+        self,
+        ids: list[int],
+        config: GenerationConfig,
+        *,
+        seed: int | None = None,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> AsyncGenerator[Item, None]:
+        """Yields what may be shown, piece by piece, and then how it ended. Closing it stops the model within one token.
+
+        Args:
+            ids: The prompt.
+            seed: Of this answer's sampling.
+            tools: That the model may call; its calls come as `ToolCall`.
+
+        Raises:
+            GenerationFailed: When the model fails.
+        """
+        stop, config.stop_strings = config.stop_strings, None
+        stages: list[TextFilter] = [StopStrings([stop] if isinstance(stop, str) else stop)] if stop else []
+        if self.moderation is not None:
+            stages.append(self.moderation.filter())
+        chain = FilterChain(stages)
+        parser = self._parser(ids, tools) if tools else None
+        pieces, streamer = self._start(ids, config, seed, parser)
+        called = False
+        try:
+            while (item := await pieces.get()) is not None:
+                if isinstance(item, _StreamError):
+                    raise GenerationFailed(item.msg)
+                if isinstance(item, ToolCall):
+                    called = True
+                    # Whoever reads the call may act on it, so it is looked at like text that ends here.
+                    if self.moderation is not None and not _passes(self.moderation, f"{item.name} {item.arguments}"):
+                        chain.finish_reason = "content_filter"
+                    else:
+                        yield item
+                elif shown := await self._feed(chain, item):
+                    yield ReasoningText(shown) if isinstance(item, ReasoningText) else shown
+                if chain.finish_reason is not None:
+                    break
+            else:
+                if rest := chain.finish():
+                    yield rest
+        finally:
+            streamer.cancel()
+        used_up = config.max_new_tokens is not None and streamer.total_tokens >= config.max_new_tokens
+        reason = chain.finish_reason or ("tool_calls" if called else "length" if used_up else "stop")
+        yield Ended(reason, streamer.total_tokens)
+
+    def _parser(self, ids: list[int], tools: list[dict[str, Any]]) -> ResponseParser | None:
+        template = get_response_template(self.tokenizer, self.model)
+        if template is None and self.tokenizer.chat_template == CHAT_TEMPLATE:
+            template = RESPONSE_TEMPLATE
+        return ResponseParser(template, prefix=self.tokenizer.decode(ids), tools=tools) if template else None
+
+    async def _feed(self, chain: FilterChain, piece: str) -> str:
+        if self.moderation is None:
+            return chain.feed(piece)
+        # A moderator may be a model, which must not hold up the other requests' text.
+        return await asyncio.to_thread(chain.feed, piece)
+
+    def _start(
+        self, ids: list[int], config: GenerationConfig, seed: int | None, parser: ResponseParser | None
+    ) -> tuple[asyncio.Queue, Any]:
+        # The client's own id would do for a log, but two requests with one id would get each other's tokens.
+        request = uuid.uuid4().hex
+        if self.batching is not None:
+            return self.batching.generate_streaming(
+                self.model, self.tokenizer, {"input_ids": ids}, config, request, parser
+            )
+        assert self._one_by_one is not None
+        import torch
+
+        inputs = torch.tensor([ids], device=self.model.device)
+        if seed is not None:
+            # On the thread that generates, right before it does.
+            self._one_by_one.submit(set_torch_seed, seed)
+        return self._one_by_one.generate_streaming(
+            self.model,
+            self.tokenizer,
+            {"input_ids": inputs, "attention_mask": torch.ones_like(inputs)},
+            config,
+            request,
+            parser,
+        )
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests can be answered."""
+        return self.batching is None or self.batching.is_alive()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self.batching is not None:
+            self.batching.stop()
+
+
+def _passes(moderation: Moderator, text: str) -> bool:
+    from ..errors import ContentFiltered
+
+    try:
+        moderation.check(text)
+    except ContentFiltered:
+        return False
+    return True
+
+
+class ContinuousBatching(CBGenerateManager):
+    """transformers' continuous batching with temperature, top_k and top_p request by request.
+
+    Its own manager takes the sampling parameters of the first request for all that follow. Greedy is a top_k of 1 here.
+    """
+
+    PARAMETERS = frozenset({"temperature", "top_k", "top_p", "stop_strings"})
+    PAGE = 32
+
+    def __init__(self, model: PreTrainedModel, defaults: GenerationConfig, context: int, max_concurrent: int) -> None:
+        unsupported = {
+            name: value
+            for name, neutral in (("repetition_penalty", 1.0), ("min_p", 0.0), ("bad_words_ids", None))
+            if (value := getattr(defaults, name)) not in (None, neutral)
+        }
+        if unsupported or defaults.watermarking_config is not None:
+            raise ConfigError(
+                f"Continuous batching cannot apply {', '.join(unsupported) or 'a watermark'}: serve without it "
+                "(--no-continuous_batching)."
+            )
+        on_gpu = model.device.type == "cuda"
+        sizes = {}
+        if not on_gpu:
+            # On a CPU transformers would take most of the machine's memory.
+            pages = math.ceil(min(context, 4096) / self.PAGE) + 1
+            sizes = {
+                "page_size": self.PAGE,
+                "num_blocks": max_concurrent * pages,
+                "max_batch_tokens": max(512, context),
+            }
+        super().__init__(ContinuousBatchingConfig(per_request_processors=True, use_cuda_graph=False, **sizes))
+        self._vocab_size = model.config.get_text_config().vocab_size
+        # Values that leave no processor out; every request brings its own.
+        shared = generation_config_with(defaults, do_sample=True, temperature=0.5, top_k=2, top_p=0.5)
+        shared.use_cache = False
+        self.init_cb(model, shared)
+
+    def check(self, parameters: dict[str, Any]) -> None:
+        """Refuses what would be ignored.
+
+        Raises:
+            ConfigError: When a request says what continuous batching does not apply.
+        """
+        if others := sorted(set(parameters) - self.PARAMETERS):
+            raise ConfigError(
+                f"{others[0]} cannot be set for a request while requests are batched continuously; the server's owner can "
+                "turn that off with --no-continuous_batching."
+            )
+
+    def sampling(self, config: GenerationConfig) -> dict[str, Any]:
+        """A generation config as the logits processors take it."""
+        if not config.do_sample:
+            return {"temperature": 1.0, "top_k": 1, "top_p": 1.0}
+        top_k = config.top_k or self._vocab_size
+        return {
+            "temperature": float(config.temperature if config.temperature is not None else 1.0),
+            "top_k": min(top_k, self._vocab_size),
+            "top_p": float(config.top_p if config.top_p is not None else 1.0),
+        }
+
+    def generate_streaming(
+        self,
+        model: PreTrainedModel,
+        processor: PreTrainedTokenizerBase,
+        inputs: dict[str, Any],
+        gen_config: GenerationConfig,
+        request_id: str,
+        response_parser: ResponseParser | None = None,
+    ) -> tuple[asyncio.Queue, CBStreamer]:
+        """As in the base class, with the request's own sampling."""
+        self._check_alive(request_id)
+        pieces: asyncio.Queue = asyncio.Queue()
+        streamer = _Streamer(
+            self._cb, request_id, processor._tokenizer, asyncio.get_running_loop(), pieces, response_parser
+        )
+
+        def receive(output: Any) -> None:
+            try:
+                streamer.put(output)
+                if output.error is not None:
+                    pieces.put_nowait(_StreamError(output.error))
+                elif output.is_finished():
+                    streamer.end()
+            except Exception as error:
+                pieces.put_nowait(_StreamError(str(error)))
+
+        # Before the request, which may be answered sooner than the next line runs.
+        self._cb.register_result_handler(request_id, receive)
+        self._cb.add_request(
+            inputs["input_ids"],
+            request_id=request_id,
+            streaming=True,
+            max_new_tokens=gen_config.max_new_tokens,
+            eos_token_id=gen_config.eos_token_id,
+            **self.sampling(gen_config),
+        )
+        return pieces, streamer
+
+
+class _Streamer(CBStreamer):
+    """Lets go of a cancelled request, whose handler and last tokens transformers keeps for ever."""
+
+    def cancel(self) -> None:
+        router = self._cb.output_router
+        if router.result_handlers.pop(self._request_id, None) is not None:
+            super().cancel()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                router.output_queue.get_nowait()

@@ -1,0 +1,97 @@
+"""What a request may say, after OpenAI's API reference: checked before the model sees any of it."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Request(_Strict):
+    @model_validator(mode="after")
+    def is_text(self) -> Self:
+        # JSON can write half of a surrogate pair; no tokenizer can read it.
+        try:
+            self.model_dump_json(warnings=False)
+        except ValueError as error:
+            raise ValueError("there is half a surrogate pair in it (\\ud800 to \\udfff), which is no text") from error
+        return self
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """A message; fields that only some templates know go to the template."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: NonEmpty
+    content: str | list[TextPart] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class StreamOptions(_Strict):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Sampling(_Request):
+    """What both kinds of requests may say."""
+
+    model: str | None = Field(None, description="The served model's name, as /v1/models lists it.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Positive | None = Field(None, description="Most tokens of the answer; at most the model's context.")
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="0 means greedy.")
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(None, description="0 means no limit.")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: NonEmpty | Annotated[list[NonEmpty], Field(max_length=16)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, description="Token ids and what is added to their logits."
+    )
+    n: Literal[1] | None = None
+    frequency_penalty: Zero | None = Field(None, description="Not supported: use repetition_penalty.")
+    presence_penalty: Zero | None = Field(None, description="Not supported: use repetition_penalty.")
+    # These change nothing in an answer.
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class ChatRequest(Sampling):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Positive | None = Field(None, description="The newer name of max_tokens.")
+    tools: list[dict[str, Any]] | None = Field(None, description="JSON schemas of functions the model may call.")
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    logprobs: Literal[False] | None = None
+
+
+class CompletionRequest(Sampling):
+    """`POST /v1/completions`."""
+
+    prompt: str = Field("", description="The text to go on with, as it is: no chat template is applied.")
+    echo: Literal[False] | None = None
+    logprobs: None = None
+    best_of: Literal[1] | None = None
+    suffix: None = None

@@ -1,0 +1,425 @@
+"""The OpenAI-compatible routes, and the process that serves them."""
+
+import asyncio
+import signal
+import socket
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from openai.types import Completion, CompletionChoice, CompletionUsage
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from transformers.cli.serving.utils import ReasoningText, ToolCall
+
+from ..errors import ChatGPTError, ConfigError, ContentFiltered
+from ..inference.generate import encode_prompt
+from ..tokenization_chatgpt import encode_conversation
+from .engine import ContextTooLong, Ended, Engine, GenerationFailed, Item
+from .limits import Limits, Metrics, error_response
+from .requests import ChatRequest, CompletionRequest, Message, Sampling
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's form of an error."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorBody
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description}
+    for status, description in {
+        400: "The request cannot be answered; the message names the field.",
+        401: "The API key is missing or wrong.",
+        404: "There is no such model.",
+        408: "The request did not come whole in time.",
+        413: "The request is too large.",
+        429: "Too many requests are under way.",
+        504: "The answer was not finished in time.",
+    }.items()
+}
+
+
+def build_app(
+    engine: Engine,
+    *,
+    api_key: str | None = None,
+    max_concurrent: int = 16,
+    max_body_bytes: int = 1_000_000,
+    request_seconds: float = 300,
+) -> FastAPI:
+    """The server's application, for any ASGI server.
+
+    Args:
+        engine: The model.
+        api_key: That clients must bring to /v1; None lets everybody in.
+        max_concurrent: Requests under way at a time; more get 429, which OpenAI's client tries again.
+        max_body_bytes: Of a request.
+        request_seconds: An answer that takes longer is ended.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.close()
+
+    metrics = Metrics()
+    app = FastAPI(title="chatgpt_hf", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(
+        Limits,
+        metrics=metrics,
+        api_key=api_key,
+        max_concurrent=max_concurrent,
+        max_body_bytes=max_body_bytes,
+        body_seconds=min(60, request_seconds),
+    )
+    answers = _Answers(engine, metrics, request_seconds)
+    created = int(time.time())
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
+        # Of what does not fit, the deepest: where a field may be of several kinds, that is of the kind that was meant.
+        worst = max(error.errors(), key=lambda found: len(found["loc"]))
+        # Parts that are no names and no numbers say which of the kinds.
+        parts = [str(part) for part in worst["loc"][1:] if str(part).isidentifier() or isinstance(part, int)]
+        path = ".".join(part for part in parts if part not in ("str", "list"))
+        if worst["type"] == "json_invalid":
+            return error_response(400, f"The request is no valid JSON: {worst['ctx']['error']}, at character {path}.")
+        return error_response(400, f"{path or 'the request'}: {worst['msg']}", param=path or None)
+
+    @app.exception_handler(HTTPException)
+    async def explain(request: Request, error: HTTPException) -> JSONResponse:
+        return error_response(error.status_code, str(error.detail))
+
+    @app.exception_handler(ChatGPTError)
+    async def decline(request: Request, error: ChatGPTError) -> JSONResponse:
+        code = {ContextTooLong: "context_length_exceeded", ContentFiltered: "content_filter"}.get(type(error))
+        return error_response(400, str(error), code=code)
+
+    @app.post("/v1/chat/completions", responses=ERRORS, response_model=None)
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        return await answers.chat(request, body)
+
+    @app.post("/v1/completions", responses=ERRORS, response_model=None)
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        return await answers.complete(request, body)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        model = {"id": engine.name, "object": "model", "created": created, "owned_by": "chatgpt_hf"}
+        return {"object": "list", "data": [model | {"max_model_len": engine.context}]}
+
+    @app.get("/health", responses={503: {"description": "No request can be answered."}})
+    async def health() -> JSONResponse:
+        if engine.healthy:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "unhealthy"}, status_code=503)
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics_page() -> Response:
+        return metrics.response()
+
+    return app
+
+
+class _Answers:
+    """From a request that is well-formed to its answer, whole or in a stream."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, request_seconds: float) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._seconds = request_seconds
+
+    async def chat(self, request: Request, body: ChatRequest) -> Response:
+        if (missing := self._unknown_model(body)) is not None:
+            return missing
+        engine = self._engine
+        if engine.tokenizer.chat_template is None:
+            raise ConfigError("The model has no chat template: it is a base model, to be asked at /v1/completions.")
+        await self._moderate(_text_of(message) for message in body.messages)
+        tools = body.tools if body.tool_choice != "none" else None
+        messages = [message.model_dump(exclude_none=True) for message in body.messages]
+        ids = (await asyncio.to_thread(encode_conversation, engine.tokenizer, messages, True, tools))["input_ids"]
+        max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+        items = self._items(ids, max_tokens, body, tools)
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
+        head = {
+            "object": kind,
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": engine.name,
+        }
+
+        def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> str:
+            choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+            return _event(ChatCompletionChunk.model_validate({**head, "choices": [choice]}))
+
+        if body.stream:
+
+            async def events() -> AsyncGenerator[str, None]:
+                yield chunk({"role": "assistant", "content": ""})
+                calls = 0
+                async for item in items:
+                    if isinstance(item, Ended):
+                        yield chunk({}, item.finish_reason)
+                        if body.stream_options and body.stream_options.include_usage:
+                            usage = _usage(ids, item)
+                            yield _event(ChatCompletionChunk.model_validate({**head, "choices": [], "usage": usage}))
+                    elif isinstance(item, ToolCall):
+                        yield chunk({"tool_calls": [{"index": calls, **_tool_call(item)}]})
+                        calls += 1
+                    elif isinstance(item, ReasoningText):
+                        yield chunk({"reasoning_content": str(item)})
+                    else:
+                        yield chunk({"content": item})
+
+            return _stream(events(), items)
+
+        async def whole() -> Response:
+            content, reasoning, calls, ended = "", "", [], Ended("stop", 0)
+            async for item in items:
+                if isinstance(item, Ended):
+                    ended = item
+                elif isinstance(item, ToolCall):
+                    calls.append(_tool_call(item))
+                elif isinstance(item, ReasoningText):
+                    reasoning += item
+                else:
+                    content += item
+            message: dict[str, Any] = {"role": "assistant", "content": content}
+            message |= {"tool_calls": calls} if calls else {}
+            message |= {"reasoning_content": reasoning} if reasoning else {}
+            choice = {"index": 0, "message": message, "finish_reason": ended.finish_reason, "logprobs": None}
+            result = ChatCompletion.model_validate({**head, "choices": [choice], "usage": _usage(ids, ended)})
+            return Response(result.model_dump_json(exclude_unset=True), media_type="application/json")
+
+        return await self._unless_gone(request, whole())
+
+    async def complete(self, request: Request, body: CompletionRequest) -> Response:
+        if (missing := self._unknown_model(body)) is not None:
+            return missing
+        await self._moderate([body.prompt])
+        ids = await asyncio.to_thread(encode_prompt, self._engine.tokenizer, body.prompt)
+        items = self._items(ids, body.max_tokens, body, None)
+        head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._engine.name}
+
+        def completion(text: str, finish_reason: str | None, usage: CompletionUsage | None = None) -> Completion:
+            # OpenAI's own type knows no completion that is not finished, which is what its streams are made of.
+            choice = CompletionChoice.model_construct(text=text, index=0, logprobs=None, finish_reason=finish_reason)
+            content: dict[str, Any] = {**head, "object": "text_completion", "choices": [choice]}
+            return Completion.model_construct(**(content if usage is None else content | {"usage": usage}))
+
+        if body.stream:
+
+            async def events() -> AsyncGenerator[str, None]:
+                async for item in items:
+                    if isinstance(item, Ended):
+                        wanted = body.stream_options and body.stream_options.include_usage
+                        yield _event(completion("", item.finish_reason, _usage(ids, item) if wanted else None))
+                    else:
+                        yield _event(completion(str(item), None))
+
+            return _stream(events(), items)
+
+        async def whole() -> Response:
+            text, ended = "", Ended("stop", 0)
+            async for item in items:
+                if isinstance(item, Ended):
+                    ended = item
+                else:
+                    text += str(item)
+            result = completion(text, ended.finish_reason, _usage(ids, ended))
+            return Response(result.model_dump_json(exclude_unset=True), media_type="application/json")
+
+        return await self._unless_gone(request, whole())
+
+    def _unknown_model(self, body: Sampling) -> Response | None:
+        if body.model in (None, self._engine.name):
+            return None
+        message = f"There is no model {body.model!r} here; this server has {self._engine.name!r}."
+        return error_response(404, message, param="model", code="model_not_found")
+
+    async def _moderate(self, texts: Any) -> None:
+        if self._engine.moderation is None:
+            return
+        for text in texts:
+            try:
+                await asyncio.to_thread(self._engine.moderation.check, text)
+            except ContentFiltered:
+                self._metrics.filtered.labels("input").inc()
+                raise
+
+    def _items(
+        self, ids: list[int], max_tokens: int | None, body: Sampling, tools: list[dict[str, Any]] | None
+    ) -> AsyncGenerator[Item, None]:
+        """What the model says, within the time there is; parameters are checked before anything is sent."""
+        bias = {(_token(self._engine, index),): value for index, value in (body.logit_bias or {}).items()}
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        config = self._engine.config(
+            len(ids),
+            max_tokens,
+            sequence_bias=bias or None,
+            stop_strings=body.stop or None,
+            **{name: getattr(body, name) for name in names},
+        )
+        if self._engine.batching is not None and body.seed is not None:
+            self._engine.batching.check({"seed": body.seed})
+
+        async def timed() -> AsyncGenerator[Item, None]:
+            items = self._engine.generate(ids, config, seed=body.seed, tools=tools)
+            self._metrics.prompt_tokens.inc(len(ids))
+            start, first, whole = time.monotonic(), True, False
+            try:
+                while not whole:
+                    item = await asyncio.wait_for(anext(items), start + self._seconds - time.monotonic())
+                    if first:
+                        self._metrics.first_token.observe(time.monotonic() - start)
+                        first = False
+                    if isinstance(item, Ended):
+                        whole = True
+                        self._metrics.completion_tokens.inc(item.completion_tokens)
+                        if item.finish_reason == "content_filter":
+                            self._metrics.filtered.labels("output").inc()
+                    yield item
+            finally:
+                # Here and now, not when the garbage collector finds it: the model stops.
+                await items.aclose()
+                if not whole:
+                    self._metrics.cancelled.inc()
+
+        return timed()
+
+    async def _unless_gone(self, request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
+        """The answer, unless the client goes away before: then the model stops too."""
+        task, gone = asyncio.create_task(answer), asyncio.create_task(_disconnected(request))
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                task.cancel()
+                return Response(status_code=499)
+            return task.result()
+        except TimeoutError:
+            return error_response(504, f"The answer was not finished within {self._seconds:g} seconds.")
+        except GenerationFailed as error:
+            return error_response(500, f"The model failed: {error}")
+        finally:
+            gone.cancel()
+
+
+def _stream(events: AsyncGenerator[str, None], items: AsyncGenerator[Item, None]) -> StreamingResponse:
+    """Server-sent events, with an error as the last of them where one comes up on the way."""
+
+    async def sent() -> AsyncGenerator[str, None]:
+        try:
+            async for event in events:
+                yield event
+        except TimeoutError:
+            yield _event(error_body("The answer was not finished in time."))
+        except GenerationFailed as error:
+            yield _event(error_body(f"The model failed: {error}"))
+        finally:
+            await events.aclose()
+            await items.aclose()
+        yield "data: [DONE]\n\n"
+
+    return StreamingResponse(sent(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+def error_body(message: str) -> ErrorResponse:
+    """An error for a stream that has begun."""
+    return ErrorResponse(error=ErrorBody(message=message, type="server_error"))
+
+
+def _event(content: BaseModel) -> str:
+    return f"data: {content.model_dump_json(exclude_unset=True)}\n\n"
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _usage(ids: list[int], ended: Ended) -> CompletionUsage:
+    return CompletionUsage(
+        prompt_tokens=len(ids),
+        completion_tokens=ended.completion_tokens,
+        total_tokens=len(ids) + ended.completion_tokens,
+    )
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _text_of(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "".join(part.text for part in message.content or [])
+
+
+def _token(engine: Engine, index: str) -> int:
+    if not index.isascii() or not index.isdigit() or int(index) >= len(engine.tokenizer):
+        raise ConfigError(f"logit_bias: {index!r} is no token id; they go from 0 to {len(engine.tokenizer) - 1}.")
+    return int(index)
+
+
+def serve(
+    engine: Engine,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    request_seconds: float = 300,
+    log_level: str = "warning",
+    ready: Callable[[str], None] | None = None,
+    **limits: Any,
+) -> None:
+    """Serves until SIGINT or SIGTERM, then finishes what is under way.
+
+    Args:
+        ready: Is told the address once it is bound; of port 0 the system's choice.
+        **limits: As `build_app` takes them.
+
+    Raises:
+        ConfigError: When the address cannot be had.
+    """
+    app = build_app(engine, request_seconds=request_seconds, **limits)
+    bound = bind(host, port)
+    config = uvicorn.Config(
+        app, log_level=log_level, timeout_graceful_shutdown=int(request_seconds) + 1, server_header=False
+    )
+    if ready is not None:
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn ends on them in good order, and then raises them again for whoever was there before.
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[bound])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigError: When the port is in use, or not ours to take.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"Cannot listen on {host}:{port} ({error}): choose another with --port or --host."
+        ) from error

@@ -1,0 +1,73 @@
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the [serve] extra")
+
+
+@contextmanager
+def serving(engine: Any, **limits: Any) -> Iterator[str]:
+    """A server in a thread of this process; gives its address."""
+    import uvicorn
+
+    from chatgpt_hf.serving.server import bind, build_app
+
+    bound = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(build_app(engine, **limits), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def running() -> Callable[..., Any]:
+    """`with running(engine, **limits) as address:`"""
+    return serving
+
+
+@pytest.fixture
+def make_engine(chat_folder: Path) -> Callable[..., Any]:
+    """Engines over the model that knows `CHATS` by heart."""
+    from chatgpt_hf import load_model, load_tokenizer
+    from chatgpt_hf.serving.engine import Engine
+
+    def make(**options: Any) -> Engine:
+        options = {"do_sample": False, "max_new_tokens": 64, **options}
+        return Engine("tiny", load_model(chat_folder), load_tokenizer(str(chat_folder)), **options)
+
+    return make
+
+
+@pytest.fixture(params=["one by one", "batched"])
+def address(request: pytest.FixtureRequest, make_engine: Callable[..., Any]) -> Iterator[str]:
+    """A server of either kind."""
+    with serving(make_engine(continuous_batching=request.param == "batched")) as base:
+        yield base
+
+
+@pytest.fixture
+def client() -> Iterator[Callable[..., Any]]:
+    """Real clients of OpenAI's library, which try nothing a second time."""
+    import openai
+
+    opened = []
+
+    def make(address: str, api_key: str = "none", **options: Any) -> openai.OpenAI:
+        opened.append(openai.OpenAI(base_url=f"{address}/v1", api_key=api_key, max_retries=0, timeout=60, **options))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.close()

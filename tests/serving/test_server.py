@@ -1,0 +1,593 @@
+"""The server as clients see it, through OpenAI's own library and over bare HTTP."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from chatgpt_hf import ChatSession, load_model, load_tokenizer
+from chatgpt_hf.errors import ConfigError, ContentFiltered
+from chatgpt_hf.serving.engine import Engine
+
+KNOWN = {
+    "Hello!": "Hi! How are you?",
+    "你好": "你好！我是一个小模型。",
+    "Smile": "😀👍🏽 yes 🎉",
+    "Count to five.": "1, 2, 3, 4, 5.",
+    "Who are you?": "I am a tiny model,\nmade for a test.",
+}
+
+
+def ask(client: openai.OpenAI, text: str, **options: Any) -> Any:
+    messages = [{"role": "user", "content": text}]
+    return client.chat.completions.create(model="tiny", messages=messages, temperature=0, **options)
+
+
+def said(chunks: Any) -> str:
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+def test_answers_whole_and_streamed_are_those_of_a_session(address, client, chat_folder):
+    one = client(address)
+    for question, answer in KNOWN.items():
+        session = ChatSession.from_pretrained(chat_folder, do_sample=False)
+        assert session.reply(question) == answer
+        whole = ask(one, question)
+        assert whole.choices[0].message.content == answer
+        assert whole.choices[0].finish_reason == "stop"
+        assert whole.usage.completion_tokens == len(session.ending.answer_ids)
+        assert whole.usage.prompt_tokens == len(session.ending.prompt_ids)
+        chunks = list(ask(one, question, stream=True, stream_options={"include_usage": True}))
+        assert said(chunks) == answer
+        assert [c.choices[0].finish_reason for c in chunks if c.choices] == [None] * (len(chunks) - 2) + ["stop"]
+        assert chunks[-1].usage == whole.usage
+
+
+def test_a_conversation_of_several_turns_and_text_parts(address, client, chat_folder):
+    session = ChatSession.from_pretrained(chat_folder, do_sample=False, system_prompt="Be kind.", max_new_tokens=20)
+    replies = [session.reply("Hello!"), session.reply("Smile")]
+    parts = [{"type": "text", "text": "Smi"}, {"type": "text", "text": "le"}]
+    messages = [*session.messages[:3], {"role": "user", "content": parts}]
+    result = client(address).chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=20)
+    assert result.choices[0].message.content.strip() == replies[1]
+
+
+def test_completions_go_on_with_the_text_as_generate_does(address, client, cli, chat_folder):
+    expected = cli(
+        "generate", chat_folder, "--prompt", "A cat number", "--max_new_tokens", "5", "--temperature", "0"
+    ).out
+    result = client(address).completions.create(model="tiny", prompt="A cat number", max_tokens=5, temperature=0)
+    assert "A cat number" + result.choices[0].text == expected.removesuffix("\n")
+    assert result.choices[0].finish_reason == "length"
+    assert result.usage.completion_tokens == 5
+    chunks = list(
+        client(address).completions.create(
+            model="tiny", prompt="A cat number", max_tokens=5, temperature=0, stream=True
+        )
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks) == result.choices[0].text
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_greedy_answers_are_the_same_everywhere(address, client, chat_folder, cli):
+    from transformers import pipeline
+
+    pipe = pipeline("text-generation", str(chat_folder))
+    for question in KNOWN:
+        messages = [{"role": "user", "content": question}]
+        answers = {
+            ChatSession.from_pretrained(chat_folder, do_sample=False).reply(question),
+            pipe(messages, do_sample=False, max_new_tokens=64)[0]["generated_text"][-1]["content"],
+            cli("chat", chat_folder, "--prompt", question, "--temperature", "0").out.removesuffix("\n"),
+            ask(client(address), question).choices[0].message.content,
+        }
+        assert answers == {KNOWN[question]}
+
+
+@pytest.mark.parametrize(
+    ("question", "stop", "answer"),
+    [
+        ("Who are you?", "made for", "I am a tiny model,\n"),
+        ("你好", ["小模", "x"], "你好！我是一个"),
+        ("Smile", "yes", "😀👍🏽 "),
+    ],
+)
+def test_stop_strings_that_span_tokens(address, client, question, stop, answer):
+    whole = ask(client(address), question, stop=stop)
+    assert whole.choices[0].message.content == answer
+    assert whole.choices[0].finish_reason == "stop"
+    chunks = list(ask(client(address), question, stop=stop, stream=True))
+    assert said(chunks) == answer
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_every_chunk_is_valid_utf_8(address):
+    for question in ("你好", "Smile"):
+        body = {"messages": [{"role": "user", "content": question}], "stream": True, "temperature": 0}
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            raw = b"".join(response.iter_raw())
+        events = raw.split(b"\n\n")
+        assert events.pop() == b""
+        assert events.pop() == b"data: [DONE]"
+        pieces = [json.loads(event.decode("utf-8").removeprefix("data: ")) for event in events]
+        contents = [piece["choices"][0]["delta"].get("content", "") for piece in pieces]
+        assert "�" not in "".join(contents)
+        assert "".join(contents) == KNOWN[question]
+
+
+def test_sampling_parameters_of_one_request_do_not_reach_another(make_engine, client, running):
+    with running(make_engine(continuous_batching=True)) as address:
+        one = client(address)
+
+        def sampled(_: int) -> str:
+            messages = [{"role": "user", "content": "Hello!"}]
+            result = one.chat.completions.create(model="tiny", messages=messages, temperature=50, max_tokens=20)
+            return result.choices[0].message.content
+
+        with ThreadPoolExecutor(8) as pool:
+            hot = pool.map(sampled, range(12))
+            cold = pool.map(lambda _: ask(one, "Hello!").choices[0].message.content, range(12))
+            assert set(cold) == {KNOWN["Hello!"]}
+            assert len(set(hot)) > 6
+
+
+def test_a_seed_gives_the_same_sample(make_engine, client, running):
+    with running(make_engine()) as address:
+        one = client(address)
+
+        def sample(seed: int) -> str:
+            messages = [{"role": "user", "content": "Hello!"}]
+            return (
+                one.chat.completions.create(model="tiny", messages=messages, temperature=5, seed=seed, max_tokens=30)
+                .choices[0]
+                .message.content
+            )
+
+        with ThreadPoolExecutor(4) as pool:
+            first, *others = pool.map(sample, [1] * 6)
+        assert set(others) == {first}
+        assert len({sample(seed) for seed in range(5)}) == 5
+
+
+def test_penalties_and_bias_where_requests_are_not_batched(make_engine, client, running):
+    tokenizer = load_tokenizer(str(make_engine().model.name_or_path))
+    with running(make_engine()) as address:
+        forbidden = tokenizer.encode("H", add_special_tokens=False)[0]
+        assert (
+            not ask(client(address), "Hello!", logit_bias={forbidden: -100}).choices[0].message.content.startswith("H")
+        )
+        penalized = ask(client(address), "Count to five.", extra_body={"repetition_penalty": 5.0})
+        assert penalized.choices[0].message.content != KNOWN["Count to five."]
+    with running(make_engine(continuous_batching=True)) as address:
+        for options in ({"logit_bias": {forbidden: -1}}, {"seed": 1}, {"extra_body": {"min_p": 0.1}}):
+            with pytest.raises(openai.BadRequestError, match="cannot be set for a request while"):
+                ask(client(address), "Hello!", **options)
+
+
+HELLO = [{"role": "user", "content": "Hello!"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"{", 400, "no valid JSON"),
+        (b"\xff\xfe", 400, ""),
+        (b"[]", 400, "the request"),
+        (b"", 400, "the request"),
+        ({"messages": HELLO, "model": "gpt-9"}, 404, "There is no model 'gpt-9' here; this server has 'tiny'"),
+        ({"messages": HELLO, "max_tokens": -1}, 400, "max_tokens: Input should be greater than or equal to 1"),
+        ({"messages": HELLO, "max_tokens": 10**9}, 400, "max_tokens is 1000000000 and the model's context is 128"),
+        ({"messages": HELLO, "max_tokens": 10**400}, 400, "max_tokens"),
+        ({"messages": HELLO, "max_tokens": "5"}, 400, "max_tokens: Input should be a valid integer"),
+        ({"messages": HELLO, "max_completion_tokens": 0}, 400, "max_completion_tokens"),
+        ({"messages": HELLO, "temperature": "hot"}, 400, "temperature: Input should be a valid number"),
+        ({"messages": HELLO, "temperature": -1}, 400, "temperature"),
+        ({"messages": HELLO, "top_p": 2}, 400, "top_p: Input should be less than or equal to 1"),
+        ({"messages": HELLO, "stop": [""]}, 400, "stop.0: String should have at least 1 character"),
+        ({"messages": HELLO, "n": 2}, 400, "n: Input should be 1"),
+        ({"messages": HELLO, "frequency_penalty": 1}, 400, "frequency_penalty"),
+        ({"messages": HELLO, "temprature": 1}, 400, "temprature: Extra inputs are not permitted"),
+        ({"messages": []}, 400, "messages: List should have at least 1 item"),
+        ({"messages": "Hello!"}, 400, "messages: Input should be a valid list"),
+        ({"messages": [{"content": "Hello!"}]}, 400, "messages.0.role: Field required"),
+        ({"messages": [{"role": "user", "content": 3}]}, 400, "messages.0.content"),
+        ({"messages": [{"role": "wizard", "content": "Hello!"}]}, 400, "Unknown role 'wizard'"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "half a surrogate pair"),
+        (
+            {"messages": [{"role": "user", "content": "long " * 300}]},
+            400,
+            "and the model's context is 128: shorten it",
+        ),
+        ({"messages": HELLO, "logit_bias": {"100000": 1}}, 400, "logit_bias: '100000' is no token id"),
+    ],
+)
+def test_bad_requests_are_explained(server, body, status, says):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    response = httpx.post(f"{server}/v1/chat/completions", content=content, headers=headers, timeout=60)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert says in error["message"]
+    assert error["type"] == "invalid_request_error"
+    # And the next one is answered.
+    assert httpx.post(f"{server}/v1/chat/completions", json={"messages": HELLO}, timeout=60).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def server(chat_folder, running):
+    engine = Engine("tiny", load_model(chat_folder), load_tokenizer(str(chat_folder)), do_sample=False)
+    with running(engine) as base:
+        yield base
+
+
+def test_what_there_is_besides_answers(server, client):
+    assert [(model.id, model.object) for model in client(server).models.list()] == [("tiny", "model")]
+    assert httpx.get(f"{server}/health").json() == {"status": "ok"}
+    unknown = httpx.get(f"{server}/v1/none")
+    assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "invalid_request_error")
+    assert httpx.get(f"{server}/v1/completions").status_code == 405
+    before = metrics(server)
+    ask(client(server), "Hello!")
+    after = metrics(server)
+    answered = 'chatgpt_hf_requests_total{path="/v1/chat/completions",status="200"}'
+    assert after[answered] == before.get(answered, 0) + 1
+    assert after["chatgpt_hf_completion_tokens_total"] > before["chatgpt_hf_completion_tokens_total"]
+    assert after["chatgpt_hf_requests_running"] == 0
+    assert 'chatgpt_hf_requests_total{path="other",status="404"}' in after
+
+
+def metrics(address: str) -> dict[str, float]:
+    lines = httpx.get(f"{address}/metrics").text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+
+def test_a_base_model_completes_and_does_not_chat(base_folder, client, running):
+    tokenizer = load_tokenizer(str(base_folder))
+    tokenizer.chat_template = None
+    with running(Engine("base", load_model(base_folder), tokenizer)) as address:
+        one = client(address)
+        assert one.completions.create(model="base", prompt="A", max_tokens=3).usage.completion_tokens <= 3
+        with pytest.raises(openai.BadRequestError, match="no chat template"):
+            one.chat.completions.create(model="base", messages=HELLO)
+
+
+def test_the_api_key(make_engine, client, running):
+    with running(make_engine(), api_key="sesame") as address:
+        assert ask(client(address, "sesame"), "Hello!").choices[0].finish_reason == "stop"
+        for wrong in ("open", "sesam", "sesames"):
+            with pytest.raises(openai.AuthenticationError, match="The API key is missing or wrong"):
+                ask(client(address, wrong), "Hello!")
+        assert httpx.get(f"{address}/v1/models").status_code == 401
+        assert (
+            httpx.get(f"{address}/v1/models", headers={"authorization": "Bearer sésame".encode()}).status_code == 401
+        )
+        assert httpx.get(f"{address}/health").status_code == 200
+
+
+def test_bodies_that_are_too_large_are_not_read(make_engine, running):
+    with running(make_engine(), max_body_bytes=10_000) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with closing(socket.create_connection((host, int(port)), timeout=30)) as connection:
+            # Nothing of the 100 MB is sent, and the answer comes all the same.
+            connection.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100000000\r\n\r\n"
+            )
+            assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+        sent = 0
+
+        def pieces() -> Any:
+            nonlocal sent
+            for _ in range(1600):
+                sent += 65536
+                yield b" " * 65536
+
+        try:
+            response = httpx.post(f"{address}/v1/completions", content=pieces(), timeout=60)
+            assert response.status_code == 413
+            assert "10,000 bytes" in response.json()["error"]["message"]
+        except (httpx.WriteError, httpx.RemoteProtocolError):
+            pass  # The server hung up on us, which is as good.
+        assert sent < 50_000_000
+        assert httpx.post(f"{address}/v1/completions", json={"prompt": "A", "max_tokens": 1}).status_code == 200
+
+
+def test_a_body_that_does_not_come(make_engine, running):
+    with running(make_engine(), request_seconds=0.5) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with closing(socket.create_connection((host, int(port)), timeout=30)) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+            assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
+class Slow:
+    """Makes a model's step take some time, and counts the steps."""
+
+    def __init__(self, model: Any, seconds: float) -> None:
+        self.steps: list[float] = []
+        self._seconds = seconds
+        self._handle = model.register_forward_pre_hook(self)
+
+    def __call__(self, *args: Any) -> None:
+        time.sleep(self._seconds)
+        self.steps.append(time.monotonic())
+
+    def wait(self, steps: int) -> None:
+        deadline = time.monotonic() + 30
+        while len(self.steps) < steps and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+
+# An end mark that the model never gives: answers go on until the context is full.
+ENDLESS: dict[str, Any] = {"eos_token_id": 0, "max_new_tokens": 90}
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_stops_the_model(make_engine, batched, stream, running):
+    engine = make_engine(continuous_batching=batched, **ENDLESS)
+    slow = Slow(engine.model, 0.02)
+    with running(engine) as address:
+        host, port = address.removeprefix("http://").split(":")
+        body = json.dumps({"messages": HELLO, "stream": stream}).encode()
+        connection = socket.create_connection((host, int(port)), timeout=30)
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        slow.wait(5)
+        connection.close()
+        time.sleep(0.3)
+        stopped = len(slow.steps)
+        time.sleep(0.5)
+        assert len(slow.steps) == stopped
+        # 0.3 seconds are at most 15 steps; without the end there would be 90.
+        assert stopped <= 5 + 16
+        assert metrics(address)["chatgpt_hf_cancelled_total"] == 1
+        assert metrics(address)["chatgpt_hf_requests_running"] == 0
+        if batched:
+            assert engine.batching._cb.output_router.result_handlers == {}
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_first_token_leaves_before_the_last_is_computed(make_engine, client, batched, running):
+    engine = make_engine(continuous_batching=batched, **ENDLESS)
+    slow = Slow(engine.model, 0.01)
+    with running(engine) as address:
+        arrivals = []
+        for chunk in ask(client(address), "Hello!", stream=True, max_tokens=40):
+            if chunk.choices[0].delta.content:
+                arrivals.append(time.monotonic())
+        assert arrivals[0] < slow.steps[3]
+        assert len(slow.steps) >= 39
+        assert sum(arrival < slow.steps[-2] for arrival in arrivals) > 4
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_answers_that_take_too_long(make_engine, client, batched, running):
+    engine = make_engine(continuous_batching=batched, **ENDLESS)
+    slow = Slow(engine.model, 0.05)
+    with running(engine, request_seconds=0.5) as address:
+        with pytest.raises(openai.InternalServerError, match="not finished within") as error:
+            ask(client(address), "Hello!")
+        assert error.value.status_code == 504
+        with pytest.raises(openai.APIError, match="not finished in time"):
+            list(ask(client(address), "Hello!", stream=True))
+        steps = len(slow.steps)
+        time.sleep(0.3)
+        assert len(slow.steps) <= steps + 1
+
+
+def test_more_requests_than_there_may_be(make_engine, client, running):
+    engine = make_engine(**ENDLESS)
+    Slow(engine.model, 0.02)
+    with running(engine, max_concurrent=1) as address:
+        stream = ask(client(address), "Hello!", stream=True)
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError, match="1 requests are under way"):
+            ask(client(address), "Hello!")
+        stream.close()
+        time.sleep(0.3)
+        assert ask(client(address), "Hello!", max_tokens=1).usage.completion_tokens == 1
+
+
+def test_a_model_that_fails(make_engine, client, running):
+    engine = make_engine()
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError('a "bad" day')
+
+    handle = engine.model.register_forward_pre_hook(fail)
+    with running(engine) as address:
+        with pytest.raises(openai.InternalServerError, match="bad"):
+            ask(client(address), "Hello!")
+        with pytest.raises(openai.APIError, match='a "bad" day'):
+            list(ask(client(address), "Hello!", stream=True))
+        handle.remove()
+        assert ask(client(address), "Hello!").choices[0].message.content == KNOWN["Hello!"]
+
+
+class NoWord:
+    """A moderator that lets one word pass neither in nor out."""
+
+    def __init__(self, word: str) -> None:
+        self.word, self.finish_reason, self.held = word, None, ""
+
+    def check(self, text: str) -> None:
+        if self.word in text:
+            raise ContentFiltered("The message does not pass.")
+
+    def filter(self) -> "NoWord":
+        return NoWord(self.word)
+
+    def feed(self, piece: str) -> str:
+        text = self.held + piece
+        if self.word in text:
+            self.finish_reason = "content_filter"
+            return text[: text.index(self.word)]
+        safe = max(0, len(text) - len(self.word) + 1)
+        self.held = text[safe:]
+        return text[:safe]
+
+    def finish(self) -> str:
+        return self.held
+
+
+def test_moderation(make_engine, client, running):
+    with running(make_engine(moderation=NoWord("model"))) as address:
+        one = client(address)
+        with pytest.raises(openai.BadRequestError, match="does not pass") as error:
+            ask(one, "Are you a model?")
+        assert error.value.code == "content_filter"
+        with pytest.raises(openai.BadRequestError):
+            one.completions.create(model="tiny", prompt="a model")
+        whole = ask(one, "Who are you?")
+        assert whole.choices[0].message.content == "I am a tiny "
+        assert whole.choices[0].finish_reason == "content_filter"
+        chunks = list(ask(one, "Who are you?", stream=True))
+        assert said(chunks) == "I am a tiny "
+        assert chunks[-1].choices[0].finish_reason == "content_filter"
+        assert ask(one, "Smile").choices[0].message.content == KNOWN["Smile"]
+        counted = metrics(address)
+        assert counted['chatgpt_hf_filtered_total{where="input"}'] == 2
+        assert counted['chatgpt_hf_filtered_total{where="output"}'] == 2
+
+
+def test_tool_calls_come_apart_from_the_text(base_folder, tmp_path, client, running):
+    """What a model writes between <tool_call> and </tool_call> reaches clients as calls."""
+    from chatgpt_hf import sft
+    from chatgpt_hf.training.arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
+
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+    messages = [{"role": "user", "content": "1+2"}, {"role": "assistant", "content": "So:", "tool_calls": [call]}]
+    file = tmp_path / "tools.jsonl"
+    file.write_text(json.dumps({"messages": messages, "tools": tools}) + "\n", encoding="utf-8")
+    model = load_model(base_folder)
+    model.config.max_position_embeddings = 512
+    model.save_pretrained(tmp_path / "base")
+    load_tokenizer(str(base_folder)).save_pretrained(tmp_path / "base")
+    sft(
+        ChatModelArguments(model_name_or_path=str(tmp_path / "base")),
+        ConversationArguments(dataset=str(file), block_size=512),
+        ChatSFTArguments(
+            output_dir=str(tmp_path / "chat"),
+            optim="adamw_torch",
+            learning_rate=1e-2,
+            max_steps=80,
+            per_device_train_batch_size=1,
+            save_strategy="no",
+            disable_tqdm=True,
+            report_to="none",
+        ),
+    )
+    tokenizer = load_tokenizer(str(tmp_path / "chat"))
+    with running(Engine("tiny", load_model(tmp_path / "chat"), tokenizer, max_new_tokens=100)) as address:
+        whole = ask(client(address), "1+2", tools=tools).choices[0]
+        assert whole.message.content == "So:"
+        assert whole.finish_reason == "tool_calls"
+        function = whole.message.tool_calls[0].function
+        assert (function.name, json.loads(function.arguments)) == ("add", {"a": 1, "b": 2})
+        chunks = list(ask(client(address), "1+2", tools=tools, stream=True))
+        assert said(chunks) == "So:"
+        (streamed,) = [c.choices[0].delta.tool_calls[0] for c in chunks if c.choices[0].delta.tool_calls]
+        assert (streamed.function.name, json.loads(streamed.function.arguments)) == ("add", {"a": 1, "b": 2})
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+@pytest.fixture
+def spawn(chat_folder):
+    """`chatgpt-hf serve` in a process of its own; gives the process and its address."""
+    started = []
+
+    def start(*options: str, model: Any = chat_folder) -> tuple[subprocess.Popen, str]:
+        command = [
+            sys.executable,
+            "-c",
+            "from chatgpt_hf.cli import main; main()",
+            "serve",
+            str(model),
+            "--port",
+            "0",
+            *options,
+        ]
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+        )
+        started.append(process)
+        for line in process.stderr:
+            if found := re.search(r"is served at (http://\S+)/v1", line):
+                threading.Thread(target=process.stderr.read, daemon=True).start()
+                return process, found[1]
+        raise AssertionError(f"the server ended with {process.wait()}")
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_sigterm_ends_the_server_after_what_is_under_way(spawn, client, tmp_path, chat_folder):
+    model = load_model(chat_folder)
+    model.generation_config.update(do_sample=False, **ENDLESS)
+    model.save_pretrained(tmp_path / "endless")
+    load_tokenizer(str(chat_folder)).save_pretrained(tmp_path / "endless")
+    process, address = spawn("--served_model_name", "tiny", model=tmp_path / "endless")
+    chunks = iter(ask(client(address), "Hello!", stream=True, max_tokens=30))
+    next(chunks)
+    process.send_signal(signal.SIGTERM)
+    rest = list(chunks)
+    assert rest[-1].choices[0].finish_reason == "length"
+    assert process.wait(20) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}/health")
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.parametrize("batching", ["--no-continuous_batching", "--continuous_batching"])
+def test_two_hundred_requests_sixteen_at_a_time(spawn, client, batching):
+    process, address = spawn("--served_model_name", "tiny", batching)
+    one = client(address)
+    questions = [*KNOWN, *(f"{question} {number}" for question in KNOWN for number in range(3))]
+    tasks = [(questions[i % len(questions)], 1 + i * 7 % 60) for i in range(200)]
+    alone = {task: ask(one, task[0], max_tokens=task[1]).choices[0].message.content for task in set(tasks)}
+    memory = psutil.Process(process.pid).memory_info().rss
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda task: ask(one, task[0], max_tokens=task[1]).choices[0].message.content, tasks))
+    assert together == [alone[task] for task in tasks]
+    assert psutil.Process(process.pid).memory_info().rss < 1.05 * memory
+    assert process.poll() is None
+
+
+def test_a_port_in_use(refused, chat_folder):
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        message = refused("serve", chat_folder, "--port", port)
+        assert f"Cannot listen on 127.0.0.1:{port}" in message
+        assert "--port" in message
+
+
+def test_options_that_cannot_be(refused, chat_folder, make_engine):
+    assert "--log_level is loud" in refused("serve", chat_folder, "--log_level", "loud")
+    assert "Cannot listen on no.such.host.invalid" in refused("serve", chat_folder, "--host", "no.such.host.invalid")
+    with pytest.raises(ConfigError, match="repetition_penalty"):
+        make_engine(continuous_batching=True, repetition_penalty=1.3)
