@@ -31,7 +31,7 @@ _LATIN_NAME = re.compile(
     r"(?:DOTLESS |OPEN |REVERSED (?=E)|SCRIPT |TURNED (?=[AEHRT]))?([A-Z])(?: WITH .+)?"
 )
 # Commonly used as these, and not confusable by the book.
-_LOOKS_LATIN = dict(zip("βєзкмпηπтωшƒ", "beekmnnntwwf", strict=True))
+_LOOKS_LATIN = dict(zip("βєзкмпηπтωшƒӏ", "beekmnnntwwfI", strict=True))
 _LEET = {
     "a": "4@",
     "b": "8",
@@ -83,7 +83,9 @@ def _fold(char: str) -> str:
         return char if unicodedata.combining(char) in _SPELLING_MARKS else ""
     if category == "Nd":
         return str(unicodedata.decimal(char))
-    if category[0] == "P" or category == "Sm" or _kind(char) in (_Kind.CJK, _Kind.HANGUL):
+    if category[0] in "PS":
+        return _latin_by_name(char) or char  # more than that would make letters of what stands between words
+    if _kind(char) in (_Kind.CJK, _Kind.HANGUL):
         return char
     folded = char.casefold()
     # First as it looks: the Greek capital Ν is an N, and its small letter ν a v.
@@ -341,8 +343,8 @@ class _Scanner:
 
     @staticmethod
     def _evidence(node: _Node, char: str) -> bool:
-        # Without it, "so" would be in "50".
-        return char.isalpha() or char == "@" or char in node.own
+        # Without it, "so" would be in "50", and "hel" in "he, I".
+        return char in node.own or char == "@" or (char.isalpha() and char != "I")
 
 
 class WordList:
