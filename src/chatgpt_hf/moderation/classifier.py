@@ -23,7 +23,8 @@ class Classifier:
 
     A message longer than the model can read is cut into windows as long as it can read, each of which begins in the middle
     of the one before; it is blocked when one of them is. Of an answer a sentence is shown (or 200 characters, where it goes
-    on) after the model has read the answer so far with it, or as much of its end as fits.
+    on) after the model has read the answer so far with it, or as much of its end as fits; a sentence that does not fit is read
+    as a message is.
 
     Args:
         model_name_or_path: Folder or Hub id.
@@ -72,20 +73,27 @@ class Classifier:
 
     def check(self, text: str) -> None:
         """Raises `ContentFiltered` where the model gives one of the labels to the text."""
-        starts = self._starts(text)
-        half = max(1, self._room // 2)
-        for index in range(0, max(1, len(starts) - self._room + half), half):
-            end = starts[index + self._room] if index + self._room < len(starts) else len(text)
-            start = starts[index] if index else 0
-            if self.blocks(text[start:end], "input"):
-                raise ContentFiltered(f"The message is of a kind that the model {self.name} does not let pass.")
+        if self.blocks(text, "input"):
+            raise ContentFiltered(f"The message is of a kind that the model {self.name} does not let pass.")
 
     def filter(self) -> "_SentenceFilter":
         """A filter that shows a sentence after the model has read it."""
         return _SentenceFilter(self)
 
     def blocks(self, text: str, direction: str) -> bool:
-        """Whether a text, as much of it as the model can read, has one of the labels."""
+        """Whether a text has one of the labels, in one of its windows."""
+        if not text.strip():
+            return False
+        starts = self._starts(text)
+        step = max(1, self._room // 2)
+        for index in range(0, max(1, len(starts) - self._room + step), step):
+            start = starts[index] if index else 0
+            end = starts[index + self._room] if index + self._room < len(starts) else len(text)
+            if self._blocks_window(text[start:end], direction):
+                return True
+        return False
+
+    def _blocks_window(self, text: str, direction: str) -> bool:
         scores = {found["label"]: found["score"] for found in self._pipeline([text], **self._options)[0]}
         label = max(self._labels, key=lambda label: scores[label])
         if scores[label] < self._threshold:
@@ -136,7 +144,7 @@ class _SentenceFilter:
             self._shown += sentence
             return sentence
         self._shown = self._classifier.last_window(self._shown + sentence)
-        if self._classifier.blocks(self._shown, "output"):
+        if self._classifier.blocks(max(self._shown, sentence, key=len), "output"):
             self.finish_reason = "content_filter"
             self._held = ""
             return ""
