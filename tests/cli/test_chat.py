@@ -129,7 +129,7 @@ def test_moderation(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
     options = ["--moderation", words, "--temperature", "0"]
     result = cli("chat", chat_folder, *options, stdin="You r-a-s-c-a-l-s\nHello!\n/reset\nWho are you?\n")
     assert (result.code, result.out) == (0, "Hi! How are you?\nI am a \n")
-    assert f"error: The message has a word that the list {words} does not let pass." in result.err
+    assert "error: Moderation does not let the message pass: it has a word that is on a list." in result.err
     assert result.err.count("The answer was ended by moderation.") == 1
     one = cli("chat", chat_folder, *options, "--prompt", "Who are you?")
     assert (one.code, one.out) == (0, "I am a \n")

@@ -262,7 +262,7 @@ PARTS = [
     "hel",
     "can't",
 ]
-PARTS += ["twit", "god", "lit", "ass", "bad", " egg", "hell", "cant", "sin", "he'll", "it's in"]
+PARTS += ["twit", "!!", "l!", "god", "lit", "ass", "bad", " egg", "hell", "cant", "sin", "he'll", "it's in"]
 LISTED = ["twit", "god", "lit*", "*ass", "bad egg", "笨蛋", "hell", "cant", "sin", "fi"]
 
 
@@ -303,10 +303,16 @@ def ways(letters: list, chars: list[str], at: int, letter: int) -> list[list[tup
         return []
     found = [[(at, letter)]] if letter == len(letters) - 1 else []
     for following in range(at + 1, len(chars)):
+        # A repeated symbol is a letter where it was one, and a separator where it was one.
+        symbol = not chars[following].isalnum() and not chars[following].isspace()
+        again = symbol and chars[following] == chars[following - 1]
+        if again and following > at + 1:
+            continue
         for next_letter in (letter, letter + 1):
             if next_letter < len(letters) and not (next_letter == letter and han(chars[following])):
                 found += [[(at, letter), *rest] for rest in ways(letters, chars, following, next_letter)]
-        if chars[following].isalnum() or (han(letters[0][0]) and chars[following] in ",。!?、;:"):
+        taken = any(chars[following] in looks for _, looks, _ in letters[letter : letter + 2])
+        if chars[following].isalnum() or (again and taken) or (han(letters[0][0]) and chars[following] in ",。!?、;:"):
             break
     return found
 
@@ -317,8 +323,9 @@ def certain_at(word: str, letters: list, chars: list[str], spaces: list[bool], w
     cjk = han(word[0])
     # Letters as often as they may be.
     for index, (letter, _, _) in enumerate(letters):
-        times = sum(1 for _, found in way if found == index)
-        if len(letters) <= 3 and times == 2 and not (index and letters[index - 1][0] == letter):
+        found = [chars[place] for place, number in way if number == index]
+        doubled = len(found) == 2 and found[1].isalnum()
+        if len(letters) <= 3 and doubled and not (index and letters[index - 1][0] == letter):
             return None
     if not any((chars[p].isalpha() and (chars[p] != "I" or letters[n][0] == "i")) or chars[p] == "@" for p, n in way):
         return None
@@ -395,9 +402,9 @@ def test_gaps_and_runs_are_bounded() -> None:
     words = WordList(["twit"])
     assert blocked(words, "t" + "." * 16 + "wit")
     assert not blocked(words, "t" + "." * 17 + "wit")
-    assert blocked(words, "tw" + "i" * 64 + "t")
+    assert blocked(words, "tw" + "i" * 300 + "t")
     filter_ = words.filter()
-    assert filter_.feed("t" * 200) == "t" * 200
+    assert filter_.feed("t" * 500) == "t" * 500
     assert filter_.feed(" t" + "." * 17) == " t" + "." * 17
 
 

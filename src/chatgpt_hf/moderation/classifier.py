@@ -74,7 +74,9 @@ class Classifier:
     def check(self, text: str) -> None:
         """Raises `ContentFiltered` where the model gives one of the labels to the text."""
         if self.blocks(text, "input"):
-            raise ContentFiltered(f"The message is of a kind that the model {self.name} does not let pass.")
+            raise ContentFiltered(
+                "Moderation does not let the message pass: a model finds it is of a kind that is blocked."
+            )
 
     def filter(self) -> "_SentenceFilter":
         """A filter that shows a sentence after the model has read it."""

@@ -17,7 +17,7 @@ logger = logging.getLogger("chatgpt_hf.moderation")
 
 # Both bound how much text is held back.
 LONGEST_GAP = 16
-LONGEST_RUN = 64
+LONGEST_MATCH = 400
 
 # Not of the categories that say so, and yet invisible: joiners, fillers, variation selectors, the blank Braille pattern.
 _INVISIBLE = {"\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u2800", "\u3164", "\uffa0"}
@@ -169,12 +169,13 @@ class _State(NamedTuple):
         evidence: A letter was among what was found, and not only digits and symbols that stand for letters.
         inside: Where it began, something stood before it without white space; or a fragment is a digit or a symbol.
         in_word: It began in the middle of a word.
-        run: How often the last letter was found in a row.
+        run: How often the last letter of a short word was found in a row; 3 means more.
         doubled: It was found twice where the word has it once.
-        gap: Characters between letters since then.
+        gap: Since then there was something between letters.
         wide: There is white space among them.
         spaced: There was white space between letters before.
-        fragment, shortest, longest: Letters between two gaps; 3 means more.
+        fragment, longest: Letters between two gaps; 3 means more.
+        single: A fragment had one letter.
         letter: There is evidence in this fragment.
         gaps, tail: How many gaps there were, 2 means more; where the first is an apostrophe, the letters around it.
     """
@@ -185,12 +186,12 @@ class _State(NamedTuple):
     in_word: bool
     run: int = 1
     doubled: bool = False
-    gap: int = 0
+    gap: bool = False
     wide: bool = False
     spaced: bool = False
     letter: bool = True
     fragment: int = 1
-    shortest: int = 3
+    single: bool = False
     longest: int = 1
     gaps: int = 0
     tail: str = ""
@@ -203,10 +204,10 @@ class _State(NamedTuple):
             return False
         if not self.spaced or self.node.anywhere:
             return True
-        longest, shortest = max(self.longest, self.fragment), min(self.shortest, self.fragment)
+        longest, single = max(self.longest, self.fragment), self.single or self.fragment == 1
         if self.in_word:
             return False
-        return longest == 1 if self.inside or not self.letter else longest <= 2 or shortest == 1
+        return longest == 1 if self.inside or not self.letter else longest <= 2 or single
 
 
 class _Scanner:
@@ -220,7 +221,7 @@ class _Scanner:
     def __init__(self, root: _Node, root_open: _Node) -> None:
         self.match: tuple[int, int, int] | None = None
         self._root, self._root_open = root, root_open
-        self._states: dict[_State, int] = {}
+        self._states: dict[_State, tuple[int, int]] = {}  # begin of the match, length of the gap
         self._position = 0
         self._before = _Kind.SPACE
         self._char_before = ""
@@ -228,7 +229,7 @@ class _Scanner:
 
     @property
     def held_from(self) -> int:
-        return min(self._states.values(), default=self._position)
+        return min((start for start, _ in self._states.values()), default=self._position)
 
     def feed(self, char: str) -> None:
         """Takes the next character of the text."""
@@ -248,16 +249,21 @@ class _Scanner:
         self._accept(kind)
         if self.match is not None:
             return
-        states: dict[_State, int] = {}
-        for state, start in self._states.items():
+        states: dict[_State, tuple[int, int]] = {}
+        for state, (start, gap) in self._states.items():
+            if self._position - start >= LONGEST_MATCH:
+                continue
             for follower in self._followers(state, char, kind):
-                states[follower] = min(start, states.get(follower, start))
+                longer = gap + 1 if follower.gap else 0
+                if longer <= LONGEST_GAP:
+                    first, shortest = states.get(follower, (start, longer))
+                    states[follower] = min(first, start), min(shortest, longer)
         for root in (self._root, self._root_open):
             for node in root.moves.get(char, ()):
                 in_word = self._before == node.kind and not node.anywhere
                 if not in_word or root is self._root_open:
                     letter = self._evidence(node, char)
-                    states.setdefault(_State(node, letter, self._inside, in_word, letter=letter), self._position)
+                    states.setdefault(_State(node, letter, self._inside, in_word, letter=letter), (self._position, 0))
         self._states = states
         self._accept_open()
         self._char_before = char
@@ -270,7 +276,7 @@ class _Scanner:
 
     def _accept(self, following: _Kind | None) -> None:
         """Words that have ended, now that it is known what follows."""
-        for state, start in self._states.items():
+        for state, (start, _) in self._states.items():
             node = state.node
             line = node.line if node.line is not None else node.line_open
             if line is None or state.gap or not state.whole():
@@ -280,7 +286,7 @@ class _Scanner:
             self._found(start, self._position, line)
 
     def _accept_open(self) -> None:
-        for state, start in self._states.items():
+        for state, (start, _) in self._states.items():
             # After white space it has to be a word of its own: `ass*` is not in "as surely".
             if state.node.line_open is not None and not state.gap and not state.spaced and state.whole():
                 self._found(start, self._position + 1, state.node.line_open)
@@ -290,24 +296,28 @@ class _Scanner:
 
     def _followers(self, state: _State, char: str, kind: _Kind) -> list[_State]:
         node = state.node
+        # A repeated symbol stays what it was, letter or separator: "!!!!" would else be read in very many ways.
+        again = kind == _Kind.SYMBOL and char == self._char_before
         followers = []
-        if not state.doubled and (not node.word_end or not state.gap or state.whole()):
-            followers += [self._advanced(state, child, char) for child in node.moves.get(char, ())]
-        if char in node.looks and kind != _Kind.CJK and state.run < LONGEST_RUN:
-            run = state.run + 1
-            followers.append(self._advanced(state, node, char)._replace(run=run, doubled=node.short and run == 2))
+        if not (again and state.gap):
+            if not state.doubled and (not node.word_end or not state.gap or state.whole()):
+                followers += [self._advanced(state, child, char) for child in node.moves.get(char, ())]
+            if char in node.looks and kind != _Kind.CJK:
+                run = min(state.run + 1, 3) if node.short else 1
+                doubled = run == 2 and char.isalnum()
+                followers.append(self._advanced(state, node, char)._replace(run=run, doubled=doubled))
         if kind == _Kind.MARK and node.latin:
             followers.append(state)
         stops = node.anywhere and char in _CJK_STOPS
-        if kind in (_Kind.SPACE, _Kind.SYMBOL) and state.gap < LONGEST_GAP and not stops:
+        if kind in (_Kind.SPACE, _Kind.SYMBOL) and not stops and not (again and followers):
             followers.append(self._separated(state, char, kind))
         return followers
 
     def _advanced(self, state: _State, node: _Node, char: str) -> _State:
         letter = self._evidence(node, char)
         evidence = state.evidence or letter
-        again = node is not state.node and node.own == state.node.own
-        run = state.run + 1 if again else 1
+        again = node.short and node is not state.node and node.own == state.node.own
+        run = min(state.run + 1, 3) if again else 1
         tail = state.tail + char if state.tail and len(state.tail) < 4 else state.tail
         if not state.gap:
             fragment = min(state.fragment + (node is not state.node), 3)
@@ -324,11 +334,11 @@ class _Scanner:
             letter=letter,
             run=run,
             doubled=False,
-            gap=0,
+            gap=False,
             wide=False,
             spaced=state.spaced or state.wide,
             fragment=1,
-            shortest=min(state.shortest, state.fragment),
+            single=state.single or state.fragment == 1,
             longest=max(state.longest, state.fragment),
             tail=tail,
         )
@@ -337,9 +347,9 @@ class _Scanner:
         wide = state.wide or kind == _Kind.SPACE
         if state.gap:
             # Longer than an apostrophe.
-            return state._replace(gap=state.gap + 1, wide=wide, tail="")
+            return state._replace(wide=wide, tail="")
         tail = self._char_before if char in "'’" and not state.gaps else ""
-        return state._replace(gap=1, wide=wide, gaps=min(state.gaps + 1, 2), tail=tail)
+        return state._replace(gap=True, wide=wide, gaps=min(state.gaps + 1, 2), tail=tail)
 
     @staticmethod
     def _evidence(node: _Node, char: str) -> bool:
@@ -356,7 +366,7 @@ class WordList:
     sentence) only where the pieces have at most two letters each or one of them has a single letter, so that "p e n i s"
     and "p enis" are found and "pen is" is not. Words in scripts without spaces, such as Chinese, are found anywhere, also
     with spaces and symbols between the characters, though not with punctuation of sentences. At most 16 characters may be
-    between two letters, and a letter may be repeated 64 times.
+    between two letters, and 400 in the whole.
 
     The letters of other alphabets are those that Unicode calls confusable (UTS #39). So an English word also matches a
     word of another language that looks the same.
@@ -404,7 +414,7 @@ class WordList:
         if scanner.match is not None:
             start, end, line = scanner.match
             self._log("input", line, text[start:end])
-            raise ContentFiltered(f"The message has a word that the list {self.name} does not let pass.")
+            raise ContentFiltered("Moderation does not let the message pass: it has a word that is on a list.")
 
     def filter(self) -> "_WordFilter":
         """A filter that holds back only what may become one of the words."""
