@@ -121,3 +121,32 @@ def test_stopping_an_answer(cli: Cli, chat_folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(ChatSession, "stream", interrupted)
     result = cli("chat", chat_folder, stdin="Count to five.\n/reset\nHello!\n")
     assert (result.code, result.out) == (0, "1,  [stopped]\nHi! How are you?\n")
+
+
+def test_moderation(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("tiny model\nrascal*\n", encoding="utf-8")
+    options = ["--moderation", words, "--temperature", "0"]
+    result = cli("chat", chat_folder, *options, stdin="You r-a-s-c-a-l-s\nHello!\n/reset\nWho are you?\n")
+    assert (result.code, result.out) == (0, "Hi! How are you?\nI am a \n")
+    assert "error: Moderation does not let the message pass: it has a word that is on a list." in result.err
+    assert result.err.count("The answer was ended by moderation.") == 1
+    one = cli("chat", chat_folder, *options, "--prompt", "Who are you?")
+    assert (one.code, one.out) == (0, "I am a \n")
+    assert "The answer was ended by moderation." in one.err
+    assert cli("chat", chat_folder, *options, "--prompt", "Rascals!").code == 2
+
+
+def test_moderation_that_cannot_be(refused: Callable[..., str], chat_folder: Path, tmp_path: Path) -> None:
+    assert "cannot be read" in refused("chat", chat_folder, "--moderation", tmp_path / "nowhere.txt")
+    assert "whose head is trained" in refused(
+        "chat", chat_folder, "--moderation", chat_folder, "--moderation_labels", "LABEL_0"
+    )
+    assert "name it with --moderation" in refused("chat", chat_folder, "--moderation_labels", "toxic")
+
+
+def test_bad_words_and_watermark(cli: Cli, chat_folder: Path, refused: Callable[..., str]) -> None:
+    options = ["--prompt", "Who are you?", "--temperature", "0"]
+    assert "tiny" not in cli("chat", chat_folder, *options, "--bad_words", "model,tiny", "--bad_words", "test").out
+    assert cli("chat", chat_folder, *options, "--watermark").code == 0
+    assert cli("generate", chat_folder, "--max_new_tokens", "5", "--bad_words", "cat", "--watermark").code == 0

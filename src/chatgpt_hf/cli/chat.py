@@ -11,6 +11,15 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from ._moderation import (
+    ModerationLabelsOption,
+    ModerationLogTextOption,
+    ModerationOption,
+    ModerationThresholdOption,
+    moderator,
+    split_commas,
+)
+
 if TYPE_CHECKING:
     from ..inference.session import ChatSession
 
@@ -36,6 +45,18 @@ def register(app: typer.Typer) -> None:
             float | None, typer.Option("--temperature", help="0 takes the likeliest token each time.")
         ] = None,
         seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same answers.")] = None,
+        bad_words: Annotated[
+            list[str] | None,
+            typer.Option("--bad_words", help="Words that the model does not choose, with commas between them."),
+        ] = None,
+        watermark: Annotated[
+            bool,
+            typer.Option("--watermark", help="Prefer tokens by which transformers' WatermarkDetector knows the text."),
+        ] = False,
+        moderation: ModerationOption = None,
+        moderation_labels: ModerationLabelsOption = None,
+        moderation_threshold: ModerationThresholdOption = 0.5,
+        moderation_log_text: ModerationLogTextOption = False,
     ) -> None:
         """Talk to a chat model. Answers stream; Ctrl-C stops an answer, /quit ends.
 
@@ -43,22 +64,27 @@ def register(app: typer.Typer) -> None:
         """
         from transformers import set_seed
 
-        from ..inference.parameters import sampling
+        from ..inference.parameters import restrictions, sampling
         from ..inference.session import ChatSession
 
         if seed is not None:
             set_seed(seed)
         session = ChatSession.from_pretrained(
-            model, system_prompt=system, max_new_tokens=max_new_tokens, **sampling(temperature)
+            model,
+            system_prompt=system,
+            moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
+            max_new_tokens=max_new_tokens,
+            **sampling(temperature),
         )
+        session.set(**restrictions(session.tokenizer, split_commas(bad_words), watermark))
         if prompt is not None:
-            answer(session.stream(prompt))
+            answer(session, session.stream(prompt))
             return
         converse(session)
 
 
-def answer(pieces: Iterator[str]) -> None:
-    """Streams one answer to stdout."""
+def answer(session: "ChatSession", pieces: Iterator[str]) -> None:
+    """Streams one answer to stdout; says on stderr where moderation ended it."""
     try:
         for piece in pieces:
             sys.stdout.write(piece)
@@ -66,6 +92,9 @@ def answer(pieces: Iterator[str]) -> None:
     except KeyboardInterrupt:
         sys.stdout.write(" [stopped]")
     sys.stdout.write("\n")
+    if session.ending.finish_reason == "content_filter":
+        sys.stdout.flush()
+        Console(stderr=True).print("[dim]The answer was ended by moderation.[/dim]", soft_wrap=True)
 
 
 def converse(session: "ChatSession") -> None:
@@ -85,14 +114,14 @@ def converse(session: "ChatSession") -> None:
             if command in ("/quit", "/exit"):
                 return
             if command == "/regenerate":
-                answer(session.regenerate())
+                answer(session, session.regenerate())
             elif command in COMMANDS:
                 console.print(f"[dim]{COMMANDS[command](session, rest.strip())}[/dim]", soft_wrap=True)
             elif message.startswith("/"):
                 console.print(f"[dim]{HELP}[/dim]", soft_wrap=True)
             else:
                 sys.stdout.write("gpt> " if interactive else "")
-                answer(session.stream(message))
+                answer(session, session.stream(message))
         except (ChatGPTError, OSError) as error:
             console.print(f"error: {error}", markup=False, style="red", soft_wrap=True)
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ._moderation import split_commas
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
@@ -20,6 +22,14 @@ def register(app: typer.Typer) -> None:
         top_k: Annotated[int | None, typer.Option("--top_k", help="Sample among the k likeliest tokens.")] = None,
         top_p: Annotated[float | None, typer.Option("--top_p", help="Sample within this probability mass.")] = None,
         seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")] = None,
+        bad_words: Annotated[
+            list[str] | None,
+            typer.Option("--bad_words", help="Words that the model does not choose, with commas between them."),
+        ] = None,
+        watermark: Annotated[
+            bool,
+            typer.Option("--watermark", help="Prefer tokens by which transformers' WatermarkDetector knows the text."),
+        ] = False,
     ) -> None:
         """Continue a text. The defaults come from the model's generation_config.json.
 
@@ -28,7 +38,16 @@ def register(app: typer.Typer) -> None:
         from ..inference.generate import stream_text
 
         sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        for piece in stream_text(model, prompt, max_new_tokens=max_new_tokens, seed=seed, **sampling):
+        pieces = stream_text(
+            model,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            bad_words=split_commas(bad_words),
+            watermark=watermark,
+            **sampling,
+        )
+        for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")

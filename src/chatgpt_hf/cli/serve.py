@@ -5,6 +5,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ._moderation import (
+    ModerationLabelsOption,
+    ModerationLogTextOption,
+    ModerationOption,
+    ModerationThresholdOption,
+    moderator,
+    split_commas,
+)
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
@@ -38,6 +47,17 @@ def register(app: typer.Typer) -> None:
         request_seconds: Annotated[
             float, typer.Option("--request_seconds", min=0.1, help="An answer that takes longer is ended.")
         ] = 300,
+        bad_words: Annotated[
+            list[str] | None, typer.Option("--bad_words", help="Words not to say, with commas between them.")
+        ] = None,
+        watermark: Annotated[
+            bool,
+            typer.Option("--watermark", help="Prefer tokens by which transformers' WatermarkDetector knows the text."),
+        ] = False,
+        moderation: ModerationOption = None,
+        moderation_labels: ModerationLabelsOption = None,
+        moderation_threshold: ModerationThresholdOption = 0.5,
+        moderation_log_text: ModerationLogTextOption = False,
         log_level: Annotated[str, typer.Option("--log_level", help="info shows each request.")] = "warning",
     ) -> None:
         """Serve a model with OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models; /health, /metrics.
@@ -59,14 +79,18 @@ def register(app: typer.Typer) -> None:
             raise ConfigError(f"--log_level is {log_level}; use debug, info, warning, error or critical.")
 
         from ..checkpoints import load_model
+        from ..inference.parameters import restrictions
         from ..tokenization_chatgpt import load_tokenizer
 
+        tokenizer = load_tokenizer(model)
         engine = Engine(
             served_model_name or model,
             load_model(model),
-            load_tokenizer(model),
+            tokenizer,
+            moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             continuous_batching=continuous_batching,
             max_concurrent=max_concurrent,
+            **restrictions(tokenizer, split_commas(bad_words), watermark),
         )
         console = Console(stderr=True)
 

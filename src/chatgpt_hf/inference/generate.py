@@ -1,6 +1,6 @@
 """Continuing a text, token by token."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +9,28 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from ..checkpoints import check_tokenizer_fits, load_model
 from ..errors import ConfigError
 from ..tokenization_chatgpt import encode_documents, load_tokenizer
-from .parameters import generation_config_with, sampling
+from .parameters import generation_config_with, restrictions, sampling
 from .streaming import stream_tokens
 
 
 def stream_text(
-    name_or_path: str | Path, prompt: str, *, max_new_tokens: int = 128, seed: int | None = None, **parameters: Any
+    name_or_path: str | Path,
+    prompt: str,
+    *,
+    max_new_tokens: int = 128,
+    seed: int | None = None,
+    bad_words: Sequence[str] = (),
+    watermark: bool = False,
+    **parameters: Any,
 ) -> Iterator[str]:
     """Yields the prompt, then its continuation in pieces of valid UTF-8.
 
     Args:
+        bad_words, watermark: As `restrictions` takes them.
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
     Raises:
-        ConfigError: When the prompt is longer than the model's context.
+        ConfigError: When the prompt is longer than the model's context, or a bad word has no tokens.
     """
     model = load_model(name_or_path)
     tokenizer = load_tokenizer(str(name_or_path))
@@ -40,6 +48,7 @@ def stream_text(
         model.generation_config,
         max_new_tokens=max_new_tokens,
         **sampling(parameters.pop("temperature", None)),
+        **restrictions(tokenizer, bad_words, watermark),
         **parameters,
     )
     if seed is not None:

@@ -1,9 +1,9 @@
 """Sampling parameters: fields of `GenerationConfig`, checked before anything is generated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase, WatermarkingConfig
 
 from ..errors import ConfigError
 
@@ -56,3 +56,39 @@ def sampling(temperature: float | None) -> dict[str, Any]:
     if 0 <= temperature < MIN_TEMPERATURE:
         return {"do_sample": False}
     return {"do_sample": True, "temperature": temperature}
+
+
+def restrictions(tokenizer: PreTrainedTokenizerBase, bad_words: Sequence[str], watermark: bool) -> dict[str, Any]:
+    """What a model may not say, and whether its text is marked, as generation parameters.
+
+    Args:
+        bad_words: As `bad_words_ids` takes them.
+        watermark: Prefer some tokens, as transformers' `WatermarkingConfig` does by default, so that its
+            `WatermarkDetector` tells the text from others.
+    """
+    parameters: dict[str, Any] = {}
+    if bad_words:
+        parameters["bad_words_ids"] = bad_words_ids(tokenizer, bad_words)
+    if watermark:
+        parameters["watermarking_config"] = WatermarkingConfig()
+    return parameters
+
+
+def bad_words_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[list[int]]:
+    """Words as `GenerationConfig.bad_words_ids`: with and without a space before, as written, and in three casings.
+
+    The model does not choose these tokens in a row, also not as the beginning of a longer word. It may still spell a word with
+    other tokens; moderation sees that.
+
+    Raises:
+        ConfigError: When a word has no tokens.
+    """
+    found: list[list[int]] = []
+    for word in words:
+        casings = dict.fromkeys([word, word.lower(), word.upper(), word.capitalize()])
+        spellings = [space + casing for casing in casings for space in ("", " ")] if word.strip() else []
+        ids = [tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in spellings]
+        if not all(ids) or not ids:
+            raise ConfigError(f"The bad word {word!r} has no tokens; leave it out.")
+        found += [sequence for sequence in ids if sequence not in found]
+    return found
