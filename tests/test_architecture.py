@@ -12,6 +12,7 @@ PACKAGE = Path(chatgpt_hf.__file__).parent
 FLOORS = [
     ("cli/",),
     ("quickstart",),
+    ("serving/",),
     ("moderation/",),
     ("training/", "inference/"),
     ("report",),

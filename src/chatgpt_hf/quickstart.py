@@ -105,8 +105,13 @@ def summary(results: dict[str, Any]) -> str:
             continue
         lines.append(
             f"  {title}: {chat[part + '_exact_match']:.1%} answered exactly, ROUGE-L {chat[part + '_rouge_l']:.3f}, "
-            f"{chat[part + '_stopped']:.1%} ended by itself"
+            f"{chat[part + '_well_formed']:.1%} well-formed and ended by themselves"
         )
+        if f"base_{part}_exact_match" in chat:
+            lines.append(
+                f"    the base model: {chat[f'base_{part}_exact_match']:.1%}, ROUGE-L {chat[f'base_{part}_rouge_l']:.3f}, "
+                f"{chat[f'base_{part}_well_formed']:.1%}"
+            )
     return "\n".join(lines)
 
 

@@ -1,6 +1,9 @@
 """`chatgpt-hf chat`: one message, a piped conversation, and the commands in it."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import pytest
 
 from chatgpt_hf import ChatSession
+from chatgpt_hf.cli.chat import hard_breaks
 from chatgpt_hf.data.conversations import load_conversations
 from chatgpt_hf.data.sources import parse_sources
 
@@ -150,3 +154,49 @@ def test_bad_words_and_watermark(cli: Cli, chat_folder: Path, refused: Callable[
     assert "tiny" not in cli("chat", chat_folder, *options, "--bad_words", "model,tiny", "--bad_words", "test").out
     assert cli("chat", chat_folder, *options, "--watermark").code == 0
     assert cli("generate", chat_folder, "--max_new_tokens", "5", "--bad_words", "cat", "--watermark").code == 0
+
+
+def test_line_breaks_stay_and_code_is_left_alone() -> None:
+    assert hard_breaks("one\ntwo\n\nthree") == "one  \ntwo\n\nthree"
+    code = "```python\nfor x in y:\n    print(x)\n```"
+    assert hard_breaks(f"a\nb\n\n{code}\n\nc\nd") == f"a  \nb\n\n{code}\n\nc  \nd"
+    # A block that is still being written.
+    assert hard_breaks("```python\nfor x in y:\n    pri") == "```python\nfor x in y:\n    pri"
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_on_a_terminal(chat_folder: Path) -> None:
+    """Typed at a real terminal: the answer is drawn there, Ctrl-C at the prompt ends the program in good order."""
+    import pty
+
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()", "chat", str(chat_folder)]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, start_new_session=True
+    )
+    os.close(terminal)
+    seen = ""
+
+    def until(words: str) -> None:
+        nonlocal seen
+        while words not in seen:
+            seen += os.read(controller, 4096).decode("utf-8", "replace")
+        seen = seen[seen.index(words) + len(words) :]
+
+    try:
+        until("you> ")
+        os.write(controller, b"Who are you?\n")
+        until("I am a tiny model,")
+        until("made for a test.")
+        until("you> ")
+        os.write(controller, "你好\n".encode())
+        until("我是一个小模型。")
+        until("you> ")
+        os.write(controller, b"/quit\n")
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        os.close(controller)

@@ -61,6 +61,7 @@ def test_figures(batch_size: int, model: Any, tokenizer: Any) -> None:
     assert result.rouge_l == pytest.approx(sum(rouge) / 5)
     assert rouge[0] == 1 > rouge[2] > 0.5 > rouge[3] == 0
     assert result.stopped == sum(stopped) / 5 >= 4 / 5
+    assert result.well_formed == result.stopped
     assert result.samples == [
         {"question": messages[0]["content"], "answer": answer, "reference": reference}
         for messages, answer, reference in zip(CONVERSATIONS, answers, references, strict=True)
@@ -71,6 +72,30 @@ def test_figures(batch_size: int, model: Any, tokenizer: Any) -> None:
 def test_answers_that_are_cut_off_did_not_stop(model: Any, tokenizer: Any) -> None:
     result = evaluate_answers(model, tokenizer, CONVERSATIONS[:2], max_new_tokens=3, progress=False)
     assert (result.stopped, result.exact_match) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "stopped", "well_formed"),
+    [
+        ([65, 66, 3], 1, 1),
+        ([65, 66, 0], 1, 1),
+        ([65, 66, 67], 0, 0),
+        ([3, 65, 66], 1, 0),
+        ([65, 2, 3], 1, 0),
+        ([244, 244, 3], 1, 0),
+    ],
+    ids=["ends", "ends as a document", "cut off", "says nothing", "begins a turn", "breaks a character"],
+)
+def test_what_is_well_formed(said: list[int], stopped: int, well_formed: int, model: Any, tokenizer: Any) -> None:
+    class Says(type(model)):
+        def generate(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+            return torch.cat((input_ids, torch.tensor([said])), dim=1)
+
+    speaker = Says(model.config)
+    speaker.generation_config = model.generation_config
+    assert tokenizer.decode([244, 244]) == "��"
+    result = evaluate_answers(speaker, tokenizer, CONVERSATIONS[:1], progress=False)
+    assert (result.stopped, result.well_formed) == (stopped, well_formed)
 
 
 def test_earlier_turns_are_seen(model: Any, tokenizer: Any) -> None:

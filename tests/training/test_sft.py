@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, sft
+from chatgpt_hf.data.conversations import load_conversations, tokenize_conversations
+from chatgpt_hf.data.packing import pack_documents
+from chatgpt_hf.data.sources import parse_sources
 from chatgpt_hf.tokenization_chatgpt import CHAT_TEMPLATE, encode_conversation, load_tokenizer
 from chatgpt_hf.training import sft as module
 from chatgpt_hf.training.arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments, parse_recipe
@@ -72,6 +76,56 @@ def test_the_held_out_part_is_measured_and_not_learned(
     assert figures["held_out_exact_match"] == 0
     samples = (tmp_path / "run" / "report" / "samples.md").read_text(encoding="utf-8")
     assert "(held_out)\nQ: Smile\n" in samples
+
+
+def test_the_base_model_beside_it(sft_options: list[str], tmp_path: Path) -> None:
+    options = ["--max_steps", "60", "--optim", "adamw_torch", "--per_device_train_batch_size", "8"]
+    figures = run(sft_options, tmp_path / "run", *options, "--evaluate_base", "true")
+    assert figures["base_trained_exact_match"] == 0
+    assert figures["base_trained_well_formed"] < figures["trained_well_formed"] == 1
+    alone = run(sft_options, tmp_path / "alone", *options)
+    assert "base_trained_exact_match" not in alone
+    # The comparison changes nothing in the training.
+    assert {name: figures[name] for name in alone if "time" not in name and "second" not in name} == {
+        name: value for name, value in alone.items() if "time" not in name and "second" not in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "attention"),
+    [("ours", "eager"), ("ours", "sdpa"), ("ours", "flex_attention"), ("gpt2", "eager"), ("gpt2", "sdpa")],
+)
+def test_no_conversation_sees_another_in_its_row(
+    attention: str, architecture: str, base_folder: Path, chats_file: Path
+) -> None:
+    """Rows as fine-tuning sees them: whatever the neighbours say, a conversation's logits are those it has alone."""
+    tokenizer = load_tokenizer(str(base_folder))
+    conversations = load_conversations(parse_sources(str(chats_file)))["train"]
+    tokenized = tokenize_conversations(conversations, tokenizer, max_length=128, long_conversations="cut")
+    rows = pack_documents(tokenized, 128, pad_token_id=tokenizer.pad_token_id, split_long=False, seed=0)
+    if architecture == "ours":
+        model = load_model(base_folder, attn_implementation=attention)
+    else:
+        torch.manual_seed(0)
+        config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128)
+        model = GPT2LMHeadModel._from_config(config, attn_implementation=attention)
+    model.eval()
+    seen = 0
+    for row in rows:
+        ids, positions = (torch.tensor(row[name]) for name in ("input_ids", "position_ids"))
+        starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
+        for start, end in pairwise(starts):
+            poisoned = torch.full_like(ids, 7)
+            poisoned[start:end] = ids[start:end]
+            with torch.no_grad():
+                # As Trainer sets it; with a cache, GPT-2 as transformers has it would see the neighbours.
+                alone = model(ids[None, start:end], use_cache=False).logits
+                for packed in (ids, poisoned):
+                    logits = model(packed[None], position_ids=positions[None], use_cache=False).logits[:, start:end]
+                    torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-5)
+            seen += 1
+    assert seen >= len(tokenized) == 5
+    assert len(rows) < 5
 
 
 def test_only_the_assistants_words_are_learned(sft_options: list[str], base_folder: Path, tmp_path: Path) -> None:

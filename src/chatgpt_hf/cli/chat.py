@@ -1,6 +1,7 @@
 """`chatgpt-hf chat`."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 from rich.console import Console
+from rich.live import Live
+from rich.markdown import Markdown
 from rich.markup import escape
 
 from ._moderation import (
@@ -84,17 +87,39 @@ def register(app: typer.Typer) -> None:
 
 
 def answer(session: "ChatSession", pieces: Iterator[str]) -> None:
-    """Streams one answer to stdout; says on stderr where moderation ended it."""
+    """Streams one answer to stdout, rendered as Markdown on a terminal; says on stderr where moderation ended it."""
     try:
-        for piece in pieces:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+        if sys.stdout.isatty():
+            render(pieces)
+        else:
+            for piece in pieces:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stdout.write(" [stopped]")
     sys.stdout.write("\n")
     if session.ending.finish_reason == "content_filter":
         sys.stdout.flush()
         Console(stderr=True).print("[dim]The answer was ended by moderation.[/dim]", soft_wrap=True)
+
+
+def render(pieces: Iterator[str]) -> None:
+    """Draws an answer on the terminal while it comes, and leaves the whole of it there."""
+    text = ""
+    with Live(console=Console(), refresh_per_second=15, vertical_overflow="ellipsis") as live:
+        try:
+            for piece in pieces:
+                text += piece
+                live.update(Markdown(hard_breaks(text)))
+        finally:
+            # While it grows beyond the screen its end would scroll away line by line; in the end all of it stays.
+            live.vertical_overflow = "visible"
+
+
+def hard_breaks(text: str) -> str:
+    """Markdown that keeps the line breaks of what a model says: Markdown itself would join such lines."""
+    parts = re.split(r"(^```.*?(?:^```|\Z))", text, flags=re.DOTALL | re.MULTILINE)
+    return "".join(part if part.startswith("```") else re.sub(r"(?<!\n)\n(?!\n)", "  \n", part) for part in parts)
 
 
 def converse(session: "ChatSession") -> None:
@@ -120,7 +145,7 @@ def converse(session: "ChatSession") -> None:
             elif message.startswith("/"):
                 console.print(f"[dim]{HELP}[/dim]", soft_wrap=True)
             else:
-                sys.stdout.write("gpt> " if interactive else "")
+                sys.stdout.write("gpt> " if interactive and not sys.stdout.isatty() else "")
                 answer(session, session.stream(message))
         except (ChatGPTError, OSError) as error:
             console.print(f"error: {error}", markup=False, style="red", soft_wrap=True)

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -20,11 +21,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AnswersResult:
-    """Means over the conversations, each in [0, 1]."""
+    """Means over the conversations, each in [0, 1].
+
+    Attributes:
+        stopped: The share of answers that end with an end mark of the model's own.
+        well_formed: Of these, those that say something, in whole characters and without another special token.
+    """
 
     exact_match: float
     rouge_l: float
     stopped: float
+    well_formed: float
     conversations: int
     samples: list[dict[str, str]]
 
@@ -71,7 +78,8 @@ def evaluate_answers(
         logger.warning("%d questions leave no room in the context of %d and count as unanswered.", too_long, limit)
         order = order[: len(order) - too_long]
     answers = [""] * len(prompts)
-    stopped = 0
+    stopped = well_formed = 0
+    specials = set(tokenizer.all_special_ids)
     was_training = model.training
     model.eval()
     eos = model.generation_config.eos_token_id
@@ -86,8 +94,11 @@ def evaluate_answers(
             do_sample=False,
         )
         for index, ids in zip(indices, output[:, inputs["input_ids"].shape[1] :], strict=True):
-            stopped += bool(ends & set(ids.tolist()))
-            answers[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+            said = list(takewhile(lambda token: token not in ends, ids.tolist()))
+            answers[index] = tokenizer.decode(said, skip_special_tokens=True).strip()
+            ended = len(said) < len(ids)
+            stopped += ended
+            well_formed += ended and bool(answers[index]) and "�" not in answers[index] and not specials & set(said)
     model.train(was_training)
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     references = [messages[-1]["content"].strip() for messages in conversations]
@@ -99,6 +110,7 @@ def evaluate_answers(
         exact_match=sum(a == b for a, b in zip(answers, references, strict=True)) / len(answers),
         rouge_l=rouge / len(answers),
         stopped=stopped / len(answers),
+        well_formed=well_formed / len(answers),
         conversations=len(answers),
         samples=[
             {"question": messages[-2]["content"], "answer": answer, "reference": reference}

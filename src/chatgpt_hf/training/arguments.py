@@ -144,6 +144,9 @@ class ConversationArguments:
             "help": "What becomes of those longer than a row; keep spreads them over several. They are counted."
         },
     )
+    evaluate_base: bool = field(
+        default=False, metadata={"help": "Let the base model answer too, before it learns, for comparison."}
+    )
     show_masks: int = field(
         default=0, metadata={"help": "Training rows to print first, with what is learned in colour."}
     )

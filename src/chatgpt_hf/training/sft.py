@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import torch
+from datasets import DatasetDict
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
 from transformers.utils import is_bitsandbytes_available, is_peft_available
 from trl import SFTTrainer
@@ -13,7 +14,7 @@ from ..data.conversations import load_conversations, share_supervised, show_mask
 from ..data.packing import pack_documents
 from ..data.sources import parse_sources
 from ..errors import ConfigError, TokenizerError
-from ..evaluation.answers import ends_with_an_answer, evaluate_answers
+from ..evaluation.answers import AnswersResult, ends_with_an_answer, evaluate_answers
 from ..modeling_chatgpt import ChatGPTForCausalLM
 from ..report import Report
 from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
@@ -159,6 +160,13 @@ def sft(
         seed=arguments.seed,
     )
     folder = start_run(model, arguments, model_arguments, conversation_arguments)
+    parts = _conversations_to_answer(splits, arguments.seed)
+    base_figures: dict[str, float] = {}
+    if conversation_arguments.evaluate_base:
+        # As it is before it learns anything, with the end marks that it is about to learn.
+        set_end_marks(model, tokenizer)
+        for title, part in parts.items():
+            base_figures |= _figures(f"base_{title}", evaluate_answers(model, tokenizer, part))
     # The rows are ready: TRL's own preparation would read message text that looks like a special token as one.
     arguments.dataset_kwargs = {"skip_prepare_dataset": True}
     arguments.remove_unused_columns = False
@@ -175,29 +183,19 @@ def sft(
         optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
         peft_config=adapter,
     )
-    # The answer ends where the assistant's turn does; the document's end is for text that is no conversation.
-    ends = [tokenizer.convert_tokens_to_ids(IM_END)] if IM_END in tokenizer.get_vocab() else []
-    model.generation_config.eos_token_id = [*ends, tokenizer.eos_token_id]
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    set_end_marks(model, tokenizer)
     metrics = train_and_save(trainer, tokenizer, folder)
 
     results: dict[str, Any] = {
         "parameters": model.num_parameters(),
         "share_of_tokens_learned": share_supervised(tokenized),
         **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
+        **base_figures,
     }
     samples = []
-    for name, title in (("train", "trained"), ("test", "held_out")):
-        if name not in splits:
-            continue
-        # A conversation that ends with the user is learned from as far as it goes, and has no answer to compare with.
-        part = splits[name].filter(ends_with_an_answer, input_columns="messages").shuffle(seed=arguments.seed)
-        if len(part) == 0:
-            continue
-        part = part.select(range(min(EVALUATED_CONVERSATIONS, len(part))))
-        answers = evaluate_answers(model, tokenizer, part["messages"])
-        for figure in ("exact_match", "rouge_l", "stopped"):
-            results[f"{title}_{figure}"] = getattr(answers, figure)
+    for title, part in parts.items():
+        answers = evaluate_answers(model, tokenizer, part)
+        results |= _figures(title, answers)
         samples += [
             f"({title})\nQ: {s['question']}\nA: {s['answer']}\nReference: {s['reference']}" for s in answers.samples
         ]
@@ -213,3 +211,28 @@ def sft(
         ).write(folder)
         save_results(folder, results)
     return results
+
+
+def set_end_marks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Lets generation stop where the assistant's turn ends; the document's end is for text that is no conversation."""
+    ends = [tokenizer.convert_tokens_to_ids(IM_END)] if IM_END in tokenizer.get_vocab() else []
+    model.generation_config.eos_token_id = [*ends, tokenizer.eos_token_id]
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def _conversations_to_answer(splits: DatasetDict, seed: int) -> dict[str, list[list[dict[str, Any]]]]:
+    """A sample of each part that can be answered, by the part's name in the results."""
+    parts = {}
+    for name, title in (("train", "trained"), ("test", "held_out")):
+        if name not in splits:
+            continue
+        # A conversation that ends with the user is learned from as far as it goes, and has no answer to compare with.
+        part = splits[name].filter(ends_with_an_answer, input_columns="messages").shuffle(seed=seed)
+        if len(part):
+            parts[title] = part.select(range(min(EVALUATED_CONVERSATIONS, len(part))))["messages"]
+    return parts
+
+
+def _figures(title: str, answers: AnswersResult) -> dict[str, float]:
+    names = ("exact_match", "rouge_l", "stopped", "well_formed")
+    return {f"{title}_{name}": getattr(answers, name) for name in names}
