@@ -3,9 +3,12 @@
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -51,6 +54,24 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, input="Hello\n/quit\n", timeout=600)
 
 
+def start_and_stop(arguments: list[str], folder: Path) -> None:
+    """Waits until a server says where it is, asks it, and ends it in good order."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    arguments = [word for word in arguments if word not in ("--port", "8000")]
+    options = {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([*arguments, "--port", str(port)], **options)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        assert any(address in line for line in process.stdout), arguments
+        with urlopen(address if arguments[1] == "ui" else f"{address}/health", timeout=60) as response:
+            assert response.status == 200
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+
+
 def test_the_commands_are_there() -> None:
     assert commands()[:2] == ["make quickstart", ".venv/bin/chatgpt-hf chat runs/quickstart"]
 
@@ -68,6 +89,9 @@ def test_every_command_runs(workplace: Path) -> None:
     for command in commands():
         words = shlex.split(command)
         if words[0] == "make":
+            continue
+        if words[1] in ("serve", "ui"):
+            start_and_stop([str(executable), *words[1:]], workplace)
             continue
         assert Path(words[0]).name == "chatgpt-hf", f"README runs {words[0]}, which this test does not know"
         training = words[1] in ("pretrain", "sft")
