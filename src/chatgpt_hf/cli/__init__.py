@@ -20,10 +20,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Runs the command line. A user's mistake is one message on stderr and exit code 2, without a traceback."""
-    from . import chat, convert, generate, merge, plan, pretrain, quickstart, sft, tokenizer
+    from . import chat, convert, generate, merge, plan, pretrain, quickstart, sft, tokenizer, ui
 
     if not app.registered_commands:
-        for module in (quickstart, tokenizer, plan, pretrain, sft, chat, generate, convert, merge):
+        for module in (quickstart, tokenizer, plan, pretrain, sft, chat, ui, generate, convert, merge):
             module.register(app)
     try:
         app()
