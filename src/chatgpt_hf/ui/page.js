@@ -51,7 +51,7 @@ window.pages = (() => {
     remember(id);
     if (!writing && innerWidth > 768) setTimeout(() => document.querySelector("#message textarea")?.focus());
     // Another conversation must not be opened into the one that is being written.
-    return [list(id, { interactive: !writing }), update({ interactive: !writing }), update({ interactive: !writing })];
+    return [list(id, { interactive: !writing }), update({ interactive: !writing })];
   }
 
   function open(id) {

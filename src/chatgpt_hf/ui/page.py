@@ -268,9 +268,7 @@ def build_page(
                     elem_id="seed",
                 )
             wanted = gr.Checkbox(True, label="Token probabilities", container=False, elem_id="wanted")
-            with gr.Row():
-                delete = gr.Button("Delete this one", size="sm", elem_id="delete")
-                theme = gr.Button("Light / dark", size="sm", elem_id="theme")
+            theme = gr.Button("Light / dark", size="sm", elem_id="theme")
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=3, min_width=320, elem_id="talk"):
                 chatbot = gr.Chatbot(
@@ -306,7 +304,7 @@ def build_page(
             save: dict[str, Any] = {
                 "fn": None,
                 "inputs": [saved, chatbot, system],
-                "outputs": [saved, new, delete],
+                "outputs": [saved, new],
             }
             (
                 asked.success(**save, js="(...state) => pages.save(...state, true)")
@@ -336,7 +334,7 @@ def build_page(
         chatbot.undo(handlers.undo, chatbot, [chatbot, message], queue=False, **quiet).then(
             None,
             [saved, chatbot, system],
-            [saved, new, delete],
+            [saved, new],
             js="(...state) => pages.save(...state, false)",
         )
 
@@ -345,7 +343,7 @@ def build_page(
             (page.load, system, "(system) => pages.start(system)"),
             (new.click, None, "() => pages.open(null)"),
             (saved.input, saved, "(id) => pages.open(id)"),
-            (delete.click, saved, "(id) => pages.remove(id)"),
+            (chatbot.clear, saved, "(id) => pages.remove(id)"),
         ):
             event(None, source, opened, js=js).then(handlers.forget, None, None, queue=False, **quiet)
         page.load(None, None, None, js="() => pages.showTheme()")
