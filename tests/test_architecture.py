@@ -12,6 +12,7 @@ PACKAGE = Path(chatgpt_hf.__file__).parent
 FLOORS = [
     ("cli/",),
     ("quickstart",),
+    ("ui/",),
     ("training/", "inference/"),
     ("report",),
     ("evaluation/",),

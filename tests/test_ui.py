@@ -2,9 +2,13 @@
 
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,15 +19,134 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chatgpt_hf import ChatSession
-from chatgpt_hf.errors import ConfigError, ContentFiltered, TokenizerError
+from chatgpt_hf.errors import ContentFiltered
 
 gradio = pytest.importorskip("gradio", reason="needs gradio: pip install 'chatgpt-hf[ui]'")
 
+from chatgpt_hf.inference.probabilities import Candidate, TokenProbability  # noqa: E402
 from chatgpt_hf.ui import build_page  # noqa: E402
 from chatgpt_hf.ui.page import Handlers, Sessions, conversation_of, launch_page, shown_ids  # noqa: E402
 from chatgpt_hf.ui.tokens import tokens_html  # noqa: E402
 
 LENGTH = 60
+
+
+class Request:
+    """What a handler needs to know of the page that calls it."""
+
+    def __init__(self, session_hash: str) -> None:
+        self.session_hash = session_hash
+
+
+def test_one_session_for_each_page(chat_folder: Path) -> None:
+    made: list[ChatSession] = []
+
+    def make() -> ChatSession:
+        made.append(ChatSession.from_pretrained(chat_folder))
+        return made[-1]
+
+    sessions = Sessions(make, limit=2)
+    first, second = sessions.of(Request("a")), sessions.of(Request("b"))
+    assert first is not second
+    assert sessions.of(Request("a")) is first
+    # The third takes the place of the one that was idle longest.
+    sessions.of(Request("c"))
+    assert sessions.of(Request("a")) is first
+    assert sessions.of(Request("b")) is not second
+    sessions.drop(Request("b"))
+    sessions.drop(Request("never seen"))
+    assert len(made) == 4
+
+
+def test_one_answer_at_a_time_in_a_page(chat_folder: Path) -> None:
+    handlers = Handlers(Sessions(lambda: ChatSession.from_pretrained(chat_folder)))
+    here, there = Request("a"), Request("b")
+    history, before, _ = handlers.ask(" Hello! ", [], here)
+    assert (history, before) == ([{"role": "user", "content": "Hello!"}], [])
+    answer = handlers.answer(history, before, "", 0, 1.0, 50, 40, None, here)
+    next(answer)
+    for again in (
+        lambda: handlers.ask("Smile", history, here),
+        lambda: handlers.regenerate(history, here),
+        lambda: handlers.undo(history, here),
+    ):
+        with pytest.raises(gradio.Error, match="stop it"):
+            again()
+    assert handlers.ask("Smile", [], there)[0]
+    # Closing is what Gradio does when the page went away.
+    answer.close()
+    assert handlers.undo(history, here) == ([], "Hello!")
+    *_, (history, _, _) = handlers.answer(history, before, "", 0, 1.0, 50, 40, None, here)
+    assert conversation_of(history)[-1] == {"role": "assistant", "content": "Hi! How are you?"}
+    # Neither page's turn is seen in the other.
+    *_, (history, _, _) = handlers.answer([{"role": "user", "content": "Smile"}], [], "", 0, 1.0, 50, 40, None, there)
+    assert history[-1]["content"] == "😀👍🏽 yes 🎉"
+    assert list(handlers.answer(history, [], "", 0, 1.0, 50, 40, None, there)) == []
+
+
+def test_a_pages_history() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": " two"}]
+    history = [{"role": "user", "content": "unanswered"}, {"role": "user", "content": parts}]
+    assert conversation_of(history) == [{"role": "user", "content": "unanswered\n\none two"}]
+    assert conversation_of([]) == []
+
+
+def test_tokens_of_what_was_shown(chat_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(chat_folder)
+    ids = [*tokenizer.encode("Hi! How are you?", add_special_tokens=False), tokenizer.eos_token_id]
+    assert shown_ids(tokenizer, ids, "Hi! How are you?") == ids
+    assert tokenizer.decode(shown_ids(tokenizer, ids, "Hi! How")).strip() == "Hi! How"
+    assert shown_ids(tokenizer, ids, "Hi, changed by a filter") == []
+    assert shown_ids(tokenizer, ids, "") == []
+
+
+def test_tokens_are_escaped() -> None:
+    other = Candidate(2, "<script>", 0.0004)
+    page = tokens_html([TokenProbability(1, '<img src="x">\n', 0.25, (other,))])
+    assert "<script>" not in page
+    assert "<img" not in page
+    assert page.count("<br>") == 1
+    # The token itself is always among those that are shown.
+    assert page.count('class="row') == 2
+    assert page.count("25.0 %") == 2
+    assert "&lt;0.1 %" in page
+    assert tokens_html([]) == ""
+
+
+def test_mistakes(refused: Callable[..., str], chat_folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = refused("ui", chat_folder, "--port", port)
+    assert str(port) in message
+    assert "--port" in message
+    base = shutil.copytree(chat_folder, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    assert "no chat template" in refused("ui", base)
+    (base / "tokenizer.json").unlink()
+    assert "tokenizer" in refused("ui", base)
+    assert "temperature" in refused("ui", chat_folder, "--temperature", "-1")
+
+
+def test_without_gradio(refused: Callable[..., str], chat_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("chatgpt_hf.ui", "chatgpt_hf.ui.page"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "pip install 'chatgpt-hf[ui]'" in refused("ui", chat_folder)
+
+
+@pytest.mark.slow
+def test_the_command(chat_folder: Path) -> None:
+    port = free_port()
+    options = ["--port", str(port), "--system", "Be brief.", "--temperature", "0.5"]
+    command = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()", "ui", str(chat_folder), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
+            assert "Be brief." in answer.read().decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
 
 
 @dataclass

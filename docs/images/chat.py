@@ -11,7 +11,7 @@ from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 from chatgpt_hf.ui import build_page, launch_page
 
 model, *questions = sys.argv[1:]
-page = build_page(load_model(model), load_tokenizer(model), title=Path(model).name)
+page = build_page(load_model(model), load_tokenizer(model))
 address = launch_page(page, port=7861)
 with sync_playwright() as playwright:
     browser = playwright.chromium.launch(
@@ -27,7 +27,9 @@ with sync_playwright() as playwright:
         tab.wait_for_function("!document.querySelector('#new').disabled", timeout=120_000)
     tab.wait_for_selector(".token")
     # The token that the model was least sure of.
-    unsure = "Math.min(...[...document.querySelectorAll('.token')].map((token) => token.style.getPropertyValue('--p')))"
+    unsure = (
+        "Math.min(...[...document.querySelectorAll('.token')].map((token) => token.style.getPropertyValue('--p')))"
+    )
     tab.locator(f".token[style*='{tab.evaluate(unsure):.4f}']").first.hover()
     tab.wait_for_timeout(500)
     tab.screenshot(path=Path(__file__).with_suffix(".png"))

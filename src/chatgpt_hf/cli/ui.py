@@ -34,6 +34,6 @@ def register(app: typer.Typer) -> None:
             port=port,
             system_prompt=system,
             max_new_tokens=max_new_tokens,
-            started=lambda address: typer.echo(f"The page is at {address} (Ctrl-C ends)."),
+            started=lambda address: print(f"The page is at {address} (Ctrl-C ends).", flush=True),
             **sampling(temperature),
         )

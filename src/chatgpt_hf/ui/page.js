@@ -5,6 +5,7 @@ window.pages = (() => {
   const CURRENT = "chatgpt-hf:current"; // of this tab, so that a reload finds its conversation again
   const THEME = "chatgpt-hf:theme";
   let defaultSystem = "";
+  let isWriting = false;
 
   const update = (changes) => ({ __type__: "update", ...changes });
 
@@ -41,6 +42,7 @@ window.pages = (() => {
   }
 
   function save(id, history, system, writing) {
+    isWriting = writing;
     const others = read().filter((one) => one.id !== id);
     const messages = (history || []).map(({ role, content }) => ({ role, content: text(content) }));
     if (messages.length) {
@@ -67,6 +69,8 @@ window.pages = (() => {
   }
 
   function remove(id) {
+    // What is being written would come back with its next word.
+    if (isWriting) return Array(6).fill(update({}));
     write(read().filter((one) => one.id !== id));
     return open(null);
   }

@@ -74,26 +74,32 @@ class Handlers:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
+        # Only one answer is written at a time, others wait in Gradio's queue.
+        self._writing: ChatSession | None = None
 
-    def ask(self, text: str, history: History) -> tuple[History, History, Any]:
+    def ask(self, text: str, history: History, request: gr.Request) -> tuple[History, History, Any]:
         """Shows a new message. Every way to ask returns the history with the question, the one before, and the box."""
+        self._refuse_while_writing(request)
         asked = [*history, {"role": "user", "content": text.strip()}] if text.strip() else history
         return asked, history, _writing("")
 
-    def regenerate(self, history: History) -> tuple[History, History, Any]:
+    def regenerate(self, history: History, request: gr.Request) -> tuple[History, History, Any]:
         """Takes the last answer back."""
+        self._refuse_while_writing(request)
         question = max((i for i, message in enumerate(history) if message["role"] == "user"), default=-1)
         return history[: question + 1], history, _writing()
 
-    def edit(self, history: History, edited: gr.EditData) -> tuple[History, History, Any]:
+    def edit(self, history: History, edited: gr.EditData, request: gr.Request) -> tuple[History, History, Any]:
         """Goes back to a message and asks something else there."""
+        self._refuse_while_writing(request)
         index = edited.index[0] if isinstance(edited.index, (list, tuple)) else edited.index
         before = [*history]
         before[index] = {"role": "user", "content": edited.previous_value}
         return [*history[:index], {"role": "user", "content": edited.value}], before, _writing()
 
-    def undo(self, history: History) -> tuple[History, str]:
+    def undo(self, history: History, request: gr.Request) -> tuple[History, str]:
         """Takes the last question and its answer back; the question can be changed and sent again."""
+        self._refuse_while_writing(request)
         question = max((i for i, message in enumerate(history) if message["role"] == "user"), default=0)
         return history[:question], text_of(history[question]) if history else ""
 
@@ -120,6 +126,7 @@ class Handlers:
         session.messages += earlier
         session.ending = Ending()
         answer = ""
+        self._writing = session
         try:
             if seed is not None:
                 set_seed(int(seed))
@@ -132,6 +139,8 @@ class Handlers:
             gr.Warning(escape(str(error)), duration=20)
             yield before, gr.update(value=text_of(history[-1])), ""
             return
+        finally:
+            self._writing = None
         notice = NOTICES.get(session.ending.finish_reason or "", "")
         shown = [*history, {"role": "assistant", "content": answer.strip()}] if answer.strip() else history
         yield shown, gr.skip(), notice or ("" if answer.strip() else "The model had nothing to say.")
@@ -155,6 +164,10 @@ class Handlers:
     def forget(self, request: gr.Request) -> None:
         """Another conversation is open: there is no last answer to look into."""
         self._sessions.of(request).ending = Ending()
+
+    def _refuse_while_writing(self, request: gr.Request) -> None:
+        if self._sessions.of(request) is self._writing:
+            raise gr.Error("An answer is being written: wait for its end, or stop it.", print_exception=False)
 
 
 def text_of(message: dict[str, Any]) -> str:
@@ -189,7 +202,7 @@ def shown_ids(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int], text: s
 
 def _writing(text: str | None = None) -> Any:
     """The box while an answer is written; with another text in it if one is given."""
-    changes = {} if text is None else {"value": text}
+    changes: dict[str, Any] = {} if text is None else {"value": text}
     return gr.update(submit_btn=False, stop_btn=True, interactive=False, **changes)
 
 
@@ -219,6 +232,10 @@ def build_page(
         return ChatSession(model, tokenizer, system_prompt=system_prompt, moderation=moderation, **generation)
 
     config = session().generation_config
+    # What transformers samples with where the model does not say.
+    heat = (1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0
+    nucleus = 1.0 if config.top_p is None else config.top_p
+    choices = 50 if config.top_k is None else config.top_k
     positions = getattr(model.config, "max_position_embeddings", None) or 4096
     sessions = Sessions(session)
     handlers = Handlers(sessions)
@@ -232,20 +249,18 @@ def build_page(
                 system = gr.Textbox(system_prompt or "", label="System prompt", lines=2, max_lines=8, elem_id="system")
                 temperature = gr.Slider(
                     0,
-                    2,
-                    (1.0 if config.temperature is None else config.temperature) if config.do_sample else 0,
+                    max(2.0, heat),
+                    heat,
                     step=0.05,
                     label="Temperature",
                     info="0 takes the likeliest token each time.",
                     elem_id="temperature",
                 )
-                top_p = gr.Slider(
-                    0.05, 1, 1.0 if config.top_p is None else config.top_p, step=0.05, label="Top-p", elem_id="top-p"
-                )
+                top_p = gr.Slider(0.01, 1, nucleus, step=0.01, label="Top-p", elem_id="top-p")
                 top_k = gr.Slider(
                     0,
-                    200,
-                    50 if config.top_k is None else config.top_k,
+                    max(200, choices),
+                    choices,
                     step=1,
                     label="Top-k",
                     info="0 for no limit.",
@@ -331,7 +346,7 @@ def build_page(
         then_answer(chatbot.retry(handlers.regenerate, chatbot, question, queue=False, **quiet))
         then_answer(chatbot.edit(handlers.edit, chatbot, question, queue=False, **quiet))
         message.stop(handlers.stop, None, None, queue=False, **quiet)
-        chatbot.undo(handlers.undo, chatbot, [chatbot, message], queue=False, **quiet).then(
+        chatbot.undo(handlers.undo, chatbot, [chatbot, message], queue=False, **quiet).success(
             None,
             [saved, chatbot, system],
             [saved, new],
@@ -374,7 +389,7 @@ def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> s
         f"<script>{(folder / 'page.js').read_text(encoding='utf-8')}</script>"
     )
     # A second copy of every conversation in the browser, which early releases of Gradio 6 do not know yet.
-    history = {"run_history": False} if "run_history" in signature(page.launch).parameters else {}
+    history: dict[str, Any] = {"run_history": False} if "run_history" in signature(page.launch).parameters else {}
     try:
         _, address, _ = page.launch(
             server_name=host,
