@@ -372,7 +372,7 @@ def build_page(
 
 PANEL_HEAD = """<h3>Token probabilities</h3>
 <div class="legend"><span>unlikely</span><i></i><span>likely</span></div>
-<p>The model's own, before temperature, top-p and top-k. Point at a token, or tap it, for its alternatives.</p>"""
+<p>The model's own, before temperature, top&#8209;p and top&#8209;k. Point at a token, or tap it, for its alternatives.</p>"""
 
 
 def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
