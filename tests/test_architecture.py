@@ -12,7 +12,7 @@ PACKAGE = Path(chatgpt_hf.__file__).parent
 FLOORS = [
     ("cli/",),
     ("quickstart",),
-    ("serving/",),
+    ("serving/", "ui/"),
     ("moderation/",),
     ("training/", "inference/"),
     ("report",),

@@ -198,6 +198,31 @@ def test_leaving_a_stream_early(session: ChatSession, monkeypatch: pytest.Monkey
     assert session.messages == [user("Hello!"), assistant(first.strip())]
 
 
+def test_stopping_from_another_thread(session: ChatSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    forward = session.model.forward
+
+    def stopping(*args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            # The reader waits for a piece meanwhile, and could not leave.
+            session.stop()
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(session.model, "forward", stopping)
+    session.generation_config.eos_token_id = None
+    answer = session.reply("Who are you?")
+    assert steps == len(session.ending.answer_ids) == 5
+    assert answer == session.tokenizer.decode(session.ending.answer_ids).strip()
+    assert session.messages == [user("Who are you?"), assistant(answer)]
+    assert session.ending.finish_reason is None
+    # It holds for the one answer.
+    session.generation_config.max_new_tokens = 8
+    session.reply("Hello!")
+    assert len(session.ending.answer_ids) == 8
+
+
 def test_an_answer_of_nothing_is_an_answer(session: ChatSession) -> None:
     session.generation_config.suppress_tokens = [
         token for token in range(300) if token != session.tokenizer.convert_tokens_to_ids("<|im_end|>")

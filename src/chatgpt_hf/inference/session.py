@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -62,6 +63,7 @@ class ChatSession:
         self.generation_config = generation_config_with(model.generation_config, **generation)
         self.messages: list[dict[str, Any]] = []
         self._prefix = PrefixCache(model)
+        self._cancelled = Event()
         self.reset()
 
     @classmethod
@@ -119,11 +121,13 @@ class ChatSession:
             self.moderation.check(text)
             filters.append(self.moderation.filter())
         messages = self._forget_to_fit([*self.messages, {"role": "user", "content": text}])
-        answer, whole, self.ending = "", False, Ending()
+        answer, whole, self.ending, self._cancelled = "", False, Ending(), Event()
         try:
             prompt = self._prompt(messages)
             config = self._config_within(len(prompt))
-            for piece in stream_tokens(self.model, self.tokenizer, prompt, config, self._prefix, filters, self.ending):
+            for piece in stream_tokens(
+                self.model, self.tokenizer, prompt, config, self._prefix, filters, self.ending, self._cancelled
+            ):
                 answer += piece
                 yield piece
             whole = True
@@ -131,6 +135,13 @@ class ChatSession:
             # A model may have nothing to say, and then that was its answer.
             if answer or whole:
                 self.messages = [*messages, {"role": "assistant", "content": answer.strip()}]
+
+    def stop(self) -> None:
+        """Ends the answer that another thread is streaming, within one token; what was said so far stays.
+
+        A reader who leaves the iterator does the same, but can do so only when there is something new to read.
+        """
+        self._cancelled.set()
 
     def reply(self, text: str) -> str:
         """Sends a message and returns the whole answer."""

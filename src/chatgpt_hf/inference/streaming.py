@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -22,13 +22,13 @@ from .filters import FilterChain, StopStrings, TextFilter
 
 
 class _Cancelled(StoppingCriteria):
-    """Stops `generate` within one token once nobody reads the stream any more."""
+    """Stops `generate` within one token once the flag is set."""
 
-    def __init__(self) -> None:
-        self.flag = False
+    def __init__(self, flag: Event) -> None:
+        self.flag = flag
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return input_ids.new_full((input_ids.shape[0],), self.flag, dtype=torch.bool)
+        return input_ids.new_full((input_ids.shape[0],), self.flag.is_set(), dtype=torch.bool)
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Ending:
 
     Attributes:
         finish_reason: In OpenAI's words: `stop`, `length` (max_new_tokens are used up) or `content_filter`; None while it
-            goes on, and for one that nobody read to its end.
+            goes on, and for one that was stopped or that nobody read to its end.
         prompt_ids, answer_ids: What the model has seen and said, special tokens included.
     """
 
@@ -90,6 +90,7 @@ def stream_tokens(
     prefix: PrefixCache | None = None,
     filters: Sequence[TextFilter] = (),
     ending: Ending | None = None,
+    cancelled: Event | None = None,
 ) -> Iterator[str]:
     """`model.generate` in the background; yields its text as it is made, in pieces of valid UTF-8.
 
@@ -100,6 +101,7 @@ def stream_tokens(
         prefix: What is known of the prompt already; it learns the rest.
         filters: That the text passes before it is yielded.
         ending: Learns how the text ended.
+        cancelled: Set by another thread, ends the text within one token, as if the model had come to its end.
     """
     ending = ending or Ending()
     ending.prompt_ids = prompt
@@ -110,7 +112,7 @@ def stream_tokens(
     ids = torch.tensor([prompt], device=model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    cancelled = _Cancelled()
+    cancelled = cancelled or Event()
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -121,7 +123,7 @@ def stream_tokens(
                 past_key_values=cache,
                 generation_config=config,
                 streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([cancelled]),
+                stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)]),
             )[0].tolist()
             ending.answer_ids = sequence[len(prompt) :]
             if prefix is not None and cache is not None:
@@ -132,6 +134,7 @@ def stream_tokens(
 
     thread = Thread(target=run, daemon=True)
     thread.start()
+    stopped = False
     try:
         for piece in streamer:
             if shown := chain.feed(piece):
@@ -142,12 +145,15 @@ def stream_tokens(
             thread.join()
             if failures:
                 raise failures[0]
+            stopped = cancelled.is_set()
             if shown := chain.finish():
                 yield shown
     finally:
-        cancelled.flag = True
+        cancelled.set()
         thread.join()
     used_up = config.max_new_tokens is not None and len(ending.answer_ids) >= config.max_new_tokens
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     by_itself = not used_up or ending.answer_ids[-1] in ends
+    if chain.finish_reason is None and stopped:
+        return
     ending.finish_reason = chain.finish_reason or ("stop" if by_itself else "length")

@@ -1,0 +1,440 @@
+"""The chat page: Gradio's components around `ChatSession`. Conversations stay in the browser (page.js)."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from html import escape
+from importlib.resources import files
+from inspect import signature
+from itertools import groupby
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from ..checkpoints import load_model
+from ..errors import ChatGPTError, ConfigError
+from ..inference.parameters import sampling
+from ..inference.probabilities import token_probabilities
+from ..inference.session import ChatSession
+from ..inference.streaming import Ending
+from ..tokenization_chatgpt import load_tokenizer
+from .tokens import tokens_html
+
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    if error.name != "gradio":
+        raise
+    raise ConfigError("The page needs Gradio: pip install 'chatgpt-hf[ui]'") from error
+
+if TYPE_CHECKING:
+    from ..moderation import Moderator
+
+History = list[dict[str, Any]]
+
+NOTICES = {
+    "content_filter": "The answer was ended by moderation.",
+    "length": "The answer was cut off where the longest answer ends that the settings allow.",
+}
+
+
+class Sessions:
+    """One `ChatSession` for each open page; beyond `limit` the one that was idle longest goes.
+
+    The page holds the conversation, so a session that went costs time and nothing else.
+    """
+
+    def __init__(self, make: Callable[[], ChatSession], limit: int = 8) -> None:
+        self._make = make
+        self._limit = limit
+        self._sessions: OrderedDict[str, ChatSession] = OrderedDict()
+        self._lock = Lock()
+
+    def of(self, request: gr.Request) -> ChatSession:
+        """The session of the page that a request came from."""
+        page = str(request.session_hash)
+        with self._lock:
+            session = self._sessions.pop(page, None) or self._make()
+            self._sessions[page] = session
+            while len(self._sessions) > self._limit:
+                self._sessions.popitem(last=False)
+            return session
+
+    def drop(self, request: gr.Request) -> None:
+        """Ends what a page that was closed had asked for."""
+        with self._lock:
+            session = self._sessions.pop(str(request.session_hash), None)
+        if session is not None:
+            session.stop()
+
+
+class Handlers:
+    """What the events of the page do."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        # Only one answer is written at a time, others wait in Gradio's queue.
+        self._writing: ChatSession | None = None
+
+    def ask(self, text: str, history: History, request: gr.Request) -> tuple[History, History, Any]:
+        """Shows a new message. Every way to ask returns the history with the question, the one before, and the box."""
+        self._refuse_while_writing(request)
+        asked = [*history, {"role": "user", "content": text.strip()}] if text.strip() else history
+        return asked, history, _writing("")
+
+    def regenerate(self, history: History, request: gr.Request) -> tuple[History, History, Any]:
+        """Takes the last answer back."""
+        self._refuse_while_writing(request)
+        question = max((i for i, message in enumerate(history) if message["role"] == "user"), default=-1)
+        return history[: question + 1], history, _writing()
+
+    def edit(self, history: History, edited: gr.EditData, request: gr.Request) -> tuple[History, History, Any]:
+        """Goes back to a message and asks something else there."""
+        self._refuse_while_writing(request)
+        index = edited.index[0] if isinstance(edited.index, (list, tuple)) else edited.index
+        before = [*history]
+        before[index] = {"role": "user", "content": edited.previous_value}
+        return [*history[:index], {"role": "user", "content": edited.value}], before, _writing()
+
+    def undo(self, history: History, request: gr.Request) -> tuple[History, str]:
+        """Takes the last question and its answer back; the question can be changed and sent again."""
+        self._refuse_while_writing(request)
+        question = max((i for i, message in enumerate(history) if message["role"] == "user"), default=0)
+        return history[:question], text_of(history[question]) if history else ""
+
+    def answer(
+        self,
+        history: History,
+        before: History,
+        system: str,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        max_new_tokens: int,
+        seed: int | None,
+        request: gr.Request,
+    ) -> Iterator[Any]:
+        """Answers the last message; yields the history, and what changes in the box and in the line below it."""
+        if not history or history[-1]["role"] != "user":
+            return
+        session = self._sessions.of(request)
+        *earlier, asked = conversation_of(history)
+        text = asked["content"]
+        session.system_prompt = system.strip() or None
+        session.reset()
+        session.messages += earlier
+        session.ending = Ending()
+        answer = ""
+        self._writing = session
+        try:
+            if seed is not None:
+                set_seed(int(seed))
+            chosen = {"top_p": top_p, "top_k": int(top_k)} if temperature else {}
+            session.set(max_new_tokens=int(max_new_tokens), **sampling(temperature), **chosen)
+            for piece in session.stream(text):
+                answer += piece
+                yield [*history, {"role": "assistant", "content": answer.strip()}], gr.skip(), ""
+        except ChatGPTError as error:
+            gr.Warning(escape(str(error)), duration=20)
+            yield before, gr.update(value=text_of(history[-1])), ""
+            return
+        finally:
+            self._writing = None
+        notice = NOTICES.get(session.ending.finish_reason or "", "")
+        shown = [*history, {"role": "assistant", "content": answer.strip()}] if answer.strip() else history
+        yield shown, gr.skip(), notice or ("" if answer.strip() else "The model had nothing to say.")
+
+    def stop(self, request: gr.Request) -> None:
+        """Ends the answer; what was said so far stays."""
+        self._sessions.of(request).stop()
+
+    def tokens(self, wanted: bool, request: gr.Request) -> str:
+        """The token panel of the last answer."""
+        session = self._sessions.of(request)
+        if not wanted or not session.ending.answer_ids:
+            return ""
+        ids = shown_ids(session.tokenizer, session.ending.answer_ids, session.messages[-1]["content"])
+        # What moderation has not seen is not shown, and alternatives are such.
+        top_k = 5 if session.moderation is None else 0
+        return tokens_html(
+            token_probabilities(session.model, session.tokenizer, session.ending.prompt_ids, ids, top_k=top_k)
+        )
+
+    def forget(self, request: gr.Request) -> None:
+        """Another conversation is open: there is no last answer to look into."""
+        self._sessions.of(request).ending = Ending()
+
+    def _refuse_while_writing(self, request: gr.Request) -> None:
+        if self._sessions.of(request) is self._writing:
+            raise gr.Error("An answer is being written: wait for its end, or stop it.", print_exception=False)
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """The text of a message as Gradio gives it: a string, or a list of parts."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def conversation_of(history: History) -> list[dict[str, str]]:
+    """A page's history as chat templates take it. Questions that nobody answered are joined with the next one."""
+    return [
+        {"role": role, "content": "\n\n".join(map(text_of, messages))}
+        for role, messages in groupby(history, key=lambda message: message["role"])
+    ]
+
+
+def shown_ids(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int], text: str) -> list[int]:
+    """The first of an answer's tokens, as many as make up the text that was shown.
+
+    All of them where nothing was held back. None where the text was changed on its way.
+    """
+
+    def decoded(length: int) -> str:
+        return str(tokenizer.decode(answer_ids[:length], skip_special_tokens=True)).strip()
+
+    length = len(answer_ids)
+    if decoded(length) != text:
+        while length and len(decoded(length)) > len(text):
+            length -= 1
+    return answer_ids[:length] if text.startswith(decoded(length)) else []
+
+
+def _writing(text: str | None = None) -> Any:
+    """The box while an answer is written; with another text in it if one is given."""
+    changes: dict[str, Any] = {} if text is None else {"value": text}
+    return gr.update(submit_btn=False, stop_btn=True, interactive=False, **changes)
+
+
+def build_page(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    title: str = "chatgpt-hf",
+    system_prompt: str | None = None,
+    moderation: "Moderator | None" = None,
+    **generation: Any,
+) -> gr.Blocks:
+    """The page of a chat model; `launch_page` starts it.
+
+    Args:
+        title: Stands above the conversations and on the browser's tab.
+        system_prompt: Of every new conversation; can be changed on the page.
+        moderation: As `ChatSession` takes it.
+        **generation: Where the page's controls stand at first; what is not given comes from the model.
+
+    Raises:
+        TokenizerError: When the tokenizer has no chat template or does not fit the model.
+        ConfigError: When `generation` names no field of `GenerationConfig`.
+    """
+
+    def session() -> ChatSession:
+        return ChatSession(model, tokenizer, system_prompt=system_prompt, moderation=moderation, **generation)
+
+    config = session().generation_config
+    # What transformers samples with where the model does not say.
+    heat = (1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0
+    nucleus = 1.0 if config.top_p is None else config.top_p
+    choices = 50 if config.top_k is None else config.top_k
+    positions = getattr(model.config, "max_position_embeddings", None) or 4096
+    sessions = Sessions(session)
+    handlers = Handlers(sessions)
+
+    with gr.Blocks(title=title, analytics_enabled=False, fill_height=True, fill_width=True) as page:
+        with gr.Sidebar(open=False, width=300, elem_id="sidebar") as sidebar:
+            gr.HTML(f"<h1>{escape(title)}</h1>", elem_id="title")
+            new = gr.Button("New conversation", variant="primary", elem_id="new")
+            saved = gr.Radio([], label="Conversations", show_label=False, container=False, elem_id="conversations")
+            with gr.Accordion("Settings", open=False, elem_id="settings"):
+                system = gr.Textbox(system_prompt or "", label="System prompt", lines=2, max_lines=8, elem_id="system")
+                temperature = gr.Slider(
+                    0,
+                    max(2.0, heat),
+                    heat,
+                    step=0.05,
+                    label="Temperature",
+                    info="0 takes the likeliest token each time.",
+                    elem_id="temperature",
+                )
+                top_p = gr.Slider(0.01, 1, nucleus, step=0.01, label="Top-p", elem_id="top-p")
+                top_k = gr.Slider(
+                    0,
+                    max(200, choices),
+                    choices,
+                    step=1,
+                    label="Top-k",
+                    info="0 for no limit.",
+                    elem_id="top-k",
+                )
+                max_new_tokens = gr.Slider(
+                    1,
+                    positions,
+                    min(config.max_new_tokens or 256, positions),
+                    step=1,
+                    label="Longest answer, in tokens",
+                    elem_id="max-new-tokens",
+                )
+                seed = gr.Number(
+                    None,
+                    precision=0,
+                    label="Seed",
+                    placeholder="none",
+                    info="Same seed, same answers.",
+                    elem_id="seed",
+                )
+            wanted = gr.Checkbox(True, label="Token probabilities", container=False, elem_id="wanted")
+            theme = gr.Button("Light / dark", size="sm", elem_id="theme")
+        with gr.Row(elem_id="desk"):
+            with gr.Column(scale=3, min_width=320, elem_id="talk"):
+                chatbot = gr.Chatbot(
+                    show_label=False,
+                    container=False,
+                    editable="user",
+                    buttons=["copy"],
+                    feedback_options=None,
+                    allow_tags=False,
+                    placeholder=f"<h2>{escape(title)}</h2>Say something.",
+                    elem_id="chat",
+                )
+                message = gr.Textbox(
+                    show_label=False,
+                    label="Message",
+                    placeholder="Message",
+                    max_lines=8,
+                    autofocus=True,
+                    submit_btn=True,
+                    elem_id="message",
+                )
+                notice = gr.HTML(elem_id="notice")
+            with gr.Column(scale=1, min_width=320, elem_id="panel") as panel:
+                gr.HTML(PANEL_HEAD)
+                tokens = gr.HTML(elem_id="tokens")
+
+        before = gr.State([])
+        settings = [system, temperature, top_p, top_k, max_new_tokens, seed]
+        quiet: dict[str, Any] = {"show_progress": "hidden"}
+
+        def then_answer(asked: Any) -> None:
+            """What follows a question, whichever way it was asked."""
+            save: dict[str, Any] = {
+                "fn": None,
+                "inputs": [saved, chatbot, system],
+                "outputs": [saved, new],
+            }
+            (
+                asked.success(**save, js="(...state) => pages.save(...state, true)")
+                .then(
+                    handlers.answer,
+                    [chatbot, before, *settings],
+                    [chatbot, message, notice],
+                    concurrency_limit=1,
+                    **quiet,
+                )
+                .then(
+                    lambda: gr.update(submit_btn=True, stop_btn=False, interactive=True),
+                    None,
+                    message,
+                    queue=False,
+                    **quiet,
+                )
+                .then(**save, js="(...state) => pages.save(...state, false)")
+                .then(handlers.tokens, wanted, tokens, **quiet)
+            )
+
+        question = [chatbot, before, message]
+        then_answer(message.submit(handlers.ask, [message, chatbot], question, queue=False, **quiet))
+        then_answer(chatbot.retry(handlers.regenerate, chatbot, question, queue=False, **quiet))
+        then_answer(chatbot.edit(handlers.edit, chatbot, question, queue=False, **quiet))
+        message.stop(handlers.stop, None, None, queue=False, **quiet)
+        chatbot.undo(handlers.undo, chatbot, [chatbot, message], queue=False, **quiet).success(
+            None,
+            [saved, chatbot, system],
+            [saved, new],
+            js="(...state) => pages.save(...state, false)",
+        )
+
+        opened = [chatbot, system, saved, tokens, notice, sidebar]
+        for event, source, js in (
+            (page.load, system, "(system) => pages.start(system)"),
+            (new.click, None, "() => pages.open(null)"),
+            (saved.input, saved, "(id) => pages.open(id)"),
+            (chatbot.clear, saved, "(id) => pages.remove(id)"),
+        ):
+            event(None, source, opened, js=js).then(handlers.forget, None, None, queue=False, **quiet)
+        page.load(None, None, None, js="() => pages.showTheme()")
+        theme.click(None, None, None, js="() => pages.toggleTheme()")
+        wanted.change(lambda shown: gr.update(visible=shown), wanted, panel, queue=False, **quiet).then(
+            handlers.tokens, wanted, tokens, **quiet
+        )
+        page.unload(sessions.drop)
+    return page
+
+
+PANEL_HEAD = """<h3>Token probabilities</h3>
+<div class="legend"><span>unlikely</span><i></i><span>likely</span></div>
+<p>The model's own, before temperature, top&#8209;p and top&#8209;k. Point at a token, or tap it, for its alternatives.</p>"""
+
+
+def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
+    """Starts a page in the background and returns its address.
+
+    Raises:
+        ConfigError: When the port is in use or the host is none of this machine's.
+    """
+    folder = files(__package__)
+    # What a model writes may name pictures on other machines, which a browser would fetch.
+    policy = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+    head = (
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"<script>{(folder / 'page.js').read_text(encoding='utf-8')}</script>"
+    )
+    # A second copy of every conversation in the browser, which early releases of Gradio 6 do not know yet.
+    history: dict[str, Any] = {"run_history": False} if "run_history" in signature(page.launch).parameters else {}
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            share=False,
+            ssr_mode=False,
+            quiet=True,
+            show_error=True,
+            footer_links=[],
+            theme=gr.themes.Base(
+                primary_hue="blue", neutral_hue="zinc", font=SANS, font_mono=["ui-monospace", "monospace"]
+            ),
+            css=(folder / "page.css").read_text(encoding="utf-8"),
+            head=head,
+            **history,
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"The page cannot be served at {host}, port {port}: the port is in use, or the host is no address of this "
+            "machine. Choose another with --port or --host."
+        ) from error
+    return str(address)
+
+
+SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+
+
+def serve_page(
+    name_or_path: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    started: Callable[[str], None] = print,
+    **options: Any,
+) -> None:
+    """Serves the page of a folder's or Hub id's chat model until it is interrupted.
+
+    Args:
+        started: Told the address once the page is there.
+        **options: Of `build_page`.
+    """
+    options.setdefault(
+        "title", Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)
+    )
+    page = build_page(load_model(name_or_path), load_tokenizer(str(name_or_path)), **options)
+    started(launch_page(page, host, port))
+    page.block_thread()
