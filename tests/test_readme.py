@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def start_and_stop(arguments: list[str], folder: Path) -> None:
         assert any(address in line for line in process.stdout), arguments
         with urlopen(address if arguments[1] == "ui" else f"{address}/health", timeout=60) as response:
             assert response.status == 200
-        process.terminate()
+        process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     finally:
         process.kill()
