@@ -12,7 +12,7 @@ PACKAGE = Path(chatgpt_hf.__file__).parent
 FLOORS = [
     ("cli/",),
     ("quickstart",),
-    ("serving/", "ui/"),
+    ("ui/", "serving/"),
     ("moderation/",),
     ("training/", "inference/"),
     ("report",),

@@ -21,6 +21,7 @@ from chatgpt_hf.checkpoints import (
     clear_disk_errors,
     is_whole_checkpoint,
     last_whole_checkpoint,
+    load_for_inference,
     prepare_output_dir,
     read_data_state,
     write_atomically,
@@ -298,3 +299,14 @@ def test_a_checkpoint_without_weights_is_not_whole(tmp_path: Path, base_folder: 
     (folder / "model.safetensors").unlink()
     assert not is_whole_checkpoint(folder)
     assert not is_whole_checkpoint(tmp_path / "checkpoint-2")
+
+
+def test_inference_is_where_the_accelerator_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_for_inference(folder).device.type == (
+        torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    )
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    model = load_for_inference(folder)
+    assert model.device.type == "meta"
+    assert not model.training

@@ -1,4 +1,4 @@
-"""Every command and every Python example of README.md runs, on a model folder that a tiny quickstart left."""
+"""Every command and every Python example of README.md and docs/chat.md runs, on a model folder that a tiny quickstart left."""
 
 import os
 import re
@@ -7,13 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from chatgpt_hf import ChatGPTForSequenceClassification, load_tokenizer
 from chatgpt_hf.quickstart import quickstart
 
 ROOT = Path(__file__).parents[1]
@@ -21,13 +23,14 @@ TINY = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_head
 SMALL_RUN = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--save_steps", "2", "--eval_strategy", "no"]
 
 
-def blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def commands() -> list[str]:
-    return [line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")]
+def commands(document: str) -> list[str]:
+    lines = [line for block in blocks(document, "bash") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(("#", "pip "))]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "my-texts" / f"{index}.txt").write_text(f"Text {index} is about cats and dogs.\n" * 5)
     chat = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}\n'
     (folder / "my-chats.jsonl").write_text(chat * 8)
+    (folder / "words.txt").write_text("# One in a line.\ncurse*\n")
+    chat_model = folder / "runs" / "quickstart"
+    labels = {"id2label": {0: "fine", 1: "toxic", 2: "insult"}, "num_labels": 3}
+    ChatGPTForSequenceClassification.from_pretrained(chat_model, **labels).save_pretrained(folder / "my-classifier")
+    load_tokenizer(str(chat_model)).save_pretrained(folder / "my-classifier")
     GPT2LMHeadModel(GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2, n_positions=32)).save_pretrained(
         folder / "my-gpt2"
     )
@@ -55,8 +63,9 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, input="Hello\n/quit\n", timeout=600)
 
 
-def start_and_stop(arguments: list[str], folder: Path) -> None:
-    """Waits until a server says where it is, asks it, and ends it in good order."""
+@contextmanager
+def running(arguments: list[str], folder: Path) -> Iterator[str]:
+    """Waits until a server says where it is, asks it, gives its address, and ends it in good order."""
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     arguments = [word for word in arguments if word not in ("--port", "8000")]
@@ -67,14 +76,16 @@ def start_and_stop(arguments: list[str], folder: Path) -> None:
         assert any(address in line for line in process.stdout), arguments
         with urlopen(address if arguments[1] == "ui" else f"{address}/health", timeout=60) as response:
             assert response.status == 200
+        yield address
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     finally:
         process.kill()
+        process.wait()
 
 
 def test_the_commands_are_there() -> None:
-    assert commands()[:2] == ["make quickstart", ".venv/bin/chatgpt-hf chat runs/quickstart"]
+    assert commands("README.md")[:2] == ["make quickstart", ".venv/bin/chatgpt-hf chat runs/quickstart"]
 
 
 def test_make_quickstart_runs_the_command_that_the_tests_run() -> None:
@@ -85,16 +96,22 @@ def test_make_quickstart_runs_the_command_that_the_tests_run() -> None:
     assert lines[-1].endswith("bin/chatgpt-hf quickstart")
 
 
-def test_every_command_runs(workplace: Path) -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/chat.md"])
+def test_every_command_runs(document: str, workplace: Path) -> None:
     executable = Path(sys.executable).with_name("chatgpt-hf")
-    for command in commands():
+    for command in commands(document):
         words = shlex.split(command)
         if words[0] == "make":
             continue
-        if words[1] in ("serve", "ui"):
-            start_and_stop([str(executable), *words[1:]], workplace)
+        if "|" in words:
+            path = {**os.environ, "PATH": f"{executable.parent}:{os.environ['PATH']}"}
+            piped = subprocess.run(command, shell=True, cwd=workplace, capture_output=True, text=True, env=path)
+            assert piped.returncode == 0, f"{command}\n{piped.stderr[-2000:]}"
             continue
-        assert Path(words[0]).name == "chatgpt-hf", f"README runs {words[0]}, which this test does not know"
+        assert Path(words[0]).name == "chatgpt-hf", f"{document} runs {words[0]}, which this test does not know"
+        if words[1] in ("serve", "ui"):
+            with running([str(executable), *words[1:]], workplace):
+                continue
         training = words[1] in ("pretrain", "sft")
         result = run([str(executable), *words[1:], *(SMALL_RUN if training else []), *_smaller(words)], workplace)
         assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
@@ -106,12 +123,18 @@ def _smaller(words: list[str]) -> list[str]:
     return ["--vocab_size", "300"] if words[1] == "tokenizer" else []
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0][:40])
+EXAMPLES = [*blocks("README.md", "python"), *blocks("docs/chat.md", "python")]
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.splitlines()[0][:40])
 def test_every_example_runs(code: str, workplace: Path) -> None:
     # There is no Hub in a test: the one id of the README is the GPT-2 folder at hand.
     code = code.replace("openai-community/gpt2", "my-gpt2")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, env=environment, timeout=600
-    )
+    served = running([str(Path(sys.executable).with_name("chatgpt-hf")), "serve", "runs/quickstart"], workplace)
+    with served if "http://127.0.0.1:8000" in code else nullcontext() as address:
+        code = code.replace("http://127.0.0.1:8000", str(address))
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, env=environment, timeout=600
+        )
     assert result.returncode == 0, result.stderr[-2000:]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
@@ -33,6 +34,8 @@ RECIPE_NAME = "recipe.yaml"
 # What the rows of a run are made of; beside the checkpoints, whose positions in a stream mean nothing for other rows.
 DATA_NAME = "data.json"
 TRAINER_STATE_NAME = "trainer_state.json"
+# Beside an adapter: some weights of its base.
+BASE_SAMPLE_NAME = "base_sample.json"
 _SAVING_PREFIX = ".saving-"
 
 
@@ -95,6 +98,12 @@ def load_model(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM
     return model
 
 
+def load_for_inference(name_or_path: str | Path) -> PreTrainedModel:
+    """`load_model` onto the machine's accelerator, where it has one."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return load_model(name_or_path, **({"device_map": accelerator.type} if accelerator is not None else {})).eval()
+
+
 def check_safetensors(file: Path) -> None:
     """Raises `CheckpointError` where a safetensors file is cut short or is none."""
     try:
@@ -123,6 +132,7 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
         model = load_model(base, model_class, **kwargs)
     except CheckpointError as error:
         raise CheckpointError(f"The base model of the adapter {folder} cannot be loaded. {error}") from error
+    sample = sample_of(model)
     if (folder / "tokenizer.json").is_file():
         extend_vocabulary(model, len(load_tokenizer(folder)))
     if (folder / GENERATION_CONFIG_NAME).is_file():
@@ -131,12 +141,28 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
         with warnings.catch_warnings():
             # PEFT only warns of weights that it does not find.
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, str(folder))
+            adapted = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, UserWarning, KeyError) as error:
         raise CheckpointError(
             f"The adapter {folder} does not fit its base model {base}: {str(error).strip()[:300]}. Is {base} still the model "
             "that it was trained on?"
         ) from error
+    if (folder / BASE_SAMPLE_NAME).is_file():
+        trained_on = json.loads((folder / BASE_SAMPLE_NAME).read_text(encoding="utf-8"))
+        # Room for a base that is loaded in another precision.
+        if not np.allclose(sample, trained_on, rtol=0.02, atol=1e-3):
+            raise CheckpointError(
+                f"The adapter {folder} was trained on another model than {base} is now, though its shape is the same: put "
+                "the base model back that it was trained on."
+            )
+    return adapted
+
+
+def sample_of(model: PreTrainedModel) -> list[float]:
+    """64 of a model's embedding weights, by which an adapter knows its base again: PEFT looks at shapes alone."""
+    weights = model.get_input_embeddings().weight.detach().flatten()
+    places = torch.linspace(0, weights.numel() - 1, 64, dtype=torch.float64).long()
+    return weights[places.to(weights.device)].float().tolist()
 
 
 def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

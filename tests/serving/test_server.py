@@ -18,7 +18,7 @@ import openai
 import psutil
 import pytest
 
-from chatgpt_hf import ChatSession, load_model, load_tokenizer
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatSession, load_model, load_tokenizer
 from chatgpt_hf.errors import ConfigError, ContentFiltered
 from chatgpt_hf.serving.engine import Engine
 
@@ -586,8 +586,17 @@ def test_a_port_in_use(refused, chat_folder):
         assert "--port" in message
 
 
-def test_options_that_cannot_be(refused, chat_folder, make_engine):
+def test_options_that_cannot_be(refused, chat_folder, make_engine, tmp_path):
     assert "--log_level is loud" in refused("serve", chat_folder, "--log_level", "loud")
     assert "Cannot listen on no.such.host.invalid" in refused("serve", chat_folder, "--host", "no.such.host.invalid")
+    config = ChatGPTConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, conv_kernel_size=3
+    )
+    tokenizer = load_tokenizer(str(chat_folder))
+    with pytest.raises(ConfigError, match="convolutions or n-grams"):
+        Engine("tiny", ChatGPTForCausalLM(config), tokenizer, continuous_batching=True)
+    (tmp_path / "no tokenizer").mkdir()
+    load_model(chat_folder).save_pretrained(tmp_path / "no tokenizer")
+    assert "no tokenizer" in refused("serve", tmp_path / "no tokenizer")
     with pytest.raises(ConfigError, match="repetition_penalty"):
         make_engine(continuous_batching=True, repetition_penalty=1.3)

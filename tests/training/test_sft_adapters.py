@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from chatgpt_hf import ChatSession, load_model, sft
+from chatgpt_hf import ChatGPTForCausalLM, ChatSession, load_model, sft
 from chatgpt_hf.checkpoints import check_safetensors
 from chatgpt_hf.conversion.merge import merge_adapter
 from chatgpt_hf.errors import CheckpointError, ConversionError, OutputError
@@ -76,6 +76,24 @@ def test_merged_it_is_an_ordinary_model(adapter: Path, cli: Callable[..., Any], 
         merge_adapter(adapter, tmp_path / "merged")
     with pytest.raises(ConversionError, match="holds no adapter"):
         merge_adapter(tmp_path / "merged", tmp_path / "again")
+
+
+def test_an_adapter_for_another_base_model(
+    sft_options: list[str], base_folder: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """PEFT looks at shapes alone; a base that was trained on in its place has the same."""
+    base = Path(shutil.copytree(base_folder, tmp_path / "base"))
+    folder = run([*sft_options, "--model_name_or_path", str(base), "--max_steps", "1"], tmp_path / "run")
+    load_model(folder)
+    half = load_model(base).to(torch.bfloat16)
+    half.save_pretrained(base)
+    load_model(folder)
+    other = ChatGPTForCausalLM(half.config)
+    other.save_pretrained(base)
+    message = refused("chat", folder, "--prompt", QUESTION)
+    assert "was trained on another model than" in message
+    assert str(base) in message
+    assert "was trained on another model than" in refused("merge", folder, tmp_path / "merged")
 
 
 def test_a_run_with_an_adapter_resumes_exactly(sft_options: list[str], tmp_path: Path) -> None:

@@ -78,14 +78,14 @@ def register(app: typer.Typer) -> None:
         if log_level not in ("debug", "info", "warning", "error", "critical"):
             raise ConfigError(f"--log_level is {log_level}; use debug, info, warning, error or critical.")
 
-        from ..checkpoints import load_model
+        from ..checkpoints import load_for_inference
         from ..inference.parameters import restrictions
         from ..tokenization_chatgpt import load_tokenizer
 
         tokenizer = load_tokenizer(model)
         engine = Engine(
             served_model_name or model,
-            load_model(model),
+            load_for_inference(model),
             tokenizer,
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             continuous_batching=continuous_batching,

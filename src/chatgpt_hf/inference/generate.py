@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from ..checkpoints import check_tokenizer_fits, load_model
+from ..checkpoints import check_tokenizer_fits, load_for_inference
 from ..errors import ConfigError
 from ..tokenization_chatgpt import encode_documents, load_tokenizer
 from .parameters import generation_config_with, restrictions, sampling
@@ -32,7 +32,7 @@ def stream_text(
     Raises:
         ConfigError: When the prompt is longer than the model's context, or a bad word has no tokens.
     """
-    model = load_model(name_or_path)
+    model = load_for_inference(name_or_path)
     tokenizer = load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
     ids = encode_prompt(tokenizer, prompt)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import check_tokenizer_fits, load_model, write_atomically
+from ..checkpoints import check_tokenizer_fits, load_for_inference, write_atomically
 from ..data.shapes import check_conversation
 from ..errors import ConfigError, DataError, TokenizerError
 from ..tokenization_chatgpt import encode_conversation, load_tokenizer
@@ -69,7 +69,7 @@ class ChatSession:
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "ChatSession":
         """A session with the model and tokenizer of a folder or Hub id."""
-        return cls(load_model(name_or_path), load_tokenizer(str(name_or_path)), **kwargs)
+        return cls(load_for_inference(name_or_path), load_tokenizer(str(name_or_path)), **kwargs)
 
     def reset(self) -> None:
         """Forgets everything but the system prompt."""

@@ -252,6 +252,11 @@ class ContinuousBatching(CBGenerateManager):
                 f"Continuous batching cannot apply {', '.join(unsupported) or 'a watermark'}: serve without it "
                 "(--no-continuous_batching)."
             )
+        if getattr(model.config, "conv_kernel_size", None) or getattr(model.config, "ngram_vocab_sizes", None):
+            raise ConfigError(
+                "Continuous batching keeps keys and values alone, and a model with convolutions or n-grams needs more of the "
+                "past: serve it without (--no-continuous_batching)."
+            )
         on_gpu = model.device.type == "cuda"
         sizes = {}
         if not on_gpu:

@@ -1,5 +1,6 @@
 """From a base model to a chat model, with TRL's `SFTTrainer`; only what the assistant says is learned."""
 
+import json
 import logging
 from typing import Any
 
@@ -9,7 +10,14 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from transformers.utils import is_bitsandbytes_available, is_peft_available
 from trl import SFTTrainer
 
-from ..checkpoints import check_tokenizer_fits, extend_vocabulary, load_model
+from ..checkpoints import (
+    BASE_SAMPLE_NAME,
+    check_tokenizer_fits,
+    extend_vocabulary,
+    load_model,
+    sample_of,
+    write_atomically,
+)
 from ..data.conversations import load_conversations, share_supervised, show_masks, tokenize_conversations
 from ..data.packing import pack_documents
 from ..data.sources import parse_sources
@@ -137,6 +145,7 @@ def sft(
         **quantization(model_arguments),
     )
     check_tokenizer_fits(model, tokenizer)
+    base_sample = sample_of(model)
     added = add_chat_template(model, tokenizer) if tokenizer.chat_template is None else []
     check_block_size(conversation_arguments.block_size, model)
     if tokenizer.pad_token_id is None:
@@ -185,6 +194,9 @@ def sft(
     )
     set_end_marks(model, tokenizer)
     metrics = train_and_save(trainer, tokenizer, folder)
+    if adapter is not None and trainer.is_world_process_zero():
+        content = json.dumps(base_sample)
+        write_atomically(folder / BASE_SAMPLE_NAME, lambda file: file.write_text(content, encoding="utf-8"))
 
     results: dict[str, Any] = {
         "parameters": model.num_parameters(),

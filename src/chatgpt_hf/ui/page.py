@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from ..checkpoints import load_model
+from ..checkpoints import load_for_inference
 from ..errors import ChatGPTError, ConfigError
 from ..inference.parameters import sampling
 from ..inference.probabilities import token_probabilities
@@ -435,6 +435,6 @@ def serve_page(
     options.setdefault(
         "title", Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)
     )
-    page = build_page(load_model(name_or_path), load_tokenizer(str(name_or_path)), **options)
+    page = build_page(load_for_inference(name_or_path), load_tokenizer(str(name_or_path)), **options)
     started(launch_page(page, host, port))
     page.block_thread()
