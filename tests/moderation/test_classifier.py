@@ -1,6 +1,7 @@
 """A classifier as a moderator, with a model that knows one thing: whether its last letters are `bad`."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,13 @@ def test_messages(classifier_folder: Path) -> None:
     # Only what is asked for is blocked, from the threshold on.
     assert not blocked(Classifier(classifier_folder, labels=["violent"]), "The cat xx sits.")
     assert blocked(Classifier(classifier_folder, labels=["violent"], threshold=1e-9), "The cat sits.")
+
+
+def test_several_threads_ask_at_once(classifier_folder: Path) -> None:
+    classifier = Classifier(classifier_folder, labels=["rude"])
+    texts = ["The cat sits in the garden. " * (1 + i % 4) + ("xx " if i % 2 else "") for i in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda text: blocked(classifier, text), texts)) == [bool(i % 2) for i in range(64)]
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

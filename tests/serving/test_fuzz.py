@@ -17,6 +17,7 @@ ROUTES = {
     "/v1/chat/completions": "POST",
     "/v1/completions": "POST",
     "/v1/models": "GET",
+    "/v1/models/{name}": "GET",
     "/health": "GET",
     "/metrics": "GET",
 }

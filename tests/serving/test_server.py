@@ -236,6 +236,9 @@ def server(chat_folder, running):
 
 def test_what_there_is_besides_answers(server, client):
     assert [(model.id, model.object) for model in client(server).models.list()] == [("tiny", "model")]
+    assert client(server).models.retrieve("tiny").owned_by == "chatgpt_hf"
+    with pytest.raises(openai.NotFoundError, match="this server has 'tiny'"):
+        client(server).models.retrieve("org/large")
     assert httpx.get(f"{server}/health").json() == {"status": "ok"}
     unknown = httpx.get(f"{server}/v1/none")
     assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "invalid_request_error")

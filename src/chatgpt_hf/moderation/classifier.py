@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 from transformers import AutoModelForSequenceClassification, pipeline
 
@@ -69,6 +70,8 @@ class Classifier:
         )
         self._room = max(1, limit - self._tokenizer.num_special_tokens_to_add())
         self._pipeline = pipeline("text-classification", model=model.eval(), tokenizer=self._tokenizer)
+        # A server asks from several threads, and a fast tokenizer does not take truncation from two at a time.
+        self._lock = Lock()
         self._options = {"top_k": None, "truncation": True, "max_length": limit}
 
     def check(self, text: str) -> None:
@@ -96,7 +99,8 @@ class Classifier:
         return False
 
     def _blocks_window(self, text: str, direction: str) -> bool:
-        scores = {found["label"]: found["score"] for found in self._pipeline([text], **self._options)[0]}
+        with self._lock:
+            scores = {found["label"]: found["score"] for found in self._pipeline([text], **self._options)[0]}
         label = max(self._labels, key=lambda label: scores[label])
         if scores[label] < self._threshold:
             return False
@@ -113,7 +117,8 @@ class Classifier:
 
     def _starts(self, text: str) -> list[int]:
         """Where the tokens of a text begin."""
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        with self._lock:
+            encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [start for start, _ in encoded["offset_mapping"]]
 
 

@@ -9,6 +9,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models")
+
 
 def error_response(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
     """An error in OpenAI's form."""
@@ -99,8 +101,8 @@ class Limits:
         try:
             await self._limited(scope, receive, noting)
         finally:
-            # The route, not what was asked for: a client must not be able to make up metrics.
-            path = getattr(scope.get("route"), "path", "other")
+            # A client must not be able to make up metrics.
+            path = scope["path"] if scope["path"] in ROUTES else "other"
             self._metrics.requests.labels(path, status).inc()
             self._metrics.seconds.labels(path).observe(time.monotonic() - start)
 

@@ -88,7 +88,6 @@ def build_app(
         body_seconds=min(60, request_seconds),
     )
     answers = _Answers(engine, metrics, request_seconds)
-    created = int(time.time())
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -118,10 +117,16 @@ def build_app(
     async def completions(request: Request, body: CompletionRequest) -> Response:
         return await answers.complete(request, body)
 
+    model = {"id": engine.name, "object": "model", "created": int(time.time()), "owned_by": "chatgpt_hf"}
+    model |= {"max_model_len": engine.context}
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        model = {"id": engine.name, "object": "model", "created": created, "owned_by": "chatgpt_hf"}
-        return {"object": "list", "data": [model | {"max_model_len": engine.context}]}
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name:path}", response_model=None, responses={404: ERRORS[404]})
+    async def one_model(name: str) -> dict[str, Any] | Response:
+        return model if name == engine.name else answers.unknown_model(name)
 
     @app.get("/health", responses={503: {"description": "No request can be answered."}})
     async def health() -> JSONResponse:
@@ -145,8 +150,8 @@ class _Answers:
         self._seconds = request_seconds
 
     async def chat(self, request: Request, body: ChatRequest) -> Response:
-        if (missing := self._unknown_model(body)) is not None:
-            return missing
+        if body.model not in (None, self._engine.name):
+            return self.unknown_model(str(body.model))
         engine = self._engine
         if engine.tokenizer.chat_template is None:
             raise ConfigError("The model has no chat template: it is a base model, to be asked at /v1/completions.")
@@ -210,8 +215,8 @@ class _Answers:
         return await self._unless_gone(request, whole())
 
     async def complete(self, request: Request, body: CompletionRequest) -> Response:
-        if (missing := self._unknown_model(body)) is not None:
-            return missing
+        if body.model not in (None, self._engine.name):
+            return self.unknown_model(str(body.model))
         await self._moderate([body.prompt])
         ids = await asyncio.to_thread(encode_prompt, self._engine.tokenizer, body.prompt)
         items = self._items(ids, body.max_tokens, body, None)
@@ -247,10 +252,8 @@ class _Answers:
 
         return await self._unless_gone(request, whole())
 
-    def _unknown_model(self, body: Sampling) -> Response | None:
-        if body.model in (None, self._engine.name):
-            return None
-        message = f"There is no model {body.model!r} here; this server has {self._engine.name!r}."
+    def unknown_model(self, name: str) -> Response:
+        message = f"There is no model {name!r} here; this server has {self._engine.name!r}."
         return error_response(404, message, param="model", code="model_not_found")
 
     async def _moderate(self, texts: Any) -> None:
