@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ def commands(document: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the README's reader has it: the quickstart done (tiny), own texts and chats, a GPT-2."""
     folder = tmp_path_factory.mktemp("reader")
     quickstart(
@@ -57,6 +58,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "my-gpt2"
     )
     return folder
+
+
+@pytest.fixture
+def workplace(made: Path, tmp_path: Path) -> Path:
+    """A copy for one reader: the documents write to folders of the same names."""
+    return shutil.copytree(made, tmp_path / "reader")
 
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -34,13 +34,20 @@ def generation_config_with(config: GenerationConfig, **generation: Any) -> Gener
     return config
 
 
+# Logits are divided and multiplied by it: far outside this range they overflow, and sampling ends in an error.
+MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
+
+
 # transformers looks at these only while it generates, in the background, and some (top_p) not even then.
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (lambda value: value > 0, "above 0; for the likeliest token each time set do_sample to False"),
     "top_k": (lambda value: value >= 0 and int(value) == value, "a whole number, 0 for no limit"),
     "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "min_p": (lambda value: 0 <= value <= 1, "between 0 and 1"),
-    "repetition_penalty": (lambda value: value > 0, "above 0"),
+    "repetition_penalty": (
+        lambda value: MIN_PENALTY <= value <= MAX_PENALTY,
+        f"between {MIN_PENALTY} and {MAX_PENALTY:.0f}, where 1 changes nothing",
+    ),
     "num_beams": (lambda value: value == 1, "1: beam search cannot be streamed"),
 }
 

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from ..inference.parameters import MAX_PENALTY, MIN_PENALTY
+
 NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -57,7 +59,7 @@ class Sampling(_Request):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(None, description="0 means no limit.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=MIN_PENALTY, le=MAX_PENALTY)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: NonEmpty | Annotated[list[NonEmpty], Field(max_length=16)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(

@@ -1,0 +1,96 @@
+"""One evaluation as it is kept: figures with their intervals for people, every example's part in them for comparisons."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoints import atomic_folder
+from ..errors import DataError
+from .figures import AGGREGATES, Figure, Measure, bootstrap
+
+RESULTS_NAME = "results.json"
+EXAMPLES_NAME = "examples.jsonl"
+
+
+@dataclass
+class Evaluation:
+    """What a model did on some data.
+
+    Attributes:
+        task: As on the command line: `text-classification`, `language-modeling`, `code`, `hellaswag` ...
+        data: Where the examples came from.
+        measures: By name; all are over the same examples, in the same order.
+        examples: One for each row of the measures' statistics: what went in, what came out, what would have been right.
+        settings: What else decides the figures: stride, number of shots, seed ...
+    """
+
+    task: str
+    data: str
+    measures: dict[str, Measure]
+    examples: list[dict[str, Any]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, measure in self.measures.items():
+            if len(measure.statistics) != len(self.examples):
+                raise DataError(
+                    f"{name} has {len(measure.statistics)} examples and the evaluation {len(self.examples)}."
+                )
+
+    def figures(self) -> dict[str, Figure]:
+        """Every measure with its 95 % bootstrap interval."""
+        return {name: bootstrap(measure) for name, measure in self.measures.items()}
+
+    def save(self, folder: Path) -> dict[str, Figure]:
+        """Writes results.json and examples.jsonl, whole or not at all, and returns the figures."""
+        figures = self.figures()
+        results = {
+            "task": self.task,
+            "data": self.data,
+            "examples": len(self.examples),
+            "settings": self.settings,
+            "figures": {
+                name: {
+                    **figure._asdict(),
+                    "aggregate": self.measures[name].aggregate,
+                    "higher_is_better": self.measures[name].higher_is_better,
+                }
+                for name, figure in figures.items()
+            },
+        }
+        with atomic_folder(folder) as temporary:
+            text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+            (temporary / RESULTS_NAME).write_text(text, encoding="utf-8")
+            with (temporary / EXAMPLES_NAME).open("w", encoding="utf-8") as file:
+                for index, example in enumerate(self.examples):
+                    parts = {name: measure.statistics[index].tolist() for name, measure in self.measures.items()}
+                    file.write(json.dumps({**example, "statistics": parts}, ensure_ascii=False) + "\n")
+        return figures
+
+    @classmethod
+    def load(cls, folder: Path) -> "Evaluation":
+        """What `save` wrote.
+
+        Raises:
+            DataError: When the folder holds no evaluation, or one cut short.
+        """
+        try:
+            results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+            lines = (folder / EXAMPLES_NAME).read_text(encoding="utf-8").split("\n")
+            examples = [json.loads(line) for line in lines if line]
+            statistics = [example.pop("statistics") for example in examples]
+            figures = results["figures"]
+            if unknown := [kept["aggregate"] for kept in figures.values() if kept["aggregate"] not in AGGREGATES]:
+                raise DataError(f"{folder} has figures of the unknown kind {unknown[0]}: it is of a newer release.")
+            measures = {
+                name: Measure(
+                    kept["aggregate"], np.array([parts[name] for parts in statistics]), kept["higher_is_better"]
+                )
+                for name, kept in figures.items()
+            }
+            return cls(results["task"], results["data"], measures, examples, results["settings"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder} holds no evaluation that `chatgpt-hf evaluate` wrote: {error!r}") from error
