@@ -4,6 +4,7 @@ The reading is done by the loaders of `datasets`. What is added is that every mi
 or named after: the file, the line or byte offset, the columns there are.
 """
 
+import csv
 import glob
 import hashlib
 import json
@@ -73,7 +74,7 @@ def load_corpus(
             elif is_one_document(file):
                 texts.append(file)
             else:
-                rows = _load_rows(file, text_column, template)
+                rows = load_file(file, text_column, template)
                 parts.append(_with_text(rows, str(file), text_column, template))
         except DataError as error:
             if not skip_broken_files:
@@ -111,7 +112,7 @@ def load_rows(source: str) -> list[tuple[str, DatasetDict]]:
             raise DataError(f"{file} is a text without columns: give jsonl, json, csv, tsv or parquet files")
         if not has_content(file):
             raise DataError(f"{file} is empty: give at least one row")
-        tables.append((str(file), DatasetDict(train=_load_rows(file))))
+        tables.append((str(file), DatasetDict(train=load_file(file))))
     return tables
 
 
@@ -239,7 +240,7 @@ def _read_texts(files: list[tuple[str, int, int]]) -> Iterator[dict[str, str]]:
         yield {"text": read_text(Path(path))}
 
 
-def _load(path: Path, loader: str, **options: Any) -> Any:
+def run_loader(path: Path, loader: str, **options: Any) -> Any:
     """Run a loader of `datasets` over a file."""
     if path.suffix.lower() == ".zst" and "zstd" not in fsspec.available_compressions():
         raise DataError(f"{path} is compressed with zstd, which needs one more package: pip install zstandard")
@@ -253,18 +254,19 @@ def _load(path: Path, loader: str, **options: Any) -> Any:
         raise DataError(f"{path} cannot be read as {loader}: {error.__cause__ or error}") from error
 
 
-def _load_rows(path: Path, text_column: str | None = None, template: str | None = None, **options: Any) -> Any:
+def load_file(path: Path, text_column: str | None = None, template: str | None = None, **options: Any) -> Any:
     """Load one file that has columns: the loaders refuse several whose other columns differ.
 
     Args:
         text_column: A column that must be there, unless `template` names others; None reads whatever is there.
+        **options: For the loader of `datasets`.
     """
     suffix = format_of(path)
     if suffix in (".csv", ".tsv"):
         separator = "\t" if suffix == ".tsv" else ","
         try:
             with open_bytes(path) as stream:
-                head = pd.read_csv(stream, sep=separator, nrows=1)
+                head = pd.read_csv(stream, sep=separator, nrows=1, quoting=options.get("quoting", csv.QUOTE_MINIMAL))
         except ValueError as error:
             raise DataError(f"{path} cannot be read as {suffix[1:]}: {error}") from error
         if not isinstance(head.index, pd.RangeIndex):
@@ -274,22 +276,22 @@ def _load_rows(path: Path, text_column: str | None = None, template: str | None 
             _check_columns(list(head.columns), str(path), text_column, template)
         # Everything in such a file is text, even a document that is a number or the word "null".
         features = Features({column: Value("string") for column in head.columns})
-        return _load(path, "csv", sep=separator, features=features, keep_default_na=False, **options)
+        return run_loader(path, "csv", sep=separator, features=features, keep_default_na=False, **options)
     if suffix == ".parquet":
         if text_column is None:
-            return _load(path, "parquet", **options)
+            return run_loader(path, "parquet", **options)
         try:
             _check_columns(pq.read_schema(path).names, str(path), text_column, template)
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path} cannot be read as parquet: {error}") from error
-        return _load(path, "parquet", columns=_wanted(text_column, template), **options)
+        return run_loader(path, "parquet", columns=_wanted(text_column, template), **options)
     return _load_json(path)
 
 
 def _load_json(path: Path) -> Dataset:
     """Load a JSON or JSON Lines file; raises `DataError` naming the broken line."""
     try:
-        return _load(path, "json")
+        return run_loader(path, "json")
     except DataError as error:
         raise DataError(json_fault(path) or str(error)) from error
 
@@ -315,7 +317,7 @@ def _stream_file(path: Path, text_column: str, template: str | None) -> Iterator
             for line, row in _stream_json(path):
                 yield _document(row, f"line {line} of {path}", text_column, template)
         else:
-            rows = _load_rows(path, text_column, template, streaming=True)
+            rows = load_file(path, text_column, template, streaming=True)
             # `iter` reads the whole file in each worker of a data loader, where plain iteration would divide it.
             for batch in rows.iter(batch_size=100):
                 for cells in zip(*batch.values(), strict=True):
