@@ -1,22 +1,15 @@
 """How well a chat model answers: exact match and ROUGE-L against the reference, and whether it stops by itself."""
 
-import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from typing import Any
 
-import torch
 from rouge_score.rouge_scorer import RougeScorer
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import DataError
 from ..tokenization_chatgpt import encode_conversation
-from .padding import pad
-
-logger = logging.getLogger(__name__)
+from .generation import generate_completions
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,6 @@ def ends_with_an_answer(messages: list[dict[str, str]] | None) -> bool:
     return messages is not None and len(messages) >= 2 and messages[-1]["role"] == "assistant"
 
 
-@torch.inference_mode()
 def evaluate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -72,34 +64,23 @@ def evaluate_answers(
         encode_conversation(tokenizer, messages[:-1], add_generation_prompt=True)["input_ids"]
         for messages in conversations
     ]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    limit = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-    if too_long := sum(len(prompt) >= limit for prompt in prompts):
-        logger.warning("%d questions leave no room in the context of %d and count as unanswered.", too_long, limit)
-        order = order[: len(order) - too_long]
-    answers = [""] * len(prompts)
-    stopped = well_formed = 0
+    completions = generate_completions(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+        desc="Answering",
+        noun="questions",
+        do_sample=False,
+    )
+    answers = [completion.text.strip() for completion in completions]
     specials = set(tokenizer.all_special_ids)
-    was_training = model.training
-    model.eval()
-    eos = model.generation_config.eos_token_id
-    ends = set(eos if isinstance(eos, list) else [eos])
-    for begin in tqdm(range(0, len(order), batch_size), desc="Answering", disable=not progress):
-        indices = order[begin : begin + batch_size]
-        inputs = pad([prompts[index] for index in indices], side="left", pad_token_id=tokenizer.pad_token_id)
-        room = limit - inputs["input_ids"].shape[1]
-        output = model.generate(
-            **{name: value.to(model.device) for name, value in inputs.items()},
-            max_new_tokens=min(max_new_tokens, room),
-            do_sample=False,
-        )
-        for index, ids in zip(indices, output[:, inputs["input_ids"].shape[1] :], strict=True):
-            said = list(takewhile(lambda token: token not in ends, ids.tolist()))
-            answers[index] = tokenizer.decode(said, skip_special_tokens=True).strip()
-            ended = len(said) < len(ids)
-            stopped += ended
-            well_formed += ended and bool(answers[index]) and "�" not in answers[index] and not specials & set(said)
-    model.train(was_training)
+    well_formed = sum(
+        completion.ended and bool(answer) and "�" not in answer and not specials & set(completion.ids)
+        for completion, answer in zip(completions, answers, strict=True)
+    )
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     references = [messages[-1]["content"].strip() for messages in conversations]
     rouge = sum(
@@ -109,7 +90,7 @@ def evaluate_answers(
     return AnswersResult(
         exact_match=sum(a == b for a, b in zip(answers, references, strict=True)) / len(answers),
         rouge_l=rouge / len(answers),
-        stopped=stopped / len(answers),
+        stopped=sum(completion.ended for completion in completions) / len(answers),
         well_formed=well_formed / len(answers),
         conversations=len(answers),
         samples=[
