@@ -10,7 +10,7 @@ from typing import NamedTuple
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from ..errors import ConfigError, DataError
-from .corpus import check_test_fraction, is_blank, is_held_out
+from .corpus import is_blank
 from .labels import (
     FEATURES,
     PROBLEM_TYPES,
@@ -21,7 +21,7 @@ from .labels import (
     number_of,
     read_label_names,
 )
-from .tables import Rejected, Table, load_tables
+from .tables import Rejected, Table, load_tables, split_rows
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +88,8 @@ def load_labelled(
 ) -> LabelledSplits:
     """Labelled texts from files with or without a header, or from the Hub.
 
-    In a file without a header the label is in the first or the last column, in whichever fewer values occur, and the other
-    columns are text. Texts from several columns are joined by a line feed.
+    In a file without a header the label is in the first or the last column, in the one with fewer or else shorter values, and
+    the other columns are text. Texts from several columns are joined by a line feed.
 
     Args:
         source: A file, folder or glob of csv, tsv, txt (with tabs), jsonl, json or parquet files, or a Hub id.
@@ -112,22 +112,14 @@ def load_labelled(
     """
     if problem_type not in ("auto", *PROBLEM_TYPES):
         raise ConfigError(f"problem_type is {problem_type!r}: give auto or one of {', '.join(PROBLEM_TYPES)}")
-    if test_fraction:
-        check_test_fraction(test_fraction)
     given = (text_column,) if isinstance(text_column, str) else tuple(text_column or ())
     tables = _load(source, given, label_column)
     columns = _find_columns(tables[0], given, label_column, problem_type)
     rows = _read(tables, columns, skip_invalid)
+    held_out = None
     if eval_source is not None:
         held_out = _read(_load(eval_source, columns.text, columns.label), columns, skip_invalid)
-        rows["test"] = held_out["test"] or held_out["train"]
-    elif test_fraction and not rows["test"]:
-        sides = [is_held_out(row.text, test_fraction) for row in rows["train"]]
-        parts = {
-            side: [row for row, held in zip(rows["train"], sides, strict=True) if held is side]
-            for side in (False, True)
-        }
-        rows = {"train": parts[False], "test": parts[True]}
+    rows = split_rows(rows, held_out, test_fraction, lambda row: row.text, source)
     known = rows["train"] if eval_source is not None else rows["train"] + rows["test"]
     problem_type = find_problem_type(known, problem_type)
     if problem_type == "regression":
@@ -138,11 +130,10 @@ def load_labelled(
         names = _own_names(tables[0], columns.label) or find_label_names(known, problem_type)
     if not tables[0].has_header and problem_type == "single_label_classification":
         _check_first_line(known)
-    _check_parts(rows, source, bool(eval_source or test_fraction))
     encode = LabelEncoder(known, names, problem_type)
     features = Features({"text": Value("string"), "label": FEATURES[problem_type]})
     parts_of = {
-        name: Dataset.from_list([{"text": row.text, "label": encode(row)} for row in part], features)
+        name: Dataset.from_dict({"text": [row.text for row in part], "label": [encode(row) for row in part]}, features)
         for name, part in rows.items()
     }
     if len(set(map(str, parts_of["train"]["label"]))) < 2:
@@ -190,14 +181,14 @@ def _find_columns(table: Table, text: tuple[str, ...], label: str | None, proble
 
 
 def _label_by_values(rows: Dataset, columns: list[str], problem_type: str) -> str | None:
-    """Of the first and the last column, the one with fewer values, or with numbers; None if neither is the one."""
-    ends = list(dict.fromkeys(columns[:1] + columns[-1:]))
+    """Of the first and the last column, the one with fewer or else shorter values, or the one with numbers."""
+    ends = {name: [value for value in rows[name][:] if value.strip()] for name in (*columns[:1], *columns[-1:])}
     if problem_type == "regression":
-        ends = [name for name in ends if all(number_of(value) is not None for value in rows[name])]
-        return ends[0] if len(ends) == 1 else None
-    counts = {name: len(rows.unique(name)) for name in ends}
-    fewest = min(counts, key=lambda name: counts[name])
-    return fewest if list(counts.values()).count(counts[fewest]) == 1 else None
+        numbers = [name for name, values in ends.items() if all(number_of(value) is not None for value in values)]
+        return numbers[0] if len(numbers) == 1 else None
+    sizes = {name: (len(set(values)), sum(map(len, values))) for name, values in ends.items()}
+    smallest = min(sizes, key=lambda name: sizes[name])
+    return smallest if list(sizes.values()).count(sizes[smallest]) == 1 else None
 
 
 def _check_columns(where: str, found: list[str], wanted: Sequence[str]) -> None:
@@ -233,8 +224,8 @@ def _read(tables: Sequence[Table], columns: _Columns, skip_invalid: bool) -> dic
 def _usable(rows: Dataset, columns: _Columns, rejected: Rejected) -> Iterator[Labelled]:
     """The rows with a text and a label."""
     own = _class_label(rows, columns.label)
-    texts = [rows[name] for name in columns.text]
-    for number, (label, *cells) in enumerate(zip(rows[columns.label], *texts, strict=True), start=1):
+    texts = [rows[name][:] for name in columns.text]
+    for number, (label, *cells) in enumerate(zip(rows[columns.label][:], *texts, strict=True), start=1):
         for name, cell in zip(columns.text, cells, strict=True):
             if cell is not None and not isinstance(cell, str):
                 raise DataError(
@@ -262,15 +253,3 @@ def _check_first_line(rows: Sequence[Labelled]) -> None:
             f"{first} has the label {first.label!r}, which no other row has, as if it were a header: if it is, name its "
             "columns with --text_column and --label_column; if not, leave it out."
         )
-
-
-def _check_parts(rows: dict[str, list[Labelled]], source: str, is_test_wanted: bool) -> None:
-    if not rows["train"]:
-        raise DataError(f"{source} has no row to learn from: give more, or hold out fewer.")
-    if is_test_wanted and not rows["test"]:
-        raise DataError(
-            f"Of {source} no row is held out: give more rows, a larger --test_fraction or an --eval_source."
-        )
-    seen = {row.text for row in rows["train"]}
-    if again := sum(row.text in seen for row in rows["test"]):
-        logger.warning("%d of %d held-out texts are among those that are learned.", again, len(rows["test"]))

@@ -4,18 +4,20 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pandas as pd
 from datasets import DatasetDict, Features, Value
 
 from ..errors import DataError
-from .corpus import load_file, load_rows, run_loader
+from .corpus import check_test_fraction, is_held_out, load_file, load_rows, run_loader
 from .files import format_of, has_content, open_bytes, source_files
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
@@ -37,32 +39,75 @@ class Table(NamedTuple):
 class Rejected:
     """Rows that cannot be used: the first is an error, unless such rows are to be left out; then they are counted."""
 
-    def __init__(self, where: str, skip_invalid: bool) -> None:
+    def __init__(self, where: str, skip_invalid: bool, unit: str = "row") -> None:
         self.where = where
         self.skip_invalid = skip_invalid
+        self.unit = unit
         self.reasons: list[str] = []
 
     def add(self, number: int, reason: str) -> None:
         """Rejects a row.
 
         Args:
-            number: Counted from 1, a header aside.
+            number: Of the row, or of what `unit` names, counted from 1 and a header aside.
             reason: What is wrong with it and what would be right, without a stop.
 
         Raises:
             DataError: Unless such rows are left out.
         """
-        message = f"row {number} of {self.where} cannot be used: {reason}"
+        message = f"{self.unit} {number} of {self.where} cannot be used: {reason}"
         if not self.skip_invalid:
-            raise DataError(f"{message[0].upper()}{message[1:]} (--skip_invalid leaves such rows out).")
+            raise DataError(f"{message[0].upper()}{message[1:]} (--skip_invalid leaves such ones out).")
         self.reasons.append(message)
 
     def log(self) -> None:
         """Says how many rows were left out, and why the first was."""
         if self.reasons:
-            logger.warning(
-                "%d rows of %s are left out; the first: %s.", len(self.reasons), self.where, self.reasons[0]
-            )
+            count = len(self.reasons)
+            logger.warning("%d %ss of %s are left out; the first: %s.", count, self.unit, self.where, self.reasons[0])
+
+
+def split_rows(
+    rows: Mapping[str, list[T]],
+    held_out: Mapping[str, list[T]] | None,
+    test_fraction: float,
+    key: Callable[[T], str],
+    source: str,
+) -> dict[str, list[T]]:
+    """The rows to learn from and those that are held out.
+
+    Args:
+        rows: Of the source, by split: `train`, and perhaps `test`.
+        held_out: Of an evaluation source, likewise; its `test` or, without one, all of it is held out then.
+        test_fraction: Without: the share to hold out by a hash, unless the source brings a `test` split.
+        key: What is hashed. Rows with the same are on the same side, however the data grow or are ordered.
+        source: For messages.
+
+    Returns:
+        The splits `train` and `test`; the latter may be empty if nothing was to be held out.
+
+    Raises:
+        DataError: If there is nothing to learn from, or nothing is held out though it was to be.
+        ConfigError: If `test_fraction` is neither 0 nor between 0 and 1.
+    """
+    if test_fraction:
+        check_test_fraction(test_fraction)
+    train, test = rows.get("train", []), rows.get("test", [])
+    if held_out is not None:
+        test = held_out.get("test") or held_out.get("train", [])
+    elif test_fraction and not test:
+        sides = [is_held_out(key(row), test_fraction) for row in train]
+        train, test = ([row for row, held in zip(train, sides, strict=True) if held is side] for side in (False, True))
+    if not train:
+        raise DataError(f"{source} has nothing to learn from: give more rows, or hold out fewer.")
+    if not test and (test_fraction or held_out is not None):
+        raise DataError(
+            f"Of {source} nothing is held out: give more rows, a larger --test_fraction or an --eval_source."
+        )
+    learned = set(map(key, train))
+    if again := sum(key(row) in learned for row in test):
+        logger.warning("%d of %d held-out rows are among those that are learned.", again, len(test))
+    return {"train": train, "test": test}
 
 
 def load_tables(
