@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
         """
         from rich.console import Console
         from rich.markup import escape
-        from rich.table import Table
+        from rich.table import Column, Table
 
         from ..evaluation.compare import PAGE_NAME, PLOT_NAME, compare_folders, write
 
@@ -38,7 +38,9 @@ def register(app: typer.Typer) -> None:
         console = Console()
         for title, comparison in comparisons.items():
             head, *rows = comparison.rows()
-            table = Table(*map(escape, head), title=escape(title), box=None, header_style="bold")
+            table = Table(
+                *(Column(name, overflow="fold") for name in head), title=escape(title), box=None, header_style="bold"
+            )
             for row in rows:
                 table.add_row(*map(escape, row))
             console.print(table)

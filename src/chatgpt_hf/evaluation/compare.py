@@ -56,8 +56,7 @@ class Comparison:
 
     def rows(self) -> list[list[str]]:
         """The table, its head first: a row for each figure and model; a significant difference has a star."""
-        first = next(iter(next(iter(self.figures.values()))))
-        rows = [["figure", "model", "value", "95 % interval", f"difference to {first}", "95 % interval", "p"]]
+        rows = [["figure", "model", "value", "95 % interval", "difference to the first", "95 % interval", "p"]]
         for name, models in self.figures.items():
             title = name if self.higher_is_better[name] else f"{name} (lower is better)"
             for model, (figure, difference, p_value) in models.items():
