@@ -9,7 +9,7 @@ import numpy as np
 
 from ..checkpoints import atomic_folder
 from ..errors import DataError
-from .figures import AGGREGATES, Figure, Measure, bootstrap
+from .figures import AGGREGATES, Figure, Measure, bootstraps
 
 RESULTS_NAME = "results.json"
 EXAMPLES_NAME = "examples.jsonl"
@@ -23,7 +23,9 @@ class Evaluation:
         task: As on the command line: `text-classification`, `language-modeling`, `code`, `hellaswag` ...
         data: Where the examples came from.
         measures: By name; all are over the same examples, in the same order.
-        examples: One for each row of the measures' statistics: what went in, what came out, what would have been right.
+        examples: One for each row of the measures' statistics: what went in (`input`, `text`,
+            `prompt` or `question`; `id` where the data has them), what came out, and what would have been right (`reference`).
+            By what does not depend on the model, a comparison knows that two evaluations are of the same examples.
         settings: What else decides the figures: stride, number of shots, seed ...
     """
 
@@ -42,7 +44,7 @@ class Evaluation:
 
     def figures(self) -> dict[str, Figure]:
         """Every measure with its 95 % bootstrap interval."""
-        return {name: bootstrap(measure) for name, measure in self.measures.items()}
+        return dict(zip(self.measures, bootstraps(list(self.measures.values())), strict=True))
 
     def save(self, folder: Path) -> dict[str, Figure]:
         """Writes results.json and examples.jsonl, whole or not at all, and returns the figures."""
@@ -56,6 +58,7 @@ class Evaluation:
                 name: {
                     **figure._asdict(),
                     "aggregate": self.measures[name].aggregate,
+                    "options": dict(self.measures[name].options),
                     "higher_is_better": self.measures[name].higher_is_better,
                 }
                 for name, figure in figures.items()
@@ -81,16 +84,24 @@ class Evaluation:
             results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
             lines = (folder / EXAMPLES_NAME).read_text(encoding="utf-8").split("\n")
             examples = [json.loads(line) for line in lines if line]
+            if len(examples) != results["examples"]:
+                raise DataError(
+                    f"{folder / EXAMPLES_NAME} has {len(examples)} examples and {RESULTS_NAME} {results['examples']}: it was "
+                    "cut short, or is of another run. Evaluate again."
+                )
             statistics = [example.pop("statistics") for example in examples]
             figures = results["figures"]
             if unknown := [kept["aggregate"] for kept in figures.values() if kept["aggregate"] not in AGGREGATES]:
                 raise DataError(f"{folder} has figures of the unknown kind {unknown[0]}: it is of a newer release.")
             measures = {
                 name: Measure(
-                    kept["aggregate"], np.array([parts[name] for parts in statistics]), kept["higher_is_better"]
+                    kept["aggregate"],
+                    np.array([parts[name] for parts in statistics]),
+                    kept["higher_is_better"],
+                    kept["options"],
                 )
                 for name, kept in figures.items()
             }
             return cls(results["task"], results["data"], measures, examples, results["settings"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{folder} holds no evaluation that `chatgpt-hf evaluate` wrote: {error!r}") from error

@@ -1,0 +1,279 @@
+"""Evaluations of several models on the same examples, side by side: who is better, and whether that may be chance."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import wrap
+from typing import Any, NamedTuple
+
+from ..checkpoints import atomic_folder
+from ..errors import DataError
+from .figures import Difference, Figure, paired_differences
+from .record import EXAMPLES_NAME, RESULTS_NAME, Evaluation
+
+# In a model's folder, with a folder for each of its evaluations.
+FOLDER_NAME = "evaluation"
+# Of an example, what does not depend on the model.
+_GIVEN = ("id", "input", "text", "prompt", "question", "reference")
+PAGE_NAME = "compare.md"
+PLOT_NAME = "compare.png"
+SIGNIFICANT = 0.05
+
+
+class Compared(NamedTuple):
+    """A model's figure, and how it differs from the first model's.
+
+    Attributes:
+        difference: None for the first model; its p-value is that of this one comparison.
+        p_value: The same, adjusted for all comparisons on the page.
+    """
+
+    figure: Figure
+    difference: Difference | None = None
+    p_value: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        return self.p_value is not None and self.p_value < SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        figures: By figure, then by model, the first model first.
+        higher_is_better: By figure.
+        notes: What else a reader must know: settings that differ, figures that not all have.
+    """
+
+    task: str
+    data: str
+    examples: int
+    figures: dict[str, dict[str, Compared]]
+    higher_is_better: dict[str, bool]
+    notes: list[str]
+
+    def rows(self) -> list[list[str]]:
+        """The table, its head first: a row for each figure and model; a significant difference has a star."""
+        rows = [["figure", "model", "value", "95 % interval", "difference to the first", "95 % interval", "p"]]
+        for name, models in self.figures.items():
+            title = name if self.higher_is_better[name] else f"{name} (lower is better)"
+            for model, (figure, difference, p_value) in models.items():
+                cells = [title, model, f"{figure.value:.4g}", _interval(figure)]
+                if difference is None or p_value is None:
+                    cells += ["", "", ""]
+                else:
+                    star = " *" if models[model].significant else ""
+                    cells += [f"{difference.value:+.3g}", _interval(difference), f"{p_value:.2g}{star}"]
+                rows.append(cells)
+        return rows
+
+    def markdown(self, title: str | None = None) -> str:
+        """A section of a page, with the table and how it was made."""
+        head, *rows = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in self.rows())
+        table = "\n".join(f"| {row} |" for row in (head, " | ".join(["---"] * 7), *rows))
+        about = f"{self.task} on {self.data}, {self.examples:,} examples."
+        return "\n\n".join([f"## {title or self.task}", about, table, *self.notes])
+
+
+def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
+    """Compares each model with the first, figure by figure, by the paired bootstrap over examples.
+
+    p-values are adjusted by Holm's method (Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure) for all
+    comparisons together.
+
+    Args:
+        evaluations: Two or more, by the names of their models.
+
+    Raises:
+        DataError: When they are of different tasks, data or examples, or have no figure in common; the message says what
+            differs.
+    """
+    if len(evaluations) < 2:
+        raise DataError(f"A comparison needs two evaluations, and here is {len(evaluations)}.")
+    (first_name, first), *others = evaluations.items()
+    for name, other in others:
+        _check_same(first_name, first, name, other)
+    shared = [name for name in first.measures if all(name in other.measures for _, other in others)]
+    if not shared:
+        have = "; ".join(f"{name}: {', '.join(evaluation.measures)}" for name, evaluation in evaluations.items())
+        raise DataError(f"The evaluations have no figure in common ({have}).")
+    differences = {
+        (figure, name): difference
+        for name, other in others
+        for figure, difference in zip(
+            shared,
+            paired_differences(*([of.measures[figure] for figure in shared] for of in (first, other))),
+            strict=True,
+        )
+    }
+    adjusted = dict(zip(differences, holm([found.p_value for found in differences.values()]), strict=True))
+    values = {name: evaluation.figures() for name, evaluation in evaluations.items()}
+    return Comparison(
+        task=first.task,
+        data=first.data,
+        examples=len(first.examples),
+        figures={
+            figure: {
+                name: Compared(values[name][figure], differences.get((figure, name)), adjusted.get((figure, name)))
+                for name in evaluations
+            }
+            for figure in shared
+        },
+        higher_is_better={figure: first.measures[figure].higher_is_better for figure in shared},
+        notes=_notes(evaluations, shared),
+    )
+
+
+def compare_folders(folders: Sequence[Path]) -> dict[str, Comparison]:
+    """`compare` of what `chatgpt-hf evaluate` wrote, by the names of the evaluations.
+
+    Args:
+        folders: Of evaluations, or of models with evaluations in `evaluation/`. The same evaluation under any name can be
+            given for each; of models, all evaluations that every one of them has are compared.
+
+    Raises:
+        DataError: When a folder is given twice or holds no evaluation, or there is none that all have.
+    """
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise DataError(f"{twice[0]} is given twice; name the folders of different models.")
+    if all(map(_is_evaluation, folders)):
+        single = {str(folder): Evaluation.load(folder) for folder in folders}
+        return {evaluation.task: compare(single) for evaluation in list(single.values())[:1]}
+    found = {str(folder): _evaluations_in(folder) for folder in folders}
+    shared = [name for name in next(iter(found.values())) if all(name in named for named in found.values())]
+    if not shared:
+        have = "; ".join(f"{folder}: {', '.join(named)}" for folder, named in found.items())
+        raise DataError(f"There is no evaluation that all have ({have}). Evaluate each on the same data.")
+    return {
+        name: compare({folder: Evaluation.load(named[name]) for folder, named in found.items()}) for name in shared
+    }
+
+
+def _is_evaluation(folder: Path) -> bool:
+    # A run's folder has a results.json too.
+    return (folder / EXAMPLES_NAME).is_file()
+
+
+def _evaluations_in(folder: Path) -> dict[str, Path]:
+    if _is_evaluation(folder):
+        return {folder.resolve().name: folder}
+    named = {path.parent.name: path.parent for path in sorted(folder.glob(f"{FOLDER_NAME}/*/{RESULTS_NAME}"))}
+    if not named:
+        raise DataError(
+            f"{folder} holds no evaluation ({RESULTS_NAME} with {EXAMPLES_NAME}), and none in {FOLDER_NAME}/: run "
+            f"`chatgpt-hf evaluate {folder}` first."
+        )
+    return named
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for there being several (Holm 1979), in the order given."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def write(comparisons: Mapping[str, Comparison], folder: Path) -> None:
+    """Writes compare.md and compare.png, both or neither.
+
+    Args:
+        comparisons: By the names of the evaluations.
+    """
+    page = [
+        "# Comparison",
+        *(comparison.markdown(title) for title, comparison in comparisons.items()),
+        f"![Each model's figures with their intervals]({PLOT_NAME})",
+        "Intervals are 95 % percentile bootstrap intervals over examples. Differences are paired: both models are resampled with "
+        "the same examples. p is two-sided, by the paired bootstrap, and adjusted by Holm's method for all comparisons of a "
+        f"table; a star marks p < {SIGNIFICANT}.",
+    ]
+    with atomic_folder(folder) as temporary:
+        (temporary / PAGE_NAME).write_text("\n\n".join(page) + "\n", encoding="utf-8")
+        plot(comparisons, temporary / PLOT_NAME)
+
+
+def plot(comparisons: Mapping[str, Comparison], file: Path) -> None:
+    """A panel for each figure: the models' values as dots with their intervals, the first's as a line through all."""
+    # Without pyplot, which would pick a window system and keep the figure alive.
+    from matplotlib.figure import Figure as Picture
+
+    panels = [
+        (f"{title}: {name}" if len(comparisons) > 1 else name, comparison.higher_is_better[name], models)
+        for title, comparison in comparisons.items()
+        for name, models in comparison.figures.items()
+    ]
+    heights = [0.7 + 0.35 * len(models) for _, _, models in panels]
+    picture = Picture(figsize=(8, sum(heights)), layout="constrained")
+    grid = picture.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (title, higher_is_better, models) in zip(grid, panels, strict=True):
+        values = [compared.figure for compared in models.values()]
+        places = range(len(models))
+        axes.axvline(values[0].value, color="0.7", linewidth=1)
+        for place, (value, low, high) in zip(places, values, strict=True):
+            axes.plot([low, high], [place, place], color=f"C{place}", linewidth=2)
+            axes.plot(value, place, "o", color=f"C{place}")
+        axes.set_yticks(places, ["\n".join(wrap(name, 36)) for name in models], fontsize=8)
+        axes.set_ylim(len(models) - 0.5, -0.5)
+        axes.set_title(title if higher_is_better else f"{title} (lower is better)", fontsize=10, loc="left")
+        axes.grid(axis="x", alpha=0.3)
+    picture.savefig(file, dpi=120)
+
+
+def _interval(figure: Figure | Difference) -> str:
+    return f"{figure.low:.4g} to {figure.high:.4g}"
+
+
+def _check_same(first_name: str, first: Evaluation, name: str, other: Evaluation) -> None:
+    for what in ("task", "data"):
+        a, b = getattr(first, what), getattr(other, what)
+        if a != b:
+            raise DataError(
+                f"{first_name} and {name} cannot be compared: the {what} of the first is {a}, that of the second {b}. "
+                "Evaluate both on the same."
+            )
+    if len(first.examples) != len(other.examples):
+        raise DataError(
+            f"{first_name} and {name} cannot be compared: the first has {len(first.examples)} examples, the second "
+            f"{len(other.examples)}. Evaluate both on the same."
+        )
+    for number, (a, b) in enumerate(zip(first.examples, other.examples, strict=True), start=1):
+        for key in _GIVEN:
+            if a.get(key) != b.get(key):
+                raise DataError(
+                    f"{first_name} and {name} cannot be compared: the {key} of example {number} is {_short(a.get(key))} for the "
+                    f"first and {_short(b.get(key))} for the second. Evaluate both on the same data, in the same order."
+                )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _notes(evaluations: Mapping[str, Evaluation], shared: Sequence[str]) -> list[str]:
+    notes = []
+    settings = sorted({key for evaluation in evaluations.values() for key in evaluation.settings})
+    for key in settings:
+        values = {name: evaluation.settings.get(key) for name, evaluation in evaluations.items()}
+        if len({repr(value) for value in values.values()}) > 1:
+            said = ", ".join(f"{value} for {name}" for name, value in values.items())
+            notes.append(f"The setting {key} differs: {said}.")
+    measures = [evaluation.measures for evaluation in evaluations.values()]
+    if only := sorted({name for found in measures for name in found} - set(shared)):
+        notes.append(f"Not all models have: {', '.join(only)}.")
+    for figure in shared:
+        tokens = {
+            found[figure].statistics[:, 1].sum() for found in measures if found[figure].aggregate == "perplexity"
+        }
+        if len(tokens) > 1:
+            notes.append(
+                f"{figure} is per token, and the models' tokenizers cut the text into differing numbers of tokens: compare bits "
+                "per byte instead."
+            )
+    return notes
