@@ -233,6 +233,13 @@ HOSTILE = {
     "frames of a generator": ("g = (g.gi_frame.f_back for _ in 'a')\nnext(g)", "ValueError"),
     "frames by tracing": ("import sys; sys.settrace(print)", "ValueError"),
     "frames of threads": ("import sys; sys._current_frames()", "ValueError"),
+    "what began it": (
+        "for c in object.__subclasses__():\n"
+        " for f in vars(c).values():\n"
+        "  assert 'confine' not in getattr(f, '__globals__', ()), 'found'\n"
+        "import sys; import __main__; assert not hasattr(__main__, 'confine') and 'ctypes' not in sys.modules\nassert False",
+        "AssertionError:$",
+    ),
     "objects": ("import gc; gc.get_objects()", "ValueError"),
     "ctypes": ("import ctypes; ctypes.CDLL(None)", "ImportError"),
     "ctypes under another name": (

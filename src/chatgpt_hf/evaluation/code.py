@@ -213,7 +213,9 @@ def evaluate_code(
     # So that a system without confinement is known of before hours of generation.
     run_program("", timeout=timeout, memory_mb=memory_mb, unsafe_unconfined=unsafe_unconfined)
     prompts = [ids[:-1] for ids in encode_documents(tokenizer, [problem.prompt for problem in problems])]
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": _TOP_P, "top_k": 0} if temperature else {}
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": _TOP_P, "top_k": 0}
     device = model.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -226,7 +228,7 @@ def evaluate_code(
             progress=progress,
             desc="Writing",
             stop=STOP,
-            **{"do_sample": False, **sampling},
+            **sampling,
         )
     texts = [completion.text for completion in written]
     completions = [texts[begin : begin + samples] for begin in range(0, len(texts), samples)]

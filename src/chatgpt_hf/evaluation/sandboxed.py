@@ -224,20 +224,21 @@ def main() -> None:
     except (OSError, ValueError, AttributeError) as error:
         os.write(report, f"{error}".encode())
         os._exit(1)
-    # The program may change what these names stand for.
-    write, leave, flush = os.write, os._exit, lambda: sys.stdout.flush()
+    # The program may change what names stand for, and finds the functions of this module by their classes.
+    write, leave, quiet, system = os.write, os._exit, suppress, sys
     module = types.ModuleType("__main__")
     sys.modules["__main__"], sys.argv = module, [""]
     del setup
     _hide_frames()
     write(report, b"ready\n")
+    globals().clear()
     try:
         exec(compile(source, "<program>", "exec"), module.__dict__)
     except BaseException as error:
         secret = b""
         write(report, f"{type(error).__name__}: {error}"[:300].encode(errors="replace"))
-    with suppress(BaseException):
-        flush()
+    with quiet(BaseException):
+        system.stdout.flush()
     write(report, secret)
     leave(0)
 
