@@ -1,0 +1,253 @@
+"""Whether the programs that a model writes work: pass@k on problems in the form of HumanEval (Chen et al. 2021)."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.files import has_content, open_bytes
+from ..errors import ConfigError, DataError
+from ..tokenization_chatgpt import encode_documents
+from .figures import Measure
+from .generation import generate_completions
+from .record import Evaluation
+from .sandbox import run_program
+
+# What ends the body of a function (Chen et al. 2021, section 2.1).
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+# Of nucleus sampling, as there (section 3.2).
+_TOP_P = 0.95
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One function to write.
+
+    Attributes:
+        prompt: A module that breaks off where the function's body begins.
+        entry_point: The function's name.
+        test: The source of a function `check(candidate)` that raises where the function is wrong.
+        canonical_solution: What the prompt could go on with.
+    """
+
+    task_id: str
+    prompt: str
+    entry_point: str
+    test: str
+    canonical_solution: str | None = None
+
+    def program(self, completion: str) -> str:
+        """The prompt with its completion, and its test after it."""
+        return f"{self.prompt}{completion}\n{self.test}\ncheck({self.entry_point})\n"
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """Problems from a file in HumanEval's format: a JSON object in each line, possibly compressed (.gz, .zst).
+
+    Raises:
+        DataError: When the file cannot be read or holds no problem, or for a line that is none.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no file {path}.")
+    has_content(path)
+    problems: dict[str, Problem] = {}
+    with open_bytes(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number} is broken JSON: {error}") from error
+            problem = _problem(row, f"{path}, line {number}")
+            if problem.task_id in problems:
+                raise DataError(f"{path}, line {number} has the task_id {problem.task_id} for the second time.")
+            problems[problem.task_id] = problem
+    if not problems:
+        raise DataError(f"{path} holds no problem.")
+    return list(problems.values())
+
+
+def _problem(row: Any, where: str) -> Problem:
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is no JSON object.")
+    values = {}
+    for field in fields(Problem):
+        value = row.get(field.name)
+        if value is None and field.name == "canonical_solution":
+            continue
+        if not isinstance(value, str):
+            raise DataError(f"{where} has no text as its `{field.name}`, but {value!r:.80}.")
+        values[field.name] = value
+    problem = Problem(**values)
+    if not problem.entry_point.isidentifier():
+        raise DataError(
+            f"{where} has the `entry_point` {problem.entry_point!r:.80}, which is not the name of a function."
+        )
+    return problem
+
+
+def pass_at_k(samples: int, passed: int, k: int) -> float:
+    """The chance that one of k of the samples passes, estimated without bias (Chen et al. 2021, equation 1)."""
+    if samples - passed < k:
+        return 1.0
+    return float(1 - np.prod(1 - k / np.arange(samples - passed + 1, samples + 1)))
+
+
+def score_completions(
+    problems: Sequence[Problem],
+    completions: Sequence[Sequence[str]],
+    *,
+    ks: Sequence[int] = (1,),
+    data: str = "",
+    timeout: float = 10,
+    memory_mb: int = 512,
+    num_workers: int = 1,
+    unsafe_unconfined: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Runs what was written for each problem, in `sandbox.run_program`.
+
+    Args:
+        completions: For each problem any number of continuations of its prompt, already cut where the function ends.
+        ks: For which k to give pass@k.
+        data: Where the problems came from.
+        timeout, memory_mb, unsafe_unconfined: As `run_program` takes them.
+        num_workers: How many programs run at a time; above the number of cores they may be timed out for no fault of theirs.
+
+    Returns:
+        Measures `pass@1` ..., over the problems; each example has all completions of its problem and what became of them.
+
+    Raises:
+        DataError: When there is no problem, or not as many lists of completions as problems.
+        ConfigError: When a k is above the number of completions, or programs cannot be confined here.
+    """
+    if not problems or len(problems) != len(completions):
+        raise DataError(
+            f"There are {len(problems)} problems and completions for {len(completions)}: give one list for each."
+        )
+    _check(ks, min(map(len, completions)), num_workers)
+    programs = [
+        problem.program(completion)
+        for problem, written in zip(problems, completions, strict=True)
+        for completion in written
+    ]
+    run = partial(run_program, timeout=timeout, memory_mb=memory_mb, unsafe_unconfined=unsafe_unconfined)
+    with ThreadPoolExecutor(num_workers) as pool:
+        try:
+            found = list(tqdm(pool.map(run, programs), total=len(programs), desc="Running", disable=not progress))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    outcomes = iter(found)
+    examples, counts = [], []
+    for problem, written in zip(problems, completions, strict=True):
+        tried = [
+            {"completion": completion, "passed": outcome.passed, "reason": outcome.reason}
+            for completion, outcome in zip(written, islice(outcomes, len(written)), strict=True)
+        ]
+        counts.append((len(tried), sum(each["passed"] for each in tried)))
+        examples.append({"task_id": problem.task_id, "prompt": problem.prompt, "samples": tried})
+    measures = {
+        f"pass@{k}": Measure("mean", np.array([[pass_at_k(samples, passed, k), 1] for samples, passed in counts]))
+        for k in ks
+    }
+    return Evaluation("code", data, measures, examples, {"timeout": timeout, "memory_mb": memory_mb})
+
+
+def _check(ks: Sequence[int], samples: int, num_workers: int) -> None:
+    if not ks or not all(1 <= k <= samples for k in ks):
+        raise ConfigError(f"ks is {list(ks)}, and there are {samples} completions of a problem: give 1 to {samples}.")
+    if num_workers < 1:
+        raise ConfigError(f"num_workers is {num_workers}: at least one program must run at a time.")
+
+
+def evaluate_code(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    *,
+    samples: int = 1,
+    ks: Sequence[int] = (1,),
+    temperature: float = 0.0,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+    batch_size: int = 8,
+    data: str = "",
+    timeout: float = 10,
+    memory_mb: int = 512,
+    num_workers: int = 1,
+    unsafe_unconfined: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Has a model complete each problem, and scores what it wrote.
+
+    Args:
+        samples: Completions of each problem.
+        temperature: 0 takes the likeliest token each time; above that, tokens are sampled among the likeliest 95 %.
+        seed: Of sampling; the caller's random state is not touched.
+        ks, data, timeout, memory_mb, num_workers, unsafe_unconfined: As `score_completions` takes them.
+
+    Raises:
+        DataError: When there is no problem.
+        ConfigError: When several samples are asked for at temperature 0, a k is above `samples`, or programs cannot be
+            confined here.
+    """
+    if not problems:
+        raise DataError("There are no problems to evaluate on.")
+    _check(ks, samples, num_workers)
+    if temperature < 0 or (samples > 1 and not temperature):
+        raise ConfigError(
+            f"temperature is {temperature} and samples {samples}: samples differ at a temperature above 0 alone, 0.2 for "
+            "pass@1 and 0.8 for pass@100 are usual."
+        )
+    # So that a system without confinement is known of before hours of generation.
+    run_program("", timeout=timeout, memory_mb=memory_mb, unsafe_unconfined=unsafe_unconfined)
+    prompts = [ids[:-1] for ids in encode_documents(tokenizer, [problem.prompt for problem in problems])]
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": _TOP_P, "top_k": 0}
+    device = model.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        written = generate_completions(
+            model,
+            tokenizer,
+            [prompt for prompt in prompts for _ in range(samples)],
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
+            desc="Writing",
+            stop=STOP,
+            **sampling,
+        )
+    texts = [completion.text for completion in written]
+    completions = [texts[begin : begin + samples] for begin in range(0, len(texts), samples)]
+    evaluation = score_completions(
+        problems,
+        completions,
+        ks=ks,
+        data=data,
+        timeout=timeout,
+        memory_mb=memory_mb,
+        num_workers=num_workers,
+        unsafe_unconfined=unsafe_unconfined,
+        progress=progress,
+    )
+    evaluation.settings |= {
+        "samples": samples,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    return evaluation

@@ -1,0 +1,247 @@
+"""What runs inside a sandbox: it gives up all that the program does not need, runs the program, and reports.
+
+`sandbox.py` starts this file's text in a bare interpreter, so it imports the standard library alone. Nothing can be taken back:
+the kernel holds a process to Landlock rules, a seccomp filter and lowered hard limits for the rest of its life.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+import types
+from contextlib import suppress
+from typing import Any
+
+# System calls that a program may make, by name, number on x86_64 and number on aarch64. All others are refused; so there is
+# no second process, no other program, no socket, no signal to others, no change of any file's owner, mode or times, nothing
+# that outlives the process (System V memory, message queues, keys), and no signal handler, which would be handed a frame.
+CALLS = """
+read 0 63  write 1 64  open 2 -  close 3 57  stat 4 -  fstat 5 80  lstat 6 -  poll 7 -  lseek 8 62  mmap 9 222
+mprotect 10 226  munmap 11 215  brk 12 214  rt_sigprocmask 14 135  rt_sigreturn 15 139
+pread64 17 67  pwrite64 18 68  readv 19 65  writev 20 66  access 21 -  pipe 22 -  select 23 -  sched_yield 24 124
+mremap 25 216  madvise 28 233  dup 32 23  dup2 33 -  pause 34 -  nanosleep 35 101  getitimer 36 102  alarm 37 -
+setitimer 38 103  getpid 39 172  sendfile 40 71  exit 60 93  wait4 61 260  uname 63 160  flock 73 32  fsync 74 82
+fdatasync 75 83  ftruncate 77 46  getcwd 79 17  chdir 80 49  fchdir 81 50  rename 82 -  unlink 87 -  readlink 89 -
+umask 95 166  gettimeofday 96 169  getrlimit 97 163  getrusage 98 165  sysinfo 99 179  times 100 153  getuid 102 174
+getgid 104 176  geteuid 107 175  getegid 108 177  getppid 110 173  getpgrp 111 -  getgroups 115 158  getpgid 121 155
+getsid 124 156  rt_sigpending 127 136  rt_sigtimedwait 128 137  sigaltstack 131 132  statfs 137 43  fstatfs 138 44
+getpriority 140 141  gettid 186 178  time 201 -  futex 202 98  sched_getaffinity 204 123  getdents64 217 61
+restart_syscall 219 128  fadvise64 221 223  clock_gettime 228 113  clock_getres 229 114  clock_nanosleep 230 115
+exit_group 231 94  openat 257 56  newfstatat 262 79  unlinkat 263 35  renameat 264 38  readlinkat 267 78
+faccessat 269 48  pselect6 270 72  ppoll 271 73  set_robust_list 273 99  fallocate 285 47  dup3 292 24  pipe2 293 59
+getcpu 309 168  renameat2 316 276  getrandom 318 278  membarrier 324 283  copy_file_range 326 285  statx 332 291
+rseq 334 293  close_range 436 436  faccessat2 439 439
+"""
+ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+
+# Landlock's rights to files in its first version, which is all that is asked of a kernel.
+READ_FILE, WRITE_FILE, READ_DIR, REMOVE_FILE, MAKE_REG, ALL_RIGHTS = (
+    1 << 2,
+    1 << 1,
+    1 << 3,
+    1 << 5,
+    1 << 8,
+    (1 << 13) - 1,
+)
+# Beside the interpreter's own.
+LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime")
+
+
+class _Libc:
+    """The C library's functions, whose failures are raised."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL(None, use_errno=True)
+
+    def __call__(self, name: str, *arguments: Any) -> int:
+        result = int(getattr(self.library, name)(*arguments))
+        if result < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"{name}: {os.strerror(number)}")
+        return result
+
+
+def limit(limits: dict[str, int], *, strict: bool) -> None:
+    """Lowers soft and hard limits, by their names in `resource`."""
+    for name, value in limits.items():
+        kind = getattr(resource, name)
+        most = resource.getrlimit(kind)[1]
+        # At the lower limit of time comes a signal that names it, at the higher one an end.
+        pair = (value, value + (name == "RLIMIT_CPU"))
+        soft, hard = pair if most == resource.RLIM_INFINITY else (min(each, most) for each in pair)
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except (OSError, ValueError):
+            if strict:
+                raise
+
+
+def confine(folder: str, parent: int) -> None:
+    """Leaves this process reading its libraries, writing plain files into its folder, and computing.
+
+    Raises:
+        OSError: When the system cannot enforce it.
+    """
+    machine = os.uname().machine
+    if sys.platform != "linux" or machine not in ARCHITECTURES:
+        raise OSError(f"there is no confinement for {sys.platform} on {machine}")
+    libc = _Libc()
+    # Root is no exception to limits and permissions once it has no capability: version 3, this process, six empty sets.
+    libc("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
+    libc("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    libc("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+    _restrict_files(libc, folder)
+    code = _filter(machine, os.getpid())
+    buffer = ctypes.create_string_buffer(code)
+    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
+    libc("prctl", 22, 2, program, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    _check(libc, folder)
+
+
+def _restrict_files(libc: _Libc, folder: str) -> None:
+    """Landlock (Salaün 2017-2021, https://docs.kernel.org/userspace-api/landlock.html).
+
+    Neither subfolders nor links of any kind can be made, so that a folder is measured and removed without surprises.
+    """
+    ruleset = libc("syscall", 444, struct.pack("=Q", ALL_RIGHTS), 8, 0)
+    own = {
+        os.path.join(prefix, name) for prefix in (sys.base_prefix, sys.base_exec_prefix) for name in ("lib", "lib64")
+    }
+    rights = dict.fromkeys([*own, *LIBRARIES, "/dev/urandom"], READ_FILE | READ_DIR)
+    rights |= {os.devnull: READ_FILE | WRITE_FILE, folder: READ_FILE | READ_DIR | WRITE_FILE | REMOVE_FILE | MAKE_REG}
+    for path, access in rights.items():
+        if os.path.exists(path):
+            beneath = os.open(path, os.O_PATH)
+            access &= ALL_RIGHTS if os.path.isdir(path) else ~READ_DIR
+            libc("syscall", 445, ruleset, 1, struct.pack("=Qi", access, beneath), 0)
+            os.close(beneath)
+    libc("syscall", 446, ruleset, 0)
+    os.close(ruleset)
+
+
+def _filter(machine: str, own: int) -> bytes:
+    """The seccomp filter as classic BPF: 8 bytes an instruction, over `struct seccomp_data`."""
+    column, architecture = ARCHITECTURES[machine]
+    allow, refuse, missing, kill = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000  # refuse: EPERM, missing: ENOSYS
+    code = b""
+
+    def emit(operation: int, value: int, true: int = 0, false: int = 0) -> None:
+        nonlocal code
+        code += struct.pack("=HBBI", operation, true, false, value)
+
+    load, equal, any_bit, give = 0x20, 0x15, 0x45, 0x06
+    emit(load, 4)
+    emit(equal, architecture, true=1)
+    emit(give, kill)
+    emit(load, 0)
+    words = CALLS.split()
+    for number in words[1 + column :: 3]:
+        if number != "-":
+            emit(equal, int(number), false=1)
+            emit(give, allow)
+
+    def allow_if(numbers: tuple[int, int], argument: int, values: list[int], test: int = equal) -> None:
+        emit(equal, numbers[column], false=2 * len(values) + 2)
+        emit(load, 16 + 8 * argument)
+        for value in values:
+            emit(test, value, false=1)
+            emit(give, allow)
+        emit(give, refuse)
+
+    allow_if((56, 220), 0, [0x10000], any_bit)  # clone, for threads alone
+    allow_if((62, 129), 0, [own])  # kill
+    allow_if((234, 131), 0, [own])  # tgkill
+    allow_if((302, 261), 0, [0])  # prlimit64
+    # fcntl, without F_SETOWN, which has the kernel send signals, and ioctl for what `open` and `isatty` do.
+    allow_if((72, 25), 1, [0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030])
+    allow_if((16, 29), 1, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451])
+    emit(equal, 435, false=1)
+    emit(give, missing)  # clone3, whose flags lie in memory: the C library then takes clone
+    emit(give, refuse)
+    return code
+
+
+def _check(libc: _Libc, folder: str) -> None:
+    """What a kernel says it enforces is tried once."""
+    done = []
+    with suppress(OSError):
+        os.close(os.open(f"{folder}-outside", os.O_CREAT | os.O_WRONLY))
+        os.unlink(f"{folder}-outside")
+        done.append("write outside its folder")
+    with suppress(OSError):
+        if not os.fork():
+            os._exit(0)
+        done.append("start processes")
+    with suppress(OSError):
+        libc("socket", 2, 1, 0)
+        done.append("open sockets")
+    if done:
+        raise OSError(f"after all was restricted a process can still {' and '.join(done)}")
+
+
+def _hide_frames() -> None:
+    """Takes from the program, for good, what could find the secret in the frames below its own."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("ctypes", "_ctypes")]:
+        del sys.modules[name]
+    hidden = {"sys._getframe", "sys._current_frames", "sys._current_exceptions", "sys.settrace", "sys.setprofile"}
+    hidden |= {
+        "sys.monitoring.register_callback",
+        "gc.get_objects",
+        "gc.get_referrers",
+        "gc.get_referents",
+    }
+    # Raw memory, the interpreter's own tests, and further interpreters without this hook.
+    modules = ("ctypes", "_ctypes", "_test", "_xx", "_interp", "concurrent.interpreters")
+    starts = str.startswith  # A name may be of a class with a method of its own.
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        # namedtuple, typing and logging do without a frame after a ValueError.
+        if event in hidden or (event == "object.__getattr__" and arguments[1][-5:] == "frame"):
+            raise ValueError(f"{event} cannot be used in the sandbox.")
+        if event[:7] == "ctypes." or (event == "import" and starts(arguments[0], modules)):
+            raise ImportError("Raw memory and other interpreters cannot be used in the sandbox.")
+
+    sys.addaudithook(hook)
+
+
+def main() -> None:
+    """Reads the setup as JSON from standard input, and writes `ready`, and then the secret or what failed, to the report."""
+    with open(0, "rb", closefd=False) as stdin:
+        setup = json.load(stdin)
+    source, secret, report = setup.pop("source"), setup.pop("secret").encode(), setup.pop("report")
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    try:
+        limit(setup["limits"], strict=not setup["unsafe"])
+        if not setup["unsafe"]:
+            confine(setup["folder"], setup["parent"])
+    except (OSError, ValueError, AttributeError) as error:
+        os.write(report, f"{error}".encode())
+        os._exit(1)
+    # The program may change what names stand for, and finds the functions of this module by their classes.
+    write, leave, quiet, system = os.write, os._exit, suppress, sys
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"], sys.argv = module, [""]
+    del setup
+    _hide_frames()
+    write(report, b"ready\n")
+    globals().clear()
+    try:
+        exec(compile(source, "<program>", "exec"), module.__dict__)
+    except BaseException as error:
+        secret = b""
+        write(report, f"{type(error).__name__}: {error}"[:300].encode(errors="replace"))
+    with quiet(BaseException):
+        system.stdout.flush()
+    write(report, secret)
+    leave(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,493 @@
+"""Hostile programs: each is a failed sample, and nothing else happens, neither for root nor for a user without privileges."""
+
+import multiprocessing
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from chatgpt_hf.errors import ConfigError
+from chatgpt_hf.evaluation.sandbox import Outcome, run_program
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux alone")
+
+NOBODY = 65534
+Run = Callable[..., Outcome]
+
+
+def become_nobody(folder: str) -> None:
+    tempfile.tempdir = folder
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+
+
+def python_of_nobody() -> str | None:
+    """An interpreter that others than root can start, with this one's name or the system's."""
+    test = "import sys; assert sys.version_info >= (3, 11)"
+    for candidate in (sys.executable, shutil.which("python3", path="/usr/local/bin:/usr/bin")):
+        with suppress(OSError, subprocess.CalledProcessError):
+            subprocess.run(
+                [candidate or "", "-c", test], user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", check=True
+            )
+            return candidate
+    return None
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[Path]:
+    """Where the programs of these tests have their folders."""
+    folder, before = Path(tempfile.mkdtemp(dir="/tmp")), tempfile.tempdir
+    folder.chmod(0o1777)
+    tempfile.tempdir = str(folder)
+    yield folder
+    tempfile.tempdir = before
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module", params=["as we are", "as nobody"])
+def run(request: pytest.FixtureRequest, base: Path) -> Iterator[Run]:
+    if request.param == "as we are":
+        yield run_program
+        return
+    if os.getuid():
+        pytest.skip("we have no privileges to give up")
+    if (python := python_of_nobody()) is None:
+        pytest.skip("there is no Python 3.11 that others than root can start")
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=become_nobody, initargs=(str(base),)) as pool:
+        assert pool.submit(os.getuid).result() == NOBODY
+        yield lambda source, **options: pool.submit(run_program, source, python=python, **options).result()
+
+
+@pytest.fixture
+def outside() -> Iterator[Path]:
+    """A folder that everyone may write to, with a file in it."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o777)
+    (folder / "file").write_text("whole")
+    (folder / "file").chmod(0o666)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def state(folder: Path) -> list[object]:
+    """All about the files of a folder that a program could change."""
+    files = [folder, *folder.rglob("*")]
+    return [(f, f.lstat().st_mode, f.lstat().st_mtime_ns, f.is_file() and f.read_bytes()) for f in sorted(files)]
+
+
+def remains(base: Path) -> list[str]:
+    """Folders and processes of sandboxes."""
+    processes = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.readlink(entry / "cwd").startswith(f"{base}/"):
+                processes.append(entry.name)
+    return [*map(str, base.iterdir()), *processes]
+
+
+@pytest.fixture
+def fails(run: Run, outside: Path, base: Path) -> Callable[..., Outcome]:
+    """Runs a program that must fail for a reason, leaving nothing behind."""
+
+    def check(source: str, reason: str, **options: object) -> Outcome:
+        before = state(outside)
+        source = source.replace("OUTSIDE", str(outside))
+        outcome = run(source, **{"timeout": 5, **options})
+        assert not outcome.passed
+        assert re.search(reason, outcome.reason), outcome
+        assert state(outside) == before
+        assert remains(base) == []
+        return outcome
+
+    return check
+
+
+# Hostile program and what it is to fail of.
+REFUSED = "PermissionError"
+HOSTILE = {
+    "fork": ("import os\nwhile True: os.fork()", REFUSED),
+    "fork that ignores errors": (
+        "import os\nwhile True:\n try: os.fork()\n except OSError: pass",
+        "timed out",
+    ),
+    "vfork and exec": ("import subprocess; subprocess.run(['/bin/sh', '-c', 'touch OUTSIDE/new'])", REFUSED),
+    "exec": ("import os; os.execv('/bin/sh', ['sh', '-c', 'touch OUTSIDE/new'])", REFUSED),
+    "daemon": (
+        "import os, time\nif not os.fork():\n os.setsid()\n if not os.fork():\n  time.sleep(1)\n  open('OUTSIDE/x','w')",
+        REFUSED,
+    ),
+    "multiprocessing": ("import multiprocessing as m; m.Process(target=print).start()", REFUSED),
+    "memory": ("x = bytearray(1 << 30)", "MemoryError"),
+    "memory bit by bit": ("x = []\nwhile True: x.append(bytearray(1 << 20))", "MemoryError"),
+    "output": ("while True: print('x' * 1000)", "printed too much"),
+    "output without newline": ("import sys\nwhile True: sys.stderr.write('x' * 1000)", "printed too much"),
+    "write to a new file": ("open('OUTSIDE/new', 'w')", REFUSED),
+    "write to a file": ("open('OUTSIDE/file', 'a')", REFUSED),
+    "write upwards": ("open('../new', 'w')", REFUSED),
+    "write to the home folder": ("import pwd, os; open('/root/new', 'w')", REFUSED),
+    "write to /tmp": ("open('/tmp/new', 'w')", REFUSED),
+    "write to /dev/shm": ("open('/dev/shm/new', 'w')", REFUSED),
+    "write to the libraries": ("import os; open(os.path.dirname(os.__file__) + '/new.py', 'w')", REFUSED),
+    "truncate": ("import os; os.truncate('OUTSIDE/file', 0)", REFUSED),
+    "delete": ("import os; os.unlink('OUTSIDE/file')", REFUSED),
+    "delete the folder": ("import os; os.rmdir(os.getcwd())", REFUSED),
+    "make a folder": ("import os; os.mkdir('OUTSIDE/new')", REFUSED),
+    "rename into": ("import os; open('a', 'w'); os.rename('a', 'OUTSIDE/a')", "Error"),
+    "rename from": ("import os; os.rename('OUTSIDE/file', 'a')", "Error"),
+    "mode": ("import os; os.chmod('OUTSIDE', 0)", REFUSED),
+    "mode of an open file": ("import os; os.fchmod(os.open(os.__file__, os.O_RDONLY), 0o777)", REFUSED),
+    "owner": ("import os; os.chown('OUTSIDE/file', 1, 1)", REFUSED),
+    "times": ("import os; os.utime('OUTSIDE/file', (0, 0))", REFUSED),
+    "extended attribute": ("import os; os.setxattr('OUTSIDE/file', 'user.a', b'b')", REFUSED),
+    "symbolic link": ("import os; os.symlink('OUTSIDE', 'a'); open('a/new', 'w')", REFUSED),
+    "hard link": ("import os; os.link('OUTSIDE/file', 'a'); open('a', 'w')", REFUSED),
+    "open folder": ("import os; f = os.open('OUTSIDE', os.O_PATH); os.open('a', os.O_CREAT, dir_fd=f)", REFUSED),
+    "leave by fchdir": ("import os; os.chdir('OUTSIDE'); open('new', 'w')", REFUSED),
+    "fifo": ("import os; os.mkfifo('a')", REFUSED),
+    "device": ("import os, stat; os.mknod('a', 0o600 | stat.S_IFBLK, os.makedev(254, 0))", REFUSED),
+    "chroot": ("import os; os.chroot('.')", REFUSED),
+    "read a file": ("open('OUTSIDE/file').read()", REFUSED),
+    "list a folder": ("import os; os.listdir('OUTSIDE')", REFUSED),
+    "read /etc": ("open('/etc/passwd')", REFUSED),
+    "environment of the parent": ("import os; open(f'/proc/{os.getppid()}/environ', 'rb').read()", REFUSED),
+    "own memory": ("open('/proc/self/mem', 'rb')", REFUSED),
+    "one large file": ("f = open('a', 'wb')\nwhile True: f.write(bytes(1 << 20))", "OSError.*File too large"),
+    "sparse file": ("open('a', 'wb').truncate(1 << 40)", "OSError.*File too large"),
+    "many large files": (
+        "n = 0\nwhile True:\n n += 1\n with open(str(n), 'wb') as f: f.write(bytes(8 << 20))",
+        "wrote too many files",
+    ),
+    "many small files": ("n = 0\nwhile True:\n n += 1\n open(str(n), 'wb').close()", "wrote too many files"),
+    "many open files": ("x = [open('a', 'w') for _ in range(100)]", "OSError.*Too many open files"),
+    "tcp": ("import socket; socket.create_connection(('127.0.0.1', PORT))", REFUSED),
+    "udp": ("import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))", REFUSED),
+    "unix socket": ("import socket; socket.socket(socket.AF_UNIX).connect('/dev/log')", REFUSED),
+    "socket pair": ("import socket; socket.socketpair()", REFUSED),
+    "web": ("import urllib.request; urllib.request.urlopen('http://127.0.0.1:PORT')", "Operation not permitted"),
+    "kill its parent": ("import os; os.kill(os.getppid(), 9)", REFUSED),
+    "kill everyone": ("import os; os.kill(-1, 9)", REFUSED),
+    "kill groups": ("import os; os.killpg(os.getpgid(os.getppid()), 9)", REFUSED),
+    "kill its own group": ("import os; os.kill(0, 9)", REFUSED),
+    "kill by a file": (
+        "import fcntl, os, signal; r, w = os.pipe(); fcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())",
+        REFUSED,
+    ),
+    "kill by pidfd": ("import os, signal; signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 9)", REFUSED),
+    "limit its parent": ("import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (0, 0))", REFUSED),
+    "slow down its parent": ("import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)", REFUSED),
+    "raise its limits": (
+        "import resource as r; r.setrlimit(r.RLIMIT_AS, (r.RLIM_INFINITY, r.RLIM_INFINITY))",
+        "ValueError: not allowed to raise|PermissionError",
+    ),
+    "become root": ("import os; os.setuid(0)", REFUSED),
+    "kill itself": ("import os; os.kill(os.getpid(), 9)", "died of SIGKILL"),
+    "stop itself": ("import os; os.kill(os.getpid(), 19)", "timed out"),
+    "crash": ("import os; os.abort()", "died of SIGABRT"),
+    "exit": ("import sys; sys.exit(0)", "SystemExit: 0"),
+    "SystemExit": ("raise SystemExit", "SystemExit"),
+    "hard exit": ("import os; os._exit(0)", "left with exit code 0 before its end"),
+    "exit of a thread": (
+        "import os, threading\nthreading.Thread(target=os._exit, args=(0,)).start()\nwhile True: pass",
+        "left with exit code 0 before its end",
+    ),
+    "say so": ("import os; print('passed'); os.write(1, b'passed'); os._exit(0)", "left with exit code 0"),
+    "say so everywhere": (
+        "import os\nfor f in range(64):\n try: os.write(f, b'passed\\n')\n except OSError: pass\nos._exit(0)",
+        "passed",
+    ),
+    "close everything": ("import os; os.closerange(0, 1000); assert False", "before its end"),
+    "close everything and end": ("import os; os.closerange(0, 1000)", "left with exit code 1"),
+    "read everything": (
+        "import os\nos.set_blocking(0, False)\nfor f in range(64):\n for t in (os.read,):\n  try: s = t(f, 1000)\n"
+        "  except OSError: continue\n  assert not s, s\nassert False",
+        "AssertionError:$",
+    ),
+    "signal mask": (
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
+        "timed out|SIGKILL",
+    ),
+    "signal handler": ("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)", REFUSED),
+    "builtins": (
+        "import builtins, os, sys\nbuiltins.BaseException = builtins.str = builtins.type = type('x', (), {})\n"
+        "os.write = os._exit = sys.exit = lambda *a: None\nassert False",
+        "AssertionError|TypeError|left with exit code 1",
+    ),
+    "frames": ("import sys; sys._getframe(1).f_locals", "ValueError"),
+    "frames of an error": (
+        "try: 1 / 0\nexcept Exception as e: s = e.__traceback__.tb_frame.f_back.f_locals",
+        "ValueError",
+    ),
+    "frames of a generator": ("g = (g.gi_frame.f_back for _ in 'a')\nnext(g)", "ValueError"),
+    "frames by tracing": ("import sys; sys.settrace(print)", "ValueError"),
+    "frames of threads": ("import sys; sys._current_frames()", "ValueError"),
+    "what began it": (
+        "for c in object.__subclasses__():\n"
+        " for f in vars(c).values():\n"
+        "  assert 'confine' not in getattr(f, '__globals__', ()), 'found'\n"
+        "import sys; import __main__; assert not hasattr(__main__, 'confine') and 'ctypes' not in sys.modules\nassert False",
+        "AssertionError:$",
+    ),
+    "objects": ("import gc; gc.get_objects()", "ValueError"),
+    "ctypes": ("import ctypes; ctypes.CDLL(None)", "ImportError"),
+    "ctypes under another name": (
+        "class N(str):\n def startswith(self, *a): return False\n__import__(N('_ctypes'))",
+        "ImportError",
+    ),
+    "error that lies": (
+        "class E(Exception):\n def __str__(self):\n  import os\n  os._exit(0)\nraise E",
+        "left with exit code 0",
+    ),
+    "deep recursion": (
+        "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f()\nf()",
+        "SIGSEGV|MemoryError|timed out",
+    ),
+    "broken source": ("def f(:", "SyntaxError"),
+    "zero byte": ("a = '\0'", "SyntaxError|ValueError"),
+    "half a character": ("a = '\ud800'", "UnicodeEncodeError|SyntaxError"),
+    "standard input": ("input()", "EOFError"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_programs(name: str, fails: Callable[..., Outcome]) -> None:
+    source, reason = HOSTILE[name]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        fails(source.replace("PORT", str(server.getsockname()[1])), reason, timeout=1 if "timed out" in reason else 5)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "while True: pass",
+        "import time; time.sleep(1000)",
+        "import threading\ndef f():\n while True: pass\nfor _ in range(30): threading.Thread(target=f).start()",
+        "import os, threading\nthreading.Thread(target=os.read, args=(os.pipe()[0], 1)).start()\nos.close(1); os.close(2)\n"
+        "while True: pass",
+    ],
+    ids=["loop", "sleep", "threads", "nothing to read"],
+)
+def test_time(source: str, fails: Callable[..., Outcome]) -> None:
+    began = time.monotonic()
+    fails(source, "timed out|SIGKILL", timeout=0.5)
+    assert time.monotonic() - began < 5
+
+
+def test_many_threads(fails: Callable[..., Outcome]) -> None:
+    source = """
+import threading, time
+threading.stack_size(1 << 15)
+while True:
+    threading.Thread(target=time.sleep, args=(100,)).start()
+"""
+    fails(source, "started too many threads", memory_mb=4096)
+
+
+def test_work_that_many_threads_do_is_counted_together(fails: Callable[..., Outcome]) -> None:
+    source = "import hashlib, threading\ndef f():\n while True: hashlib.sha256(bytes(1 << 20))\n" + (
+        "for _ in range(8): threading.Thread(target=f).start()\nf()"
+    )
+    fails(source, "timed out|SIGKILL", timeout=1)
+
+
+def test_all_that_is_refused_leaves_nothing(run: Run, outside: Path) -> None:
+    """Where a program goes on after every refusal, all was refused."""
+    attempts = [source for source, reason in HOSTILE.values() if reason == REFUSED]
+    source = f"""
+import os
+done = []
+for attempt in {attempts!r}:
+    try:
+        exec(attempt.replace("PORT", "9").replace("OUTSIDE", {str(outside)!r}))
+    except OSError:
+        continue
+    done.append(attempt)
+assert not done, done
+"""
+    before = state(outside)
+    assert run(source) == Outcome(True, "passed", "")
+    assert state(outside) == before
+
+
+def test_the_parent_s_environment_does_not_leak(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "hidden")
+    monkeypatch.setenv("PYTHONSTARTUP", "hidden")
+    outcome = run("import os, sys; print(sorted(os.environ), sys.argv, sys.flags.hash_randomization)")
+    assert outcome.passed
+    names = re.findall(r"'(\w+)'", outcome.output)
+    assert set(names) <= {"HOME", "TMPDIR", "PYTHONHASHSEED", "LC_CTYPE"}
+
+
+def test_open_files_are_not_inherited(run: Run, outside: Path) -> None:
+    with (outside / "file").open() as file:
+        os.set_inheritable(file.fileno(), True)
+        outcome = run("import os\nfor f in range(64):\n try: print(f, os.fstat(f).st_size)\n except OSError: pass")
+    assert outcome.passed
+    assert not [line for line in outcome.output.splitlines() if line.endswith(f" {len('whole')}")]
+
+
+def test_what_programs_may_do(run: Run) -> None:
+    source = """
+import asyncio, bisect, collections, copy, dataclasses, datetime, decimal, enum, fractions, functools, hashlib, heapq, io
+import itertools, json, logging, math, os, pickle, platform, random, re, shutil, sqlite3, statistics, string, sys, tempfile
+import threading, time, traceback, typing, unittest, uuid, zlib
+
+Point = collections.namedtuple("Point", "x y")
+
+@dataclasses.dataclass
+class Line:
+    a: tuple
+    b: typing.Optional[Point] = None
+
+class Colour(enum.Enum):
+    RED = 1
+
+assert pickle.loads(pickle.dumps([Line((1, 2)), Colour.RED])) == [Line((1, 2)), Colour.RED]
+assert __name__ == "__main__" and sys.modules["__main__"].Point is Point
+with tempfile.NamedTemporaryFile("w+") as file:
+    file.write("here")
+    file.seek(0)
+    assert file.read() == "here"
+with open("a.txt", "w", encoding="utf-8") as file:
+    print("ä中", file=file)
+shutil.copyfile("a.txt", "b.txt")
+os.rename("b.txt", "c.txt")
+assert sorted(os.listdir()) == ["a.txt", "c.txt"]
+assert sqlite3.connect("base.db").execute("select 1 + 1").fetchone() == (2,)
+os.remove("a.txt")
+results = []
+thread = threading.Thread(target=results.append, args=(1,))
+thread.start()
+thread.join()
+assert results == [1]
+try:
+    1 / 0
+except ZeroDivisionError as error:
+    assert "division" in str(error)
+print(datetime.datetime.now(), platform.system(), random.random(), file=open(os.devnull, "w"))
+logging.getLogger("a").error("logged")
+print("中文", hash("a"))
+"""
+    outcome = run(source)
+    assert outcome.passed, outcome
+    assert outcome.output.startswith("logged\n中文 ")
+    # Sets of strings have the same order each time.
+    assert run(source).output == outcome.output
+
+
+def test_folders_that_are_hard_to_remove(run: Run, base: Path) -> None:
+    source = "import os\nos.umask(0o777)\nfor n in range(50): open('x' * 200 + str(n), 'w').close()\nopen('.\\n', 'w')"
+    assert run(source).passed
+    assert remains(base) == []
+
+
+def test_results_come_in_threads(run: Run) -> None:
+    outcomes: dict[int, Outcome] = {}
+
+    def work(number: int) -> None:
+        outcomes[number] = run(f"print({number}); assert {number} % 2")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, outcome in outcomes.items():
+        assert outcome.passed == bool(number % 2)
+        assert outcome.output == f"{number}\n"
+
+
+def test_output_is_what_was_printed(run: Run) -> None:
+    outcome = run(
+        "import os, sys\nprint('out')\nsys.stdout.flush()\nos.write(2, b'\\xff')\nraise ValueError('中' * 1000)"
+    )
+    assert outcome.output == "out\n�"
+    assert re.fullmatch("ValueError: 中+", outcome.reason)
+    assert len(outcome.reason) <= 300
+
+
+def test_it_dies_with_its_parent(base: Path) -> None:
+    """A run whose supervisor is killed leaves no process."""
+    supervisor = multiprocessing.get_context("fork").Process(
+        target=run_program, args=("while True: pass",), kwargs={"timeout": 600}
+    )
+    supervisor.start()
+    deadline = time.monotonic() + 30
+    while len(remains(base)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (folder, _) = remains(base)
+    time.sleep(1)  # so that it is certainly confined
+    supervisor.kill()
+    supervisor.join()
+    while len(remains(base)) > 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert remains(base) == [folder]
+    shutil.rmtree(folder)
+
+
+def test_without_confinement_nothing_runs_unless_it_is_said(outside: Path) -> None:
+    """An interpreter whose kernel offers no Landlock, as a seccomp filter makes it look."""
+    wrapper = outside / "python"
+    wrapper.write_text(
+        f"""#!{sys.executable}
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None)
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x00050026), (0x06, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+libc.prctl(38, 1, 0, 0, 0)
+assert libc.prctl(22, 2, struct.pack("HxxxxxxP", 4, ctypes.addressof(code)), 0, 0) == 0
+os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
+"""
+    )
+    wrapper.chmod(0o755)
+    source = f"open({str(outside / 'new')!r}, 'w').close()"
+    with pytest.raises(ConfigError, match=r"No program was run.*Function not implemented.*unsafe_unconfined=True"):
+        run_program(source, python=str(wrapper))
+    assert not (outside / "new").exists()
+    # This is also what all of the above would do if nothing held it back.
+    assert run_program(source, python=str(wrapper), unsafe_unconfined=True).passed
+    assert (outside / "new").exists()
+    unconfined = "import os, socket; socket.socket(); os.fork() or os._exit(0); os.chmod('.', 0o700)"
+    assert run_program(unconfined, unsafe_unconfined=True).passed
+    assert not run_program("while True: pass", timeout=0.5, unsafe_unconfined=True).passed
+    assert run_program("bytearray(1 << 30)", unsafe_unconfined=True).reason.startswith("MemoryError")
+
+
+def test_other_systems_run_nothing(run: Run) -> None:
+    from chatgpt_hf.evaluation import sandboxed
+
+    source = Path(sandboxed.__file__).read_text(encoding="utf-8")
+    source = source.replace("import ctypes\n", "")
+    fake = "import sys; sys.platform = 'darwin'\n" + source.replace('if __name__ == "__main__":\n    main()\n', "")
+    outcome = run(fake + "confine('/tmp', 1)", unsafe_unconfined=True)
+    assert "there is no confinement for darwin" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout": 0}, "timeout=0"),
+        ({"timeout": float("inf")}, "timeout=inf"),
+        ({"memory_mb": 0}, "memory_mb=0"),
+        ({"disk_mb": -1}, "disk_mb=-1"),
+        ({"python": "/nowhere/python"}, "/nowhere/python cannot be started"),
+    ],
+)
+def test_arguments_without_sense(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_program("pass", **options)  # type: ignore[arg-type]
