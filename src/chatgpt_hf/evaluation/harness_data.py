@@ -1,0 +1,214 @@
+"""Benchmarks in local files as tasks of lm-evaluation-harness, which otherwise fetches them from the Hub."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..checkpoints import atomic_folder
+from ..data.files import has_content, open_bytes
+from ..errors import ConfigError, DataError
+
+_TEMPLATES = Path(__file__).parent / "harness_tasks"
+_MMLU_COLUMNS = ["question", "choice0", "choice1", "choice2", "choice3", "answer"]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The columns of a benchmark's rows: strings, and for multiple choice a list of options and the number of the right one."""
+
+    texts: tuple[str, ...]
+    options: str | None = None
+    gold: str | None = None
+
+    def fault(self, row: Any) -> str | None:
+        """What is wrong with a row; None when it is as it should be."""
+        if not isinstance(row, dict):
+            return "is no JSON object"
+        for name in self.texts:
+            if not isinstance(row.get(name), str) or not row[name].strip():
+                return f"needs text in {name!r}"
+        if self.options is None or self.gold is None:
+            # LAMBADA's word to guess is what follows the last space.
+            context, _, word = row[self.texts[0]].rpartition(" ")
+            return None if context and word else f"needs at least two words in {self.texts[0]!r}, no space at its end"
+        options, gold = row.get(self.options), row.get(self.gold)
+        if not isinstance(options, list) or len(options) < 2:
+            return f"needs a list of two or more texts in {self.options!r}"
+        if not all(isinstance(option, str) and option.strip() for option in options):
+            return f"has something else than text in {self.options!r}"
+        if type(gold) is not int or not 0 <= gold < len(options):
+            return f"needs the number of the right one of {self.options!r}, 0 to {len(options) - 1}, in {self.gold!r}"
+        return None
+
+
+_CHOICE = _Shape(("query",), "choices", "gold")
+# By the harness' names: how the name of the file begins, and what is in it. MMLU's files are in a folder of their own.
+_FILES = {
+    "hellaswag": ("hellaswag", _Shape(("ctx",), "endings", "label")),
+    "lambada_openai": ("lambada", _Shape(("text",))),
+    "arc_easy": ("arc_easy", _CHOICE),
+    "arc_challenge": ("arc_challenge", _CHOICE),
+    "piqa": ("piqa", _CHOICE),
+    "winogrande": ("winogrande", _Shape(("continuation",), "context_options", "gold")),
+    "boolq": ("boolq", _CHOICE),
+    "openbookqa": ("openbook", _CHOICE),
+    "copa": ("copa", _CHOICE),
+}
+BENCHMARKS = (*_FILES, "mmlu")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises `ConfigError` for a name that is neither in `BENCHMARKS` nor `mmlu_` and a subject."""
+    if not names:
+        raise ConfigError(f"No benchmark is named; known are {', '.join(BENCHMARKS)}.")
+    for name in names:
+        if name not in BENCHMARKS and not name.startswith("mmlu_"):
+            raise ConfigError(
+                f"There is no benchmark {name!r}; known are {', '.join(BENCHMARKS)}, and mmlu_SUBJECT, as in mmlu_anatomy."
+            )
+        if name.startswith("mmlu_") and "mmlu" in names:
+            raise ConfigError(f"{name} is a part of mmlu, which is asked for as well: name one of the two.")
+
+
+def write_tasks(data_folder: str | Path, folder: str | Path, tasks: Sequence[str] | None = None) -> list[str]:
+    """Writes task files of lm-evaluation-harness that read local data and have the names of its own tasks.
+
+    `lm_eval --include_path FOLDER --tasks hellaswag,mmlu ...` then runs what `evaluate_benchmarks` runs. Each file begins
+    with where it differs from the harness' own. The data are read where they are; only MMLU's rows are written anew, as
+    a reader of CSV that guesses types takes "None" for nothing and 0.50 for 0.5.
+
+    Args:
+        data_folder: Holds a file for each benchmark, `hellaswag*.jsonl`, `lambada*.jsonl`, `arc_easy*.jsonl`,
+            `arc_challenge*.jsonl`, `piqa*.jsonl`, `winogrande*.jsonl`, `boolq*.jsonl`, `openbook*.jsonl`, `copa*.jsonl`, with
+            the rows of mosaicml/llm-foundry (for HellaSwag: ctx, endings, label), and MMLU in `mmlu/SUBJECT_dev.csv` and
+            `mmlu/SUBJECT_test.csv` with the columns question, choice0 ... choice3, answer.
+        folder: Where to write; it must stay where it is.
+        tasks: Names in `BENCHMARKS`, or `mmlu_SUBJECT`; all that there are files of when None.
+
+    Returns:
+        The names of the tasks, groups included.
+
+    Raises:
+        ConfigError: When a name is unknown.
+        DataError: When a file is missing, or a row is broken.
+    """
+    source, target = Path(data_folder).expanduser(), Path(folder).expanduser().resolve()
+    if not source.is_dir():
+        raise DataError(f"There is no folder {source}: name one that holds files such as hellaswag.jsonl and mmlu/.")
+    if tasks is not None:
+        check_names(tasks)
+    # The harness' own cache is of no use for files that lie here; beside them the rows go when the tasks go.
+    common = {"cache_dir": str(target / "cache")}
+    files: dict[str, str] = {}
+    for name, (stem, shape) in _FILES.items():
+        if tasks is not None and name not in tasks:
+            continue
+        file = _only_file(source, stem, required=tasks is not None)
+        if file is not None:
+            _check_rows(file, shape)
+            files[f"{name}.yaml"] = _task(name, {**common, "data_files": {"test": str(file.resolve())}})
+    subjects: list[str] = []
+    if tasks is None or any(name.startswith("mmlu") for name in tasks):
+        subjects = sorted(file.name.removesuffix("_test.csv") for file in source.glob("mmlu/*_test.csv"))
+        missing = [name for name in tasks or () if name.startswith("mmlu_") and name[5:] not in subjects]
+        if missing or (tasks is not None and not subjects):
+            raise DataError(f"{source / 'mmlu' / (missing[0][5:] if missing else 'SUBJECT')}_test.csv is missing.")
+    for subject in subjects:
+        data_files = {}
+        for split in ("test", "dev"):
+            rows = _mmlu_rows(source / "mmlu" / f"{subject}_{split}.csv")
+            data_files[split] = str(target / f"mmlu_{subject}_{split}.jsonl")
+            files[Path(data_files[split]).name] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        topic = subject.replace("_", " ")
+        description = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
+        own = {"task": f"mmlu_{subject}", "task_alias": subject, "description": description}
+        files[f"mmlu_{subject}.yaml"] = _task("mmlu_subject", {**common, "data_files": data_files}, **own)
+    if subjects:
+        files["mmlu.yaml"] = _template("mmlu", task=[f"mmlu_{subject}" for subject in subjects])
+    if not files:
+        raise DataError(f"{source} holds no file of a benchmark, such as hellaswag.jsonl or mmlu/anatomy_test.csv.")
+    with atomic_folder(target) as temporary:
+        for file_name, content in files.items():
+            (temporary / file_name).write_text(content, encoding="utf-8")
+    return [name.removesuffix(".yaml") for name in files if name.endswith(".yaml")]
+
+
+def _task(template: str, dataset_kwargs: dict[str, Any], **fields: Any) -> str:
+    return _template(template, **fields, dataset_path="json", dataset_kwargs=dataset_kwargs)
+
+
+def _template(name: str, **fields: Any) -> str:
+    """A file of `harness_tasks`, its comment included, with more fields."""
+    added = yaml.safe_dump(fields, allow_unicode=True, sort_keys=False)
+    return (_TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8") + added
+
+
+def _only_file(folder: Path, stem: str, *, required: bool) -> Path | None:
+    found = sorted(folder.glob(f"{stem}*.jsonl"))
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise DataError(f"{folder} holds {names}: leave one, so that it is clear which is meant.")
+    if not found and required:
+        raise DataError(f"{folder / stem}.jsonl is missing (the name may go on before the ending).")
+    return found[0] if found else None
+
+
+def _check_rows(file: Path, shape: _Shape) -> None:
+    def rows(text: Iterator[str]) -> Iterator[tuple[int, str | None]]:
+        for number, line in enumerate(text, start=1):
+            if line.strip():
+                try:
+                    yield number, shape.fault(json.loads(line))
+                except json.JSONDecodeError as error:
+                    yield number, f"is broken JSON: {error.msg}"
+
+    _read(file, rows)
+
+
+def _mmlu_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of one CSV file in the columns of the harness' own data set, `cais/mmlu`."""
+    found: list[dict[str, Any]] = []
+
+    def rows(text: Iterator[str]) -> Iterator[tuple[int, str | None]]:
+        reader = csv.DictReader(text, strict=True)
+        if reader.fieldnames is None or not set(_MMLU_COLUMNS) <= set(reader.fieldnames):
+            yield 1, f"must name the columns: {','.join(_MMLU_COLUMNS)}"
+        try:
+            for row in reader:
+                values = [row.get(name) for name in _MMLU_COLUMNS]
+                if None in row or not all(values):
+                    yield reader.line_num, f"does not hold the {len(_MMLU_COLUMNS)} columns"
+                elif row["answer"] not in ("0", "1", "2", "3"):
+                    yield reader.line_num, f"needs 0, 1, 2 or 3 in 'answer' and has {row['answer']!r}"
+                found.append({"question": row["question"], "choices": values[1:5], "answer": int(row["answer"])})
+                yield reader.line_num, None
+        except csv.Error as error:
+            yield reader.reader.line_num, f"is broken CSV: {error}"
+
+    _read(file, rows)
+    return found
+
+
+def _read(file: Path, rows: Callable[[Iterator[str]], Iterator[tuple[int, str | None]]]) -> None:
+    """Goes through a file's rows, given as line and fault, up to the first fault.
+
+    Raises:
+        DataError: At a fault; or when the file is missing, is not UTF-8, or has no rows.
+    """
+    if not file.is_file():
+        raise DataError(f"{file} is missing.")
+    has_content(file)
+    count = 0
+    with io.TextIOWrapper(open_bytes(file), encoding="utf-8", newline="") as text:
+        for number, fault in rows(text):
+            if fault:
+                raise DataError(f"{file}, line {number}: {fault}.")
+            count += 1
+    if not count:
+        raise DataError(f"{file} holds no rows.")
