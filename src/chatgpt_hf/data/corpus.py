@@ -314,7 +314,7 @@ def _stream_file(path: Path, text_column: str, template: str | None) -> Iterator
         if is_one_document(path):
             yield {"text": read_text(path)}
         elif format_of(path) in (".json", ".jsonl"):
-            for line, row in _stream_json(path):
+            for line, row in stream_json(path):
                 yield _document(row, f"line {line} of {path}", text_column, template)
         else:
             rows = load_file(path, text_column, template, streaming=True)
@@ -330,7 +330,7 @@ def _stream_file(path: Path, text_column: str, template: str | None) -> Iterator
         raise DataError(f"{path} cannot be read: {error.__cause__ or error}") from error
 
 
-def _stream_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def stream_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON Lines file, or of a JSON file as a whole, with the lines they are in (then: 1)."""
     with open_bytes(path) as stream:
         lines = ((number, data.decode("utf-8-sig").strip()) for number, data in enumerate(stream, start=1))
