@@ -18,6 +18,7 @@ pytest.importorskip("lm_eval")
 import lm_eval.tasks
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
+from chatgpt_hf.checkpoints import load_model
 from chatgpt_hf.errors import ConfigError, DataError
 from chatgpt_hf.evaluation.figures import paired_difference
 from chatgpt_hf.evaluation.harness import BENCHMARKS, HARNESS_RESULTS_NAME, evaluate_benchmarks, write_tasks
@@ -56,8 +57,10 @@ def make_model(tokenizer: PreTrainedTokenizerBase, kind: str = "rope", positions
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=positions,
-        position_embedding_type=kind,
         initializer_range=0.3,
+        **{"short memories": {"conv_kernel_size": 4, "ngram_vocab_sizes": [64]}}.get(
+            kind, {"position_embedding_type": kind}
+        ),
     )
     return ChatGPTForCausalLM(config)
 
@@ -143,7 +146,7 @@ def test_two_models_compare_in_pairs(tokenizer: PreTrainedTokenizerBase, data: P
     assert difference.value == measures[1].value - measures[0].value != 0
 
 
-@pytest.mark.parametrize("kind", ["rope", "learned", "gpt2"])
+@pytest.mark.parametrize("kind", ["rope", "learned", "short memories", "gpt2"])
 def test_the_batch_size_changes_no_figure(kind: str, tokenizer: PreTrainedTokenizerBase, data: Path) -> None:
     model = make_model(tokenizer, kind, positions=64)
     names = ["arc_easy", "lambada_openai", "winogrande", "mmlu_horses"]
@@ -156,7 +159,7 @@ def test_the_batch_size_changes_no_figure(kind: str, tokenizer: PreTrainedTokeni
 
 
 @pytest.mark.parametrize("bos", [None, True])
-@pytest.mark.parametrize("kind", ["rope", "learned", "gpt2"])
+@pytest.mark.parametrize("kind", ["rope", "learned", "short memories", "gpt2"])
 def test_what_does_not_fit_is_cut_on_the_left(
     kind: str, bos: bool | None, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -271,9 +274,9 @@ def test_without_a_folder_and_a_network_the_message_says_so(
         evaluate_benchmarks(make_model(tokenizer), tokenizer, ["arc_easy"])
 
 
-def run_lm_eval(model: Path, names: list[str], tasks: Path, output: Path, *more: str) -> dict[str, Any]:
+def run_lm_eval(model_args: str, names: list[str], tasks: Path, output: Path, *more: str) -> dict[str, Any]:
     """The harness' own command line in a process of its own, with our model type made known."""
-    arguments = ["--model", "hf", "--model_args", f"pretrained={model}", "--include_path", str(tasks), "--tasks"]
+    arguments = ["--model", "hf", "--model_args", model_args, "--include_path", str(tasks), "--tasks"]
     arguments += [",".join(names), "--log_samples", "--output_path", str(output), *more]
     program = "import chatgpt_hf; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
     process = subprocess.run(
@@ -284,14 +287,24 @@ def run_lm_eval(model: Path, names: list[str], tasks: Path, output: Path, *more:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def assert_parity(folder: Path, names: list[str], data: Path, tmp_path: Path, limit: int, **settings: Any) -> None:
+def assert_parity(
+    folder: Path, names: list[str], data: Path, tmp_path: Path, limit: int, bos: bool | None = None, **settings: int
+) -> None:
+    model_args = f"pretrained={folder}" + (f",add_bos_token={bos}" if bos is not None else "")
     more = ["--limit", str(limit), "--batch_size", "8"]
     for name, value in settings.items():
         more += [f"--{name}", str(value)]
     write_tasks(data, tmp_path / "tasks", names)
-    theirs = run_lm_eval(folder, names, tmp_path / "tasks", tmp_path / "output", *more)
-    model, tokenizer = ChatGPTForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    ours = evaluate_benchmarks(model, tokenizer, names, data_folder=data, limit=limit, **settings)
+    theirs = run_lm_eval(model_args, names, tmp_path / "tasks", tmp_path / "output", *more)
+    ours = evaluate_benchmarks(
+        load_model(folder),
+        AutoTokenizer.from_pretrained(folder),
+        names,
+        data_folder=data,
+        limit=limit,
+        add_bos_token=bos,
+        **settings,
+    )
     assert theirs["results"] == json.loads(json.dumps(ours.harness["results"]))
     assert theirs["n-samples"] == ours.harness["n-samples"]
     for name in set(names) - {"mmlu"}:
@@ -301,16 +314,22 @@ def assert_parity(folder: Path, names: list[str], data: Path, tmp_path: Path, li
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_the_command_line(base_folder: Path, shared_data: Path, tmp_path: Path) -> None:
+def test_figures_of_a_stock_gpt2_are_those_of_the_command_line(
+    tokenizer: PreTrainedTokenizerBase, shared_data: Path, tmp_path: Path
+) -> None:
+    make_model(tokenizer, "gpt2", positions=128).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
     names = ["lambada_openai", "winogrande", "copa"]
-    assert_parity(base_folder, names, shared_data / "eval", tmp_path, limit=20, num_fewshot=2, seed=3)
+    assert_parity(tmp_path / "model", names, shared_data / "eval", tmp_path, limit=20, bos=True, num_fewshot=2, seed=3)
 
 
 @pytest.mark.slow
-def test_200_items_of_each_benchmark_are_those_of_the_command_line(
-    tokenizer: PreTrainedTokenizerBase, shared_data: Path, tmp_path: Path
-) -> None:
-    model = make_model(tokenizer, positions=1024)
-    model.save_pretrained(tmp_path / "model")
+def test_200_items_of_each_benchmark_are_those_of_the_command_line(shared_data: Path, tmp_path: Path) -> None:
+    from chatgpt_hf import train_tokenizer
+
+    # Of some size, so that there are few tokens to compute; the longest prompts are still cut.
+    lines = (shared_data / "eval" / "lambada_openai_0_2499.jsonl").read_text(encoding="utf-8").splitlines()[:500]
+    tokenizer = train_tokenizer([json.loads(line)["text"] for line in lines], 1500, show_progress=False)
+    make_model(tokenizer, positions=512).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     assert_parity(tmp_path / "model", list(BENCHMARKS), shared_data / "eval", tmp_path, limit=200)

@@ -74,7 +74,8 @@ def evaluate_benchmarks(
         num_fewshot: Answered items before each question; none when None.
         seed: For all four generators of `lm_eval --seed`; its defaults when None.
         add_bos_token: As in `lm_eval --model_args`: whether each prompt begins with bos; when None, what the tokenizer does
-            by itself.
+            by itself, so that figures are those of `lm_eval` without options. Tokenizers of `train_tokenizer` and GPT-2's add
+            none, though documents begin with bos in training.
 
     Raises:
         ConfigError: When a name is unknown, a number is out of range, or lm-evaluation-harness is not installed.
