@@ -31,6 +31,8 @@ from datasets import Dataset, DatasetDict
 from ..errors import DataError
 
 BUILTIN_CORPORA: tuple[str, ...] = ("builtin:python-docs", "builtin:python-qa")
+# Prompts and completions; each is built by the module named.
+BUILTIN_PAIRS = {"builtin:python-functions": "functions", "builtin:relations": "relations"}
 
 HELD_OUT_SHARE = 0.1
 MIN_DOCUMENT = 40
@@ -121,7 +123,7 @@ def _clean(doc: Any) -> str:
     return re.sub(r"[ \t]+$", "", doc, flags=re.MULTILINE).strip()
 
 
-def _fraction(text: str) -> float:
+def fraction(text: str) -> float:
     """Maps a text to [0, 1), the same in every process, unlike `hash`."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
@@ -193,23 +195,28 @@ def _source_module(name: str, path: Path) -> _Module:
     return _Module(_clean(ast.get_docstring(tree)), entries, exported, tuple(imports))
 
 
-def _source_modules() -> dict[str, _Module]:
-    """Parses the standard library, private modules included: public ones re-export from them."""
+def source_paths() -> Iterator[tuple[str, Path]]:
+    """Names and files of the standard library's modules, private ones included: public ones re-export from them.
+
+    Raises:
+        DataError: If this Python carries no library source.
+    """
     root = Path(sysconfig.get_path("stdlib"))
-    modules = {}
+    if not (root / "json").is_dir():
+        raise DataError(
+            f"the built-in corpora are read from the source of the standard library, and {root} has none; "
+            "use a regular Python installation, or name a text file as the corpus"
+        )
     for top in sorted(sys.stdlib_module_names):
         paths = [root / f"{top}.py"] if (root / f"{top}.py").is_file() else (root / top).rglob("*.py")
         for path in sorted(paths):
             parts = path.relative_to(root).with_suffix("").parts
             if not any(map(_SKIPPED.fullmatch, parts)):
-                name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-                modules[name] = _source_module(name, path)
-    if "json" not in modules:
-        raise DataError(
-            f"the built-in corpora are read from the source of the standard library, and {root} has none; "
-            "use a regular Python installation, or name a text file as the corpus"
-        )
-    return modules
+                yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def _source_modules() -> dict[str, _Module]:
+    return {name: _source_module(name, path) for name, path in source_paths()}
 
 
 def _native_entry(obj: Any, kind: str) -> tuple[_Unit, ...]:
@@ -289,7 +296,7 @@ def _definitions() -> list[tuple[bool, str, str, bool, tuple[_Unit, ...]]]:
                 claimed.add((origin, key))
                 is_exported = module.exported is None or key in module.exported
                 found.setdefault(f"{spoken}.{key}", (spoken, is_exported, entry))
-    return sorted((_fraction(name) < HELD_OUT_SHARE, name, *about) for name, about in found.items())
+    return sorted((fraction(name) < HELD_OUT_SHARE, name, *about) for name, about in found.items())
 
 
 def _build_docs() -> tuple[_Rows, _Rows]:
@@ -355,11 +362,11 @@ def _build_qa() -> tuple[_Rows, _Rows]:
             for prefix, spoken in _SPOKEN:
                 name = spoken + name.removeprefix(prefix) if name.startswith(prefix) else name
             wordings = _PURPOSE[unit.kind]
-            question = wordings[int(_fraction(f"purpose:{name}") * len(wordings))]
+            question = wordings[int(fraction(f"purpose:{name}") * len(wordings))]
             asked.setdefault(question.format(name), (held_out, name, summary))
             call = f"{name}{unit.signature}"
             if re.sub(r"[()*,/\s]|\b(args|kwargs|kwds|kw|kwarg)\b", "", unit.signature) and len(call) <= 160:
-                question, answer = _CALLS[int(_fraction(f"call:{name}") * len(_CALLS))]
+                question, answer = _CALLS[int(fraction(f"call:{name}") * len(_CALLS))]
                 asked.setdefault(question.format(name), (held_out, name, answer.format(call)))
     rows: tuple[_Rows, _Rows] = ([], [])
     for question, (held_out, name, answer) in asked.items():
@@ -373,16 +380,23 @@ def load_builtin(name: str) -> DatasetDict:
     """Builds one of the embedded corpora; it takes seconds the first time and is remembered.
 
     Args:
-        name: `"builtin:python-docs"` (columns `name`, `text`: one topic, module docstring, function or whole class) or
-            `"builtin:python-qa"` (columns `name`, `messages`: one question of the user, one answer of the assistant).
+        name: `"builtin:python-docs"` (columns `name`, `text`: one topic, module docstring, function or whole class),
+            `"builtin:python-qa"` (columns `name`, `messages`: one question of the user, one answer of the assistant),
+            `"builtin:python-functions"` (columns `name`, `prompt`, `completion`: see `functions.py`) or `"builtin:relations"`
+            (columns `prompt`, `completion`: see `relations.py`).
 
     Returns:
         The splits `train` and `test`, in a fixed order; `test` is held out.
 
     Raises:
-        DataError: If the name is not one of `BUILTIN_CORPORA`, or this Python carries no library source.
+        DataError: If the name is not one of these, or this Python carries no library source.
     """
-    if name not in BUILTIN_CORPORA:
-        raise DataError(f"there is no built-in corpus {name!r}; the known ones are {', '.join(BUILTIN_CORPORA)}")
-    train, test = _build_docs() if name == "builtin:python-docs" else _build_qa()
+    if name in BUILTIN_PAIRS:
+        # These modules use this one.
+        train, test = importlib.import_module(f".{BUILTIN_PAIRS[name]}", __package__).build()
+    elif name in BUILTIN_CORPORA:
+        train, test = _build_docs() if name == "builtin:python-docs" else _build_qa()
+    else:
+        known = ", ".join((*BUILTIN_CORPORA, *BUILTIN_PAIRS))
+        raise DataError(f"there is no built-in corpus {name!r}; the known ones are {known}")
     return DatasetDict({"train": Dataset.from_list(train), "test": Dataset.from_list(test)})
