@@ -755,6 +755,27 @@ def test_a_sequence_is_scored_at_its_last_token(side: str) -> None:
     torch.testing.assert_close(batch, alone, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_text_may_hold_the_pad_token(side: str) -> None:
+    model = ChatGPTForSequenceClassification(ChatGPTConfig(**TINY, num_labels=3, pad_token_id=0)).eval()
+    ids = some_ids(1, 6).clone()
+    ids[0, 2] = ids[0, -1] = 0
+    pad = (3, 0) if side == "left" else (0, 3)
+    padded, mask = nn.functional.pad(ids, pad), nn.functional.pad(torch.ones_like(ids), pad)
+    with torch.no_grad():
+        body = model.model(ids).last_hidden_state[:, -1]
+        batch = model(padded, attention_mask=mask).logits
+    torch.testing.assert_close(batch, model.score(body), rtol=0, atol=1e-4)
+
+
+def test_a_batch_without_a_pad_token_needs_a_mask() -> None:
+    model = ChatGPTForSequenceClassification(ChatGPTConfig(**TINY, num_labels=3, pad_token_id=None)).eval()
+    ids = some_ids(2, 6)
+    with pytest.raises(ValueError, match=r"attention_mask.*pad_token_id"):
+        model(ids)
+    assert model(ids, attention_mask=torch.ones_like(ids)).logits.shape == (2, 3)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("size", [VOCAB + 9, VOCAB - 7])
 def test_resizing_the_vocabulary(tied: bool, size: int, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,19 @@ BASE_SAMPLE_NAME = "base_sample.json"
 _SAVING_PREFIX = ".saving-"
 
 
-def load_model(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM, **kwargs: Any) -> PreTrainedModel:
+def load_model(
+    name_or_path: str | Path,
+    model_class: Any = AutoModelForCausalLM,
+    *,
+    new_modules: Collection[str] = (),
+    **kwargs: Any,
+) -> PreTrainedModel:
     """`model_class.from_pretrained`, refusing what transformers would only warn of.
 
     Args:
         name_or_path: A model folder, or a Hub id; or a folder with an adapter of PEFT's, which is put onto its base model.
         model_class: An Auto class or a model class. `ChatGPTForCausalLM` also reads GPT-2 checkpoints.
+        new_modules: Modules that start anew where the checkpoint has none or one of another shape, as the head of a task.
         **kwargs: For `from_pretrained`.
 
     Raises:
@@ -53,7 +60,7 @@ def load_model(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM
     """
     folder = Path(name_or_path)
     if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
-        return _load_adapter(folder, model_class, **kwargs)
+        return _load_adapter(folder, model_class, new_modules=new_modules, **kwargs)
     named_as_path = folder.is_absolute() or str(name_or_path).startswith((".", "~")) or len(folder.parts) > 2
     if named_as_path and not folder.exists():
         raise CheckpointError(f"There is no folder {folder}; name one that `save_pretrained` wrote, or a Hub id.")
@@ -83,14 +90,14 @@ def load_model(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM
             f"No model could be loaded from {name_or_path}: {error}\n"
             "Name a folder that `save_pretrained` wrote, or the id of a model on the Hub."
         ) from error
-    if report["mismatched_keys"]:
-        name, stored, expected = sorted(report["mismatched_keys"])[0]
+    mismatched = sorted(key for key in report["mismatched_keys"] if key[0].partition(".")[0] not in new_modules)
+    if mismatched:
+        name, stored, expected = mismatched[0]
         raise CheckpointError(
             f"{name_or_path}: the weight {name} has the shape {tuple(stored)}, {CONFIG_NAME} asks for "
-            f"{tuple(expected)} ({len(report['mismatched_keys'])} such weights). The two files do not belong together."
+            f"{tuple(expected)} ({len(mismatched)} such weights). The two files do not belong together."
         )
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    if missing := sorted(key for key in report["missing_keys"] if key.partition(".")[0] not in new_modules):
         raise CheckpointError(
             f"{name_or_path}: {len(missing)} weights are missing, {', '.join(missing[:3])} among them. "
             "The checkpoint is incomplete: save or copy it again."
@@ -98,10 +105,11 @@ def load_model(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM
     return model
 
 
-def load_for_inference(name_or_path: str | Path) -> PreTrainedModel:
+def load_for_inference(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """`load_model` onto the machine's accelerator, where it has one."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return load_model(name_or_path, **({"device_map": accelerator.type} if accelerator is not None else {})).eval()
+    placed = {"device_map": accelerator.type} if accelerator is not None else {}
+    return load_model(name_or_path, model_class, **placed).eval()
 
 
 def check_safetensors(file: Path) -> None:

@@ -26,7 +26,11 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
@@ -618,11 +622,14 @@ class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):
 
 
 # The generic heads build their body through AutoModel, which a checkpoint with remote code does not name: these build
-# ours, and keep the generic forward.
+# ours, and keep the generic forward where it is right. Their losses are means, which `Trainer` has to divide by the steps
+# that it accumulates: without `accepts_loss_kwargs` it believes that what takes `**kwargs` has done so.
 
 
 class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPTPreTrainedModel):
     """Scores (batch, num_labels) from the last token that is not padding."""
+
+    accepts_loss_kwargs = False
 
     def __init__(self, config: ChatGPTConfig) -> None:
         ChatGPTPreTrainedModel.__init__(self, config)
@@ -631,9 +638,50 @@ class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPT
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutputWithPast:
+        """Scores and the loss where `labels` are given: (batch,), or (batch, num_labels) for several labels or values a row.
+
+        The generic head finds the last token by its id, and so takes a text that ends with the pad token, or with an eos
+        that is also the pad token, for a shorter one. A mask says what is padding, on either side; only without one the id does.
+        """
+        outputs = self.model(input_ids, attention_mask=attention_mask, **kwargs)
+        hidden_states = outputs.last_hidden_state
+        batch, length = hidden_states.shape[:2]
+        if attention_mask is not None and attention_mask.dim() == 2:
+            is_text = attention_mask[:, -length:] != 0
+        elif input_ids is not None and self.config.pad_token_id is not None:
+            is_text = input_ids != self.config.pad_token_id
+        elif batch == 1 or input_ids is None:
+            is_text = torch.ones(batch, length, dtype=torch.bool, device=hidden_states.device)
+        else:
+            raise ValueError(
+                "A batch of several rows needs an `attention_mask`, or a `pad_token_id` in the config, to tell where each ends."
+            )
+        last = (is_text * torch.arange(1, length + 1, device=is_text.device)).argmax(-1).to(hidden_states.device)
+        logits = self.score(hidden_states[torch.arange(batch, device=hidden_states.device), last])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=None, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
 
 class ChatGPTForTokenClassification(GenericForTokenClassification, ChatGPTPreTrainedModel):
     """Scores (batch, seq, num_labels)."""
+
+    accepts_loss_kwargs = False
 
     def __init__(self, config: ChatGPTConfig) -> None:
         ChatGPTPreTrainedModel.__init__(self, config)
@@ -646,6 +694,8 @@ class ChatGPTForTokenClassification(GenericForTokenClassification, ChatGPTPreTra
 
 class ChatGPTForQuestionAnswering(GenericForQuestionAnswering, ChatGPTPreTrainedModel):
     """Start and end logits of an answer, each (batch, seq)."""
+
+    accepts_loss_kwargs = False
 
     def __init__(self, config: ChatGPTConfig) -> None:
         ChatGPTPreTrainedModel.__init__(self, config)

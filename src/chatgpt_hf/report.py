@@ -41,6 +41,12 @@ _KNOWN_METRICS = {
     "perplexity": "Perplexity per token",
     "exact_match": "Exact match",
     "rouge_l": "ROUGE-L",
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "f1": "F1",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rougeL": "ROUGE-L",
 }
 
 
@@ -61,6 +67,7 @@ class Report:
         training: How it was trained, in the order to be shown; see `training_facts`.
         command: Repeats the run.
         tokens_per_step: Positions in the rows of one optimizer step of all processes; gives the curves an axis of tokens.
+        task: The pipeline that the model is for.
     """
 
     title: str
@@ -74,6 +81,7 @@ class Report:
     training: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     tokens_per_step: int | None = None
+    task: str = "text-generation"
 
     def write(self, folder: Path) -> None:
         """Writes `report/` (report.md, report.json, loss.png, samples.md) and the card README.md into the run's folder."""
@@ -91,12 +99,14 @@ class Report:
         parts = [f"# {self.title}", self.description, self._figures()]
         parts += ["## Curves", "![Loss and other figures over training steps](loss.png)"]
         if self.statistics:
-            parts += ["## Sources", _table(self._sources())]
+            parts += ["## Sources", markdown_table(self._sources())]
         if facts := self._facts():
-            parts += ["## How it was trained", _table(_pairs("setting", facts))]
+            parts += ["## How it was trained", markdown_table(_pairs("setting", facts))]
         if self.command:
             parts += ["## To repeat it", f"```bash\n{self.command}\n```"]
-        parts.append("What the model says: [samples.md](samples.md). The recipe: [recipe.yaml](../recipe.yaml).")
+        if self.samples:
+            parts.append("What the model says: [samples.md](samples.md).")
+        parts.append("The recipe: [recipe.yaml](../recipe.yaml).")
         return "\n\n".join(parts) + "\n"
 
     def _figures(self) -> str:
@@ -104,7 +114,9 @@ class Report:
         for name, value in self.results.items():
             title = next((title for start, title in _GROUPS.items() if name.startswith(start)), "Also")
             groups.setdefault(title, {})[name] = value
-        parts = [f"## {title}\n\n{_table(_pairs('figure', group))}" for title, group in groups.items() if group]
+        parts = [
+            f"## {title}\n\n{markdown_table(_pairs('figure', group))}" for title, group in groups.items() if group
+        ]
         return "\n\n".join(parts)
 
     def _sources(self) -> list[dict[str, Any]]:
@@ -141,7 +153,7 @@ class Report:
     def _card(self, name: str) -> ModelCard:
         data = ModelCardData(
             library_name="transformers",
-            pipeline_tag="text-generation",
+            pipeline_tag=self.task,
             tags=["chatgpt_hf"],
             model_name=name,
             eval_results=self._eval_results() or None,
@@ -152,9 +164,9 @@ class Report:
             title=name,
             description=self.description,
             data=self.data,
-            sources=_table(self._sources()),
-            training=_table(_pairs("setting", self._facts())),
-            figures=_table(_pairs("figure", self.results)),
+            sources=markdown_table(self._sources()),
+            training=markdown_table(_pairs("setting", self._facts())),
+            figures=markdown_table(_pairs("figure", self.results)),
             command=self.command,
             chat=self.chat,
             model_path=name,
@@ -172,7 +184,7 @@ class Report:
             if value is not None and math.isfinite(value):
                 found.append(
                     EvalResult(
-                        task_type="text-generation",
+                        task_type=self.task,
                         dataset_type=self.data,
                         dataset_name=self.data,
                         dataset_split="test",
@@ -293,7 +305,7 @@ def _pairs(name: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{name: key, "value": value} for key, value in values.items()]
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def markdown_table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table with a column for every key; empty where there are no rows."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [[name.replace("_", " ") for name in columns], ["---"] * len(columns)]

@@ -10,9 +10,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from chatgpt_hf import train_tokenizer
-from chatgpt_hf.data.spans import answer_positions, best_answers, prepare_features, windows
+from chatgpt_hf.data.spans import prepare_features
 from chatgpt_hf.data.squad import load_squad
 from chatgpt_hf.errors import DataError, TokenizerError
+from chatgpt_hf.spans import answer_positions, best_answers, windows
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 
 CONTEXT = "罗马在意大利。 Paris, 法国 👍🏽 the <|endoftext|> capital; " * 6
@@ -29,7 +30,16 @@ def row(answer: str, start: int, context: str = CONTEXT, identity: str = "a") ->
     return {"id": identity, "question": "Where is Rome?", "context": context, "answers": answers}
 
 
-def logits_for(features: Dataset, spans: dict[int, tuple[int, int, float]]) -> list[list[np.ndarray]]:
+def evaluation_features(rows: Dataset, tokenizer: PreTrainedTokenizerBase, **lengths: int) -> list[dict[str, Any]]:
+    found = windows(rows["question"], rows["context"], tokenizer, **lengths)
+    return [
+        {"example_id": identity, "offset_mapping": window.offsets, "input_ids": window.input_ids}
+        for identity, of_a_question in zip(rows["id"], found, strict=True)
+        for window in of_a_question
+    ]
+
+
+def logits_for(features: list[dict[str, Any]], spans: dict[int, tuple[int, int, float]]) -> list[list[np.ndarray]]:
     """Logits that are high, by the amount given, at a first and last token of some features."""
     made = [[np.zeros(len(ids)) for ids in features["input_ids"]] for _ in range(2)]
     for feature, (first, last, height) in spans.items():
@@ -66,7 +76,7 @@ def test_answers_come_back_from_their_tokens(tokenizer: PreTrainedTokenizerBase,
     start = CONTEXT.index(answer, 60)
     rows = Dataset.from_list([row(answer, start)])
     trained = prepare_features(rows, tokenizer, max_length=96, stride=48)
-    features = prepare_features(rows, tokenizer, max_length=96, stride=48, training=False)
+    features = evaluation_features(rows, tokenizer, max_length=96, stride=48)
     assert len(trained) == len(features) > 1
     labelled = [
         (index, first, last)
@@ -101,7 +111,7 @@ def test_no_answer(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = Dataset.from_list([row("", 0)])
     trained = prepare_features(rows, tokenizer, max_length=96, stride=48)
     assert set(trained["start_positions"]) == {0}
-    features = prepare_features(rows, tokenizer, max_length=96, stride=48, training=False)
+    features = evaluation_features(rows, tokenizer, max_length=96, stride=48)
     spans = dict.fromkeys(range(len(features)), (0, 0, 9.0))
     answer = best_answers(features, *logits_for(features, spans), {"a": CONTEXT}, allow_no_answer=True)["a"][0]
     assert (answer.text, answer.start, answer.end) == ("", 0, 0)
@@ -117,7 +127,7 @@ def test_no_answer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_parts_of_a_character_are_one_answer(tokenizer: PreTrainedTokenizerBase) -> None:
-    features = prepare_features(Dataset.from_list([row("", 0, "罗马")]), tokenizer, training=False)
+    features = evaluation_features(Dataset.from_list([row("", 0, "罗马")]), tokenizer)
     logits = [[np.zeros(len(features[0]["input_ids"]))] for _ in range(2)]
     answers = best_answers(features, *logits, {"a": "罗马"})["a"]
     assert sorted(answer.text for answer in answers) == ["罗", "罗马", "马"]
@@ -128,7 +138,7 @@ def test_parts_of_a_character_are_one_answer(tokenizer: PreTrainedTokenizerBase)
 
 
 def test_padding_on_the_right_changes_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
-    features = prepare_features(Dataset.from_list([row("", 0)]), tokenizer, max_length=96, stride=48, training=False)
+    features = evaluation_features(Dataset.from_list([row("", 0)]), tokenizer, max_length=96, stride=48)
     random = np.random.default_rng(0)
     logits = [[random.normal(size=len(ids)) for ids in features["input_ids"]] for _ in range(2)]
     padded = [[np.concatenate([values, [99.0] * 7]) for values in half] for half in logits]
@@ -139,7 +149,7 @@ def test_padding_on_the_right_changes_nothing(tokenizer: PreTrainedTokenizerBase
 
 
 def test_best_answers_is_the_best_of_all_spans(tokenizer: PreTrainedTokenizerBase) -> None:
-    features = prepare_features(Dataset.from_list([row("", 0)]), tokenizer, max_length=96, stride=48, training=False)
+    features = evaluation_features(Dataset.from_list([row("", 0)]), tokenizer, max_length=96, stride=48)
     random = np.random.default_rng(1)
     logits = [[random.normal(size=len(ids)) for ids in features["input_ids"]] for _ in range(2)]
     best = (-np.inf, "")
@@ -159,7 +169,7 @@ def test_real_questions(shared_data: Path) -> None:
     for name in ("xquad_en_a", "xquad_zh_a"):
         rows = load_squad(str(shared_data / f"qa/{name}.json")).train.select(range(60))
         trained = prepare_features(rows, tokenizer, max_length=384, stride=128)
-        features = prepare_features(rows, tokenizer, max_length=384, stride=128, training=False)
+        features = evaluation_features(rows, tokenizer, max_length=384, stride=128)
         assert max(map(len, features["input_ids"])) <= 384
         spans = {
             index: (first, last, 9.0)

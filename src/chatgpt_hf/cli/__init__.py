@@ -20,10 +20,40 @@ app = typer.Typer(
 
 def main() -> None:
     """Runs the command line. A user's mistake is one message on stderr and exit code 2, without a traceback."""
-    from . import chat, convert, generate, merge, plan, pretrain, quickstart, serve, sft, tokenizer, ui
+    from . import (
+        chat,
+        compare,
+        convert,
+        evaluate,
+        finetune,
+        generate,
+        merge,
+        plan,
+        pretrain,
+        quickstart,
+        serve,
+        sft,
+        tokenizer,
+        ui,
+    )
 
     if not app.registered_commands:
-        for module in (quickstart, tokenizer, plan, pretrain, sft, chat, ui, serve, generate, convert, merge):
+        for module in (
+            quickstart,
+            tokenizer,
+            plan,
+            pretrain,
+            sft,
+            finetune,
+            evaluate,
+            compare,
+            chat,
+            ui,
+            serve,
+            generate,
+            convert,
+            merge,
+        ):
             module.register(app)
     try:
         app()

@@ -22,7 +22,8 @@ def recipe_command(app: typer.Typer, name: str, types: tuple[str, ...], run: str
     """Makes a command of `run(*dataclasses)`; the decorated function's docstring is its help.
 
     Args:
-        types: Names in `chatgpt_hf.training.arguments`; the last one is a `TrainingArguments`.
+        types: Names in `chatgpt_hf.training.arguments`, or `module:name` of another module beside it; the last one is a
+            `TrainingArguments`.
         run: `module:function` of the package, imported when the command runs.
     """
 
@@ -60,8 +61,11 @@ def recipe_command(app: typer.Typer, name: str, types: tuple[str, ...], run: str
 
 
 def _dataclasses(names: tuple[str, ...]) -> tuple[type, ...]:
-    module = import_module("..training.arguments", __package__)
-    return tuple(getattr(module, name) for name in names)
+    found = []
+    for name in names:
+        module, _, target = name.rpartition(":")
+        found.append(getattr(import_module(f"..training.{module or 'arguments'}", __package__), target))
+    return tuple(found)
 
 
 def print_fields(dataclasses: tuple[type, ...]) -> None:

@@ -93,8 +93,7 @@ def prepare_rows(
         raise DataError("The corpus has no documents to tokenize.")
     fingerprint = _corpus_fingerprint(documents)
     key = _hash([_VERSION, fingerprint, tokenizer_fingerprint(tokenizer), block_size, seed])
-    root = cache_dir or Path(os.environ.get("CHATGPT_HF_CACHE") or "~/.cache/chatgpt_hf").expanduser()
-    folder = Path(root) / key
+    folder = Path(cache_dir or cache_root()) / key
     found = _read(folder, fingerprint)
     if found is not None:
         logger.info("Tokenized rows are taken from %s.", folder)
@@ -119,6 +118,11 @@ def prepare_rows(
     found = _read(folder, fingerprint)
     assert found is not None, f"{folder} was written and cannot be read"
     return found
+
+
+def cache_root() -> Path:
+    """Where what is made of data is kept: `$CHATGPT_HF_CACHE`, or `~/.cache/chatgpt_hf`."""
+    return Path(os.environ.get("CHATGPT_HF_CACHE") or "~/.cache/chatgpt_hf").expanduser()
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

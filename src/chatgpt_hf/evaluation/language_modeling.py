@@ -4,24 +4,35 @@ import lzma
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from tqdm.auto import tqdm
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError
 from ..tokenization_chatgpt import encode_documents
-from .padding import pad
+from .figures import Measure
+from .scoring import negative_log_likelihoods
 
 
 @dataclass(frozen=True)
 class LanguageModelingResult:
-    """Sums over a corpus; nats, tokens and bytes."""
+    """Nats, tokens and bytes of each document of a corpus, (documents,) each."""
 
-    negative_log_likelihood: float
-    tokens: int
-    bytes: int
+    nats: np.ndarray
+    document_tokens: np.ndarray
+    document_bytes: np.ndarray
+
+    @property
+    def negative_log_likelihood(self) -> float:
+        return float(self.nats.sum())
+
+    @property
+    def tokens(self) -> int:
+        return int(self.document_tokens.sum())
+
+    @property
+    def bytes(self) -> int:
+        return int(self.document_bytes.sum())
 
     @property
     def bits_per_byte(self) -> float:
@@ -34,6 +45,17 @@ class LanguageModelingResult:
 
     def as_dict(self) -> dict[str, float]:
         return {"bits_per_byte": self.bits_per_byte, "perplexity": self.perplexity, "tokens": self.tokens}
+
+    def measures(self) -> dict[str, Measure]:
+        """The figures with each document's part in them."""
+        by_token = np.stack([self.nats, self.document_tokens], axis=1)
+        by_byte = np.stack([self.nats, self.document_bytes], axis=1)
+        return {
+            "bits_per_byte": Measure("bits", by_byte, higher_is_better=False),
+            "perplexity": Measure("perplexity", by_token, higher_is_better=False),
+            "nats_per_token": Measure("mean", by_token, higher_is_better=False),
+            "nats_per_byte": Measure("mean", by_byte, higher_is_better=False),
+        }
 
 
 def windows(length: int, size: int, stride: int) -> list[tuple[int, int, int]]:
@@ -50,7 +72,6 @@ def windows(length: int, size: int, stride: int) -> list[tuple[int, int, int]]:
     return result
 
 
-@torch.inference_mode()
 def evaluate_language_modeling(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -81,31 +102,25 @@ def evaluate_language_modeling(
         )
     documents = encode_documents(tokenizer, texts)
     pieces: list[tuple[list[int], int]] = []
-    for ids in documents:
+    owners: list[int] = []
+    for owner, ids in enumerate(documents):
         for start, end, first_scored in windows(len(ids), size, stride):
             pieces.append((ids[start:end], first_scored - start))
-    # Rows of one length waste the least padding.
-    pieces.sort(key=lambda piece: len(piece[0]), reverse=True)
-    was_training = model.training
-    model.eval()
-    total, tokens = 0.0, 0
-    for begin in tqdm(range(0, len(pieces), batch_size), desc="Scoring held-out text", disable=not progress):
-        batch = pieces[begin : begin + batch_size]
-        rows = pad([ids for ids, _ in batch], side="right", pad_token_id=tokenizer.pad_token_id)
-        labels = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
-        for row, (_, first_scored) in zip(labels, batch, strict=True):
-            row[:first_scored] = -100
-        count = int((labels != -100).sum())
-        inputs: dict[str, Any] = {name: value.to(model.device) for name, value in rows.items()}
-        output = model(**inputs, use_cache=False)
-        shifted = labels[:, 1:].to(model.device)
-        loss = torch.nn.functional.cross_entropy(
-            output.logits[:, :-1].flatten(0, 1).float(), shifted.flatten(), ignore_index=-100, reduction="sum"
-        )
-        total += loss.item()
-        tokens += count
-    model.train(was_training)
-    return LanguageModelingResult(total, tokens, sum(len(text.encode()) for text in texts))
+            owners.append(owner)
+    nats = negative_log_likelihoods(
+        model,
+        pieces,
+        pad_token_id=tokenizer.pad_token_id,
+        batch_size=batch_size,
+        desc="Scoring held-out text",
+        progress=progress,
+    )
+    return LanguageModelingResult(
+        np.bincount(owners, nats, minlength=len(documents)),
+        # Nothing is before the first token of a document that could predict it.
+        np.array([len(ids) - 1 for ids in documents]),
+        np.array([len(text.encode()) for text in texts]),
+    )
 
 
 def xz_bits_per_byte(train: Iterable[str], held_out: Iterable[str]) -> float:

@@ -199,8 +199,8 @@ class OptimizerOptions:
         }
 
 
-_OPTIM_HELP = {"help": "muon, or any optimizer that transformers' TrainingArguments knows."}
-_LEARNING_RATE_HELP = "Peak learning rate; by default {muon} with Muon and {others} with others."
+OPTIM_HELP = {"help": "muon, or any optimizer that transformers' TrainingArguments knows."}
+LEARNING_RATE_HELP = "Peak learning rate; by default {muon} with Muon and {others} with others."
 
 
 @dataclass
@@ -209,9 +209,9 @@ class PretrainArguments(OptimizerOptions, TrainingArguments):
 
     default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.005, "others": 1e-3}
 
-    optim: str = field(default="muon", metadata=_OPTIM_HELP)
+    optim: str = field(default="muon", metadata=OPTIM_HELP)
     learning_rate: float | None = field(
-        default=None, metadata={"help": _LEARNING_RATE_HELP.format(**default_learning_rates)}
+        default=None, metadata={"help": LEARNING_RATE_HELP.format(**default_learning_rates)}
     )
     lr_scheduler_type: SchedulerType | str = field(
         default="warmup_stable_decay",
@@ -244,9 +244,9 @@ class ChatSFTArguments(OptimizerOptions, SFTConfig):
     # The second is TRL's own.
     default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.01, "others": 2e-5}
 
-    optim: str = field(default="muon", metadata=_OPTIM_HELP)
+    optim: str = field(default="muon", metadata=OPTIM_HELP)
     learning_rate: float | None = field(
-        default=None, metadata={"help": _LEARNING_RATE_HELP.format(**default_learning_rates)}
+        default=None, metadata={"help": LEARNING_RATE_HELP.format(**default_learning_rates)}
     )
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})

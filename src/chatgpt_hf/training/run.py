@@ -43,16 +43,16 @@ def check_run(arguments: TrainingArguments) -> None:
     """Seeds, and refuses before any work what the run's folder does not allow. Writes nothing."""
     set_seed(arguments.seed)
     if arguments.process_index == 0:
-        _checkpoint(arguments, check_output_dir(arguments.output_dir, resume=_resumes(arguments)))
+        _checkpoint(arguments, check_output_dir(arguments.output_dir, resume=resumes(arguments)))
 
 
-def check_block_size(block_size: int, model: PreTrainedModel) -> None:
+def check_block_size(block_size: int, model: PreTrainedModel, *, field: str = "block_size") -> None:
     """Raises `ConfigError` where a training row would be longer than the model's context."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and block_size > limit:
         raise ConfigError(
-            f"--block_size {block_size} is longer than the model's context: `max_position_embeddings` is {limit}. Give "
-            f"--block_size {limit} or less."
+            f"--{field} {block_size} is longer than the model's context: `max_position_embeddings` is {limit}. Give "
+            f"--{field} {limit} or less."
         )
 
 
@@ -75,7 +75,7 @@ def start_run(
         _check_same_optimizer(Path(checkpoint), arguments)
         check_checkpoint_fits(Path(checkpoint), model)
     if arguments.process_index == 0:
-        prepare_output_dir(folder, resume=_resumes(arguments))
+        prepare_output_dir(folder, resume=resumes(arguments))
         # The recipe first: it makes the folder ours, which a run that is killed between the two goes on with.
         recipe = yaml.safe_dump(resolve_recipe(*others, arguments), sort_keys=False, allow_unicode=True)
         write_atomically(folder / RECIPE_NAME, lambda path: path.write_text(recipe, encoding="utf-8"))
@@ -112,8 +112,14 @@ def check_same_data(checkpoint: Path, data: dict[str, Any]) -> None:
         )
 
 
-def train_and_save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, float]:
+def train_and_save(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, *, model_folder: Path | None = None
+) -> dict[str, float]:
     """Trains, from the newest whole checkpoint where that was asked for, and leaves a plain model folder.
+
+    Args:
+        folder: Of the run.
+        model_folder: Where the model is saved, if not there.
 
     Returns:
         `Trainer`'s training metrics.
@@ -143,7 +149,7 @@ def train_and_save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder:
             f"SIGTERM at step {stop.stopped_at}; {last_whole_checkpoint(folder)} is whole. Add --resume to go on from it."
         )
     if trainer.is_world_process_zero():
-        save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+        save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, model_folder or folder)
     if checkpoint is not None:
         # The mean over the steps of this process, which is no figure of the run.
         metrics.pop("train_loss", None)
@@ -154,8 +160,9 @@ def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """Weights, config, generation config and tokenizer, written whole or not at all."""
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
-        # With an adapter it would be left out.
-        model.generation_config.save_pretrained(temporary)
+        if model.can_generate():
+            # With an adapter it would be left out.
+            model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
 
@@ -165,7 +172,8 @@ def save_results(folder: Path, results: dict[str, Any]) -> None:
     write_atomically(folder / RESULTS_NAME, lambda path: path.write_text(content, encoding="utf-8"))
 
 
-def _resumes(arguments: TrainingArguments) -> bool:
+def resumes(arguments: TrainingArguments) -> bool:
+    """Whether the run is to go on from a checkpoint."""
     return str(arguments.resume_from_checkpoint).lower() not in ("none", "false", "")
 
 
@@ -194,7 +202,7 @@ def _check_same_optimizer(checkpoint: Path, arguments: TrainingArguments) -> Non
 
 
 def _checkpoint(arguments: TrainingArguments, folder: Path) -> str | None:
-    if not _resumes(arguments):
+    if not resumes(arguments):
         return None
     wanted = str(arguments.resume_from_checkpoint)
     if wanted.lower() != "true":

@@ -4,10 +4,8 @@ import json
 import logging
 from typing import Any
 
-import torch
 from datasets import DatasetDict
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
-from transformers.utils import is_bitsandbytes_available, is_peft_available
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
 from trl import SFTTrainer
 
 from ..checkpoints import (
@@ -26,6 +24,7 @@ from ..evaluation.answers import AnswersResult, ends_with_an_answer, evaluate_an
 from ..modeling_chatgpt import ChatGPTForCausalLM
 from ..report import Report
 from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
+from .adapters import lora_config, quantization
 from .arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
 from .run import check_block_size, check_run, save_results, start_run, train_and_save
 
@@ -68,50 +67,6 @@ def add_chat_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     added = list(range(before, len(tokenizer)))
     logger.info("The tokenizer had no chat template: it gets ChatML and %d tokens for it.", len(added))
     return added
-
-
-def quantization(arguments: ChatModelArguments) -> dict[str, Any]:
-    """What `from_pretrained` is told for QLoRA (Dettmers et al. 2023): 4-bit NormalFloat with double quantization."""
-    if not arguments.load_in_4bit:
-        return {}
-    if not arguments.use_peft:
-        raise ConfigError("--load_in_4bit is for adapters: add --use_peft, or leave it out.")
-    if not (is_bitsandbytes_available() and torch.cuda.is_available()):
-        raise ConfigError("--load_in_4bit needs a CUDA GPU and `pip install bitsandbytes`: leave it out here.")
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    }
-
-
-def lora_config(arguments: ChatModelArguments, model: PreTrainedModel, added: list[int]) -> Any:
-    """PEFT's `LoraConfig`, or None without `--use_peft`.
-
-    Args:
-        added: Token ids that the model has never seen; their embeddings are trained beside the adapters.
-    """
-    if not arguments.use_peft:
-        return None
-    if not is_peft_available():
-        raise ConfigError("--use_peft needs one more package: pip install peft")
-    from peft import LoraConfig
-
-    table = model.get_input_embeddings()
-    name = next(name for name, module in model.named_modules() if module is table).rpartition(".")[2]
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=arguments.lora_r,
-        lora_alpha=arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        target_modules=arguments.lora_target_modules or "all-linear",
-        use_rslora=arguments.use_rslora,
-        use_dora=arguments.use_dora,
-        trainable_token_indices={name: added} if added else None,
-    )
 
 
 def sft(
@@ -179,7 +134,7 @@ def sft(
     # The rows are ready: TRL's own preparation would read message text that looks like a special token as one.
     arguments.dataset_kwargs = {"skip_prepare_dataset": True}
     arguments.remove_unused_columns = False
-    adapter = lora_config(model_arguments, model, added)
+    adapter = lora_config(model_arguments, model, added=added)
     # TRL's fused head does not read a head that PEFT has wrapped for new tokens (TRL 1.16).
     own_loss = isinstance(model, ChatGPTForCausalLM) or (adapter is not None and added)
     trainer_class = ModelLossSFTTrainer if own_loss else SFTTrainer

@@ -1,0 +1,55 @@
+"""How well a model finds answers in texts, through the pipeline that people use it with."""
+
+from collections.abc import Iterator
+
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..pipelines import QuestionAnsweringPipeline
+from .metrics import measures
+from .record import Evaluation
+
+TASK = "question-answering"
+
+
+def evaluate_question_answering(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    *,
+    data: str,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Evaluation:
+    """Answers questions with `pipeline("question-answering")`; exact match and F1 are those of SQuAD's script.
+
+    Args:
+        rows: Columns `id`, `question`, `context` and `answers`, as `data.squad` gives them. Where some have no answer, the model
+            may say so.
+        data: Where they came from, for the record.
+    """
+    answer = QuestionAnsweringPipeline(model=model, tokenizer=tokenizer, batch_size=batch_size)
+    references = [answers["text"] or [""] for answers in rows["answers"]]
+    possible = all(any(texts) for texts in references)
+
+    def questions() -> Iterator[dict[str, str]]:
+        for row in rows:
+            yield {"question": row["question"], "context": row["context"]}  # type: ignore[call-overload]
+
+    outputs = answer(questions(), handle_impossible_answer=not possible)
+    found = list(tqdm(outputs, "Answering", len(rows), disable=not progress))
+    said = [output["answer"] for output in found]
+    measured = {**measures("exact_match", said, references, squad=True), **measures("token_f1", said, references)}
+    examples = [
+        {
+            "id": row["id"],  # type: ignore[call-overload]
+            "question": row["question"],  # type: ignore[call-overload]
+            "text": row["context"],  # type: ignore[call-overload]
+            "prediction": output["answer"],
+            "reference": texts if len(texts) > 1 else texts[0],
+            "score": output["score"],
+        }
+        for row, output, texts in zip(rows, found, references, strict=True)
+    ]
+    return Evaluation(TASK, data, measured, examples)

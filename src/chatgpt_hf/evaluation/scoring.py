@@ -1,0 +1,70 @@
+"""How likely a model finds given tokens: what language modelling, completions and choices are measured by."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .padding import pad
+
+
+@torch.inference_mode()
+def negative_log_likelihoods(
+    model: PreTrainedModel,
+    pieces: Sequence[tuple[Sequence[int], int]],
+    *,
+    pad_token_id: int | None,
+    batch_size: int = 8,
+    desc: str = "Scoring",
+    progress: bool = True,
+) -> np.ndarray:
+    """The nats of each piece, (pieces,): of its tokens from the given place on, each after those before it.
+
+    Args:
+        pieces: Ids, at most as many as the model's context, and the place of the first token that counts, 1 or more.
+        pad_token_id: Fills short rows; it is masked, so it may be any id.
+    """
+    # Rows of one length waste the least padding.
+    order = sorted(range(len(pieces)), key=lambda index: len(pieces[index][0]), reverse=True)
+    nats = np.zeros(len(pieces))
+    was_training = model.training
+    model.eval()
+    for begin in tqdm(range(0, len(order), batch_size), desc=desc, disable=not progress):
+        indices = order[begin : begin + batch_size]
+        rows = pad([pieces[index][0] for index in indices], side="right", pad_token_id=pad_token_id)
+        labels = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
+        for row, index in zip(labels, indices, strict=True):
+            row[: pieces[index][1]] = -100
+        inputs = {name: value.to(model.device) for name, value in rows.items()}
+        logits = model(**inputs, use_cache=False).logits
+        shifted = labels[:, 1:].to(model.device)
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), shifted.flatten(), ignore_index=-100, reduction="none"
+        )
+        nats[indices] = losses.view(shifted.shape).double().sum(1).cpu().numpy()
+    model.train(was_training)
+    return nats
+
+
+def continuation(
+    tokenizer: PreTrainedTokenizerBase, context: str, text: str, *, max_length: int
+) -> tuple[list[int], int]:
+    """A piece for `negative_log_likelihoods`: the document's begin, a context, and the text that counts.
+
+    The two are encoded together, as a reader would meet them, and cut where the context's own tokens end, as in
+    lm-evaluation-harness. What is too long loses its beginning.
+    """
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    # White space at the end of the context belongs to the next token.
+    space = len(context) - len(context.rstrip())
+    if space:
+        context, text = context[:-space], context[-space:] + text
+    before, whole = (
+        tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for part in (context, context + text)
+    )
+    counted = len(whole) - len(before)
+    ids = (bos + whole)[-max_length:]
+    return ids, max(1, len(ids) - counted)

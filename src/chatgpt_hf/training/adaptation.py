@@ -1,0 +1,57 @@
+"""A base model reads the texts of a task before it learns the task."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkpoints import write_atomically
+from ..data.prepare import cache_root
+from .arguments import ArchitectureArguments, CorpusArguments, ModelArguments, PretrainArguments
+from .pretrain import pretrain
+from .run import RESULTS_NAME, resumes
+from .task_arguments import FinetuneArguments, TaskArguments
+
+FOLDER_NAME = "adapted"
+
+
+def adapt(name_or_path: str, texts: Sequence[str], task: TaskArguments, arguments: FinetuneArguments) -> str:
+    """Language modelling on the training texts alone, task-adaptive pretraining (Gururangan et al. 2020, section 4).
+
+    It is a run of `pretrain` in the folder `adapted` of the run for the task, goes on where it was like any other, and is not
+    made again when it is there.
+
+    Args:
+        texts: Of the rows to learn from; nothing that is measured on.
+
+    Returns:
+        The folder with the adapted model.
+    """
+    folder = Path(arguments.output_dir) / FOLDER_NAME
+    if resumes(arguments) and (folder / RESULTS_NAME).is_file():
+        return str(folder)
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    # The rows of a run are known by their file's name too, so it has to be the same when the run goes on.
+    name = hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
+    file = cache_root() / "texts" / f"{name}.jsonl"
+    if not file.is_file():
+        write_atomically(file, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+    pretrain(
+        ModelArguments(model_name_or_path=name_or_path),
+        ArchitectureArguments(),
+        CorpusArguments(corpus=[str(file)], block_size=max(task.max_length, 128)),
+        PretrainArguments(
+            output_dir=str(folder),
+            num_train_epochs=task.adapt_epochs,
+            learning_rate=task.adapt_learning_rate,
+            per_device_train_batch_size=8,
+            eval_strategy="no",
+            save_steps=100,
+            save_total_limit=1,
+            use_cpu=arguments.use_cpu,
+            bf16=arguments.bf16,
+            seed=arguments.seed,
+            resume_from_checkpoint=arguments.resume_from_checkpoint,
+        ),
+    )
+    return str(folder)

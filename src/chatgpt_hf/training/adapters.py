@@ -1,0 +1,66 @@
+"""Low-rank adapters in place of all weights, and a base model in 4 bits below them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import is_bitsandbytes_available, is_peft_available
+
+from ..errors import ConfigError
+from .arguments import ChatModelArguments
+
+
+def quantization(arguments: ChatModelArguments) -> dict[str, Any]:
+    """What `from_pretrained` is told for QLoRA (Dettmers et al. 2023): 4-bit NormalFloat with double quantization."""
+    if not arguments.load_in_4bit:
+        return {}
+    if not arguments.use_peft:
+        raise ConfigError("--load_in_4bit is for adapters: add --use_peft, or leave it out.")
+    if not (is_bitsandbytes_available() and torch.cuda.is_available()):
+        raise ConfigError("--load_in_4bit needs a CUDA GPU and `pip install bitsandbytes`: leave it out here.")
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    }
+
+
+def lora_config(
+    arguments: ChatModelArguments,
+    model: PreTrainedModel,
+    *,
+    task_type: str = "CAUSAL_LM",
+    heads: Sequence[str] = (),
+    added: Sequence[int] = (),
+) -> Any:
+    """PEFT's `LoraConfig`, or None without `--use_peft`.
+
+    Args:
+        task_type: PEFT's name for what the model does.
+        heads: Modules that are new with the task, and trained whole.
+        added: Token ids that the model has never seen; their embeddings are trained beside the adapters.
+    """
+    if not arguments.use_peft:
+        return None
+    if not is_peft_available():
+        raise ConfigError("--use_peft needs one more package: pip install peft")
+    from peft import LoraConfig
+
+    table = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is table).rpartition(".")[2]
+    return LoraConfig(
+        task_type=task_type,
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=arguments.lora_target_modules or "all-linear",
+        exclude_modules=list(heads) or None,
+        modules_to_save=list(heads) or None,
+        use_rslora=arguments.use_rslora,
+        use_dora=arguments.use_dora,
+        trainable_token_indices={name: list(added)} if added else None,
+    )

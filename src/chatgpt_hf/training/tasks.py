@@ -1,0 +1,58 @@
+"""The tasks that a base model is fine-tuned for, by the names of their pipelines."""
+
+from transformers import PreTrainedModel
+
+from ..checkpoints import load_for_inference
+from ..errors import ConfigError
+from .task_arguments import GENERATIVE_TASKS, TASKS, TaskArguments
+from .task_base import TaskRecipe
+
+
+def task_class(task: str) -> type[TaskRecipe]:
+    """The class of a task.
+
+    Raises:
+        ConfigError: When there is no such task.
+    """
+    if task == "text-classification":
+        from .task_classification import TextClassification
+
+        return TextClassification
+    if task == "token-classification":
+        from .task_tagging import TokenClassification
+
+        return TokenClassification
+    if task == "question-answering":
+        from .task_answering import QuestionAnswering
+
+        return QuestionAnswering
+    if task == "multiple-choice":
+        from .task_generation import MultipleChoice
+
+        return MultipleChoice
+    if task in GENERATIVE_TASKS:
+        from .task_generation import Generation
+
+        return Generation
+    raise ConfigError(f"--task {task} is unknown: give one of {', '.join(TASKS)}.")
+
+
+def make_task(arguments: TaskArguments, seed: int, *, model: PreTrainedModel | None = None) -> TaskRecipe:
+    """The task of a recipe, its rows read.
+
+    Args:
+        model: One that is to be measured on all of the rows, in place of one that is to be trained.
+
+    Raises:
+        ConfigError: When there is no such task.
+        DataError: When its rows cannot be used.
+    """
+    return task_class(arguments.task)(arguments, seed, model=model)
+
+
+def load_task_model(name_or_path: str, task: str) -> PreTrainedModel:
+    """A model that was fine-tuned for a task, on the machine's accelerator; one without the task's head is refused."""
+    return load_for_inference(name_or_path, task_class(task).auto_class)
+
+
+__all__ = ["TaskRecipe", "load_task_model", "make_task", "task_class"]

@@ -1,0 +1,243 @@
+"""From a user's file to a figure: each task trains on a small set that it can learn, and its folder works in a pipeline."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, pipeline
+
+import chatgpt_hf.pipelines  # noqa: F401
+from chatgpt_hf import ChatGPTForSequenceClassification, load_tokenizer
+from chatgpt_hf.evaluation.record import Evaluation
+from chatgpt_hf.training.arguments import parse_recipe
+from chatgpt_hf.training.finetune import finetune
+from chatgpt_hf.training.task_arguments import FinetuneArguments, TaskArguments, TaskModelArguments
+
+TYPES = (TaskModelArguments, TaskArguments, FinetuneArguments)
+ANIMALS = ("cat", "dog", "bird", "horse")
+PLACES = ("the garden", "a house", "the river")
+RUN = [
+    *("--optim", "adamw_torch", "--learning_rate", "0.01", "--per_device_train_batch_size", "8", "--seed", "0"),
+    *("--logging_steps", "5", "--save_strategy", "no", "--disable_tqdm", "true", "--max_length", "48"),
+]
+
+
+def run(base: Path, output_dir: Path, *arguments: str) -> dict[str, Any]:
+    options = ["--model_name_or_path", str(base), "--output_dir", str(output_dir), *RUN, *arguments]
+    return finetune(*parse_recipe(TYPES, None, options))
+
+
+def sentences() -> list[tuple[str, str, str]]:
+    return [(f"The {animal} sits in {place}.", animal, place) for animal in ANIMALS for place in PLACES] * 4
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> str:
+    return write(tmp_path / "classes.jsonl", [{"text": text, "label": animal} for text, animal, _ in sentences()])
+
+
+def test_text_classification(base_folder: Path, classes: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    results = run(base_folder, out, "--dataset", classes, "--eval_dataset", classes, "--num_train_epochs", "6")
+    assert results["held_out_accuracy"] == 1
+    assert results["TF-IDF + logistic regression: accuracy"] == 1
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert type(model) is ChatGPTForSequenceClassification
+    assert model.config.id2label == dict(enumerate(sorted(ANIMALS)))
+    classify = pipeline("text-classification", str(out))
+    assert classify("The horse sits in a house.")[0]["label"] == "horse"
+    page = (out / "report" / "evaluation.md").read_text(encoding="utf-8")
+    assert "| horse | 12 | 1 | 1 | 1 |" in page
+    assert "There are none." in page
+    assert (out / "report" / "confusion.png").stat().st_size > 1000
+    kept = Evaluation.load(out / "evaluation" / "text-classification")
+    assert len(kept.examples) == 48
+    assert kept.measures["accuracy"].value == 1
+
+
+FRESH = """
+import json, sys
+import chatgpt_hf.pipelines
+from transformers import pipeline
+task, folder, inputs = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+options = json.loads(sys.argv[4])
+print(json.dumps(pipeline(task, folder, trust_remote_code=True)(inputs, **options), default=float))
+"""
+
+
+def in_a_fresh_process(task: str, folder: Path, inputs: Any, **options: Any) -> Any:
+    arguments = [task, str(folder), json.dumps(inputs), json.dumps(options)]
+    result = subprocess.run([sys.executable, "-c", FRESH, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_predictions_are_those_that_were_counted(base_folder: Path, classes: str, tmp_path: Path) -> None:
+    # After one step it is as good as guessing, so predictions differ from the labels.
+    run(base_folder, tmp_path / "run", "--dataset", classes, "--test_fraction", "0.4", "--max_steps", "1")
+    kept = Evaluation.load(tmp_path / "run" / "evaluation" / "text-classification").examples
+    said = in_a_fresh_process("text-classification", tmp_path / "run", [row["text"] for row in kept], truncation=True)
+    assert [row["label"] for row in said] == [row["prediction"] for row in kept]
+    assert [row["score"] for row in said] == pytest.approx([row["score"] for row in kept], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["several", "number"])
+def test_other_kinds_of_labels(kind: str, base_folder: Path, tmp_path: Path) -> None:
+    if kind == "several":
+        rows = [{"text": text, "label": [animal, place]} for text, animal, place in sentences()]
+        expected = "held_out_micro_f1"
+    else:
+        rows = [{"text": text, "label": ANIMALS.index(animal) + 0.5} for text, animal, _ in sentences()]
+        expected = "held_out_pearson"
+    file = write(tmp_path / "rows.jsonl", rows)
+    results = run(base_folder, tmp_path / "run", "--dataset", file, "--eval_dataset", file, "--num_train_epochs", "12")
+    assert results[expected] > 0.95
+
+
+def test_token_classification(base_folder: Path, tmp_path: Path) -> None:
+    lines = []
+    for text, animal, _ in sentences():
+        words = text.replace(".", " .").split()
+        lines += [f"{word} {'B-ANIMAL' if word == animal else 'O'}" for word in words] + [""]
+    file = tmp_path / "rows.conll"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out = tmp_path / "run"
+    options = ["--task", "token-classification", "--dataset", str(file), "--eval_dataset", str(file)]
+    results = run(base_folder, out, *options, "--num_train_epochs", "6")
+    assert results["held_out_overall_f1"] == 1
+    found = in_a_fresh_process("token-classification", out, "The dog sits in a house .", aggregation_strategy="first")
+    assert [(entity["entity_group"], entity["word"].strip()) for entity in found] == [("ANIMAL", "dog")]
+
+
+def test_question_answering(base_folder: Path, tmp_path: Path) -> None:
+    rows = []
+    for number, (text, animal, place) in enumerate(sentences()):
+        question, answer = (("Who?", animal), ("Where?", place))[number % 2]
+        rows.append(
+            {
+                "id": str(number),
+                "question": question,
+                "context": text,
+                "answers": {"text": [answer], "answer_start": [text.index(answer)]},
+            }
+        )
+    file = write(tmp_path / "rows.jsonl", rows)
+    out = tmp_path / "run"
+    options = ["--task", "question-answering", "--dataset", file, "--eval_dataset", file, "--stride", "8"]
+    results = run(base_folder, out, *options, "--num_train_epochs", "30")
+    assert results["held_out_exact_match"] > 0.9
+    kept = Evaluation.load(out / "evaluation" / "question-answering").examples[:4]
+    inputs = [{"question": row["question"], "context": row["text"]} for row in kept]
+    said = in_a_fresh_process("question-answering", out, inputs)
+    assert [answer["answer"] for answer in said] == [row["prediction"] for row in kept]
+    for answer, row in zip(said, kept, strict=True):
+        assert row["text"][answer["start"] : answer["end"]] == answer["answer"]
+
+
+def test_translation(base_folder: Path, tmp_path: Path) -> None:
+    words = {"cat": "猫", "dog": "狗", "bird": "鸟", "horse": "马"}
+    rows = [{"en": f"The {animal}.", "zh": words[animal]} for animal in ANIMALS] * 6
+    file = write(tmp_path / "rows.jsonl", rows)
+    out = tmp_path / "run"
+    options = ["--task", "translation", "--dataset", file, "--eval_dataset", file, "--num_train_epochs", "30"]
+    templates = ["--prompt_template", "{en}\n", "--completion_template", "{zh}", "--max_new_tokens", "8"]
+    metrics = ["--generation_metrics", '{"exact_match": {}, "bleu": {"tokenize": "zh"}}']
+    results = run(base_folder, out, *options, *templates, *metrics)
+    assert results["held_out_exact_match"] == 1
+    assert results["held_out_ended"] == 1
+    assert results["held_out_perplexity"] < 1.5
+    said = in_a_fresh_process("translation", out, ["The dog.", "The horse."])
+    assert said == [{"translation_text": "狗"}, {"translation_text": "马"}]
+
+
+def test_multiple_choice(base_folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"query": f"The {animal} is a", "choices": [f" {other}." for other in ANIMALS], "gold": ANIMALS.index(animal)}
+        for animal in ANIMALS
+    ] * 6
+    file = write(tmp_path / "rows.jsonl", rows)
+    options = ["--task", "multiple-choice", "--dataset", file, "--eval_dataset", file, "--num_train_epochs", "30"]
+    assert run(base_folder, tmp_path / "run", *options)["held_out_accuracy"] == 1
+
+
+def test_frozen_base_and_adapters(base_folder: Path, classes: str, tmp_path: Path) -> None:
+    before = ChatGPTForSequenceClassification.from_pretrained(base_folder).model.state_dict()
+    common = ["--dataset", classes, "--eval_dataset", classes, "--max_steps", "3", "--baseline", "false"]
+    run(base_folder, tmp_path / "frozen", *common, "--freeze_base", "true")
+    after = ChatGPTForSequenceClassification.from_pretrained(tmp_path / "frozen").model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    pytest.importorskip("peft")
+    run(base_folder, tmp_path / "lora", *common, "--use_peft", "true")
+    assert (tmp_path / "lora" / "adapter" / "adapter_config.json").is_file()
+    kept = Evaluation.load(tmp_path / "lora" / "evaluation" / "text-classification").examples
+    said = in_a_fresh_process("text-classification", tmp_path / "lora", [row["text"] for row in kept], truncation=True)
+    assert [row["label"] for row in said] == [row["prediction"] for row in kept]
+
+
+def test_imported_gpt2(classes: str, base_folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(base_folder))
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64))
+    gpt2.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    results = run(
+        tmp_path / "gpt2", tmp_path / "run", "--dataset", classes, "--eval_dataset", classes, "--num_train_epochs", "8"
+    )
+    assert results["held_out_accuracy"] == 1
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert type(model) is ChatGPTForSequenceClassification
+
+
+def test_class_weights_and_accumulation() -> None:
+    from chatgpt_hf.training.task_base import balanced_weights
+    from chatgpt_hf.training.task_classification import ClassificationLoss
+
+    labels = torch.tensor([0, 0, 0, 1])
+    weights = balanced_weights(labels.numpy(), 2)
+    assert weights.tolist() == pytest.approx([4 / 6, 2.0])
+    logits = torch.randn(4, 2)
+    loss = ClassificationLoss("single_label_classification", weights)
+    whole = loss({"logits": logits}, labels)
+    parts = [loss({"logits": logits[i : i + 1]}, labels[i : i + 1], num_items_in_batch=4) for i in range(4)]
+    torch.testing.assert_close(whole, sum(parts))
+    each = torch.nn.functional.cross_entropy(logits, labels, reduction="none") * weights[labels]
+    torch.testing.assert_close(whole, each.mean())
+
+
+def test_texts_are_read_before_the_task(base_folder: Path, classes: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--dataset", classes, "--eval_dataset", classes, "--max_steps", "2", "--baseline", "false"]
+    run(base_folder, out, *options, "--adapt_epochs", "2")
+    results = json.loads((out / "adapted" / "results.json").read_text(encoding="utf-8"))
+    assert results["epoch"] == 2
+    # What was adapted is what the task began with: the head alone is new, and 2 steps change little.
+    adapted = ChatGPTForSequenceClassification.from_pretrained(out / "adapted").model.norm.weight
+    base = ChatGPTForSequenceClassification.from_pretrained(base_folder).model.norm.weight
+    assert not torch.equal(adapted, base)
+
+
+def test_early_stopping_keeps_the_best(base_folder: Path, classes: str, tmp_path: Path) -> None:
+    options = ["--dataset", classes, "--eval_dataset", classes, "--num_train_epochs", "12", "--baseline", "false"]
+    out = tmp_path / "run"
+    stopped = run(
+        base_folder,
+        out,
+        *options,
+        "--early_stopping_patience",
+        "2",
+        "--save_strategy",
+        "epoch",
+        "--save_total_limit",
+        "1",
+    )
+    assert stopped["epoch"] < 12
+    assert stopped["held_out_accuracy"] == 1
