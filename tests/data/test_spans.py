@@ -30,16 +30,17 @@ def row(answer: str, start: int, context: str = CONTEXT, identity: str = "a") ->
     return {"id": identity, "question": "Where is Rome?", "context": context, "answers": answers}
 
 
-def evaluation_features(rows: Dataset, tokenizer: PreTrainedTokenizerBase, **lengths: int) -> list[dict[str, Any]]:
+def evaluation_features(rows: Dataset, tokenizer: PreTrainedTokenizerBase, **lengths: int) -> Dataset:
     found = windows(rows["question"], rows["context"], tokenizer, **lengths)
-    return [
+    rows_of_windows = [
         {"example_id": identity, "offset_mapping": window.offsets, "input_ids": window.input_ids}
         for identity, of_a_question in zip(rows["id"], found, strict=True)
         for window in of_a_question
     ]
+    return Dataset.from_list(rows_of_windows)
 
 
-def logits_for(features: list[dict[str, Any]], spans: dict[int, tuple[int, int, float]]) -> list[list[np.ndarray]]:
+def logits_for(features: Dataset, spans: dict[int, tuple[int, int, float]]) -> list[list[np.ndarray]]:
     """Logits that are high, by the amount given, at a first and last token of some features."""
     made = [[np.zeros(len(ids)) for ids in features["input_ids"]] for _ in range(2)]
     for feature, (first, last, height) in spans.items():
