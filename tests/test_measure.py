@@ -37,17 +37,13 @@ def test_text(cli: Callable, base_folder: Path, corpus_file: Path, tmp_path: Pat
     assert kept.settings == {"stride": 32, "context": 128}
 
 
-def test_rows_of_the_models_task(cli: Callable, classifier: Path, rows: Path, tmp_path: Path) -> None:
+def test_rows_of_the_models_task(cli: Callable, classifier: Path, rows: Path) -> None:
     at_the_end_of_the_run = Evaluation.load(classifier / "evaluation" / "text-classification")
     result = cli("evaluate", classifier, "--dataset", rows)
     assert result.code == 0, result.err
     again = Evaluation.load(classifier / "evaluation" / "text-classification-rows")
-    assert [row["prediction"] for row in again.examples] == [
-        row["prediction"] for row in at_the_end_of_the_run.examples
-    ]
-    # Two folders of the same rows can be compared.
-    result = cli("compare", classifier, classifier, "--out", tmp_path / "compared")
-    assert result.code in (0, 2), result.err
+    predictions = [row["prediction"] for row in at_the_end_of_the_run.examples]
+    assert [row["prediction"] for row in again.examples] == predictions
 
 
 def test_programs(cli: Callable, base_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every command and every Python example of README.md and docs/chat.md runs, on a model folder that a tiny quickstart left."""
+"""Every command and Python example of README.md and some of docs/ runs, on a model folder that a tiny quickstart left."""
 
 import os
 import re
@@ -18,8 +18,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from chatgpt_hf import ChatGPTForSequenceClassification, load_tokenizer
 from chatgpt_hf.quickstart import quickstart
+from chatgpt_hf.training.arguments import parse_recipe
+from chatgpt_hf.training.finetune import finetune
+from chatgpt_hf.training.task_arguments import FinetuneArguments, TaskArguments, TaskModelArguments
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = ["README.md", "docs/chat.md", "docs/tasks.md", "docs/evaluation.md"]
 TINY = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_steps", "2"]
 SMALL_RUN = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--save_steps", "2", "--eval_strategy", "no"]
 
@@ -57,6 +61,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     GPT2LMHeadModel(GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2, n_positions=32)).save_pretrained(
         folder / "my-gpt2"
     )
+    reviews = [f"{word} film {number},{label}" for number in range(20) for word, label in (("Good", 1), ("Bad", 0))]
+    (folder / "my-reviews.csv").write_text("\n".join(["text,label", *reviews]) + "\n")
+    for name in ("films", "films-2"):
+        options = ["--model_name_or_path", str(chat_model), "--output_dir", str(folder / "runs" / name)]
+        rows = ["--dataset", str(folder / "my-reviews.csv"), "--baseline", "false"]
+        types = (TaskModelArguments, TaskArguments, FinetuneArguments)
+        finetune(*parse_recipe(types, None, [*options, *rows, *SMALL_RUN]))
     return folder
 
 
@@ -103,7 +114,7 @@ def test_make_quickstart_runs_the_command_that_the_tests_run() -> None:
     assert lines[-1].endswith("bin/chatgpt-hf quickstart")
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/chat.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_command_runs(document: str, workplace: Path) -> None:
     executable = Path(sys.executable).with_name("chatgpt-hf")
     for command in commands(document):
@@ -119,7 +130,7 @@ def test_every_command_runs(document: str, workplace: Path) -> None:
         if words[1] in ("serve", "ui"):
             with running([str(executable), *words[1:]], workplace):
                 continue
-        training = words[1] in ("pretrain", "sft")
+        training = words[1] in ("pretrain", "sft", "finetune")
         result = run([str(executable), *words[1:], *(SMALL_RUN if training else []), *_smaller(words)], workplace)
         assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
 
@@ -130,13 +141,13 @@ def _smaller(words: list[str]) -> list[str]:
     return ["--vocab_size", "300"] if words[1] == "tokenizer" else []
 
 
-EXAMPLES = [*blocks("README.md", "python"), *blocks("docs/chat.md", "python")]
+EXAMPLES = [code for document in DOCUMENTS for code in blocks(document, "python")]
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.splitlines()[0][:40])
 def test_every_example_runs(code: str, workplace: Path) -> None:
     # There is no Hub in a test: the one id of the README is the GPT-2 folder at hand.
-    code = code.replace("openai-community/gpt2", "my-gpt2")
+    code = code.replace("openai-community/gpt2", "my-gpt2").replace("runs/reviews", "runs/films")
     served = running([str(Path(sys.executable).with_name("chatgpt-hf")), "serve", "runs/quickstart"], workplace)
     with served if "http://127.0.0.1:8000" in code else nullcontext() as address:
         code = code.replace("http://127.0.0.1:8000", str(address))

@@ -24,9 +24,11 @@ from chatgpt_hf.training.arguments import (
     resolve_recipe,
 )
 from chatgpt_hf.training.scaling import dial
+from chatgpt_hf.training.task_arguments import FinetuneArguments, TaskArguments, TaskModelArguments
 
 PRETRAIN = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
 SFT = (ChatModelArguments, ConversationArguments, ChatSFTArguments)
+FINETUNE = (TaskModelArguments, TaskArguments, FinetuneArguments)
 SHIPPED = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 
 
@@ -42,8 +44,8 @@ def values(group: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipes_parse(name: str) -> None:
-    types = SFT if name.startswith("sft") else PRETRAIN
     content = yaml.safe_load(find_recipe(name).read_text())
+    types = FINETUNE if "task" in content else SFT if name.startswith("sft") else PRETRAIN
     for reference in (name, f"{name}.yaml", recipes_folder() / f"{name}.yaml"):
         parsed = parse_recipe(types, reference, [])
         merged = {field: value for group in parsed for field, value in values(group).items()}
