@@ -241,3 +241,61 @@ def test_early_stopping_keeps_the_best(base_folder: Path, classes: str, tmp_path
     )
     assert stopped["epoch"] < 12
     assert stopped["held_out_accuracy"] == 1
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_long_texts_are_cut_and_counted(
+    task: str, base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[dict[str, Any]] = []
+    for number in range(8):
+        words = [("cat", "dog")[number % 2], *["river"] * (60 if number == 3 else 2)]
+        if task == "text-classification":
+            rows.append({"text": " ".join(words), "label": words[0]})
+        else:
+            rows.append({"tokens": words, "ner_tags": ["B-ANIMAL", *["O"] * (len(words) - 1)]})
+    file = write(tmp_path / "rows.jsonl", rows)
+    options = ["--task", task, "--dataset", file, "--eval_dataset", file, "--max_steps", "1", "--baseline", "false"]
+    run(base_folder, tmp_path / "run", *options)
+    assert "1 of 8 texts are longer than 48 tokens (--max_length) and are cut" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--dataset is missing"),
+        (["--dataset", "nowhere.csv"], "nowhere.csv"),
+        (["--dataset", "{classes}", "--test_fraction", "0"], "No rows are held out"),
+        (["--dataset", "{classes}", "--max_length", "999"], "--max_length 999 is longer than the model's context"),
+        (["--dataset", "{classes}", "--task", "guessing"], "guessing"),
+        (["--dataset", "{classes}", "--freeze_base", "true", "--use_peft", "true"], "--freeze_base and --use_peft"),
+        (["--dataset", "{classes}", "--early_stopping_patience", "2", "--save_strategy", "no"], "--save_strategy"),
+        (["--dataset", "{classes}", "{classes}"], "--dataset names 2 sources"),
+        (["--dataset", "{classes}", "--dropuot", "0.1"], "Did you mean --dropout?"),
+        (
+            [
+                "--dataset",
+                "{classes}",
+                "--task",
+                "translation",
+                "--prompt_template",
+                "{{text}}",
+                "--adapt_epochs",
+                "1",
+            ],
+            "completion",
+        ),
+        (["--dataset", "{classes}", "--task", "translation", "--max_new_tokens", "128"], "leaves no room"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], message: str, refused: Any, base_folder: Path, classes: str, tmp_path: Path
+) -> None:
+    words = [word.format(classes=classes) for word in arguments]
+    options = ["--model_name_or_path", base_folder, "--output_dir", tmp_path / "run", "--max_length", "96"]
+    assert message in refused("finetune", *options, *words)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_missing_base_model_is_named(refused: Any, classes: str, tmp_path: Path) -> None:
+    assert "--model_name_or_path is missing" in refused("finetune", "--dataset", classes)

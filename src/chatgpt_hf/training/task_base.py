@@ -1,5 +1,6 @@
 """What a task has to say of itself, so that one run can fine-tune for any of them."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import load_model
 from ..errors import ConfigError, DataError, TokenizerError
@@ -21,6 +22,8 @@ from .task_arguments import TaskArguments
 _OWN_DROPOUTS = ("embedding_dropout", "residual_dropout")
 # What they are called in other families.
 _DROPOUTS = (*_OWN_DROPOUTS, "embd_pdrop", "resid_pdrop", "hidden_dropout", "dropout")
+
+logger = logging.getLogger(__name__)
 
 LossFunction = Callable[..., torch.Tensor]
 
@@ -207,6 +210,20 @@ class TaskRecipe(ABC):
         tokenizer.split_special_tokens = True
         tokenizer.init_kwargs["split_special_tokens"] = True
         tokenizer.model_max_length = self.arguments.max_length
+
+
+def without_cut(rows: Dataset, max_length: int) -> Dataset:
+    """Rows without their column `cut`, which says whether a text did not fit; these are counted on the log."""
+    if count := sum(rows["cut"]):
+        logger.warning(
+            "%d of %d texts are longer than %d tokens (--max_length) and are cut.", count, len(rows), max_length
+        )
+    return rows.remove_columns("cut")
+
+
+def was_cut(encoded: BatchEncoding) -> list[bool]:
+    """Of each text of a batch, whether the tokenizer left some of it out."""
+    return [bool(encoding.overflowing) for encoding in encoded.encodings or ()]
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> torch.Tensor:

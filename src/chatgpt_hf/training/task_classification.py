@@ -18,7 +18,7 @@ from ..evaluation.classification import evaluate_text_classification
 from ..evaluation.record import Evaluation
 from ..modeling_chatgpt import ChatGPTForSequenceClassification
 from .task_arguments import TaskArguments
-from .task_base import LossFunction, TaskRecipe, balanced_weights
+from .task_base import LossFunction, TaskRecipe, balanced_weights, was_cut, without_cut
 
 
 class TextClassification(TaskRecipe):
@@ -62,9 +62,11 @@ class TextClassification(TaskRecipe):
 
     def tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            return {**tokenizer(batch["text"], truncation=True), "labels": batch["label"]}
+            encoded = tokenizer(batch["text"], truncation=True)
+            return {**encoded, "labels": batch["label"], "cut": was_cut(encoded)}
 
-        return rows.map(encode, batched=True, remove_columns=rows.column_names, desc="Tokenizing")
+        encoded = rows.map(encode, batched=True, remove_columns=rows.column_names, desc="Tokenizing")
+        return without_cut(encoded, self.arguments.max_length)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
         return DataCollatorWithPadding(tokenizer)

@@ -21,7 +21,7 @@ from ..evaluation.record import Evaluation
 from ..evaluation.tagging import evaluate_token_classification, first_tokens, join_words
 from ..modeling_chatgpt import ChatGPTForTokenClassification
 from .task_arguments import TaskArguments
-from .task_base import LossFunction, TaskRecipe, balanced_weights
+from .task_base import LossFunction, TaskRecipe, balanced_weights, was_cut, without_cut
 from .task_classification import ClassificationLoss
 
 
@@ -76,7 +76,7 @@ class TokenClassification(TaskRecipe):
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             sentences = [join_words(words) for words in batch["tokens"]]
             encoded = tokenizer([text for text, _ in sentences], truncation=True, return_offsets_mapping=True)
-            labels = []
+            labels, cut = [], was_cut(encoded)
             pairs = zip(encoded.pop("offset_mapping"), sentences, batch["tags"], strict=True)
             for offsets, (text, starts), tags in pairs:
                 # A token of white space alone is none of a word's, and the pipeline takes it for a word: it learns O.
@@ -85,9 +85,10 @@ class TokenClassification(TaskRecipe):
                     if token is not None:
                         row[token] = tag
                 labels.append(row)
-            return {**encoded, "labels": labels}
+            return {**encoded, "labels": labels, "cut": cut}
 
-        return rows.map(encode, batched=True, remove_columns=rows.column_names, desc="Tokenizing")
+        encoded = rows.map(encode, batched=True, remove_columns=rows.column_names, desc="Tokenizing")
+        return without_cut(encoded, self.arguments.max_length)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
         return DataCollatorForTokenClassification(tokenizer)
