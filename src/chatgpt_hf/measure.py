@@ -15,8 +15,7 @@ from .evaluation.code import evaluate_code, read_problems
 from .evaluation.figures import Figure
 from .evaluation.harness import evaluate_benchmarks
 from .evaluation.language_modeling import evaluate_language_modeling
-from .evaluation.record import Evaluation
-from .task_report import EVALUATION_FOLDER
+from .evaluation.record import EVALUATION_FOLDER, Evaluation
 from .tokenization_chatgpt import load_tokenizer
 from .training.task_arguments import TaskArguments
 from .training.tasks import load_task_model, make_task

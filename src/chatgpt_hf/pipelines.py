@@ -1,6 +1,6 @@
 """Pipelines for tasks that transformers has none for any more, registered with `PIPELINE_REGISTRY` when imported.
 
-Like the model files, this one travels with a saved model: it imports torch, transformers and its neighbour alone, and
+Like the model files, this one travels with a saved model: it imports torch, transformers and its neighbours alone, and
 `pipeline(task, folder, trust_remote_code=True)` finds it in the folder where this package is not installed. What a task
 needs to know of its training, such as the prompt's template, is in the model's `config.task_specific_params`.
 """
@@ -22,6 +22,11 @@ from .spans import best_answers, windows
 def template_columns(template: str) -> list[str]:
     """The columns that a template such as `"{title}\\n{author}\\n"` names."""
     return list(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name))
+
+
+def template_suffix(template: str) -> str:
+    """What stands in a template after its last column."""
+    return template.rpartition("}")[2]
 
 
 def fit_prompt(tokenizer: Any, prompt: str, max_tokens: int, *, suffix: str = "") -> str:
@@ -79,12 +84,9 @@ class _PromptPipeline(Pipeline):
             raise ValueError(f"{self.task} needs {', '.join(names)}; the input has no {missing[0]}.")
         template = settings["prompt_template"]
         prompt = template.format(**{name: columns[name] for name in names})
-        suffix = template.rpartition("}")[2]
-        return dict(
-            self.tokenizer(
-                fit_prompt(self.tokenizer, prompt, settings["max_prompt_length"], suffix=suffix), return_tensors="pt"
-            )
-        )
+        suffix = template_suffix(template)
+        prompt = fit_prompt(self.tokenizer, prompt, settings["max_prompt_length"], suffix=suffix)
+        return dict(self.tokenizer(prompt, return_tensors="pt"))
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:
         ids = self.model.generate(**model_inputs, **self._prepare_generate_kwargs(generate_kwargs))
@@ -128,7 +130,6 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         top_k: int | None = None,
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
-        **kwargs: Any,
     ) -> tuple[dict, dict, dict]:
         given = {
             "top_k": top_k,

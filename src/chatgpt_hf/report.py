@@ -196,19 +196,21 @@ class Report:
         return found
 
 
-def training_facts(arguments: TrainingArguments, state: TrainerState, *, tokens_per_step: int) -> dict[str, Any]:
+def training_facts(
+    arguments: TrainingArguments, state: TrainerState, *, tokens_per_step: int | None = None
+) -> dict[str, Any]:
     """How a run was trained and on what, for `Report.training`.
 
     Args:
         state: After the training.
-        tokens_per_step: Positions in the rows of one optimizer step of all processes.
+        tokens_per_step: Positions in the rows of one optimizer step of all processes; None where rows differ in length.
     """
     kwargs = arguments.lr_scheduler_kwargs
     # Also what `accelerate launch` was told.
     precision = {"bf16": "bfloat16", "fp16": "float16"}.get(arguments.mixed_precision, "float32")
     facts = {
         "steps": state.global_step,
-        "tokens": state.global_step * tokens_per_step,
+        "tokens": tokens_per_step and state.global_step * tokens_per_step,
         "tokens per step": tokens_per_step,
         "rows per step": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
         "optimizer": getattr(arguments.optim, "value", arguments.optim),

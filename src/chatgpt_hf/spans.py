@@ -1,6 +1,6 @@
 """Answers that are spans of a text: windows of tokens over long contexts, and the way back from logits to text.
 
-This file travels with a saved model, beside `pipelines.py`: it imports numpy and transformers alone.
+This file travels with a saved model, beside `pipelines.py`: it imports numpy, transformers and its neighbour alone.
 """
 
 from collections.abc import Mapping, Sequence

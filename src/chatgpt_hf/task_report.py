@@ -13,8 +13,6 @@ from .evaluation.metrics import measures
 from .evaluation.record import Evaluation
 from .report import FOLDER_NAME, markdown_table
 
-# In a model's folder: an evaluation in each folder below.
-EVALUATION_FOLDER = "evaluation"
 PAGE_NAME = "evaluation.md"
 WORST = 20
 # A matrix of more classes cannot be read.

@@ -134,7 +134,7 @@ def test_rows(tmp_path: Path) -> None:
     splits = load_tagged(numbered, label_names=["B-LOC", "I-LOC", "O"])
     assert splits.label_names == ["O", "B-LOC", "I-LOC"]
     assert read(splits) == [[("In", "O"), ("Rome", "B-LOC")]]
-    assert "--label_names" in refused(numbered)
+    assert "--class_names" in refused(numbered)
     assert "Row 1" in refused(numbered, label_names=["O", "B-LOC"])
     other = jsonl(tmp_path / "c.jsonl", {"text": ["In", "Rome"], "ner": ["O", "B-LOC"]})
     assert len(load_tagged(other, text_column="text", label_column="ner").train) == 1

@@ -8,10 +8,25 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, pipeline
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    pipeline,
+)
 
 import chatgpt_hf.pipelines  # noqa: F401
-from chatgpt_hf import ChatGPTForSequenceClassification, load_tokenizer
+from chatgpt_hf import (
+    ChatGPTConfig,
+    ChatGPTForQuestionAnswering,
+    ChatGPTForSequenceClassification,
+    ChatGPTForTokenClassification,
+    load_tokenizer,
+)
 from chatgpt_hf.evaluation.record import Evaluation
 from chatgpt_hf.training.arguments import parse_recipe
 from chatgpt_hf.training.finetune import finetune
@@ -269,6 +284,7 @@ def test_long_texts_are_cut_and_counted(
         (["--dataset", "{classes}", "--max_length", "999"], "--max_length 999 is longer than the model's context"),
         (["--dataset", "{classes}", "--task", "guessing"], "guessing"),
         (["--dataset", "{classes}", "--freeze_base", "true", "--use_peft", "true"], "--freeze_base and --use_peft"),
+        (["--dataset", "{classes}", "--from_scratch", "true", "--adapt_epochs", "1"], "--adapt_epochs would be lost"),
         (["--dataset", "{classes}", "--early_stopping_patience", "2", "--save_strategy", "no"], "--save_strategy"),
         (["--dataset", "{classes}", "{classes}"], "--dataset names 2 sources"),
         (["--dataset", "{classes}", "--dropuot", "0.1"], "Did you mean --dropout?"),
@@ -299,3 +315,42 @@ def test_mistakes(
 
 def test_a_missing_base_model_is_named(refused: Any, classes: str, tmp_path: Path) -> None:
     assert "--model_name_or_path is missing" in refused("finetune", "--dataset", classes)
+
+
+@pytest.mark.parametrize(
+    "head", [ChatGPTForSequenceClassification, ChatGPTForTokenClassification, ChatGPTForQuestionAnswering]
+)
+def test_stock_trainer_divides_a_heads_loss_when_it_accumulates(head: Any, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(4):
+        ids = torch.randint(1, 50, (6,), generator=generator).tolist()
+        row: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * 6}
+        if head is ChatGPTForQuestionAnswering:
+            row |= {"start_positions": ids[0] % 6, "end_positions": ids[1] % 6}
+        else:
+            row["labels"] = ids[0] % 3 if head is ChatGPTForSequenceClassification else [token % 3 for token in ids]
+        rows.append(row)
+    weights = []
+    for batch, steps in ((4, 1), (1, 4)):
+        torch.manual_seed(0)
+        config = ChatGPTConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=3, pad_token_id=0
+        )
+        model = head(config)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / f"{steps}"),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=steps,
+            max_steps=3,
+            optim="sgd",
+            learning_rate=0.5,
+            max_grad_norm=0.0,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        Trainer(model, arguments, train_dataset=Dataset.from_list(rows), data_collator=default_data_collator).train()
+        weights.append(torch.cat([parameter.flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-5)

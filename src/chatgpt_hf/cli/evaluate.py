@@ -106,16 +106,12 @@ def register(app: typer.Typer) -> None:
 
 
 def _fields(arguments: list[str]) -> dict[str, Any]:
-    """`--field value` pairs, read as a recipe's fields are."""
-    from ..errors import ConfigError
-    from ..training.arguments import parse_recipe
+    """The fields of a task that are given, read as a recipe's are."""
+    from ..training.arguments import RecipeParser, parse_recipe
     from ..training.task_arguments import TaskArguments
 
-    names = [word.removeprefix("--") for word in arguments if word.startswith("--")]
     (parsed,) = parse_recipe((TaskArguments,), None, arguments)
-    if missing := [name for name in names if not hasattr(parsed, name)]:
-        raise ConfigError(f"Unknown argument --{missing[0]}.")
-    return {name: getattr(parsed, name) for name in names}
+    return {name: getattr(parsed, name) for name in RecipeParser((TaskArguments,)).given(arguments)}
 
 
 def print_figures(figures: dict[str, Any]) -> None:

@@ -217,7 +217,7 @@ def _from_rows(
         for tag in row_tags if fault is None else ():
             if isinstance(tag, int) and label_names is None:
                 raise DataError(
-                    f"Row {number} of {rejected.where} has tags that are numbers: name them with --label_names."
+                    f"Row {number} of {rejected.where} has tags that are numbers: name them with --class_names."
                 )
             is_index = isinstance(tag, int) and label_names is not None and 0 <= tag < len(label_names)
             name = str(label_names[tag]) if is_index and label_names is not None else str(tag)

@@ -102,7 +102,7 @@ def split_rows(
         raise DataError(f"{source} has nothing to learn from: give more rows, or hold out fewer.")
     if not test and (test_fraction or held_out is not None):
         raise DataError(
-            f"Of {source} nothing is held out: give more rows, a larger --test_fraction or an --eval_source."
+            f"Of {source} nothing is held out: give more rows, a larger --test_fraction or an --eval_dataset."
         )
     learned = set(map(key, train))
     if again := sum(key(row) in learned for row in test):

@@ -1,6 +1,7 @@
 """How well a model finds answers in texts, through the pipeline that people use it with."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -30,26 +31,27 @@ def evaluate_question_answering(
         data: Where they came from, for the record.
     """
     answer = QuestionAnsweringPipeline(model=model, tokenizer=tokenizer, batch_size=batch_size)
-    references = [answers["text"] or [""] for answers in rows["answers"]]
+    items: list[dict[str, Any]] = rows.to_list()
+    references = [row["answers"]["text"] or [""] for row in items]
     possible = all(any(texts) for texts in references)
 
     def questions() -> Iterator[dict[str, str]]:
-        for row in rows:
-            yield {"question": row["question"], "context": row["context"]}  # type: ignore[call-overload]
+        for row in items:
+            yield {"question": row["question"], "context": row["context"]}
 
     outputs = answer(questions(), handle_impossible_answer=not possible)
-    found = list(tqdm(outputs, "Answering", len(rows), disable=not progress))
+    found = list(tqdm(outputs, "Answering", len(items), disable=not progress))
     said = [output["answer"] for output in found]
     measured = {**measures("exact_match", said, references, squad=True), **measures("token_f1", said, references)}
     examples = [
         {
-            "id": row["id"],  # type: ignore[call-overload]
-            "question": row["question"],  # type: ignore[call-overload]
-            "text": row["context"],  # type: ignore[call-overload]
+            "id": row["id"],
+            "question": row["question"],
+            "text": row["context"],
             "prediction": output["answer"],
             "reference": texts if len(texts) > 1 else texts[0],
             "score": output["score"],
         }
-        for row, output, texts in zip(rows, found, references, strict=True)
+        for row, output, texts in zip(items, found, references, strict=True)
     ]
     return Evaluation(TASK, data, measured, examples)

@@ -1,5 +1,7 @@
 """Multiple choice by likelihood: the answer that a model finds likeliest is the one it gives."""
 
+from typing import Any
+
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,9 +32,10 @@ def evaluate_choices(
         rows: Columns `contexts`, `continuations` (both lists, one entry a choice) and `label`.
         max_length: Tokens of a context and its continuation; what is more is left out at the beginning.
     """
+    items: list[dict[str, Any]] = rows.to_list()
     pieces, sizes = [], []
-    for row in rows:
-        for context, text in zip(row["contexts"], row["continuations"], strict=True):  # type: ignore[call-overload]
+    for row in items:
+        for context, text in zip(row["contexts"], row["continuations"], strict=True):
             pieces.append(continuation(tokenizer, context, text, max_length=max_length))
             sizes.append(len(text.encode()))
     nats = negative_log_likelihoods(
@@ -45,22 +48,22 @@ def evaluate_choices(
     )
     chosen, chosen_by_length, examples = [], [], []
     begin = 0
-    for row in rows:
-        end = begin + len(row["continuations"])  # type: ignore[call-overload]
+    for row in items:
+        end = begin + len(row["continuations"])
         mine, lengths = nats[begin:end], np.array(sizes[begin:end])
         begin = end
-        label, choices = row["label"], row["continuations"]  # type: ignore[call-overload]
+        label, choices = row["label"], row["continuations"]
         chosen.append(int(mine.argmin()))
         chosen_by_length.append(int((mine / np.maximum(lengths, 1)).argmin()))
         examples.append(
             {
-                "text": row["contexts"][label],  # type: ignore[call-overload]
+                "text": row["contexts"][label],
                 "prediction": choices[chosen[-1]],
                 "reference": choices[label],
                 "nats": mine.tolist(),
             }
         )
-    labels = list(rows["label"])
+    labels = [row["label"] for row in items]
     found = {
         "accuracy": measures("accuracy", chosen, labels)["accuracy"],
         "accuracy_norm": measures("accuracy", chosen_by_length, labels)["accuracy"],

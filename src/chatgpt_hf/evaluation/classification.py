@@ -1,13 +1,12 @@
 """How well a model labels texts, through the pipeline that people use it with."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassificationPipeline
 
+from .batching import run_pipeline
 from .figures import Measure
 from .metrics import measures
 from .record import Evaluation
@@ -32,20 +31,10 @@ def evaluate_text_classification(
     """
     texts, labels = rows["text"], rows["label"]
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    # Texts of one length together waste the least padding.
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     classify = TextClassificationPipeline(model=model, tokenizer=tokenizer, batch_size=batch_size)
-
-    def sorted_texts() -> Iterator[str]:
-        for index in order:
-            yield texts[index]
-
-    scores = np.zeros((len(texts), len(names)))
-    outputs = classify(sorted_texts(), top_k=None, truncation=True)
-    places = {name: index for index, name in enumerate(names)}
-    for index, output in tqdm(zip(order, outputs, strict=True), "Classifying", len(order), disable=not progress):
-        for entry in output:
-            scores[index, places[entry["label"]]] = entry["score"]
+    outputs = run_pipeline(classify, texts, desc="Classifying", progress=progress, top_k=None, truncation=True)
+    by_label = [{entry["label"]: entry["score"] for entry in output} for output in outputs]
+    scores = np.array([[found[name] for name in names] for found in by_label])
     if model.config.problem_type == "regression":
         return _regression(texts, scores[:, 0], np.array(labels, dtype=float), data)
     return classification_record(texts, scores, labels, names, data=data)

@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 from ..checkpoints import atomic_folder
 from ..errors import DataError
 from .figures import Difference, Figure, paired_differences
-from .record import EXAMPLES_NAME, RESULTS_NAME, Evaluation
+from .record import EVALUATION_FOLDER, EXAMPLES_NAME, RESULTS_NAME, Evaluation
 
-# In a model's folder, with a folder for each of its evaluations.
-FOLDER_NAME = "evaluation"
 # Of an example, what does not depend on the model.
 _GIVEN = ("id", "input", "text", "prompt", "question", "reference")
 PAGE_NAME = "compare.md"
@@ -160,10 +158,10 @@ def _is_evaluation(folder: Path) -> bool:
 def _evaluations_in(folder: Path) -> dict[str, Path]:
     if _is_evaluation(folder):
         return {folder.resolve().name: folder}
-    named = {path.parent.name: path.parent for path in sorted(folder.glob(f"{FOLDER_NAME}/*/{RESULTS_NAME}"))}
+    named = {path.parent.name: path.parent for path in sorted(folder.glob(f"{EVALUATION_FOLDER}/*/{RESULTS_NAME}"))}
     if not named:
         raise DataError(
-            f"{folder} holds no evaluation ({RESULTS_NAME} with {EXAMPLES_NAME}), and none in {FOLDER_NAME}/: run "
+            f"{folder} holds no evaluation ({RESULTS_NAME} with {EXAMPLES_NAME}), and none in {EVALUATION_FOLDER}/: run "
             f"`chatgpt-hf evaluate {folder}` first."
         )
     return named

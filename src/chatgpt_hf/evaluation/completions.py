@@ -66,8 +66,8 @@ def evaluate_likelihood(
         **lengths: As `encode_completion` takes them.
     """
     pairs = [
-        encode_completion(tokenizer, row["prompt"], row["completion"], **lengths)  # type: ignore[call-overload]
-        for row in rows
+        encode_completion(tokenizer, prompt, completion, **lengths)
+        for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)
     ]
     nats = negative_log_likelihoods(
         model,
@@ -83,7 +83,10 @@ def evaluate_likelihood(
         "perplexity": Measure("perplexity", np.stack([nats, tokens], axis=1), higher_is_better=False),
         "bits_per_byte": Measure("bits", np.stack([nats, sizes], axis=1), higher_is_better=False),
     }
-    examples = [{"text": row["prompt"], "reference": row["completion"]} for row in rows]  # type: ignore[call-overload]
+    examples = [
+        {"text": prompt, "reference": completion}
+        for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)
+    ]
     return Evaluation(LIKELIHOOD, data, found, examples)
 
 
@@ -131,8 +134,3 @@ def evaluate_completions(
         for prompt, answer, reference in zip(rows["prompt"], said, right, strict=True)
     ]
     return Evaluation(task, data, found, examples, {"metrics": {name: dict(value) for name, value in chosen.items()}})
-
-
-def find_suffix(template: str) -> str:
-    """What stands in a prompt template after its last column."""
-    return template.rpartition("}")[2]

@@ -11,6 +11,8 @@ from ..checkpoints import atomic_folder
 from ..errors import DataError
 from .figures import AGGREGATES, Figure, Measure, bootstraps
 
+# In a model's folder, with a folder for each of its evaluations.
+EVALUATION_FOLDER = "evaluation"
 RESULTS_NAME = "results.json"
 EXAMPLES_NAME = "examples.jsonl"
 

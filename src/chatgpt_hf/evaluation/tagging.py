@@ -1,12 +1,12 @@
 """How well a model finds entities, through the pipeline that people use it with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TokenClassificationPipeline
 
+from .batching import run_pipeline
 from .metrics import measures
 from .record import Evaluation
 
@@ -56,19 +56,12 @@ def evaluate_token_classification(
         data: Where they came from, for the record.
     """
     sentences = [join_words(words) for words in rows["tokens"]]
-    order = sorted(range(len(sentences)), key=lambda index: len(sentences[index][0]))
     tag = TokenClassificationPipeline(model=model, tokenizer=tokenizer, batch_size=batch_size, ignore_labels=[])
-
-    def sorted_texts() -> Iterator[str]:
-        for index in order:
-            yield sentences[index][0]
-
-    predictions: list[list[str]] = [[] for _ in sentences]
-    for index, found in tqdm(
-        zip(order, tag(sorted_texts()), strict=True), "Tagging", len(order), disable=not progress
-    ):
-        tokens = first_tokens([(entity["start"], entity["end"]) for entity in found], sentences[index][1])
-        predictions[index] = ["O" if token is None else found[token]["entity"] for token in tokens]
+    outputs = run_pipeline(tag, [text for text, _ in sentences], desc="Tagging", progress=progress)
+    predictions = []
+    for found, (_, starts) in zip(outputs, sentences, strict=True):
+        tokens = first_tokens([(entity["start"], entity["end"]) for entity in found], starts)
+        predictions.append(["O" if token is None else found[token]["entity"] for token in tokens])
     references = [[label_names[tag] for tag in tags] for tags in rows["tags"]]
     return tagging_record(rows["tokens"], predictions, references, data=data)
 

@@ -16,9 +16,10 @@ from ..checkpoints import (
     write_atomically,
 )
 from ..errors import ConfigError
+from ..evaluation.record import EVALUATION_FOLDER
 from ..pipelines import save_pipeline_code
 from ..report import Report, training_facts
-from ..task_report import EVALUATION_FOLDER, write_task_report
+from ..task_report import write_task_report
 from ..tokenization_chatgpt import load_tokenizer
 from .adaptation import adapt
 from .adapters import lora_config
@@ -45,6 +46,8 @@ def finetune(
         raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
     if model_arguments.freeze_base and model_arguments.use_peft:
         raise ConfigError("--freeze_base and --use_peft both say what is trained: give one of the two.")
+    if model_arguments.from_scratch and task_arguments.adapt_epochs:
+        raise ConfigError("--adapt_epochs would be lost where --from_scratch gives new weights: give one of the two.")
     if model_arguments.load_in_4bit:
         raise ConfigError(
             "--load_in_4bit is for `chatgpt-hf sft`: a task's adapters are merged into their base. Leave it out."
@@ -129,21 +132,13 @@ def _measure(
     }
     for title, baseline in baselines.items():
         results |= {f"{title}: {name}": figure.value for name, figure in baseline.figures().items()}
-    tokens_per_step = (
-        arguments.train_batch_size
-        * arguments.gradient_accumulation_steps
-        * arguments.world_size
-        * task.arguments.max_length
-    )
-    facts = training_facts(arguments, trainer.state, tokens_per_step=tokens_per_step)
     Report(
         title=task.arguments.task.replace("-", " ").capitalize(),
         description=f"a model for {task.arguments.task}, fine-tuned from `{base}`.",
         data=", ".join(task.sources()),
         results=results,
         log_history=trainer.state.log_history,
-        # Rows differ in length, so a step has no fixed number of tokens.
-        training={name: value for name, value in facts.items() if "tokens" not in name},
+        training=training_facts(arguments, trainer.state),
         command=f"chatgpt-hf finetune {shlex.quote(str(folder / RECIPE_NAME))} --output_dir NEW",
         task=task.arguments.task,
     ).write(folder)

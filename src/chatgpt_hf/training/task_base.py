@@ -65,7 +65,6 @@ class TaskRecipe(ABC):
         self.model_labels = (
             None if model is None else [model.config.id2label[n] for n in sorted(model.config.id2label)]
         )
-        self.measured_only = model is not None
 
     def sources(self) -> list[str]:
         """Where the rows come from, relative paths below `data_dir`.
@@ -109,7 +108,7 @@ class TaskRecipe(ABC):
         Raises:
             DataError: When there are none.
         """
-        if self.measured_only and rows is None:
+        if self.model_labels is not None and rows is None:
             return self.train
         if rows is None or not len(rows):
             raise DataError(

@@ -22,11 +22,11 @@ from ..evaluation.completions import (
     encode_completion,
     evaluate_completions,
     evaluate_likelihood,
-    find_suffix,
 )
 from ..evaluation.record import Evaluation
 from ..evaluation.scoring import continuation
 from ..modeling_chatgpt import ChatGPTForCausalLM
+from ..pipelines import template_suffix
 from .task_arguments import TaskArguments
 from .task_base import TaskRecipe
 
@@ -85,7 +85,7 @@ class Generation(_Causal):
         self.train = splits.train
         self.test = self.held_out(splits.test)
         self.lengths: dict[str, Any] = {
-            "suffix": find_suffix(arguments.prompt_template),
+            "suffix": template_suffix(arguments.prompt_template),
             "max_length": arguments.max_length,
             "max_new_tokens": arguments.max_new_tokens,
         }

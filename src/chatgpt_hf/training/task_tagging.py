@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
@@ -96,8 +97,6 @@ class TokenClassification(TaskRecipe):
     def loss(self) -> LossFunction:
         weights: torch.Tensor | None = None
         if self.arguments.class_weights:
-            import numpy as np
-
             weights = balanced_weights(np.concatenate(self.train["tags"]), len(self.label_names))
         return ClassificationLoss("single_label_classification", weights)
 
