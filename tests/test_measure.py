@@ -70,8 +70,8 @@ def test_programs(cli: Callable, base_folder: Path, tmp_path: Path) -> None:
         (["--corpus", "a", "--code", "b"], "not --corpus and --code"),
         (["--corpus", "a", "--tsak", "b"], "Unknown argument --tsak"),
         (["--dataset", "a.csv", "--tsak", "b"], "Unknown argument --tsak"),
-        (["--dataset", "nowhere.csv", "--task", "text-classification"], "weights are missing"),
-        (["--benchmarks", "nothing"], "nothing"),
+        (["--dataset", "nowhere.csv", "--task", "text-classification"], "has no head for text-classification"),
+        (["--benchmarks", "nothing"], "hellaswag"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, refused: Callable, base_folder: Path) -> None:

@@ -26,7 +26,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, is_peft_available
 
-from .errors import ChatGPTError, CheckpointError, ConfigError, OutputError, TokenizerError
+from .errors import ChatGPTError, CheckpointError, ConfigError, MissingWeights, OutputError, TokenizerError
 from .tokenization_chatgpt import load_tokenizer
 
 # A run folder is ours when its resolved recipe lies in it.
@@ -98,9 +98,10 @@ def load_model(
             f"{tuple(expected)} ({len(mismatched)} such weights). The two files do not belong together."
         )
     if missing := sorted(key for key in report["missing_keys"] if key.partition(".")[0] not in new_modules):
-        raise CheckpointError(
+        raise MissingWeights(
             f"{name_or_path}: {len(missing)} weights are missing, {', '.join(missing[:3])} among them. "
-            "The checkpoint is incomplete: save or copy it again."
+            "The checkpoint is incomplete: save or copy it again.",
+            missing,
         )
     return model
 

@@ -25,6 +25,18 @@ class CheckpointError(ChatGPTError):
     """A model folder or weight file that is missing, cut short, or does not match its configuration."""
 
 
+class MissingWeights(CheckpointError):
+    """A checkpoint without some of the model's weights.
+
+    Attributes:
+        names: Of these weights.
+    """
+
+    def __init__(self, message: str, names: list[str]) -> None:
+        super().__init__(message)
+        self.names = names
+
+
 class ConversionError(ChatGPTError):
     """A foreign checkpoint, or a target format, that cannot express the model."""
 

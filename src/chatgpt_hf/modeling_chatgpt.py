@@ -695,8 +695,6 @@ class ChatGPTForTokenClassification(GenericForTokenClassification, ChatGPTPreTra
 class ChatGPTForQuestionAnswering(GenericForQuestionAnswering, ChatGPTPreTrainedModel):
     """Start and end logits of an answer, each (batch, seq)."""
 
-    accepts_loss_kwargs = False
-
     def __init__(self, config: ChatGPTConfig) -> None:
         ChatGPTPreTrainedModel.__init__(self, config)
         self.model = ChatGPTModel(config)

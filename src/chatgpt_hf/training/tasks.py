@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from ..checkpoints import load_for_inference
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingWeights
 from .task_arguments import GENERATIVE_TASKS, TASKS, TaskArguments
 from .task_base import TaskRecipe
 
@@ -51,8 +51,22 @@ def make_task(arguments: TaskArguments, seed: int, *, model: PreTrainedModel | N
 
 
 def load_task_model(name_or_path: str, task: str) -> PreTrainedModel:
-    """A model that was fine-tuned for a task, on the machine's accelerator; one without the task's head is refused."""
-    return load_for_inference(name_or_path, task_class(task).auto_class)
+    """A model that was fine-tuned for a task, on the machine's accelerator.
+
+    Raises:
+        ConfigError: When it has no head for the task.
+        CheckpointError: When there is no model, or it is incomplete.
+    """
+    found = task_class(task)
+    try:
+        return load_for_inference(name_or_path, found.auto_class)
+    except MissingWeights as error:
+        if {name.partition(".")[0] for name in error.names} <= set(found.new_modules):
+            raise ConfigError(
+                f"{name_or_path} has no head for {task}: `chatgpt-hf finetune --task {task} --model_name_or_path "
+                f"{name_or_path}` trains one."
+            ) from error
+        raise
 
 
 __all__ = ["TaskRecipe", "load_task_model", "make_task", "task_class"]
