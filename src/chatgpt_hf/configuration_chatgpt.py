@@ -91,6 +91,8 @@ class ChatGPTConfig(PreTrainedConfig):
         scale_attn_by_inverse_layer_idx: Divides attention scores by the layer's number (some GPT-2 checkpoints).
         initializer_range: Standard deviation of the initial weights. The projections that write to the residual
             stream start smaller by `sqrt(2 * num_hidden_layers)` (Radford et al. 2019, section 2.3).
+        classifier_pooling: What `ChatGPTForSequenceClassification` scores: the `"last"` token (Radford et al. 2018) or the
+            `"mean"` over the text's tokens.
 
     Raises:
         ValueError: When fields contradict each other; the message names them.
@@ -142,6 +144,7 @@ class ChatGPTConfig(PreTrainedConfig):
     final_logit_softcapping: float | int | None = None
     scale_attn_by_inverse_layer_idx: bool = False
     initializer_range: float | int = 0.02
+    classifier_pooling: Literal["last", "mean"] = "last"
     use_cache: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None

@@ -627,7 +627,7 @@ class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):
 
 
 class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPTPreTrainedModel):
-    """Scores (batch, num_labels) from the last token that is not padding."""
+    """Scores (batch, num_labels) from the last token that is not padding, or from the mean of all that are not."""
 
     accepts_loss_kwargs = False
 
@@ -664,8 +664,14 @@ class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPT
             raise ValueError(
                 "A batch of several rows needs an `attention_mask`, or a `pad_token_id` in the config, to tell where each ends."
             )
-        last = (is_text * torch.arange(1, length + 1, device=is_text.device)).argmax(-1).to(hidden_states.device)
-        logits = self.score(hidden_states[torch.arange(batch, device=hidden_states.device), last])
+        is_text = is_text.to(hidden_states.device)
+        if self.config.classifier_pooling == "mean":
+            weights = is_text.to(hidden_states.dtype).unsqueeze(-1)
+            pooled = (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        else:
+            last = (is_text * torch.arange(1, length + 1, device=is_text.device)).argmax(-1)
+            pooled = hidden_states[torch.arange(batch, device=hidden_states.device), last]
+        logits = self.score(pooled)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=None, labels=labels, pooled_logits=logits, config=self.config)

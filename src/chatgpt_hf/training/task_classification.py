@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from ..data.labelled import load_labelled
+from ..errors import ConfigError
 from ..evaluation.baselines import classify_by_words
 from ..evaluation.classification import evaluate_text_classification
 from ..evaluation.record import Evaluation
@@ -51,7 +52,23 @@ class TextClassification(TaskRecipe):
     def texts(self) -> list[str]:
         return list(self.train["text"])
 
+    def load_model(self, *args: Any, **kwargs: Any) -> PreTrainedModel:
+        model = super().load_model(*args, **kwargs)
+        if self.arguments.classifier_pooling == "mean" and not isinstance(model, self.own_class):
+            raise ConfigError(
+                f"--classifier_pooling mean: models of the family {model.config.model_type} read the class from the last token; "
+                "leave it out."
+            )
+        return model
+
     def config(self) -> dict[str, Any]:
+        return self._pooling() | self._labels()
+
+    def _pooling(self) -> dict[str, Any]:
+        named = self.arguments.classifier_pooling
+        return {} if named is None else {"classifier_pooling": named}
+
+    def _labels(self) -> dict[str, Any]:
         if self.problem_type == "regression":
             return {"num_labels": 1, "problem_type": self.problem_type}
         return {
