@@ -745,14 +745,19 @@ for module in (early, transformers):
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_sequence_is_scored_at_its_last_token(side: str) -> None:
-    model = ChatGPTForSequenceClassification(ChatGPTConfig(**TINY, num_labels=3, pad_token_id=0)).eval()
+def test_what_a_sequence_is_scored_by(side: str, pooling: str) -> None:
+    config = ChatGPTConfig(**TINY, num_labels=3, pad_token_id=0, classifier_pooling=pooling)
+    model = ChatGPTForSequenceClassification(config).eval()
     ids = some_ids(1, 6)
     padded = nn.functional.pad(ids, (3, 0) if side == "left" else (0, 3))
     with torch.no_grad():
-        alone, batch = model(ids).logits, model(padded, attention_mask=padded.ne(0).long()).logits
-    torch.testing.assert_close(batch, alone, rtol=0, atol=1e-4)
+        hidden = model.model(ids).last_hidden_state
+        alone = model.score(hidden[:, -1] if pooling == "last" else hidden.mean(1))
+        batch = model(padded, attention_mask=padded.ne(0).long()).logits
+        torch.testing.assert_close(model(ids).logits, alone, rtol=0, atol=1e-4)
+        torch.testing.assert_close(batch, alone, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

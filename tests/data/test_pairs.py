@@ -62,6 +62,20 @@ def test_poems_as_they_lie(shared_data: Path, caplog: pytest.LogCaptureFixture) 
     assert len(both.train) + len(both.test) == 366
 
 
+def test_copies_stay_on_one_side(tmp_path: Path) -> None:
+    source = jsonl(
+        tmp_path / "pairs.jsonl",
+        *({"prompt": f"{title} {n}", "completion": f"text {n}"} for n in range(40) for title in ("one", "two")),
+    )
+    by_prompt = load_pairs(source, test_fraction=0.3)
+    assert set(by_prompt.train["completion"]) & set(by_prompt.test["completion"])
+    by_completion = load_pairs(source, test_fraction=0.3, split_by="completion")
+    assert not set(by_completion.train["completion"]) & set(by_completion.test["completion"])
+    assert len(by_completion.train) + len(by_completion.test) == 80
+    with pytest.raises(ConfigError, match=r"split_by is 'title': give one of prompt, completion"):
+        load_pairs(source, split_by="title")
+
+
 def test_summaries_as_they_lie(shared_data: Path) -> None:
     splits = load_pairs(
         str(shared_data / "summarization/cnn_dailymail_t0prompts.jsonl"),

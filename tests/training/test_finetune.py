@@ -11,8 +11,11 @@ import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     Trainer,
     TrainingArguments,
     default_data_collator,
@@ -60,14 +63,17 @@ def classes(tmp_path: Path) -> str:
     return write(tmp_path / "classes.jsonl", [{"text": text, "label": animal} for text, animal, _ in sentences()])
 
 
-def test_text_classification(base_folder: Path, classes: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_text_classification(pooling: str, base_folder: Path, classes: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    results = run(base_folder, out, "--dataset", classes, "--eval_dataset", classes, "--num_train_epochs", "6")
+    options = ["--num_train_epochs", "6", "--classifier_pooling", pooling]
+    results = run(base_folder, out, "--dataset", classes, "--eval_dataset", classes, *options)
     assert results["held_out_accuracy"] == 1
     assert results["TF-IDF + logistic regression: accuracy"] == 1
     model = AutoModelForSequenceClassification.from_pretrained(out)
     assert type(model) is ChatGPTForSequenceClassification
     assert model.config.id2label == dict(enumerate(sorted(ANIMALS)))
+    assert model.config.classifier_pooling == pooling
     classify = pipeline("text-classification", str(out))
     assert classify("The horse sits in a house.")[0]["label"] == "horse"
     page = (out / "report" / "evaluation.md").read_text(encoding="utf-8")
@@ -311,6 +317,20 @@ def test_mistakes(
     options = ["--model_name_or_path", base_folder, "--output_dir", tmp_path / "run", "--max_length", "96"]
     assert message in refused("finetune", *options, *words)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_pooling_is_of_our_heads_alone(refused: Any, classes: str, base_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "llama"
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    options = ["--dataset", classes, "--model_name_or_path", folder, "--output_dir", tmp_path / "run"]
+    assert "--classifier_pooling: models of the family llama" in refused(
+        "finetune", *options, "--classifier_pooling", "mean"
+    )
 
 
 def test_a_missing_base_model_is_named(refused: Any, classes: str, tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from datasets import Dataset, Features, Value
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from .corpus import is_blank
 from .sources import fill_template, template_columns
 from .tables import Rejected, load_tables, split_rows
 
-_FEATURES = Features({"prompt": Value("string"), "completion": Value("string")})
+PARTS = ("prompt", "completion")
+_FEATURES = Features(dict.fromkeys(PARTS, Value("string")))
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def load_pairs(
     completion_template: str = "{completion}",
     column_names: Sequence[str] | None = None,
     test_fraction: float = 0.0,
+    split_by: str = "prompt",
     eval_source: str | None = None,
     skip_invalid: bool = False,
 ) -> PairSplits:
@@ -46,17 +48,22 @@ def load_pairs(
         column_names: Of csv, tsv and txt files without a header. If not given, the first line is a header if it has one of the
             templates' columns, and else the columns are `column0`, `column1` ...
         test_fraction: The share to hold out, by a hash of the prompt, unless the source brings a `test` split.
+        split_by: `completion` takes the hash of the completion in its place, so that one text under two prompts (a poem with two
+            titles) is on one side.
         eval_source: What is held out in place of that, with the same columns.
         skip_invalid: Leave out rows with a blank column of the templates, with a warning that counts them, in place of an error.
 
     Raises:
         DataError: If the source cannot be read, a column is not there, or a row has nothing in one; the message names the row.
-        ConfigError: If a template is none, or `test_fraction` not between 0 and 1.
+        ConfigError: If a template is none, `split_by` unknown, or `test_fraction` not between 0 and 1.
     """
     templates = (prompt_template, completion_template)
     rows = _read(source, templates, column_names, skip_invalid)
     held_out = None if eval_source is None else _read(eval_source, templates, column_names, skip_invalid)
-    rows = split_rows(rows, held_out, test_fraction, lambda pair: pair[0], source)
+    if split_by not in PARTS:
+        raise ConfigError(f"split_by is {split_by!r}: give one of {', '.join(PARTS)}")
+    key = PARTS.index(split_by)
+    rows = split_rows(rows, held_out, test_fraction, lambda pair: pair[key], source)
     parts = {
         name: Dataset.from_dict(
             {column: [pair[index] for pair in part] for index, column in enumerate(_FEATURES)}, _FEATURES

@@ -57,6 +57,10 @@ class TaskArguments:
     test_fraction: float = field(
         default=0.1, metadata={"help": "Share of the rows held out, by their hash, without an eval_dataset."}
     )
+    split_by: Literal["prompt", "completion"] = field(
+        default="prompt",
+        metadata={"help": "What of a generative task's row is hashed; completion keeps copies of one on one side."},
+    )
     text_column: str | None = field(default=None, metadata={"help": "Column of the text; found when not given."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the label; found when not given."})
     class_names: str | None = field(
@@ -101,7 +105,9 @@ class TaskArguments:
     adapt_learning_rate: float = field(default=0.003, metadata={"help": "Learning rate of these, with Muon."})
     classifier_pooling: Literal["last", "mean"] | None = field(
         default=None,
-        metadata={"help": "What a text's class is read from: last (token) or mean (of all); the model's own if not given."},
+        metadata={
+            "help": "What a text's class is read from: last (token) or mean (of all); the model's own if not given."
+        },
     )
     class_weights: bool = field(
         default=False, metadata={"help": "Weigh classes against their frequency, as scikit-learn's `balanced`."}

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -52,21 +53,19 @@ class TextClassification(TaskRecipe):
     def texts(self) -> list[str]:
         return list(self.train["text"])
 
-    def load_model(self, *args: Any, **kwargs: Any) -> PreTrainedModel:
-        model = super().load_model(*args, **kwargs)
-        if self.arguments.classifier_pooling == "mean" and not isinstance(model, self.own_class):
-            raise ConfigError(
-                f"--classifier_pooling mean: models of the family {model.config.model_type} read the class from the last token; "
-                "leave it out."
-            )
-        return model
+    def load_model(self, name_or_path: str, **kwargs: Any) -> PreTrainedModel:
+        if self.arguments.classifier_pooling is not None:
+            config = AutoConfig.from_pretrained(name_or_path)
+            if config.model_type != "gpt2" and not hasattr(config, "classifier_pooling"):
+                raise ConfigError(
+                    f"--classifier_pooling: models of the family {config.model_type} read a text's class from its last token "
+                    "alone. Leave it out."
+                )
+        return super().load_model(name_or_path, **kwargs)
 
     def config(self) -> dict[str, Any]:
-        return self._pooling() | self._labels()
-
-    def _pooling(self) -> dict[str, Any]:
-        named = self.arguments.classifier_pooling
-        return {} if named is None else {"classifier_pooling": named}
+        pooling = self.arguments.classifier_pooling
+        return self._labels() | ({} if pooling is None else {"classifier_pooling": pooling})
 
     def _labels(self) -> dict[str, Any]:
         if self.problem_type == "regression":

@@ -80,6 +80,7 @@ class Generation(_Causal):
             completion_template=arguments.completion_template,
             column_names=arguments.column_names,
             test_fraction=arguments.test_fraction,
+            split_by=arguments.split_by,
             skip_invalid=arguments.skip_invalid,
         )
         self.train = splits.train

@@ -1,0 +1,147 @@
+"""The recipes for tasks, each run to its end from small base models that are made first, and a table of what they reach.
+
+The base models learn from English novels and articles and from one Chinese novel, below 15 minutes each on one core; the quickstart's
+base model from Python's documentation. What stands beside a model (TF-IDF and logistic regression, the most frequent tag of each
+word, the same architecture without pretraining) sees the same rows. Runs that are finished in --out are not made again.
+
+    python benchmarks/tasks.py --data FOLDER
+    python benchmarks/tasks.py --data FOLDER --tasks sst2 tang-poems --jobs 1
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from chatgpt_hf.training.run import RESULTS_NAME
+
+ROOT = Path(__file__).resolve().parents[1]
+CLI = "from chatgpt_hf.cli import main; main()"
+# Of the ten novels one stays unread, for whoever wants to measure on it.
+UNREAD = "Moby-Dick"
+BASES = {
+    "base-english": ["gutenberg_en/*", "wikipedia_en_30_articles.txt", "wikitext2_valid.txt"],
+    "base-chinese": ["zh/*"],
+}
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """One recipe: the base model it starts from, where its rows lie in the data, the figure that counts, and changes."""
+
+    base: str
+    folder: str
+    figures: tuple[str, ...]
+    recipe: str | None = None
+    options: tuple[str, ...] = ()
+
+
+PERPLEXITY = "held_out_perplexity"
+RUNS = {
+    "sst2": TaskRun("base-english", "classification", ("held_out_accuracy",)),
+    "ag-news": TaskRun("base-english", "classification", ("held_out_accuracy",)),
+    "thucnews": TaskRun("base-chinese", "classification", ("held_out_accuracy",)),
+    "wnut17": TaskRun("base-english", "ner", ("held_out_overall_f1",)),
+    "xquad-en": TaskRun("base-english", "qa", ("held_out_f1", "held_out_exact_match")),
+    "xquad-zh": TaskRun("base-chinese", "qa", ("held_out_f1", "held_out_exact_match")),
+    "tang-poems": TaskRun("base-chinese", "corpus/zh_poems", (PERPLEXITY,)),
+    "tang-poems, new weights": TaskRun(
+        "base-chinese", "corpus/zh_poems", (PERPLEXITY,), "tang-poems", ("--from_scratch", "true")
+    ),
+    "translate-en-zh": TaskRun("base-chinese", "translation", ("held_out_bleu", "held_out_chrf")),
+    "summarise-news": TaskRun("base-english", "summarization", ("held_out_rouge1", "held_out_rougeL")),
+    "code-docstrings": TaskRun("pretrain-quickstart", "", (PERPLEXITY,)),
+    "relations": TaskRun("base-english", "", ("held_out_triple_f1", "held_out_parses")),
+}
+
+
+def run(name: str, command: list[str], folder: Path) -> dict[str, Any]:
+    """The results of a command whose `--output_dir` is `folder`, and the seconds it took; kept from an earlier run.
+
+    Raises:
+        SystemExit: When it fails, with what it said last.
+    """
+    finished, seconds_file = folder / RESULTS_NAME, folder.parent / f"{folder.name}.seconds.json"
+    if not (finished.is_file() and seconds_file.is_file()):
+        start = time.perf_counter()
+        log = folder.parent / f"{folder.name}.log"
+        with log.open("w", encoding="utf-8") as stream:
+            code = subprocess.call(
+                [sys.executable, "-c", CLI, *command, "--output_dir", str(folder)], stdout=stream, stderr=stream
+            )
+        if code:
+            said = log.read_text(encoding="utf-8").strip().splitlines()
+            raise SystemExit(f"{name} failed: {said[-1] if said else code}; {log} has the whole of it.")
+        seconds_file.write_text(json.dumps(time.perf_counter() - start), encoding="utf-8")
+    results: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+    return results | {"seconds": json.loads(seconds_file.read_text(encoding="utf-8"))}
+
+
+def corpus_of(base: str, data: Path) -> list[str]:
+    """The files that a base model reads."""
+    files = [str(path) for pattern in BASES[base] for path in sorted((data / "corpus").glob(pattern))]
+    if not files:
+        raise SystemExit(f"{data / 'corpus'} has none of {', '.join(BASES[base])}: name another folder with --data.")
+    return [file for file in files if UNREAD not in file]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Path(os.environ.get("CHATGPT_HF_DATA", ROOT.parent / "shared" / "data"))
+    parser.add_argument(
+        "--data", type=Path, default=default, help="folder with classification/, corpus/, ner/, qa/ ..."
+    )
+    parser.add_argument("--tasks", nargs="+", choices=list(RUNS), default=list(RUNS), help="only these")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; set OMP_NUM_THREADS=1 with several")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "tasks", help="folder of the runs")
+    args = parser.parse_args()
+    if not args.data.is_dir():
+        raise SystemExit(f"There is no folder {args.data}: name one with --data.")
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    def make_base(base: str) -> dict[str, Any]:
+        corpus = ["--corpus", *corpus_of(base, args.data)] if base in BASES else []
+        return run(base, ["pretrain", base, *corpus], args.out / base)
+
+    def make_task(name: str) -> dict[str, Any]:
+        task = RUNS[name]
+        folder = args.out / name.replace(", ", "-").replace(" ", "-")
+        data = ["--data_dir", str(args.data / task.folder)] if task.folder else []
+        base = ["--model_name_or_path", str(args.out / task.base)]
+        return run(name, ["finetune", task.recipe or name, *data, *base, *task.options], folder)
+
+    bases = list(dict.fromkeys(RUNS[name].base for name in args.tasks))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for base, results in zip(bases, pool.map(make_base, bases), strict=True):
+            print(f"{base}: {results['held_out_bits_per_byte']:.3f} bits per byte, {results['seconds']:.0f} s")
+        table = Table(title="Tasks from small base models")
+        for title in ("recipe", "rows", "figure", "model", "beside it", "seconds"):
+            table.add_column(title, justify="left" if title in ("recipe", "figure", "beside it") else "right")
+        for name, results in zip(args.tasks, pool.map(make_task, args.tasks), strict=True):
+            for figure in RUNS[name].figures:
+                short = figure.removeprefix("held_out_")
+                beside = [
+                    f"{key.split(':')[0]} {value:.3f}" for key, value in results.items() if key.endswith(f": {short}")
+                ]
+                table.add_row(
+                    name,
+                    f"{results['train_rows']}, {results['held_out_rows']}",
+                    short,
+                    f"{results[figure]:.3f}",
+                    "; ".join(beside),
+                    f"{results['seconds']:.0f}",
+                )
+    Console(width=170).print(table)
+
+
+if __name__ == "__main__":
+    main()
