@@ -142,13 +142,13 @@ def main() -> None:
     ):
         table.add_column(title, justify="left" if not title else "right")
     ways = {"one by one": "--no-continuous_batching", "continuous batching": "--continuous_batching"}
+    # Continuous batching knows no penalty, and both have to say the same.
+    common = ["--repetition_penalty", "1", "--max_concurrent", str(args.clients)]
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or random_model(Path(folder))
         for name, option in ways.items():
-            results[name] = figures = measure(
-                model, args.requests, args.clients, args.max_tokens, option, "--max_concurrent", str(args.clients)
-            )
+            results[name] = figures = measure(model, args.requests, args.clients, args.max_tokens, option, *common)
             table.add_row(
                 name,
                 f"{figures['alone']:.0f}",

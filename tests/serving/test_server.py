@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -601,5 +602,19 @@ def test_options_that_cannot_be(refused, chat_folder, make_engine, tmp_path):
     (tmp_path / "no tokenizer").mkdir()
     load_model(chat_folder).save_pretrained(tmp_path / "no tokenizer")
     assert "no tokenizer" in refused("serve", tmp_path / "no tokenizer")
-    with pytest.raises(ConfigError, match="repetition_penalty"):
+    with pytest.raises(ConfigError, match=r"cannot apply repetition_penalty: .*or with --repetition_penalty 1\."):
         make_engine(continuous_batching=True, repetition_penalty=1.3)
+
+
+@pytest.mark.e2e
+def test_the_models_own_penalty_can_be_turned_off(spawn, client, chat_folder, tmp_path):
+    folder = tmp_path / "penalized"
+    shutil.copytree(chat_folder, folder)
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "repetition_penalty": 50.0}))
+    replies = []
+    for model, options in ((chat_folder, ()), (folder, ()), (folder, ("--repetition_penalty", "1"))):
+        process, address = spawn("--served_model_name", "tiny", *options, model=model)
+        replies.append(ask(client(address), next(iter(KNOWN))).choices[0].message.content)
+        process.terminate()
+    assert replies[0] == replies[2] != replies[1]

@@ -246,6 +246,17 @@ def test_texts_are_read_before_the_task(base_folder: Path, classes: str, tmp_pat
     assert not torch.equal(adapted, base)
 
 
+def test_the_tokens_of_the_task(base_folder: Path, classes: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--dataset", classes, "--eval_dataset", classes, "--adapt_epochs", "8", "--adapt_vocab_size", "290"]
+    results = run(base_folder, out, *options, "--num_train_epochs", "4")
+    assert results["held_out_accuracy"] > 0.9
+    model = ChatGPTForSequenceClassification.from_pretrained(out)
+    tokenizer = load_tokenizer(str(out))
+    assert len(tokenizer) == model.config.vocab_size == 290
+    assert any(animal in tokenizer.decode([index]) for animal in ANIMALS for index in range(290))
+
+
 def test_early_stopping_keeps_the_best(base_folder: Path, classes: str, tmp_path: Path) -> None:
     options = ["--dataset", classes, "--eval_dataset", classes, "--num_train_epochs", "12", "--baseline", "false"]
     out = tmp_path / "run"
@@ -291,6 +302,7 @@ def test_long_texts_are_cut_and_counted(
         (["--dataset", "{classes}", "--task", "guessing"], "guessing"),
         (["--dataset", "{classes}", "--freeze_base", "true", "--use_peft", "true"], "--freeze_base and --use_peft"),
         (["--dataset", "{classes}", "--from_scratch", "true", "--adapt_epochs", "1"], "--adapt_epochs would be lost"),
+        (["--dataset", "{classes}", "--adapt_vocab_size", "300"], "--adapt_vocab_size needs --adapt_epochs"),
         (["--dataset", "{classes}", "--early_stopping_patience", "2", "--save_strategy", "no"], "--save_strategy"),
         (["--dataset", "{classes}", "{classes}"], "--dataset names 2 sources"),
         (["--dataset", "{classes}", "--dropuot", "0.1"], "Did you mean --dropout?"),

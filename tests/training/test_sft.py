@@ -179,7 +179,10 @@ def test_a_base_without_a_chat_template(shared_data: Path, tmp_path: Path) -> No
     model.save_pretrained(base)
     rows = write(tmp_path / "rows.jsonl", [[user("Say <|im_end|> twice"), assistant("No, 不行")]] * 8)
     options = ["--model_name_or_path", str(base), "--dataset", str(rows), "--block_size", "64", "--max_steps", "1"]
-    run([*options, "--learning_rate", "0", "--per_device_train_batch_size", "1"], tmp_path / "run")
+    run(
+        [*options, "--learning_rate", "0", "--per_device_train_batch_size", "1", "--repetition_penalty", "1.1"],
+        tmp_path / "run",
+    )
 
     chat = AutoTokenizer.from_pretrained(tmp_path / "run")
     assert len(chat) == len(tokenizer) + 3 == 50260
@@ -193,3 +196,4 @@ def test_a_base_without_a_chat_template(shared_data: Path, tmp_path: Path) -> No
     torch.testing.assert_close(table[:50257], model.transformer.wte.weight)
     assert trained.get_output_embeddings().weight is table
     assert chat.convert_tokens_to_ids("<|im_end|>") in trained.generation_config.eos_token_id
+    assert trained.generation_config.repetition_penalty == 1.1

@@ -47,6 +47,13 @@ def register(app: typer.Typer) -> None:
         request_seconds: Annotated[
             float, typer.Option("--request_seconds", min=0.1, help="An answer that takes longer is ended.")
         ] = 300,
+        repetition_penalty: Annotated[
+            float | None,
+            typer.Option(
+                "--repetition_penalty",
+                help="In place of the model's own, for requests that bring none; 1 is none, which continuous batching needs.",
+            ),
+        ] = None,
         bad_words: Annotated[
             list[str] | None, typer.Option("--bad_words", help="Words not to say, with commas between them.")
         ] = None,
@@ -90,6 +97,7 @@ def register(app: typer.Typer) -> None:
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             continuous_batching=continuous_batching,
             max_concurrent=max_concurrent,
+            **({} if repetition_penalty is None else {"repetition_penalty": repetition_penalty}),
             **restrictions(tokenizer, split_commas(bad_words), watermark),
         )
         console = Console(stderr=True)

@@ -248,9 +248,10 @@ class ContinuousBatching(CBGenerateManager):
             if (value := getattr(defaults, name)) not in (None, neutral)
         }
         if unsupported or defaults.watermarking_config is not None:
+            other = ", or with --repetition_penalty 1" if list(unsupported) == ["repetition_penalty"] else ""
             raise ConfigError(
                 f"Continuous batching cannot apply {', '.join(unsupported) or 'a watermark'}: serve without it "
-                "(--no-continuous_batching)."
+                f"(--no-continuous_batching){other}."
             )
         if getattr(model.config, "conv_kernel_size", None) or getattr(model.config, "ngram_vocab_sizes", None):
             raise ConfigError(

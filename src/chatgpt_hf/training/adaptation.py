@@ -5,12 +5,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkpoints import write_atomically
-from ..data.prepare import cache_root
+from ..checkpoints import atomic_folder, load_model, sample_of, write_atomically
+from ..data.prepare import cache_root, tokenizer_fingerprint
+from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import ArchitectureArguments, CorpusArguments, ModelArguments, PretrainArguments
 from .pretrain import pretrain
 from .run import RESULTS_NAME, resumes
 from .task_arguments import FinetuneArguments, TaskArguments
+from .vocabulary import transfer_vocabulary
 
 FOLDER_NAME = "adapted"
 
@@ -36,6 +38,8 @@ def adapt(name_or_path: str, texts: Sequence[str], task: TaskArguments, argument
     file = cache_root() / "texts" / f"{name}.jsonl"
     if not file.is_file():
         write_atomically(file, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+    if task.adapt_vocab_size is not None:
+        name_or_path = _with_words_of(texts, name, task.adapt_vocab_size, name_or_path)
     pretrain(
         ModelArguments(model_name_or_path=name_or_path),
         ArchitectureArguments(),
@@ -54,4 +58,18 @@ def adapt(name_or_path: str, texts: Sequence[str], task: TaskArguments, argument
             resume_from_checkpoint=arguments.resume_from_checkpoint,
         ),
     )
+    return str(folder)
+
+
+def _with_words_of(texts: Sequence[str], name: str, vocab_size: int, name_or_path: str) -> str:
+    """The folder of the model with a tokenizer that was trained on the texts, whose hash is `name`."""
+    model, old = load_model(name_or_path), load_tokenizer(name_or_path)
+    key = json.dumps([name, vocab_size, sample_of(model), tokenizer_fingerprint(old)])
+    folder = cache_root() / "vocabularies" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    if not folder.is_dir():
+        tokenizer = train_tokenizer(texts, vocab_size)
+        transfer_vocabulary(model, old, tokenizer)
+        with atomic_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
     return str(folder)

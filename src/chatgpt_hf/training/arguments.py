@@ -147,6 +147,13 @@ class ConversationArguments:
     evaluate_base: bool = field(
         default=False, metadata={"help": "Let the base model answer too, before it learns, for comparison."}
     )
+    repetition_penalty: float | None = field(
+        default=None,
+        metadata={
+            "help": "Goes into generation_config.json: how much less likely a token becomes by being there already; a little "
+            "above 1 keeps small models out of loops (Keskar et al. 2019)."
+        },
+    )
     show_masks: int = field(
         default=0, metadata={"help": "Training rows to print first, with what is learned in colour."}
     )

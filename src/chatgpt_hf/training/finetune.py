@@ -52,6 +52,10 @@ def finetune(
         raise ConfigError(
             "--load_in_4bit is for `chatgpt-hf sft`: a task's adapters are merged into their base. Leave it out."
         )
+    if task_arguments.adapt_vocab_size is not None and not task_arguments.adapt_epochs:
+        raise ConfigError(
+            "--adapt_vocab_size needs --adapt_epochs: new tokens have to be read before they are of use."
+        )
     check_run(arguments)
     task = make_task(task_arguments, arguments.seed)
     start = model_arguments.model_name_or_path

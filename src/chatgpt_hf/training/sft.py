@@ -85,6 +85,9 @@ def sft(
     """
     if model_arguments.model_name_or_path is None:
         raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
+    penalty = conversation_arguments.repetition_penalty
+    if penalty is not None and not penalty > 0:
+        raise ConfigError(f"--repetition_penalty is {penalty}: give a number above 0, where 1 changes nothing.")
     check_run(arguments)
     sources = parse_sources(conversation_arguments.dataset, field="dataset")
     splits = load_conversations(
@@ -127,8 +130,8 @@ def sft(
     parts = _conversations_to_answer(splits, arguments.seed)
     base_figures: dict[str, float] = {}
     if conversation_arguments.evaluate_base:
-        # As it is before it learns anything, with the end marks that it is about to learn.
-        set_end_marks(model, tokenizer)
+        # As it is before it learns anything, with the end marks that it is about to learn and the same penalty.
+        set_generation(model, tokenizer, penalty)
         for title, part in parts.items():
             base_figures |= _figures(f"base_{title}", evaluate_answers(model, tokenizer, part))
     # The rows are ready: TRL's own preparation would read message text that looks like a special token as one.
@@ -147,7 +150,7 @@ def sft(
         optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
         peft_config=adapter,
     )
-    set_end_marks(model, tokenizer)
+    set_generation(model, tokenizer, penalty)
     metrics = train_and_save(trainer, tokenizer, folder)
     if adapter is not None and trainer.is_world_process_zero():
         content = json.dumps(base_sample)
@@ -180,8 +183,16 @@ def sft(
     return results
 
 
-def set_end_marks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Lets generation stop where the assistant's turn ends; the document's end is for text that is no conversation."""
+def set_generation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, repetition_penalty: float | None = None
+) -> None:
+    """Lets generation stop where the assistant's turn ends; the document's end is for text that is no conversation.
+
+    Args:
+        repetition_penalty: Of all generation from then on; None leaves what the model has.
+    """
+    if repetition_penalty is not None:
+        model.generation_config.repetition_penalty = repetition_penalty
     ends = [tokenizer.convert_tokens_to_ids(IM_END)] if IM_END in tokenizer.get_vocab() else []
     model.generation_config.eos_token_id = [*ends, tokenizer.eos_token_id]
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -102,6 +102,12 @@ class TaskArguments:
         default=0.0,
         metadata={"help": "Epochs of language modelling on the texts to learn from, before the task itself."},
     )
+    adapt_vocab_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Before these, a tokenizer of so many entries for the task's words in place of the model's."
+        },
+    )
     adapt_learning_rate: float = field(default=0.003, metadata={"help": "Learning rate of these, with Muon."})
     classifier_pooling: Literal["last", "mean"] | None = field(
         default=None,
