@@ -246,6 +246,14 @@ def test_texts_are_read_before_the_task(base_folder: Path, classes: str, tmp_pat
     assert not torch.equal(adapted, base)
 
 
+def test_texts_that_remain_when_some_are_held_out_by_hash(base_folder: Path, classes: str, tmp_path: Path) -> None:
+    options = ["--dataset", classes, "--max_steps", "1", "--baseline", "false", "--test_fraction", "0.3"]
+    results = run(base_folder, tmp_path / "run", *options, "--adapt_epochs", "1")
+    assert results["train_rows"] < 48
+    adapted = json.loads((tmp_path / "run" / "adapted" / "results.json").read_text(encoding="utf-8"))
+    assert adapted["held_out_bits_per_byte"] > 0
+
+
 def test_the_tokens_of_the_task(base_folder: Path, classes: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--dataset", classes, "--eval_dataset", classes, "--adapt_epochs", "8", "--adapt_vocab_size", "290"]

@@ -15,6 +15,7 @@ from .task_arguments import FinetuneArguments, TaskArguments
 from .vocabulary import transfer_vocabulary
 
 FOLDER_NAME = "adapted"
+_ONE_HELD_OUT_IN = 20
 
 
 def adapt(name_or_path: str, texts: Sequence[str], task: TaskArguments, arguments: FinetuneArguments) -> str:
@@ -32,18 +33,16 @@ def adapt(name_or_path: str, texts: Sequence[str], task: TaskArguments, argument
     folder = Path(arguments.output_dir) / FOLDER_NAME
     if resumes(arguments) and (folder / RESULTS_NAME).is_file():
         return str(folder)
-    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-    # The rows of a run are known by their file's name too, so it has to be the same when the run goes on.
-    name = hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
-    file = cache_root() / "texts" / f"{name}.jsonl"
-    if not file.is_file():
-        write_atomically(file, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+    # Not by a hash: where that has held out the rows of the task, none of these would be.
+    held_out = texts[::_ONE_HELD_OUT_IN]
+    read = [text for index, text in enumerate(texts) if index % _ONE_HELD_OUT_IN] or held_out
+    file, eval_file = _file(read), _file(held_out)
     if task.adapt_vocab_size is not None:
-        name_or_path = _with_words_of(texts, name, task.adapt_vocab_size, name_or_path)
+        name_or_path = _with_words_of(read, task.adapt_vocab_size, name_or_path)
     pretrain(
         ModelArguments(model_name_or_path=name_or_path),
         ArchitectureArguments(),
-        CorpusArguments(corpus=[str(file)], block_size=max(task.max_length, 128)),
+        CorpusArguments(corpus=[str(file)], eval_corpus=str(eval_file), block_size=max(task.max_length, 128)),
         PretrainArguments(
             output_dir=str(folder),
             num_train_epochs=task.adapt_epochs,
@@ -61,10 +60,19 @@ def adapt(name_or_path: str, texts: Sequence[str], task: TaskArguments, argument
     return str(folder)
 
 
-def _with_words_of(texts: Sequence[str], name: str, vocab_size: int, name_or_path: str) -> str:
-    """The folder of the model with a tokenizer that was trained on the texts, whose hash is `name`."""
+def _file(texts: Sequence[str]) -> Path:
+    """A file of texts, kept by their content: the rows of a run are known by their file's name too."""
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    file = cache_root() / "texts" / f"{hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()}.jsonl"
+    if not file.is_file():
+        write_atomically(file, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+    return file
+
+
+def _with_words_of(texts: Sequence[str], vocab_size: int, name_or_path: str) -> str:
+    """The folder of the model with a tokenizer that was trained on the texts."""
     model, old = load_model(name_or_path), load_tokenizer(name_or_path)
-    key = json.dumps([name, vocab_size, sample_of(model), tokenizer_fingerprint(old)])
+    key = json.dumps([_file(texts).name, vocab_size, sample_of(model), tokenizer_fingerprint(old)])
     folder = cache_root() / "vocabularies" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
     if not folder.is_dir():
         tokenizer = train_tokenizer(texts, vocab_size)
