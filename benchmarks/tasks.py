@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from chatgpt_hf.checkpoints import RECIPE_NAME
 from chatgpt_hf.training.run import RESULTS_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,9 +76,13 @@ def run(name: str, command: list[str], folder: Path) -> dict[str, Any]:
     if not (finished.is_file() and seconds_file.is_file()):
         start = time.perf_counter()
         log = folder.parent / f"{folder.name}.log"
+        # What an interrupted run of this script began is gone on with, and its seconds are those of the rest.
+        begun = ["--resume_from_checkpoint", "true"] if (folder / RECIPE_NAME).is_file() else []
         with log.open("w", encoding="utf-8") as stream:
             code = subprocess.call(
-                [sys.executable, "-c", CLI, *command, "--output_dir", str(folder)], stdout=stream, stderr=stream
+                [sys.executable, "-c", CLI, *command, "--output_dir", str(folder), *begun],
+                stdout=stream,
+                stderr=stream,
             )
         if code:
             said = log.read_text(encoding="utf-8").strip().splitlines()
@@ -121,19 +126,26 @@ def main() -> None:
 
     def make_task(name: str) -> dict[str, Any]:
         task = RUNS[name]
+        bases[task.base].result()
         folder = args.out / name.replace(", ", "-").replace(" ", "-")
         data = ["--data_dir", str(args.data / task.folder)] if task.folder else []
         base = ["--model_name_or_path", str(args.out / task.base)]
         return run(name, ["finetune", task.recipe or name, *data, *base, *task.options], folder)
 
-    bases = list(dict.fromkeys(RUNS[name].base for name in args.tasks))
     with ThreadPoolExecutor(args.jobs) as pool:
-        for base, results in zip(bases, pool.map(make_base, bases), strict=True):
-            print(f"{base}: {results['held_out_bits_per_byte']:.3f} bits per byte, {results['seconds']:.0f} s")
+        # In this order, so that no task that waits for its base keeps that base from a place.
+        bases = {base: pool.submit(make_base, base) for base in dict.fromkeys(RUNS[name].base for name in args.tasks)}
+        made = pool.map(make_task, args.tasks)
+        for base, future in bases.items():
+            results = future.result()
+            print(
+                f"{base}: {results['held_out_bits_per_byte']:.3f} bits per byte, {results['seconds']:.0f} s",
+                flush=True,
+            )
         table = Table(title="Tasks from small base models")
         for title in ("recipe", "rows", "figure", "model", "beside it", "seconds"):
             table.add_column(title, justify="left" if title in ("recipe", "figure", "beside it") else "right")
-        for name, results in zip(args.tasks, pool.map(make_task, args.tasks), strict=True):
+        for name, results in zip(args.tasks, made, strict=True):
             for figure in RUNS[name].figures:
                 short = figure.removeprefix("held_out_")
                 beside = [
