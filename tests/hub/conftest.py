@@ -29,6 +29,7 @@ http.time = types.SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None
 from chatgpt_hf.cli import main
 logging.raiseExceptions = False
 answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 for line in sys.stdin:
     asked = json.loads(line)
     os.environ.pop("HF_TOKEN", None)

@@ -99,7 +99,7 @@ def test_a_commit_is_made_once_whatever_is_lost(moment: str, client: Any, hub: A
 
 def test_a_download_that_drops_is_gone_on_with(client: Any, hub: Any, folder: Path, tmp_path: Path) -> None:
     assert client("push", folder, "me/down").code == 0
-    hub.cut_downloads = 1000
+    hub.cut_downloads = True
     assert "Run the same command again" in client.refused("pull", "me/down", tmp_path / "back")
     assert not (tmp_path / "back").exists()
     hub.heal()
@@ -131,7 +131,9 @@ def test_other_content_is_refused(client: Any, hub: Any, folder: Path) -> None:
     change_weights(folder)
     (folder / "evaluation" / "held-out" / "results.json").unlink()
     message = client.refused("push", folder, "me/taken")
-    assert "me/taken (revision main) holds something else already: README.md, config.json" in message
+    assert (
+        "me/taken (revision main) holds something else already: README.md, chat_template.jinja, config.json" in message
+    )
     assert "--overwrite" in message
     assert hub.files("me/taken") == held
 

@@ -72,6 +72,9 @@ def hub_errors(repo_id: str, *, revision: str | None = None, after: str = "") ->
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         found = _cause(error)
+        if found is None and (isinstance(error, RuntimeError) or type(error).__module__ == "hf_xet"):
+            # The Xet storage's client, which is not written in Python, raises these.
+            raise HubError(f"The transfer to or from the Hub ended: {error}. {after}".rstrip()) from error
         if found is None:
             raise
         if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):

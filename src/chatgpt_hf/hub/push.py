@@ -32,6 +32,7 @@ class Pushed:
         card: The text of README.md.
         url: Of the repository; empty where nothing was sent.
         commits: By branch; where nothing had changed, the commit that was there.
+        steps: Of the checkpoints that go along.
     """
 
     repo_id: str
