@@ -23,7 +23,7 @@ from chatgpt_hf.training.finetune import finetune
 from chatgpt_hf.training.task_arguments import FinetuneArguments, TaskArguments, TaskModelArguments
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "docs/chat.md", "docs/tasks.md", "docs/evaluation.md"]
+DOCUMENTS = ["README.md", "docs/chat.md", "docs/tasks.md", "docs/evaluation.md", "docs/hub.md"]
 TINY = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_steps", "2"]
 SMALL_RUN = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--save_steps", "2", "--eval_strategy", "no"]
 

@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 from transformers import TrainerState, TrainingArguments
 
 from chatgpt_hf import pretrain, report
-from chatgpt_hf.report import Report, card_template, plot_curves, training_facts
+from chatgpt_hf.card import card_template
+from chatgpt_hf.report import Report, plot_curves, training_facts
 from chatgpt_hf.training.arguments import (
     ArchitectureArguments,
     CorpusArguments,

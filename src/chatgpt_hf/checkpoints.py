@@ -292,12 +292,24 @@ def read_data_state(checkpoint: Path, rank: int, processes: int) -> dict[str, An
 
 def read_data_record(folder: Path) -> dict[str, Any]:
     """What `data.json` in the folder of a run says of its rows; empty where there is none."""
+    return read_json(folder / DATA_NAME)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file.
+
+    Raises:
+        CheckpointError: When it cannot be read, or holds something else.
+    """
     try:
-        return json.loads((folder / DATA_NAME).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / DATA_NAME} cannot be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {error}. Save or copy it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds no JSON object. Save or copy it again.")
+    return content
 
 
 def _data_state_file(checkpoint: Path, rank: int) -> Path:

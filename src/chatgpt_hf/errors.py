@@ -45,6 +45,14 @@ class OutputError(ChatGPTError):
     """A folder or file that cannot be written: not empty and not ours, or no space left."""
 
 
+class CardError(ChatGPTError):
+    """A model card with metadata that the Hub refuses."""
+
+
+class HubError(ChatGPTError):
+    """A repository that cannot be written or read, for want of rights, of a connection, or because of what is in it."""
+
+
 class TrainingDiverged(ChatGPTError):
     """A run whose loss or gradients left what further steps could mend."""
 

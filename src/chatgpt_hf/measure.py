@@ -31,6 +31,7 @@ def measure_corpus(
     stride: int | None = None,
     batch_size: int = 8,
     out: Path | None = None,
+    command: str = "",
 ) -> Figures:
     """Perplexity, bits per byte, and nats per token and byte, over all documents of a corpus.
 
@@ -38,6 +39,7 @@ def measure_corpus(
         corpus: As pretraining takes it: a file, folder, glob, Hub id or `builtin:python-docs`; all its splits.
         stride: New tokens per window of a document longer than the context; half the context if None.
         out: Where the evaluation is kept; in the model's folder under `evaluation/` if None.
+        command: Measures it again; kept with the evaluation, and shown on the model's card.
     """
     splits = load_corpus(corpus, text_column=text_column)
     texts = [text for split in splits.values() for text in split["text"]]
@@ -47,7 +49,7 @@ def measure_corpus(
     examples = [{"text": text[:1000]} for text in texts if text]
     settings = {"stride": stride, "context": model.config.max_position_embeddings}
     evaluation = Evaluation("language-modeling", corpus, result.measures(), examples, settings)
-    return _kept({f"language-modeling-{_slug(corpus)}": evaluation}, name_or_path, out)
+    return _kept({f"language-modeling-{_slug(corpus)}": evaluation}, name_or_path, out, command)
 
 
 def measure_task(
@@ -57,6 +59,7 @@ def measure_task(
     batch_size: int = 32,
     seed: int = 0,
     out: Path | None = None,
+    command: str = "",
     **overrides: Any,
 ) -> Figures:
     """What a model fine-tuned by `chatgpt-hf finetune`, or any model with the task's head, makes of other rows of its task.
@@ -70,7 +73,7 @@ def measure_task(
     check_tokenizer_fits(model, tokenizer)
     task = make_task(arguments, seed, model=model)
     found = task.evaluate(model.eval(), tokenizer, task.test, data=dataset, batch_size=batch_size)
-    return _kept({f"{name}-{_slug(dataset)}": value for name, value in found.items()}, name_or_path, out)
+    return _kept({f"{name}-{_slug(dataset)}": value for name, value in found.items()}, name_or_path, out, command)
 
 
 def measure_code(
@@ -84,6 +87,7 @@ def measure_code(
     batch_size: int = 8,
     seed: int = 0,
     out: Path | None = None,
+    command: str = "",
 ) -> Figures:
     """pass@k on a file in HumanEval's format; what the model writes is run in a sandbox."""
     rows = read_problems(Path(problems))
@@ -101,7 +105,7 @@ def measure_code(
         seed=seed,
         data=problems,
     )
-    return _kept({f"code-{_slug(problems)}": evaluation}, name_or_path, out)
+    return _kept({f"code-{_slug(problems)}": evaluation}, name_or_path, out, command)
 
 
 def measure_benchmarks(
@@ -114,6 +118,7 @@ def measure_benchmarks(
     batch_size: int = 8,
     seed: int | None = None,
     out: Path | None = None,
+    command: str = "",
 ) -> Figures:
     """Standard benchmarks through lm-evaluation-harness; its own results lie beside ours."""
     model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
@@ -128,6 +133,8 @@ def measure_benchmarks(
         batch_size=batch_size,
         seed=seed,
     )
+    for evaluation in results.evaluations.values():
+        evaluation.command = command
     results.save(_folder(name_or_path, out))
     return {name: evaluation.figures() for name, evaluation in results.evaluations.items()}
 
@@ -146,8 +153,10 @@ def _task_arguments(name_or_path: str, overrides: dict[str, Any]) -> TaskArgumen
     return TaskArguments(**given)
 
 
-def _kept(evaluations: dict[str, Evaluation], name_or_path: str, out: Path | None) -> Figures:
+def _kept(evaluations: dict[str, Evaluation], name_or_path: str, out: Path | None, command: str) -> Figures:
     folder = _folder(name_or_path, out)
+    for evaluation in evaluations.values():
+        evaluation.command = command
     return {name: evaluation.save(folder / name) for name, evaluation in evaluations.items()}
 
 

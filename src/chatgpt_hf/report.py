@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainerState, TrainingArguments
 
+from .card import CARD_NAME, hub_ids, kept_metadata, markdown_table, pairs, render_card
 from .checkpoints import atomic_folder
 
 FOLDER_NAME = "report"
@@ -33,20 +33,6 @@ _GROUPS = {
     "train_": "Training",
     "epoch": "Training",
     "parameters": "Model",
-}
-# Held-out figures that other models' cards know, for the card's metadata.
-_KNOWN_METRICS = {
-    "loss": "Loss (nats per token)",
-    "bits_per_byte": "Bits per byte",
-    "perplexity": "Perplexity per token",
-    "exact_match": "Exact match",
-    "rouge_l": "ROUGE-L",
-    "accuracy": "Accuracy",
-    "macro_f1": "Macro F1",
-    "f1": "F1",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "rougeL": "ROUGE-L",
 }
 
 
@@ -68,6 +54,8 @@ class Report:
         command: Repeats the run.
         tokens_per_step: Positions in the rows of one optimizer step of all processes; gives the curves an axis of tokens.
         task: The pipeline that the model is for.
+        datasets: What `data` names, one by one. Hub ids among them become metadata of the card.
+        base_model: What it was trained from, if from a model.
     """
 
     title: str
@@ -82,6 +70,8 @@ class Report:
     command: str = ""
     tokens_per_step: int | None = None
     task: str = "text-generation"
+    datasets: Sequence[str] = ()
+    base_model: str | None = None
 
     def write(self, folder: Path) -> None:
         """Writes `report/` (report.md, report.json, loss.png, samples.md) and the card README.md into the run's folder."""
@@ -91,9 +81,13 @@ class Report:
             target.mkdir()
             plot_curves(self.log_history, target / "loss.png", tokens_per_step=self.tokens_per_step)
             (target / "report.md").write_text(self._page(), encoding="utf-8")
-            (target / "report.json").write_text(self._json(), encoding="utf-8")
+            facts = self._facts_for_card()
+            (target / "report.json").write_text(
+                json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
             (target / "samples.md").write_text(self._samples(history), encoding="utf-8")
-            self._card(folder.resolve().name).save(temporary / "README.md")
+            card = render_card(folder, folder.resolve().name, facts, metadata=kept_metadata(folder))
+            (temporary / CARD_NAME).write_text(card, encoding="utf-8")
 
     def _page(self) -> str:
         parts = [f"# {self.title}", self.description, self._figures()]
@@ -101,7 +95,7 @@ class Report:
         if self.statistics:
             parts += ["## Sources", markdown_table(self._sources())]
         if facts := self._facts():
-            parts += ["## How it was trained", markdown_table(_pairs("setting", facts))]
+            parts += ["## How it was trained", markdown_table(pairs("setting", facts))]
         if self.command:
             parts += ["## To repeat it", f"```bash\n{self.command}\n```"]
         if self.samples:
@@ -114,9 +108,7 @@ class Report:
         for name, value in self.results.items():
             title = next((title for start, title in _GROUPS.items() if name.startswith(start)), "Also")
             groups.setdefault(title, {})[name] = value
-        parts = [
-            f"## {title}\n\n{markdown_table(_pairs('figure', group))}" for title, group in groups.items() if group
-        ]
+        parts = [f"## {title}\n\n{markdown_table(pairs('figure', group))}" for title, group in groups.items() if group]
         return "\n\n".join(parts)
 
     def _sources(self) -> list[dict[str, Any]]:
@@ -137,9 +129,13 @@ class Report:
                 facts[f"{name} (median)"] = statistics.median(measured)
         return facts
 
-    def _json(self) -> str:
+    def _facts_for_card(self) -> dict[str, Any]:
+        """All of it as JSON has it, so that the card can be made again from report.json alone."""
         content = {**vars(self), "statistics": self._sources(), "training": self._facts()}
-        return json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str) + "\n"
+        content["datasets"] = hub_ids(self.datasets)
+        content["base_model"] = next(iter(hub_ids([self.base_model])), None)
+        content["language"] = "en" if self.datasets and all(map(_is_builtin, self.datasets)) else None
+        return json.loads(json.dumps(_finite(content), default=str))
 
     def _samples(self, history: list[dict[str, Any]]) -> str:
         parts = ["# Samples", *map(_quoted, self.samples)]
@@ -149,51 +145,6 @@ class Report:
             parts.append(f"### Step {step:,}")
             parts += [_quoted(row["text"]) for row in history if row["step"] == step]
         return "\n\n".join(parts) + "\n"
-
-    def _card(self, name: str) -> ModelCard:
-        data = ModelCardData(
-            library_name="transformers",
-            pipeline_tag=self.task,
-            tags=["chatgpt_hf"],
-            model_name=name,
-            eval_results=self._eval_results() or None,
-        )
-        return ModelCard.from_template(
-            data,
-            template_path=str(card_template()),
-            title=name,
-            description=self.description,
-            data=self.data,
-            sources=markdown_table(self._sources()),
-            training=markdown_table(_pairs("setting", self._facts())),
-            figures=markdown_table(_pairs("figure", self.results)),
-            command=self.command,
-            chat=self.chat,
-            model_path=name,
-            limits=(
-                "It knows what its training text says, and may state falsehoods fluently. It has had no safety training; "
-                "do not let it decide anything that matters."
-            ),
-        )
-
-    def _eval_results(self) -> list[EvalResult]:
-        found = []
-        for metric, title in _KNOWN_METRICS.items():
-            value = self.results.get(f"held_out_{metric}")
-            # The Hub reads the metadata as JSON, which has no infinity.
-            if value is not None and math.isfinite(value):
-                found.append(
-                    EvalResult(
-                        task_type=self.task,
-                        dataset_type=self.data,
-                        dataset_name=self.data,
-                        dataset_split="test",
-                        metric_type=metric,
-                        metric_name=title,
-                        metric_value=value,
-                    )
-                )
-        return found
 
 
 def training_facts(
@@ -255,13 +206,6 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
-def card_template() -> Path:
-    """Where the model card's template lies: in the wheel, or at the root of a checkout."""
-    package = Path(__file__).parent
-    shipped = package / "model_card.md"
-    return shipped if shipped.is_file() else package.parents[1] / "model_card.md"
-
-
 def plot_curves(log_history: list[dict[str, Any]], file: Path, *, tokens_per_step: int | None = None) -> None:
     """Loss in nats per token over optimizer steps (and tokens), and below it what else was logged, a panel for each."""
     # Without pyplot, which would pick a window system and keep the figure alive.
@@ -303,25 +247,9 @@ def _plot(axes: Any, log_history: list[dict[str, Any]], key: str, **style: Any) 
         axes.plot(*zip(*points, strict=True), **style)
 
 
-def _pairs(name: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{name: key, "value": value} for key, value in values.items()]
-
-
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table with a column for every key; empty where there are no rows."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [[name.replace("_", " ") for name in columns], ["---"] * len(columns)]
-    lines += [[_shown(row.get(name, "")) for name in columns] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if rows else ""
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        # A cell is one line, and a bar would end it.
-        return " ".join(str(value).split()).replace("|", "\\|")
-    if isinstance(value, int) or abs(value) >= 10_000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+def _is_builtin(source: str) -> bool:
+    """Whether text comes with Python itself, which is written in English."""
+    return source.startswith("builtin:")
 
 
 def _quoted(sample: str) -> str:

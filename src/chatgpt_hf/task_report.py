@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from .card import markdown_table
 from .checkpoints import atomic_folder
 from .evaluation.figures import Figure
 from .evaluation.metrics import measures
 from .evaluation.record import Evaluation
-from .report import FOLDER_NAME, markdown_table
+from .report import FOLDER_NAME
 
 PAGE_NAME = "evaluation.md"
 WORST = 20

@@ -21,6 +21,7 @@ app = typer.Typer(
 def main() -> None:
     """Runs the command line. A user's mistake is one message on stderr and exit code 2, without a traceback."""
     from . import (
+        card,
         chat,
         compare,
         convert,
@@ -30,6 +31,8 @@ def main() -> None:
         merge,
         plan,
         pretrain,
+        pull,
+        push,
         quickstart,
         serve,
         sft,
@@ -53,6 +56,9 @@ def main() -> None:
             generate,
             convert,
             merge,
+            card,
+            push,
+            pull,
         ):
             module.register(app)
     try:

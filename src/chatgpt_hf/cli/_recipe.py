@@ -41,6 +41,8 @@ def recipe_command(app: typer.Typer, name: str, types: tuple[str, ...], run: str
             arguments = [word for argument in ctx.args for word in given.get(argument, [argument])]
             recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
             logging.basicConfig(level=logging.INFO, format="%(message)s")
+            # Of the Hub's client, which has a line for each request.
+            logging.getLogger("httpx2").setLevel(logging.WARNING)
             parsed = parse_recipe(_dataclasses(types), recipe, arguments)
             module, _, target = run.partition(":")
             try:

@@ -1,5 +1,7 @@
 """`chatgpt-hf evaluate`."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,15 +71,18 @@ def register(app: typer.Typer) -> None:
             )
         if ctx.args and dataset is None:
             raise ConfigError(f"Unknown argument {ctx.args[0]}: fields of a task go with --dataset.")
+        command = shlex.join(["chatgpt-hf", *sys.argv[1:]])
         if corpus is not None:
             figures = measure.measure_corpus(
-                model, corpus, text_column=text_column, stride=stride, batch_size=batch_size, out=out
+                model, corpus, text_column=text_column, stride=stride, batch_size=batch_size, out=out, command=command
             )
         elif dataset is not None:
             overrides = _fields(ctx.args)
             if text_column != "text":
                 overrides["text_column"] = text_column
-            figures = measure.measure_task(model, dataset, batch_size=batch_size, seed=seed or 0, out=out, **overrides)
+            figures = measure.measure_task(
+                model, dataset, batch_size=batch_size, seed=seed or 0, out=out, command=command, **overrides
+            )
         elif code is not None:
             ks = [int(number) for number in split_commas([k])]
             figures = measure.measure_code(
@@ -90,6 +95,7 @@ def register(app: typer.Typer) -> None:
                 batch_size=batch_size,
                 seed=seed or 0,
                 out=out,
+                command=command,
             )
         else:
             figures = measure.measure_benchmarks(
@@ -101,6 +107,7 @@ def register(app: typer.Typer) -> None:
                 batch_size=batch_size,
                 seed=seed,
                 out=out,
+                command=command,
             )
         print_figures(figures)
 

@@ -29,6 +29,7 @@ class Evaluation:
             `prompt` or `question`; `id` where the data has them), what came out, and what would have been right (`reference`).
             By what does not depend on the model, a comparison knows that two evaluations are of the same examples.
         settings: What else decides the figures: stride, number of shots, seed ...
+        command: Measures it again, where it was measured from the command line.
     """
 
     task: str
@@ -36,6 +37,7 @@ class Evaluation:
     measures: dict[str, Measure]
     examples: list[dict[str, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
 
     def __post_init__(self) -> None:
         for name, measure in self.measures.items():
@@ -56,6 +58,7 @@ class Evaluation:
             "data": self.data,
             "examples": len(self.examples),
             "settings": self.settings,
+            "command": self.command,
             "figures": {
                 name: {
                     **figure._asdict(),
@@ -104,6 +107,8 @@ class Evaluation:
                 )
                 for name, kept in figures.items()
             }
-            return cls(results["task"], results["data"], measures, examples, results["settings"])
+            return cls(
+                results["task"], results["data"], measures, examples, results["settings"], results.get("command", "")
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{folder} holds no evaluation that `chatgpt-hf evaluate` wrote: {error!r}") from error

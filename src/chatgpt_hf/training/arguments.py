@@ -398,6 +398,10 @@ def recipes_folder() -> Path:
     return package / "recipes" if (package / "recipes").is_dir() else package.parents[1] / "recipes"
 
 
+# Fields that a recipe never holds.
+SECRETS = ("hub_token", "push_to_hub_token")
+
+
 def resolve_recipe(*arguments: Any) -> dict[str, Any]:
     """Every field that differs from its dataclass' default, as a recipe that gives the same arguments again."""
     resolved: dict[str, Any] = {}
@@ -407,6 +411,9 @@ def resolve_recipe(*arguments: Any) -> dict[str, Any]:
             value = getattr(group, item.name)
             # What it is by default depends on the optimizer.
             differs = value != getattr(default, item.name) or item.name == "learning_rate"
+            # A recipe is for others to read.
+            if item.name in SECRETS:
+                continue
             if item.init and differs and isinstance(value, str | int | float | list | dict | None):
                 resolved[item.name] = getattr(value, "value", value)
     return resolved

@@ -23,7 +23,7 @@ from ..task_report import write_task_report
 from ..tokenization_chatgpt import load_tokenizer
 from .adaptation import adapt
 from .adapters import lora_config
-from .run import check_block_size, check_run, save_model_folder, save_results, start_run, train_and_save
+from .run import check_block_size, check_run, push_run, save_model_folder, save_results, start_run, train_and_save
 from .task_arguments import FinetuneArguments, TaskArguments, TaskModelArguments
 from .tasks import TaskRecipe, make_task
 
@@ -145,9 +145,12 @@ def _measure(
         training=training_facts(arguments, trainer.state),
         command=f"chatgpt-hf finetune {shlex.quote(str(folder / RECIPE_NAME))} --output_dir NEW",
         task=task.arguments.task,
+        datasets=task.sources(),
+        base_model=base,
     ).write(folder)
     write_task_report(folder, evaluations, baselines)
     save_results(folder, results)
+    push_run(arguments, folder)
     return results
 
 

@@ -26,7 +26,7 @@ from ..modeling_chatgpt import ChatGPTForCausalLM
 from ..report import Report, training_facts
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
-from .run import check_block_size, check_run, save_results, start_run, train_and_save
+from .run import check_block_size, check_run, push_run, save_results, start_run, train_and_save
 from .samples import SampleText, sample_text
 from .scaling import flops_per_token
 from .trainer import PretrainTrainer
@@ -111,8 +111,11 @@ def pretrain(
             training=training_facts(arguments, trainer.state, tokens_per_step=tokens_per_step),
             command=f"chatgpt-hf pretrain {shlex.quote(str(folder / RECIPE_NAME))} --output_dir NEW",
             tokens_per_step=tokens_per_step,
+            datasets=[source.source for source in sources],
+            base_model=model_arguments.model_name_or_path,
         ).write(folder)
         save_results(folder, results)
+        push_run(arguments, folder)
     return results
 
 

@@ -31,6 +31,8 @@ from ..checkpoints import (
     write_atomically,
 )
 from ..errors import CheckpointError, ConfigError, TrainingInterrupted
+from ..hub.connection import check_access
+from ..hub.push import push
 from .arguments import default_arguments, resolve_recipe
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
 
@@ -43,6 +45,9 @@ def check_run(arguments: TrainingArguments) -> None:
     """Seeds, and refuses before any work what the run's folder does not allow. Writes nothing."""
     set_seed(arguments.seed)
     if arguments.process_index == 0:
+        if arguments.push_to_hub:
+            # A token that is wrong is better known before the training than after it.
+            check_access(_hub_name(arguments), arguments.hub_token)
         _checkpoint(arguments, check_output_dir(arguments.output_dir, resume=resumes(arguments)))
 
 
@@ -170,6 +175,27 @@ def save_results(folder: Path, results: dict[str, Any]) -> None:
     """The run's figures. The file comes last: where it lies, the run was finished."""
     content = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / RESULTS_NAME, lambda path: path.write_text(content, encoding="utf-8"))
+
+
+def push_run(arguments: TrainingArguments, folder: Path) -> None:
+    """Sends what a finished run left to the Hub, where `--push_to_hub` asks for it; called after everything is written.
+
+    `Trainer` sends checkpoints while it trains, as `hub_strategy` says; the finished folder, with report and card, it knows
+    nothing of.
+    """
+    if arguments.push_to_hub:
+        pushed = push(
+            folder,
+            _hub_name(arguments),
+            private=arguments.hub_private_repo,
+            revision=arguments.hub_revision,
+            token=arguments.hub_token,
+        )
+        logger.info("The model is at %s", pushed.url)
+
+
+def _hub_name(arguments: TrainingArguments) -> str:
+    return arguments.hub_model_id or Path(arguments.output_dir).resolve().name
 
 
 def resumes(arguments: TrainingArguments) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from typing import Any
 
 from datasets import DatasetDict
@@ -10,6 +11,7 @@ from trl import SFTTrainer
 
 from ..checkpoints import (
     BASE_SAMPLE_NAME,
+    RECIPE_NAME,
     check_tokenizer_fits,
     extend_vocabulary,
     load_model,
@@ -22,11 +24,11 @@ from ..data.sources import parse_sources
 from ..errors import ConfigError, TokenizerError
 from ..evaluation.answers import AnswersResult, ends_with_an_answer, evaluate_answers
 from ..modeling_chatgpt import ChatGPTForCausalLM
-from ..report import Report
+from ..report import Report, training_facts
 from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
 from .adapters import lora_config, quantization
 from .arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
-from .run import check_block_size, check_run, save_results, start_run, train_and_save
+from .run import check_block_size, check_run, push_run, save_results, start_run, train_and_save
 
 logger = logging.getLogger(__name__)
 
@@ -178,8 +180,13 @@ def sft(
             log_history=trainer.state.log_history,
             samples=samples,
             chat=True,
+            training=training_facts(arguments, trainer.state),
+            command=f"chatgpt-hf sft {shlex.quote(str(folder / RECIPE_NAME))} --output_dir NEW",
+            datasets=[source.source for source in sources],
+            base_model=model_arguments.model_name_or_path,
         ).write(folder)
         save_results(folder, results)
+        push_run(arguments, folder)
     return results
 
 
