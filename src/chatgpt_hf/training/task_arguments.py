@@ -101,7 +101,9 @@ class TaskArguments:
     adapt_learning_rate: float = field(default=0.003, metadata={"help": "Learning rate of these, with Muon."})
     classifier_pooling: Literal["last", "mean"] | None = field(
         default=None,
-        metadata={"help": "What a text's class is read from: last (token) or mean (of all); the model's own if not given."},
+        metadata={
+            "help": "What a text's class is read from: last (token) or mean (of all); the model's own if not given."
+        },
     )
     class_weights: bool = field(
         default=False, metadata={"help": "Weigh classes against their frequency, as scikit-learn's `balanced`."}
