@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import CompileConfig, GenerationConfig, PreTrainedModel, set_seed
+from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, set_seed
 
 # More than a sliding window of 16 holds.
 NEW = 14
@@ -209,9 +209,13 @@ def continuous_batching_is_one_by_one(model: PreTrainedModel) -> None:
     ids = prompts(model, rows=4)
     rows = [row[: 3 + 2 * index].tolist() for index, row in enumerate(ids)]
     config = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    # Sizes, or it takes most of the memory that there is.
+    sizes = ContinuousBatchingConfig(page_size=32, num_blocks=16, max_batch_tokens=64, use_cuda_graph=False)
     for attention in ("sdpa", "eager"):
         model.set_attn_implementation(attention)
-        found = model.generate_batch([list(row) for row in rows], generation_config=config)
+        found = model.generate_batch(
+            [list(row) for row in rows], generation_config=config, continuous_batching_config=sizes, warmup=False
+        )
         by_prompt = {tuple(output.prompt_ids): output.generated_tokens for output in found.values()}
         model.set_attn_implementation(attention)
         for row in rows:

@@ -17,7 +17,10 @@ import transformers
 
 HERE = Path(__file__).parent
 # What a model outside transformers, or one of our variants, cannot satisfy: patterns of a test's name, and the reason.
-EXPECTED: dict[str, str] = {}
+EXPECTED: dict[str, str] = {
+    "^test_reverse_loading_mapping$": "wants checkpoints saved under the names that the weight mapping reads; ours reads GPT-2's, "
+    "and what is saved is always under our own",
+}
 
 
 class Recorder:
@@ -90,14 +93,14 @@ def report(recorder: Recorder) -> list[str]:
             if name in theirs:
                 if outcome == "failed":
                     also_theirs.append(line)
-            elif passed_by and (reason := expected(test)):
+            elif (passed_by or outcome == "failed") and (reason := expected(test)):
                 explained.append(f"{name}: {test} {outcome}: {reason}")
             elif passed_by:
                 faults.append(f"{line} ({' and '.join(passed_by)}: passed)")
             elif outcome == "failed":
                 also_theirs.append(line)
     for title, lines in (
-        ("Not passed here though upstream's models pass it, with the reason:", explained),
+        ("Not passed here, with the reason:", explained),
         ("Failed where upstream's models fail or skip it too, and failures of theirs:", also_theirs),
         ("Faults: not passed here, passed by upstream's models:", faults),
     ):

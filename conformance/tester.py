@@ -99,7 +99,11 @@ def make_case(
             return False
 
         def test_config(self) -> None:
-            ConfigTester(self, config_class=type(make_config()), hidden_size=32).run_common_tests()
+            config = make_config()
+            # By the names that the family writes into config.json.
+            written = {name: alias for alias, name in config.attribute_map.items() if alias in config.to_dict()}
+            sizes = {written.get(name, name): getattr(config, name) for name in ("hidden_size", "num_attention_heads")}
+            ConfigTester(self, config_class=type(config), **sizes).run_common_tests()
 
     class Executorch(ExecutorchTest):
         def setUp(self) -> None:
@@ -117,7 +121,9 @@ def make_case(
 
 def save_pipeline_models(folder: Path, make_config: Any, classes: dict[str, type]) -> None:
     """Models with a tokenizer where `PipelineTesterMixin` looks for them: FOLDER/MODEL_TYPE/CLASS."""
-    tokenizer = train_tokenizer(["Some text, and some more of it, to learn merges from."] * 3, vocab_size=300)
+    tokenizer = train_tokenizer(
+        ["Some text, and some more of it, to learn merges from."] * 3, vocab_size=300, show_progress=False
+    )
     for model_class in dict.fromkeys(classes.values()):
         labels = {"id2label": {0: "ENTAILMENT", 1: "NEUTRAL"}, "label2id": {"ENTAILMENT": 0, "NEUTRAL": 1}}
         config = make_config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **labels)

@@ -66,7 +66,7 @@ def main():
 
     import transformers
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     try:
         found = importlib.util.find_spec("chatgpt_hf")
@@ -95,12 +95,14 @@ def main():
         body = arguments.again / variant / f"{head}-body"
         model.base_model.save_pretrained(body)
         body_model = AutoModel.from_pretrained(body, trust_remote_code=True)
-        causal = AutoConfig.from_pretrained(expected_file.parent / "AutoModelForCausalLM", trust_remote_code=True)
-        other = auto_class.from_pretrained(causal.name_or_path, trust_remote_code=True, pad_token_id=0)
+        causal = expected_file.with_name("AutoModelForCausalLM.safetensors")
+        other = auto_class.from_pretrained(causal.with_suffix(""), trust_remote_code=True, pad_token_id=0)
         from_causal = arguments.again / variant / f"{head}-from-causal"
         other.save_pretrained(from_causal)
         pairs = [(outputs[name], expected[name]) for name in expected]
         pairs += [(outputs_of(body_model, ids)["0"], hidden)]
+        of_causal = load_file(causal)
+        pairs += [(outputs_of(other.base_model, of_causal["ids"])["0"], of_causal["hidden"])]
         results.append(
             {
                 "variant": variant,

@@ -656,7 +656,11 @@ class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPT
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
         """Scores and the loss where `labels` are given: (batch,), or (batch, num_labels) for several labels or values a row.
@@ -664,7 +668,15 @@ class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPT
         The generic head finds the last token by its id, and so takes a text that ends with the pad token, or with an eos
         that is also the pad token, for a shorter one. A mask says what is padding, on either side; only without one the id does.
         """
-        outputs = self.model(input_ids, attention_mask=attention_mask, **kwargs)
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
         hidden_states = outputs.last_hidden_state
         batch, length = hidden_states.shape[:2]
         if attention_mask is not None and attention_mask.dim() == 2:
