@@ -16,7 +16,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?= -n $(TEST_WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format bench clean
+.PHONY: help quickstart test lint format bench conformance clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ bench: $(VENV)/.dev ## run every script in benchmarks/, one after another
 	  test -e "$$script" || { echo "There is no script in benchmarks/."; exit 1; }; \
 	  echo "== $$script"; $(BIN)/python "$$script"; \
 	done
+
+conformance: $(VENV)/.dev ## hold the model against transformers' own tests, and load it where this package is not
+	@OMP_NUM_THREADS=1 $(BIN)/python conformance/run.py --workers $(TEST_WORKERS)
+	@$(BIN)/python conformance/remote_code.py
 
 clean: ## remove caches and build output (keeps .venv and runs)
 	@rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

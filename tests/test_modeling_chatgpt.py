@@ -1,6 +1,7 @@
 """The model: padding, packing, caches, the chunked loss, compilation and what transformers and PEFT do with it."""
 
 import copy
+import inspect
 import itertools
 import json
 import subprocess
@@ -779,6 +780,23 @@ def test_a_batch_without_a_pad_token_needs_a_mask() -> None:
     with pytest.raises(ValueError, match=r"attention_mask.*pad_token_id"):
         model(ids)
     assert model(ids, attention_mask=torch.ones_like(ids)).logits.shape == (2, 3)
+
+
+def test_every_head_names_what_it_takes() -> None:
+    # `Trainer` drops the columns that a signature does not name.
+    for head in (ChatGPTForCausalLM, ChatGPTForSequenceClassification, ChatGPTForTokenClassification):
+        named = inspect.signature(head.forward).parameters
+        assert {"input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels"} <= set(
+            named
+        )
+    model = ChatGPTForSequenceClassification(ChatGPTConfig(**TINY, num_labels=3, pad_token_id=0)).eval()
+    embeds = model.get_input_embeddings()(some_ids())
+    positions = torch.arange(12).flip(0)[None]
+    with torch.no_grad():
+        found = model(inputs_embeds=embeds, position_ids=positions, use_cache=False)
+        assert torch.equal(found.logits, model(some_ids(), position_ids=positions).logits)
+        assert not torch.equal(found.logits, model(some_ids()).logits)
+    assert found.past_key_values is None
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -40,6 +40,16 @@ GPT2_ARCHITECTURE: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+# Which class of the files beside a saved model each Auto class is to load, for whoever has not installed the package.
+AUTO_MAP: dict[str, str] = {
+    "AutoConfig": "configuration_chatgpt.ChatGPTConfig",
+    "AutoModel": "modeling_chatgpt.ChatGPTModel",
+    "AutoModelForCausalLM": "modeling_chatgpt.ChatGPTForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_chatgpt.ChatGPTForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_chatgpt.ChatGPTForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_chatgpt.ChatGPTForQuestionAnswering",
+}
+
 
 @strict
 class ChatGPTConfig(PreTrainedConfig):
@@ -108,6 +118,8 @@ class ChatGPTConfig(PreTrainedConfig):
         "n_positions": "max_position_embeddings",
         "n_inner": "intermediate_size",
     }
+    # Makes `save_pretrained` put this file beside config.json.
+    _auto_class = "AutoConfig"
     # Readers of other families' config.json by their `model_type`, filled by `chatgpt_hf.conversion`: this file must
     # not import the package.
     foreign_config_readers: ClassVar[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {}
@@ -356,6 +368,21 @@ class ChatGPTConfig(PreTrainedConfig):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         reader = cls.foreign_config_readers.get(config_dict.get("model_type", ""))
         return (reader(config_dict) if reader else config_dict), kwargs
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in transformers, with an `auto_map` of every head: whoever loads a saved language model may want a classifier.
+
+        transformers names the saved class alone, the classes of a model from the Hub by the repository they came from, and
+        under FSDP2 a class that torch made. Classes of a user's own stay.
+        """
+        ours = {reference.partition(".")[0] for reference in AUTO_MAP.values()}
+        auto_map = dict(getattr(self, "auto_map", None) or {})
+        for name, reference in AUTO_MAP.items():
+            module = str(auto_map.get(name, reference)).rpartition("--")[2].partition(".")[0]
+            if module in ours:
+                auto_map[name] = reference
+        self.auto_map = auto_map
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
 __all__ = ["ChatGPTConfig"]

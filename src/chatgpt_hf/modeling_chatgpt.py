@@ -323,6 +323,15 @@ class ChatGPTPreTrainedModel(PreTrainedModel):
     # The causal mask that GPT-2 checkpoints of before 2023 carry in every layer.
     _keys_to_ignore_on_load_unexpected = [r"layers\.\d+\.attn\.(masked_)?bias$"]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__name__.startswith("FSDP") and cls.__module__.startswith("torch."):
+            # FSDP2 makes a subclass in a module of torch's, whose file would be saved as the model's code.
+            cls.__module__ = __name__
+        elif cls.__module__ != __name__ and "_auto_class" not in vars(cls):
+            # A user's own class is saved with its file when it is registered for that, not because ours is.
+            cls._auto_class = None
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -384,6 +393,8 @@ def document_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
 
 class ChatGPTModel(ChatGPTPreTrainedModel):
     """The body: token ids or embeddings to hidden states after the last norm."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: ChatGPTConfig) -> None:
         super().__init__(config)
@@ -537,6 +548,7 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
 class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):
     """The body with a language-model head."""
 
+    _auto_class = "AutoModelForCausalLM"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
@@ -629,6 +641,7 @@ class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):
 class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPTPreTrainedModel):
     """Scores (batch, num_labels) from the last token that is not padding, or from the mean of all that are not."""
 
+    _auto_class = "AutoModelForSequenceClassification"
     accepts_loss_kwargs = False
 
     def __init__(self, config: ChatGPTConfig) -> None:
@@ -643,7 +656,11 @@ class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPT
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
         """Scores and the loss where `labels` are given: (batch,), or (batch, num_labels) for several labels or values a row.
@@ -651,7 +668,15 @@ class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPT
         The generic head finds the last token by its id, and so takes a text that ends with the pad token, or with an eos
         that is also the pad token, for a shorter one. A mask says what is padding, on either side; only without one the id does.
         """
-        outputs = self.model(input_ids, attention_mask=attention_mask, **kwargs)
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
         hidden_states = outputs.last_hidden_state
         batch, length = hidden_states.shape[:2]
         if attention_mask is not None and attention_mask.dim() == 2:
@@ -687,6 +712,7 @@ class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPT
 class ChatGPTForTokenClassification(GenericForTokenClassification, ChatGPTPreTrainedModel):
     """Scores (batch, seq, num_labels)."""
 
+    _auto_class = "AutoModelForTokenClassification"
     accepts_loss_kwargs = False
 
     def __init__(self, config: ChatGPTConfig) -> None:
@@ -700,6 +726,8 @@ class ChatGPTForTokenClassification(GenericForTokenClassification, ChatGPTPreTra
 
 class ChatGPTForQuestionAnswering(GenericForQuestionAnswering, ChatGPTPreTrainedModel):
     """Start and end logits of an answer, each (batch, seq)."""
+
+    _auto_class = "AutoModelForQuestionAnswering"
 
     def __init__(self, config: ChatGPTConfig) -> None:
         ChatGPTPreTrainedModel.__init__(self, config)

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.models.auto import modeling_auto
 
 from .configuration_chatgpt import ChatGPTConfig
 from .conversion.gpt2 import GPT2_WEIGHT_MAPPING, read_gpt2_config
@@ -30,6 +31,15 @@ AUTO_CLASSES = {
     AutoModelForTokenClassification: ChatGPTForTokenClassification,
     AutoModelForQuestionAnswering: ChatGPTForQuestionAnswering,
 }
+# `Auto*.register` leaves these tables of names as they are. `Trainer` reads in them whether label smoothing has to shift the
+# labels, pipelines whether to complain of a model that they do not know.
+NAME_TABLES = {
+    ChatGPTModel: modeling_auto.MODEL_MAPPING_NAMES,
+    ChatGPTForCausalLM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    ChatGPTForSequenceClassification: modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    ChatGPTForTokenClassification: modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    ChatGPTForQuestionAnswering: modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+}
 
 
 def register() -> None:
@@ -39,6 +49,7 @@ def register() -> None:
     AutoConfig.register(ChatGPTConfig.model_type, ChatGPTConfig, exist_ok=True)
     for auto_class, model_class in AUTO_CLASSES.items():
         auto_class.register(ChatGPTConfig, model_class, exist_ok=True)
+        NAME_TABLES[model_class][ChatGPTConfig.model_type] = model_class.__name__
     # `transformers serve` and several TRL trainers look an architecture up as `getattr(transformers, name)`.
     for public in (ChatGPTConfig, *AUTO_CLASSES.values()):
         for module in modules:

@@ -1,0 +1,82 @@
+"""transformers' own common tests on every variant of our model, and on its own GPT-2 and Llama beside them.
+
+Run by `make conformance`; not a part of `make test`, since the tests are fetched from the package index.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import transformers
+from transformers import (
+    GPT2Config,
+    GPT2ForQuestionAnswering,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForQuestionAnswering,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    LlamaModel,
+)
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from index import fetch_tests
+from variants import SIZES, VARIANTS, make_config
+
+import chatgpt_hf
+
+# `tests` is put together of two folders, as a package without `__init__.py` may be: theirs, and what theirs lacks.
+sys.path[:0] = [str(HERE / "standins"), str(fetch_tests(transformers.__version__))]
+# Read when upstream's modules are imported: a summary of no models, and not to run tests in processes of their own.
+_SUMMARY = tempfile.TemporaryDirectory()
+Path(_SUMMARY.name, "reports").mkdir()
+Path(_SUMMARY.name, "reports", "tiny_model_summary.json").write_text(json.dumps({}))
+os.environ.update(TRANSFORMERS_TINY_MODEL_PATH=_SUMMARY.name, _INSIDE_SUB_PROCESS="1")
+# They would import transformers a second time, from the sources beside them, and replace the one that is in use.
+transformers.utils.direct_transformers_import = lambda *args, **kwargs: sys.modules["transformers"]
+
+from tester import make_case
+
+
+def _classes(base: type, causal: type, sequence: type, token: type) -> dict[str, type]:
+    return {
+        "feature-extraction": base,
+        "text-generation": causal,
+        "text-classification": sequence,
+        "token-classification": token,
+        "zero-shot": sequence,
+    }
+
+
+OURS = _classes(
+    chatgpt_hf.ChatGPTModel,
+    chatgpt_hf.ChatGPTForCausalLM,
+    chatgpt_hf.ChatGPTForSequenceClassification,
+    chatgpt_hf.ChatGPTForTokenClassification,
+)
+for _variant in VARIANTS:
+    _make = partial(make_config, _variant)
+    globals().update(make_case(_variant, _make, OURS, chatgpt_hf.ChatGPTForQuestionAnswering))
+
+
+def make_gpt2_config(**overrides: object) -> GPT2Config:
+    dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2Config(**{**SIZES, "n_inner": SIZES["intermediate_size"], **dropouts, **overrides})
+
+
+def make_llama_config(**overrides: object) -> LlamaConfig:
+    return LlamaConfig(**{**SIZES, "num_key_value_heads": 2, **overrides})
+
+
+_GPT2 = _classes(GPT2Model, GPT2LMHeadModel, GPT2ForSequenceClassification, GPT2ForTokenClassification)
+globals().update(make_case("upstream-gpt2", make_gpt2_config, _GPT2, GPT2ForQuestionAnswering))
+_LLAMA = _classes(LlamaModel, LlamaForCausalLM, LlamaForSequenceClassification, LlamaForTokenClassification)
+globals().update(make_case("upstream-llama", make_llama_config, _LLAMA, LlamaForQuestionAnswering))
