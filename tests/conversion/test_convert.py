@@ -180,3 +180,9 @@ def test_from_one_family_to_another(tmp_path: Path) -> None:
     assert convert_checkpoint(tmp_path / "gpt2", tmp_path / "nanogpt", "nanogpt") < 1e-4
     assert convert_checkpoint(tmp_path / "nanogpt", tmp_path / "again", "gpt2") < 1e-4
     assert_same_logits(theirs, GPT2LMHeadModel.from_pretrained(tmp_path / "again"))
+
+
+def test_the_help_names_every_family(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    words = cli("convert", "--help").out.replace(",", " ").replace(".", " ").split()
+    assert set(convert.TARGETS) <= set(words)

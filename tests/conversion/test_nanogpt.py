@@ -86,10 +86,10 @@ class NanoGPT(nn.Module):
         return self.lm_head(self.transformer["ln_f"](x))
 
 
-def save(file: Path, model: nn.Module, prefix: str = "", **changes: Any) -> None:
+def save(file: Path, module: nn.Module, prefix: str = "", **changes: Any) -> None:
     """A checkpoint as nanoGPT's train.py writes it."""
-    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters()).state_dict()
+    state = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    optimizer = torch.optim.AdamW(module.parameters()).state_dict()
     checkpoint = {"model": state, "optimizer": optimizer, "model_args": ARGS, "iter_num": 5}
     more = {"best_val_loss": torch.tensor(1.5), "config": {"dataset": "shakespeare", "compile": True}}
     torch.save({**checkpoint, **more, **changes}, file)

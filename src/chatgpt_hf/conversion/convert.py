@@ -178,10 +178,7 @@ def _build(
     model, report = ChatGPTForCausalLM.from_pretrained(
         None, config=built, state_dict=tensors, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    for key, what in (
-        ("missing_keys", "are missing"),
-        ("mismatched_keys", "have other shapes than the config asks for"),
-    ):
+    for key, what in (("mismatched_keys", "have other shapes than the config asks for"), ("missing_keys", "are missing")):
         if names := sorted(str(found if isinstance(found, str) else found[0]) for found in report[key]):
             raise CheckpointError(f"{source}: {len(names)} weights {what}, {', '.join(names[:3])} among them.")
     if names := sorted(report["unexpected_keys"]):

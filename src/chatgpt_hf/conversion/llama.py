@@ -97,7 +97,7 @@ def _write_config(
     """
     refuse_other(name, config, fixed)
     translated = {theirs: getattr(config, ours) for theirs, ours in fields.items()}
-    translated["rope_parameters"] = dict(config.rope_parameters)
+    translated["rope_parameters"] = dict(config.rope_parameters or {})
     config_class = _config_class(architecture)
     if config.head_dim != config.hidden_size // config.num_attention_heads or hasattr(config_class, "head_dim"):
         translated["head_dim"] = config.head_dim
@@ -105,7 +105,7 @@ def _write_config(
         if hasattr(config_class, "use_sliding_window"):
             translated["use_sliding_window"] = config.sliding_window is not None
             translated["layer_types"] = config.layer_types
-        elif config.sliding_window is not None and "full_attention" in config.layer_types:
+        elif config.sliding_window is not None and "full_attention" in (config.layer_types or []):
             raise ConversionError(
                 f"{name} cannot express `layer_types={config.layer_types!r}`: its window is that of every layer."
             )
