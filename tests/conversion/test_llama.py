@@ -48,7 +48,16 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1, "tie_word_embeddings": True}),
     ("qwen3", {"head_dim": 16}),
-    ("qwen3", {"head_dim": 12, "attention_bias": True, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
+    (
+        "qwen3",
+        {
+            "head_dim": 12,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 2,
+        },
+    ),
     ("smollm3", {"no_rope_layers": [1, 1, 1]}),
     ("smollm3", {"no_rope_layers": [1, 1, 1], "attention_bias": True, "mlp_bias": True}),
 ]
@@ -105,7 +114,9 @@ def test_from_pretrained_reads_the_folder(name: str, assert_parity: Callable[...
     ours, report = ChatGPTForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert {kind: found for kind, found in report.items() if found} == {}
     assert_parity(theirs, ours)
-    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is type(theirs), "transformers' own class is left alone"
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is type(theirs), (
+        "transformers' own class is left alone"
+    )
 
 
 def test_an_older_config_json(assert_parity: Callable[..., None], tmp_path: Path) -> None:
@@ -136,7 +147,14 @@ def ours(**overrides: Any) -> ChatGPTForCausalLM:
     [
         ("llama", {"tie_word_embeddings": False}),
         ("mistral", {"sliding_window": 6}),
-        ("qwen3", {"qk_norm": True, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] + ["sliding_attention"]}),
+        (
+            "qwen3",
+            {
+                "qk_norm": True,
+                "sliding_window": 6,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            },
+        ),
         ("smollm3", {"sliding_window": 6, "attention_bias": True}),
     ],
     ids=str,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import transformers
@@ -26,7 +26,7 @@ TARGETS = (OURS, *FAMILIES)
 _TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"}
 
 # A model, or ids (batch, seq) to float32 logits (batch, seq, vocab).
-Reference = PreTrainedModel | Callable[[torch.Tensor], torch.Tensor]
+Reference: TypeAlias = PreTrainedModel | Callable[[torch.Tensor], torch.Tensor]
 
 
 def convert_checkpoint(
@@ -131,13 +131,13 @@ def write_checkpoint(model: ChatGPTForCausalLM, to: str) -> tuple[Reference, Cal
 
 
 @torch.inference_mode()
-def logits_difference(reference: Reference, converted: Reference, config: Any = None) -> float:
+def logits_difference(reference: Reference, converted: Any, config: Any = None) -> float:
     """Largest absolute difference of float32 logits over random ids, (2, up to 64).
 
     Args:
         reference: A model or what computes logits from ids.
         converted: The same.
-        config: What the ids have to fit; the converted model's where it is one.
+        config: What the ids have to fit; left out, the converted model's.
     """
     config = config or converted.config
     length = min(64, config.max_position_embeddings)
@@ -146,9 +146,10 @@ def logits_difference(reference: Reference, converted: Reference, config: Any = 
 
 
 def _float32_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    if not isinstance(model, torch.nn.Module):
+    is_model = isinstance(model, torch.nn.Module)
+    if not is_model:
         return model(ids)
-    dtype: torch.dtype = model.dtype
+    dtype = model.dtype
     logits = model.to(torch.promote_types(dtype, torch.float32)).eval()(input_ids=ids).logits
     model.to(dtype)
     return logits
@@ -178,7 +179,10 @@ def _build(
     model, report = ChatGPTForCausalLM.from_pretrained(
         None, config=built, state_dict=tensors, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    for key, what in (("mismatched_keys", "have other shapes than the config asks for"), ("missing_keys", "are missing")):
+    for key, what in (
+        ("mismatched_keys", "have other shapes than the config asks for"),
+        ("missing_keys", "are missing"),
+    ):
         if names := sorted(str(found if isinstance(found, str) else found[0]) for found in report[key]):
             raise CheckpointError(f"{source}: {len(names)} weights {what}, {', '.join(names[:3])} among them.")
     if names := sorted(report["unexpected_keys"]):

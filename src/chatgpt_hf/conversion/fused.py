@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch.nn import functional
@@ -91,7 +92,7 @@ def without_wrappers(state: State) -> State:
     }
 
 
-def is_state_dict(found: object) -> bool:
+def is_state_dict(found: object) -> TypeGuard[State]:
     """Whether this is names and tensors and nothing else."""
     return (
         isinstance(found, dict)
