@@ -53,8 +53,8 @@ RUNS = {
     "ag-news": TaskRun("base-english", "classification", ("held_out_accuracy",)),
     "thucnews": TaskRun("base-chinese", "classification", ("held_out_accuracy",)),
     "wnut17": TaskRun("base-english", "ner", ("held_out_overall_f1",)),
-    "xquad-en": TaskRun("base-english", "qa", ("held_out_f1", "held_out_exact_match")),
-    "xquad-zh": TaskRun("base-chinese", "qa", ("held_out_f1", "held_out_exact_match")),
+    "xquad-en": TaskRun("base-english", "qa", ("held_out_token_f1", "held_out_exact_match")),
+    "xquad-zh": TaskRun("base-chinese", "qa", ("held_out_token_f1", "held_out_exact_match")),
     "tang-poems": TaskRun("base-chinese", "corpus/zh_poems", (PERPLEXITY,)),
     "tang-poems, new weights": TaskRun(
         "base-chinese", "corpus/zh_poems", (PERPLEXITY,), "tang-poems", ("--from_scratch", "true")

@@ -1,5 +1,6 @@
 """Every command and Python example of README.md and some of docs/ runs, on a model folder that a tiny quickstart left."""
 
+import json
 import os
 import re
 import shlex
@@ -16,14 +17,27 @@ from urllib.request import urlopen
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from chatgpt_hf import ChatGPTForSequenceClassification, load_tokenizer
+from chatgpt_hf import (
+    ChatGPTConfig,
+    ChatGPTForCausalLM,
+    ChatGPTForSequenceClassification,
+    convert_checkpoint,
+    load_tokenizer,
+)
 from chatgpt_hf.quickstart import quickstart
 from chatgpt_hf.training.arguments import parse_recipe
 from chatgpt_hf.training.finetune import finetune
 from chatgpt_hf.training.task_arguments import FinetuneArguments, TaskArguments, TaskModelArguments
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "docs/chat.md", "docs/tasks.md", "docs/evaluation.md", "docs/hub.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/chat.md",
+    "docs/tasks.md",
+    "docs/evaluation.md",
+    "docs/hub.md",
+    "docs/conversion.md",
+]
 TINY = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_steps", "2"]
 SMALL_RUN = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--save_steps", "2", "--eval_strategy", "no"]
 
@@ -61,6 +75,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     GPT2LMHeadModel(GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2, n_positions=32)).save_pretrained(
         folder / "my-gpt2"
     )
+    make_foreign_checkpoints(folder)
     reviews = [f"{word} film {number},{label}" for number in range(20) for word, label in (("Good", 1), ("Bad", 0))]
     (folder / "my-reviews.csv").write_text("\n".join(["text,label", *reviews]) + "\n")
     for name in ("films", "films-2"):
@@ -69,6 +84,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         types = (TaskModelArguments, TaskArguments, FinetuneArguments)
         finetune(*parse_recipe(types, None, [*options, *rows, *SMALL_RUN]))
     return folder
+
+
+def make_foreign_checkpoints(folder: Path) -> None:
+    """`my-llama`, `my-litgpt` and `my-nanogpt` with its table of characters."""
+    sizes = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    llama = ChatGPTConfig(**sizes, gated_mlp=True, hidden_act="silu", qk_norm=False)
+    nanogpt = ChatGPTConfig.gpt2("gpt2", **sizes, hidden_act="gelu", max_position_embeddings=32)
+    for to, config in (("llama", llama), ("litgpt", llama), ("nanogpt", nanogpt)):
+        ChatGPTForCausalLM(config).save_pretrained(folder / "ours")
+        convert_checkpoint(folder / "ours", folder / f"my-{to}", to)
+        shutil.rmtree(folder / "ours")
+    stoi = {chr(index + 32): index for index in range(90)}
+    (folder / "my-nanogpt" / "meta.json").write_text(json.dumps({"stoi": stoi}))
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.models.auto import modeling_auto
 
 from .configuration_chatgpt import ChatGPTConfig
-from .conversion.gpt2 import GPT2_WEIGHT_MAPPING, read_gpt2_config
+from .conversion.families import MODEL_FAMILIES
+from .conversion.gpt2 import GPT2_WEIGHT_MAPPING
 from .modeling_chatgpt import (
     ChatGPTForCausalLM,
     ChatGPTForQuestionAnswering,
@@ -54,5 +55,6 @@ def register() -> None:
     for public in (ChatGPTConfig, *AUTO_CLASSES.values()):
         for module in modules:
             setattr(module, public.__name__, public)
-    ChatGPTConfig.foreign_config_readers["gpt2"] = read_gpt2_config
+    for family in MODEL_FAMILIES.values():
+        ChatGPTConfig.foreign_config_readers[family.name] = family.reader
     register_checkpoint_conversion_mapping(ChatGPTConfig.model_type, GPT2_WEIGHT_MAPPING, overwrite=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, convert_checkpoint
 from chatgpt_hf.conversion import convert
@@ -120,13 +120,15 @@ def test_a_tokenizer_that_is_broken_is_not_left_behind_silently(refused: Callabl
 def test_logits_that_differ_stop_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     gpt2(50).save_pretrained(tmp_path / "gpt2")
 
-    def wrong(source: Path) -> tuple[Any, Any]:
-        reference, converted = convert._to_chatgpt(source)
-        with torch.no_grad():
-            converted.model.layers[1].mlp.down_proj.weight[0, 0] += 1
-        return reference, converted
+    read = convert.read_checkpoint
 
-    monkeypatch.setitem(convert.TARGETS, "chatgpt", wrong)
+    def wrong(source: Path) -> tuple[Any, Any]:
+        model, reference = read(source)
+        with torch.no_grad():
+            model.model.layers[1].mlp.down_proj.weight[0, 0] += 1
+        return model, reference
+
+    monkeypatch.setattr(convert, "read_checkpoint", wrong)
     with pytest.raises(ConversionError, match=r"logits differ by .* from the source's .*Nothing was written"):
         convert_checkpoint(tmp_path / "gpt2", tmp_path / "ours")
     monkeypatch.setattr(convert, "logits_difference", lambda *models: float("nan"))
@@ -148,3 +150,39 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
             with pytest.raises(CheckpointError):
                 convert_checkpoint(source, tmp_path / "new", to)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_families_are_refused_with_what_is_known(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "bert").mkdir()
+    BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path / "bert")
+    message = refused("convert", tmp_path / "bert", tmp_path / "new")
+    known = "chatgpt, gpt2, llama, mistral, qwen2, qwen3, smollm3, nanogpt (ckpt.pt), litgpt (lit_model.pth)"
+    assert f"of the family 'bert', which is unknown here; known are {known}" in message
+    (tmp_path / "empty").mkdir()
+    message = refused("convert", tmp_path / "empty", tmp_path / "new")
+    assert "config.json is missing" in message
+    assert known in message
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert "model.gguf is a file" in refused("convert", tmp_path / "model.gguf", tmp_path / "new")
+    message = refused("convert", tmp_path / "bert", tmp_path / "new", "--to", "bert")
+    assert message == f"--to bert is unknown; known are {', '.join(convert.TARGETS)}.\n"
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    assert "chatgpt-hf merge first" in refused("convert", tmp_path / "empty", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_from_one_family_to_another(tmp_path: Path) -> None:
+    """In one go: the logits compared are those of the first and of the last."""
+    theirs = gpt2(50)
+    theirs.config.activation_function = "gelu"
+    theirs = GPT2LMHeadModel._from_config(theirs.config)
+    theirs.save_pretrained(tmp_path / "gpt2")
+    assert convert_checkpoint(tmp_path / "gpt2", tmp_path / "nanogpt", "nanogpt") < 1e-4
+    assert convert_checkpoint(tmp_path / "nanogpt", tmp_path / "again", "gpt2") < 1e-4
+    assert_same_logits(theirs, GPT2LMHeadModel.from_pretrained(tmp_path / "again"))
+
+
+def test_the_help_names_every_family(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    words = cli("convert", "--help").out.replace(",", " ").replace(".", " ").split()
+    assert set(convert.TARGETS) <= set(words)

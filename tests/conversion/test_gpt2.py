@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -119,18 +118,6 @@ def test_loss_and_every_gradient_equal(overrides: dict[str, Any], skip_logits: b
         assert (found[name] - parameter.grad).norm() <= 1e-5 * parameter.grad.norm() + 1e-9, name
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes and nothing else, plus three special tokens: 259 entries."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|pad|>", "<|endoftext|>", "<|extra|>"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|endoftext|>", padding_side="left"
-    )
-
-
 @pytest.mark.parametrize(
     "how",
     [
@@ -142,8 +129,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     ids=["greedy", "beam", "sampling", "beam sampling"],
 )
 @pytest.mark.parametrize("texts", [["Once upon"], ["Once upon a time", "Ein", "四"]], ids=["one", "left-padded"])
-def test_generation_gives_the_same_ids_and_text(how: dict[str, Any], texts: list[str], folder: Path) -> None:
-    tokenizer = byte_tokenizer()
+def test_generation_gives_the_same_ids_and_text(
+    how: dict[str, Any], texts: list[str], byte_tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    tokenizer = byte_tokenizer
     assert len(tokenizer) == VOCAB
     batch = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
     results = []

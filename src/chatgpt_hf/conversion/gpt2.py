@@ -7,7 +7,6 @@ shards, `.bin`, dtypes and device maps work as for any model; `to_gpt2` runs the
 
 from typing import Any
 
-import torch
 from transformers import GPT2Config
 from transformers.core_model_loading import (
     Chunk,
@@ -21,6 +20,7 @@ from transformers.core_model_loading import (
 from ..configuration_chatgpt import GPT2_ARCHITECTURE, ChatGPTConfig
 from ..errors import ConversionError
 from ..modeling_chatgpt import ChatGPTForCausalLM
+from .family import ModelFamily, State, common_fields_in, common_fields_out, refuse_other, refuse_uneven_heads
 
 # GPT-2's field to ours, where both mean the same.
 CONFIG_FIELDS = {
@@ -43,8 +43,12 @@ CONFIG_FIELDS = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
 }
-# What every transformers config may carry and both families mean alike.
-COMMON_FIELDS = ("dtype", "id2label", "label2id", "problem_type")
+# GPT-2 has these built in.
+FIXED_FIELDS: dict[str, Any] = {
+    **{name: value for name, value in GPT2_ARCHITECTURE.items() if name not in CONFIG_FIELDS.values()},
+    "sliding_window": None,
+    "final_logit_softcapping": None,
+}
 
 # GPT-2's behaviour that our model does not have, with the value that turns it off.
 UNSUPPORTED = {"reorder_and_upcast_attn": False, "add_cross_attention": False, "scale_attn_weights": True}
@@ -95,10 +99,7 @@ def read_gpt2_config(config: dict[str, Any]) -> dict[str, Any]:
                 f"(only `{name}={off}`). Load it with transformers' own GPT2LMHeadModel."
             )
     translated = {ours: full[theirs] for theirs, ours in CONFIG_FIELDS.items()}
-    common = {name: config[name] for name in COMMON_FIELDS if name in config}
-    if "dtype" not in common and "torch_dtype" in config:
-        common["dtype"] = config["torch_dtype"]
-    return {**GPT2_ARCHITECTURE, **translated, **common, "model_type": ChatGPTConfig.model_type}
+    return {**GPT2_ARCHITECTURE, **translated, **common_fields_in(config), "model_type": ChatGPTConfig.model_type}
 
 
 def to_gpt2_config(config: ChatGPTConfig) -> GPT2Config:
@@ -107,30 +108,13 @@ def to_gpt2_config(config: ChatGPTConfig) -> GPT2Config:
     Raises:
         ConversionError: Naming the first field that GPT-2 cannot express.
     """
-    fixed = {name: value for name, value in GPT2_ARCHITECTURE.items() if name not in CONFIG_FIELDS.values()}
-    fixed |= {
-        "num_key_value_heads": config.num_attention_heads,
-        "sliding_window": None,
-        "final_logit_softcapping": None,
-    }
-    if config.hidden_size == config.num_attention_heads * (config.hidden_size // config.num_attention_heads):
-        fixed["head_dim"] = config.hidden_size // config.num_attention_heads
-    else:
-        raise ConversionError(
-            f"GPT-2 cannot express `head_dim={config.head_dim}` with `hidden_size={config.hidden_size}` and "
-            f"`num_attention_heads={config.num_attention_heads}`: its heads divide the width."
-        )
-    for name, value in fixed.items():
-        if getattr(config, name) != value:
-            raise ConversionError(
-                f"GPT-2 cannot express `{name}={getattr(config, name)!r}`; it has `{name}={value!r}` built in."
-            )
+    refuse_other("GPT-2", config, {**FIXED_FIELDS, "num_key_value_heads": config.num_attention_heads})
+    refuse_uneven_heads("GPT-2", config)
     translated = {theirs: getattr(config, ours) for theirs, ours in CONFIG_FIELDS.items()}
-    common = {name: getattr(config, name) for name in COMMON_FIELDS if getattr(config, name) is not None}
-    return GPT2Config(architectures=["GPT2LMHeadModel"], **translated, **common)
+    return GPT2Config(architectures=["GPT2LMHeadModel"], **translated, **common_fields_out(config))
 
 
-def to_gpt2_state_dict(model: ChatGPTForCausalLM) -> dict[str, torch.Tensor]:
+def to_gpt2_state_dict(model: ChatGPTForCausalLM) -> State:
     """The model's weights under GPT-2's names and in its layout, as `GPT2LMHeadModel` saves them."""
     # Any earlier reading left the transforms it used on the model; what is written does not depend on it.
     model._weight_conversions = list(GPT2_WEIGHT_MAPPING)
@@ -138,3 +122,14 @@ def to_gpt2_state_dict(model: ChatGPTForCausalLM) -> dict[str, torch.Tensor]:
         return revert_weight_conversion(model, model.state_dict())
     finally:
         del model._weight_conversions
+
+
+GPT2 = ModelFamily(
+    name="gpt2",
+    architecture="GPT2LMHeadModel",
+    config_in=read_gpt2_config,
+    config_out=to_gpt2_config,
+    tensors_out=to_gpt2_state_dict,
+    fields=CONFIG_FIELDS,
+    fixed=FIXED_FIELDS,
+)

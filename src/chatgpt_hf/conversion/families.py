@@ -1,0 +1,36 @@
+"""The families that are known, and which of them a checkpoint is of."""
+
+from pathlib import Path
+
+from .family import FileFamily, ModelFamily
+from .gpt2 import GPT2
+from .litgpt import LITGPT
+from .llama import LLAMA_FAMILIES
+from .nanogpt import NANOGPT
+
+MODEL_FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (GPT2, *LLAMA_FAMILIES)}
+FILE_FAMILIES: dict[str, FileFamily] = {family.name: family for family in (NANOGPT, LITGPT)}
+FAMILIES: dict[str, ModelFamily | FileFamily] = {**MODEL_FAMILIES, **FILE_FAMILIES}
+
+
+def known_families() -> str:
+    """For messages: what a source can be."""
+    files = [f"{family.name} ({family.weights_name})" for family in FILE_FAMILIES.values()]
+    return ", ".join(["chatgpt", *MODEL_FAMILIES, *files])
+
+
+def find_file(source: str | Path) -> tuple[FileFamily, Path] | None:
+    """The family and the file where the source is a file of torch's, or a folder whose model is one; else None."""
+    path = Path(source)
+    if path.is_file():
+        if path.name == LITGPT.weights_name or (
+            path.suffix == ".pth" and (path.parent / "model_config.yaml").is_file()
+        ):
+            return LITGPT, path
+        return (NANOGPT, path) if path.suffix in (".pt", ".pth") else None
+    # litgpt leaves the config.json of the model that it began with beside its own.
+    if (path / LITGPT.weights_name).is_file():
+        return LITGPT, path / LITGPT.weights_name
+    if (path / NANOGPT.weights_name).is_file() and not (path / "config.json").is_file():
+        return NANOGPT, path / NANOGPT.weights_name
+    return None
