@@ -61,7 +61,8 @@ def test_of_a_run(folder: Path) -> None:
     ):
         assert words in card.text
     assert "\n\n\n" not in card.text
-    assert "trust_remote_code" not in card.text
+    # `save_pretrained` brings the code along.
+    assert "trust_remote_code=True" in card.text
 
 
 def test_of_a_folder_without_a_run(folder: Path) -> None:

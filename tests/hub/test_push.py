@@ -149,12 +149,12 @@ def test_other_content_is_refused(client: Any, hub: Any, folder: Path) -> None:
 def test_weights_that_nothing_names_do_not_stay(client: Any, hub: Any, folder: Path, base_folder: Path) -> None:
     (folder / "recipe.yaml").write_text("max_steps: 4\n")
     assert client("push", folder, "me/shards").code == 0
-    for file in folder.glob("model*"):
+    for file in folder.glob("model[-.]*"):
         file.unlink()
     shutil.copy(base_folder / "model.safetensors", folder)
     # Another state of the same run, by its recipe.
     assert client("push", folder, "me/shards").code == 0
-    assert [name for name in hub.files("me/shards") if name.startswith("model")] == ["model.safetensors"]
+    assert [name for name in hub.files("me/shards") if name.startswith(("model-", "model."))] == ["model.safetensors"]
 
 
 def test_checkpoints_become_branches(client: Any, hub: Any, pretrain_options: list[str], tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_folders(client: Any, hub: Any, folder: Path, tmp_path: Path) -> None:
     assert f"names {shards[0].name}, which is not there" in client.refused("push", folder, "me/x")
     shards[0].write_bytes((tmp_path / "away").read_bytes()[:-100])
     assert "is no whole safetensors file" in client.refused("push", folder, "me/x")
-    for file in folder.glob("model*"):
+    for file in folder.glob("model[-.]*"):
         file.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"x")
     assert "pytorch_model.bin is a pickle" in client.refused("push", folder, "me/x")
@@ -320,12 +320,14 @@ finally:
 
 
 def test_remote_code_travels(client: Any, hub: Any, folder: Path) -> None:
-    (folder / "modeling_mine.py").write_text("x = 1\n")
+    for name in ("modeling_mine", "parts", "notes"):
+        (folder / f"{name}.py").write_text("from .parts import x\n" if name == "modeling_mine" else "x = 1\n")
     assert client("push", folder, "me/code").code == 0
-    assert "modeling_mine.py" not in hub.files("me/code"), "nothing in the folder names it"
+    ours = {"configuration_chatgpt.py", "local_context_chatgpt.py", "loss_chatgpt.py", "modeling_chatgpt.py"}
+    assert {name for name in hub.files("me/code") if name.endswith(".py")} == ours
+    assert b"trust_remote_code=True" in hub.files("me/code")["README.md"]
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_mine.Model"}
     (folder / "config.json").write_text(json.dumps(config))
-    assert client("push", folder, "me/code").code == 0
-    assert "modeling_mine.py" in hub.files("me/code")
-    assert b"trust_remote_code=True" in hub.files("me/code")["README.md"]
+    assert client("push", folder, "me/mine").code == 0
+    assert {name for name in hub.files("me/mine") if name.endswith(".py")} == {"modeling_mine.py", "parts.py"}

@@ -4,7 +4,9 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
@@ -52,7 +54,6 @@ _PUBLISHED = (
     "report/*",
     "evaluation/*",
 )
-_CODE = "*.py"
 # Not even where they are asked for: what only a training needs, and what runs code when it is read.
 _NEVER = ("*.pt", "*.pth", "*.bin", "*.ckpt", "*.pkl", "*.pickle", "trainer_state.json", "data_state_*.json")
 _NEVER_FOLDERS = ("checkpoint-*", "__pycache__")
@@ -79,7 +80,7 @@ def published_files(folder: Path, *, include: Sequence[str] = (), exclude: Seque
         include: Patterns of more of them. Hidden files, pickles and what only a training needs stay here all the same.
         exclude: Patterns of those to leave out; wins.
     """
-    wanted = (*_PUBLISHED, *include, *([_CODE] if _has_remote_code(folder) else []))
+    wanted = (*_PUBLISHED, *include, *_code(folder))
     files, left_out = {}, []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -152,10 +153,19 @@ def checkpoint_files(folder: Path) -> dict[int, dict[str, Path]]:
     return dict(sorted(found.items()))
 
 
-def _has_remote_code(folder: Path) -> bool:
-    """Whether a config names Python files of the folder; others are somebody's own."""
-    configs = [read_json(folder / name) for name in (CONFIG_NAME, "tokenizer_config.json")]
-    return any(key in config for config in configs for key in ("auto_map", "custom_pipelines"))
+def _code(folder: Path) -> set[str]:
+    """The Python files that a config names, and what they import of the folder; others are somebody's own."""
+    references: list[Any] = []
+    for name in (CONFIG_NAME, "tokenizer_config.json"):
+        config = read_json(folder / name)
+        references += (config.get("auto_map") or {}).values()
+        references += (pipeline.get("impl") for pipeline in (config.get("custom_pipelines") or {}).values())
+    # A tokenizer has a slow and a fast class.
+    named = [one for reference in references for one in (reference if isinstance(reference, list) else [reference])]
+    files = {folder / f"{one.rpartition('--')[2].partition('.')[0]}.py" for one in named if isinstance(one, str)}
+    files = {file for file in files if file.is_file()}
+    imported = {name for file in files for name in get_relative_import_files(file)}
+    return {file.name for file in files} | {Path(name).name for name in imported}
 
 
 def _pickled(folder: Path) -> bool:
