@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
@@ -262,7 +262,7 @@ def _task(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> str:
 def _eval_results(folder: Path, facts: Mapping[str, Any], task: str) -> list[EvalResult]:
     results = facts.get("results") or {}
     data = str(facts.get("data"))
-    found = [
+    found: list[tuple[str, str, str | None, str, str, Any]] = [
         (task, data, "test", name, title, results.get(f"held_out_{name}")) for name, title in _KNOWN_METRICS.items()
     ]
     for evaluation in _evaluations(folder):
@@ -327,7 +327,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _wrong(data: ModelCardData, field: str, right: Any, wanted: str, *, many: bool = True) -> list[str]:
+def _wrong(data: CardData, field: str, right: Any, wanted: str, *, many: bool = True) -> list[str]:
     value = data.get(field)
     if value is None:
         return []
