@@ -213,6 +213,23 @@ result = type(model).__name__
     assert client("push", tmp_path / "run", "me/trainer").code == 0
 
 
+def test_a_server_without_xet_storage(client: Any, hub: Any, folder: Path) -> None:
+    pytest.importorskip("hf_xet", reason="the client asks for Xet storage where hf_xet is installed")
+    code = f"""
+from huggingface_hub import constants
+from chatgpt_hf.hub import push as module
+constants.HF_HUB_DISABLE_XET = False
+try:
+    module.push({str(folder)!r}, "me/xet")
+except module.HubError as error:
+    result = str(error)
+finally:
+    constants.HF_HUB_DISABLE_XET = True
+"""
+    assert "set HF_HUB_DISABLE_XET=1" in client.run(code)
+    assert hub.titles("me/xet") == ["initial commit"]
+
+
 @pytest.mark.parametrize(
     ("token", "words"),
     [

@@ -72,9 +72,9 @@ def hub_errors(repo_id: str, *, revision: str | None = None, after: str = "") ->
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         found = _cause(error)
-        if found is None and (isinstance(error, RuntimeError) or type(error).__module__ == "hf_xet"):
-            # The Xet storage's client, which is not written in Python, raises these.
-            raise HubError(f"The transfer to or from the Hub ended: {error}. {after}".rstrip()) from error
+        if found is None and _is_of_xet(error):
+            without = " Where it has no Xet storage, set HF_HUB_DISABLE_XET=1." if "xet-" in str(error) else ""
+            raise HubError(f"The transfer to or from the Hub ended: {error}.{without} {after}".rstrip()) from error
         if found is None:
             raise
         if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):
@@ -92,6 +92,11 @@ def _cause(error: BaseException) -> HTTPError | OfflineModeIsEnabled | None:
     return None
 
 
+def _is_of_xet(error: Exception) -> bool:
+    """Whether it may be of the Xet storage's client, which is not written in Python and raises Python's own errors."""
+    return isinstance(error, (RuntimeError, ConnectionError, TimeoutError)) or type(error).__module__ == "hf_xet"
+
+
 def _message(error: HTTPError | OfflineModeIsEnabled, repo_id: str, revision: str | None, after: str) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so the Hub is not asked for anything: unset it."
@@ -99,7 +104,6 @@ def _message(error: HTTPError | OfflineModeIsEnabled, repo_id: str, revision: st
         return f"The connection to the Hub was lost ({error or type(error).__name__}). {after}".rstrip()
     said = error.server_message or ""
     status = error.response.status_code
-    url = str(error.response.url)
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
         where = "of HF_TOKEN " if os.environ.get("HF_TOKEN") else ""
         return f"The Hub does not accept the token {where}({said or 'it is wrong, was revoked, or has expired'}): log in with {_LOG_IN}."
@@ -113,8 +117,6 @@ def _message(error: HTTPError | OfflineModeIsEnabled, repo_id: str, revision: st
         return f"The token may not do this with {repo_id} ({said or 'forbidden'}): take one with the right to write to it."
     if status == 412:
         return f"Somebody else has changed {repo_id} in the meantime, and nothing was written. Run the same command again."
-    if "/xet-" in url and status in (404, 501):
-        return f"{url} does not know the Xet storage: set HF_HUB_DISABLE_XET=1 to send files by Git LFS."
     if isinstance(error, BadRequestError):
         return f"The Hub refuses {repo_id}: {said or error}"
-    return f"The Hub answered {status} for {url}: {said or error}. {after}".rstrip()
+    return f"The Hub answered {status} for {error.response.url}: {said or error}. {after}".rstrip()
