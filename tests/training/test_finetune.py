@@ -28,6 +28,7 @@ from chatgpt_hf import (
     ChatGPTForQuestionAnswering,
     ChatGPTForSequenceClassification,
     ChatGPTForTokenClassification,
+    load_model,
     load_tokenizer,
 )
 from chatgpt_hf.evaluation.record import Evaluation
@@ -265,6 +266,19 @@ def test_the_tokens_of_the_task(base_folder: Path, classes: str, tmp_path: Path)
     assert any(animal in tokenizer.decode([index]) for animal in ANIMALS for index in range(290))
 
 
+def test_from_scratch_its_own_texts_are_all_it_reads(base_folder: Path, classes: str, tmp_path: Path) -> None:
+    options = ["--dataset", classes, "--eval_dataset", classes, "--max_steps", "1", "--baseline", "false"]
+    # The base model of these tests has the weights of seed 0.
+    options += ["--adapt_epochs", "1", "--adapt_learning_rate", "1e-12", "--seed", "5"]
+    weights = {}
+    for name, start in {"kept": [], "new": ["--from_scratch", "true"]}.items():
+        run(base_folder, tmp_path / name, *options, *start)
+        weights[name] = load_model(tmp_path / name / "adapted").get_input_embeddings().weight
+    weights["base"] = load_model(base_folder).get_input_embeddings().weight
+    torch.testing.assert_close(weights["kept"], weights["base"], rtol=0, atol=1e-6)
+    assert (weights["new"] - weights["base"]).abs().max() > 1e-3
+
+
 def test_early_stopping_keeps_the_best(base_folder: Path, classes: str, tmp_path: Path) -> None:
     options = ["--dataset", classes, "--eval_dataset", classes, "--num_train_epochs", "12", "--baseline", "false"]
     out = tmp_path / "run"
@@ -309,7 +323,6 @@ def test_long_texts_are_cut_and_counted(
         (["--dataset", "{classes}", "--max_length", "999"], "--max_length 999 is longer than the model's context"),
         (["--dataset", "{classes}", "--task", "guessing"], "guessing"),
         (["--dataset", "{classes}", "--freeze_base", "true", "--use_peft", "true"], "--freeze_base and --use_peft"),
-        (["--dataset", "{classes}", "--from_scratch", "true", "--adapt_epochs", "1"], "--adapt_epochs would be lost"),
         (["--dataset", "{classes}", "--adapt_vocab_size", "300"], "--adapt_vocab_size needs --adapt_epochs"),
         (["--dataset", "{classes}", "--early_stopping_patience", "2", "--save_strategy", "no"], "--save_strategy"),
         (["--dataset", "{classes}", "{classes}"], "--dataset names 2 sources"),

@@ -5,6 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import set_seed
+
 from ..checkpoints import atomic_folder, load_model, sample_of, write_atomically
 from ..data.prepare import cache_root, tokenizer_fingerprint
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
@@ -18,7 +20,14 @@ FOLDER_NAME = "adapted"
 _ONE_HELD_OUT_IN = 20
 
 
-def adapt(name_or_path: str, texts: Sequence[str], task: TaskArguments, arguments: FinetuneArguments) -> str:
+def adapt(
+    name_or_path: str,
+    texts: Sequence[str],
+    task: TaskArguments,
+    arguments: FinetuneArguments,
+    *,
+    from_scratch: bool = False,
+) -> str:
     """Language modelling on the training texts alone, task-adaptive pretraining (Gururangan et al. 2020, section 4).
 
     It is a run of `pretrain` in the folder `adapted` of the run for the task, goes on where it was like any other, and is not
@@ -26,6 +35,7 @@ def adapt(name_or_path: str, texts: Sequence[str], task: TaskArguments, argument
 
     Args:
         texts: Of the rows to learn from; nothing that is measured on.
+        from_scratch: Give the model new weights first: the texts are then all that it has read.
 
     Returns:
         The folder with the adapted model.
@@ -37,8 +47,8 @@ def adapt(name_or_path: str, texts: Sequence[str], task: TaskArguments, argument
     held_out = texts[::_ONE_HELD_OUT_IN]
     read = [text for index, text in enumerate(texts) if index % _ONE_HELD_OUT_IN] or held_out
     file, eval_file = _file(read), _file(held_out)
-    if task.adapt_vocab_size is not None:
-        name_or_path = _with_words_of(read, task.adapt_vocab_size, name_or_path)
+    if task.adapt_vocab_size is not None or from_scratch:
+        name_or_path = _changed(read, task.adapt_vocab_size, name_or_path, arguments.seed if from_scratch else None)
     pretrain(
         ModelArguments(model_name_or_path=name_or_path),
         ArchitectureArguments(),
@@ -69,15 +79,21 @@ def _file(texts: Sequence[str]) -> Path:
     return file
 
 
-def _with_words_of(texts: Sequence[str], vocab_size: int, name_or_path: str) -> str:
-    """The folder of the model with a tokenizer that was trained on the texts."""
-    model, old = load_model(name_or_path), load_tokenizer(name_or_path)
-    key = json.dumps([_file(texts).name, vocab_size, sample_of(model), tokenizer_fingerprint(old)])
-    folder = cache_root() / "vocabularies" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    if not folder.is_dir():
-        tokenizer = train_tokenizer(texts, vocab_size)
-        transfer_vocabulary(model, old, tokenizer)
-        with atomic_folder(folder) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+def _changed(texts: Sequence[str], vocab_size: int | None, name_or_path: str, seed: int | None) -> str:
+    """The folder of the model with a tokenizer that was trained on the texts, or with new weights from a seed."""
+    model, tokenizer = load_model(name_or_path), load_tokenizer(name_or_path)
+    key = json.dumps([_file(texts).name, vocab_size, seed, sample_of(model), tokenizer_fingerprint(tokenizer)])
+    folder = cache_root() / "models" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    if folder.is_dir():
+        return str(folder)
+    if vocab_size is not None:
+        new = train_tokenizer(texts, vocab_size)
+        transfer_vocabulary(model, tokenizer, new)
+        tokenizer = new
+    if seed is not None:
+        set_seed(seed)
+        model = type(model)(model.config)
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     return str(folder)

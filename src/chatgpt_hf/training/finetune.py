@@ -46,8 +46,6 @@ def finetune(
         raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
     if model_arguments.freeze_base and model_arguments.use_peft:
         raise ConfigError("--freeze_base and --use_peft both say what is trained: give one of the two.")
-    if model_arguments.from_scratch and task_arguments.adapt_epochs:
-        raise ConfigError("--adapt_epochs would be lost where --from_scratch gives new weights: give one of the two.")
     if model_arguments.load_in_4bit:
         raise ConfigError(
             "--load_in_4bit is for `chatgpt-hf sft`: a task's adapters are merged into their base. Leave it out."
@@ -60,11 +58,12 @@ def finetune(
     task = make_task(task_arguments, arguments.seed)
     start = model_arguments.model_name_or_path
     if task_arguments.adapt_epochs:
-        start = adapt(start, task.texts(), task_arguments, arguments)
+        start = adapt(start, task.texts(), task_arguments, arguments, from_scratch=model_arguments.from_scratch)
     tokenizer = load_tokenizer(start)
     model = task.load_model(
         start,
-        from_scratch=model_arguments.from_scratch,
+        # With texts to read first, the weights were new before these.
+        from_scratch=model_arguments.from_scratch and not task_arguments.adapt_epochs,
         dropout=model_arguments.dropout,
         attn_implementation=model_arguments.attn_implementation,
     )

@@ -91,6 +91,9 @@ class Generation(_Causal):
             "max_new_tokens": arguments.max_new_tokens,
         }
 
+    def texts(self) -> list[str]:
+        return [row["prompt"] + row["completion"] for row in self.train]
+
     def settings(self) -> dict[str, Any]:
         return {
             "prompt_template": self.arguments.prompt_template,
