@@ -30,9 +30,14 @@ CLI = "from chatgpt_hf.cli import main; main()"
 # Of the ten novels one stays unread; its beginning is what the English base model is measured on.
 UNREAD = "Moby-Dick"
 UNREAD_CHARACTERS = 200_000
-BASES = {
-    "base-english": ["gutenberg_en/*", "wikipedia_en_30_articles.txt", "wikitext2_valid.txt"],
-    "base-chinese": ["zh/*"],
+# Where a base model's texts lie below corpus/, and how JSON becomes one.
+POEM = "{title}\n{author}\n{paragraphs}"
+BASES: dict[str, tuple[str, list[str | dict[str, str]]]] = {
+    "base-english": ("base-english", ["gutenberg_en/*", "wikipedia_en_30_articles.txt", "wikitext2_valid.txt"]),
+    "base-chinese": ("base-chinese", ["zh/*"]),
+    # A thousand poems, none of which is among the recipe's.
+    "base-poems": ("base-chinese", ["zh/*", {"source": "zh_poems/quan_tang_shi_0.json", "template": POEM}]),
+    "pretrain-quickstart": ("pretrain-quickstart", []),
 }
 
 
@@ -55,9 +60,9 @@ RUNS = {
     "wnut17": TaskRun("base-english", "ner", ("held_out_overall_f1",)),
     "xquad-en": TaskRun("base-english", "qa", ("held_out_token_f1", "held_out_exact_match")),
     "xquad-zh": TaskRun("base-chinese", "qa", ("held_out_token_f1", "held_out_exact_match")),
-    "tang-poems": TaskRun("base-chinese", "corpus/zh_poems", (PERPLEXITY,)),
+    "tang-poems": TaskRun("base-poems", "corpus/zh_poems", (PERPLEXITY,)),
     "tang-poems, new weights": TaskRun(
-        "base-chinese", "corpus/zh_poems", (PERPLEXITY,), "tang-poems", ("--from_scratch", "true")
+        "base-poems", "corpus/zh_poems", (PERPLEXITY,), "tang-poems", ("--from_scratch", "true")
     ),
     "translate-en-zh": TaskRun("base-chinese", "translation", ("held_out_bleu", "held_out_chrf")),
     "summarise-news": TaskRun("base-english", "summarization", ("held_out_rouge1", "held_out_rougeL")),
@@ -92,18 +97,24 @@ def run(name: str, command: list[str], folder: Path) -> dict[str, Any]:
     return results | {"seconds": json.loads(seconds_file.read_text(encoding="utf-8"))}
 
 
-def corpus_options(base: str, data: Path, out: Path) -> list[str]:
+def corpus_options(sources: list[str | dict[str, str]], data: Path, out: Path) -> list[str]:
     """What a base model reads and is measured on."""
-    files = [path for pattern in BASES[base] for path in sorted((data / "corpus").glob(pattern))]
+    files: list[Path] = []
+    options = []
+    for source in sources:
+        if isinstance(source, dict):
+            options.append(json.dumps({**source, "source": str(data / "corpus" / source["source"])}))
+        else:
+            files += sorted((data / "corpus").glob(source))
     if not files:
-        raise SystemExit(f"{data / 'corpus'} has none of {', '.join(BASES[base])}: name another folder with --data.")
-    options = ["--corpus", *(str(file) for file in files if UNREAD not in file.name)]
+        raise SystemExit(f"{data / 'corpus'} has none of {sources[0]}: name another folder with --data.")
+    options += [str(file) for file in files if UNREAD not in file.name]
     for file in files:
         if UNREAD in file.name:
             held_out = out / "held-out.txt"
             held_out.write_text(file.read_text(encoding="utf-8")[:UNREAD_CHARACTERS], encoding="utf-8")
             options += ["--eval_corpus", str(held_out)]
-    return options
+    return ["--corpus", *options]
 
 
 def main() -> None:
@@ -121,8 +132,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
 
     def make_base(base: str) -> dict[str, Any]:
-        corpus = corpus_options(base, args.data, args.out) if base in BASES else []
-        return run(base, ["pretrain", base, *corpus], args.out / base)
+        recipe, sources = BASES[base]
+        corpus = corpus_options(sources, args.data, args.out) if sources else []
+        return run(base, ["pretrain", recipe, *corpus], args.out / base)
 
     def make_task(name: str) -> dict[str, Any]:
         task = RUNS[name]
