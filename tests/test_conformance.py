@@ -86,7 +86,7 @@ def test_what_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     recorder.outcomes["upstream-gpt2"] = {"a": "failed", "b": "passed", "c": "passed", "d": "skipped", "e": "passed"}
     for name in recorder.outcomes:
         recorder.reasons[name] = {test: f"reason {test}" for test in "abcde"}
-    monkeypatch.setattr(run, "EXPECTED", {"^e$": "cannot be"})
+    monkeypatch.setattr(run, "EXPECTED", {"^ours: e$": "cannot be"})
     faults = run.report(recorder)
     assert [fault.split(": reason")[0] for fault in faults] == ["ours: b failed", "ours: c skipped"]
     shown = capsys.readouterr().out
