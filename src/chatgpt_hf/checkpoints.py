@@ -258,8 +258,8 @@ def is_whole_checkpoint(checkpoint: Path) -> bool:
             json.loads(_data_state_file(checkpoint, rank).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, CheckpointError):
         return False
-    # FSDP and DeepSpeed write their shards into folders.
-    return any("model" in path.name or path.is_dir() for path in checkpoint.iterdir())
+    # FSDP and DeepSpeed write their shards into folders; the model's code lies beside its weights.
+    return any(("model" in path.name and path.suffix != ".py") or path.is_dir() for path in checkpoint.iterdir())
 
 
 def write_data_state(checkpoint: Path, state: dict[str, Any], rank: int, processes: int) -> None:
