@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, is_peft_available
@@ -71,6 +72,13 @@ def load_model(
             f"{folder} holds no model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
         )
     if folder.is_dir():
+        family = read_json(folder / CONFIG_NAME).get("model_type")
+        if family is not None and family not in CONFIG_MAPPING:
+            # transformers would ask whether to run the folder's code, which every folder of ours has.
+            raise ConfigError(
+                f"{folder / CONFIG_NAME} cannot be used: neither transformers nor this package knows its model_type "
+                f"{family!r}, and code that lies in a folder is not run."
+            )
         config_class: Any = getattr(model_class, "config_class", None) or AutoConfig
         try:
             config_class.from_pretrained(folder)

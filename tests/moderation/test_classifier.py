@@ -1,12 +1,12 @@
 """A classifier as a moderator, with a model that knows one thing: whether its last letters are `bad`."""
 
 import logging
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import pipeline
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForSequenceClassification, load_tokenizer
 from chatgpt_hf.errors import CheckpointError, ConfigError, ContentFiltered
@@ -142,9 +142,8 @@ def test_the_log_says_why_and_not_what(classifier_folder: Path, caplog: pytest.L
     assert blocked(Classifier(classifier_folder, labels=["rude"]), "The cat xx sits.")
     Classifier(classifier_folder, labels=["rude"], log_text=True).filter().feed("The dog xx sits.")
     first, second = [record.getMessage() for record in caplog.records if record.name == "chatgpt_hf.moderation"]
-    assert re.match(
-        re.escape(f"blocked input: model {classifier_folder}, label rude, score ") + r"(0\.\d|1\.000)", first
-    )
+    score = pipeline("text-classification", str(classifier_folder))("The cat xx sits.")[0]["score"]
+    assert first == f"blocked input: model {classifier_folder}, label rude, score {score:.3f}"
     assert "cat" not in first.removeprefix(f"blocked input: model {classifier_folder}")
     assert second.startswith("blocked output")
     assert second.endswith(": 'The dog xx sits.'")

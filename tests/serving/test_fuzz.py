@@ -21,8 +21,9 @@ ROUTES = {
     "/health": "GET",
     "/metrics": "GET",
 }
-# Every example is a request to a real server.
-SETTINGS = settings(max_examples=100, deadline=20_000, suppress_health_check=list(HealthCheck))
+# Every example is a request to a real server. The same ones each time: how many of them are refused is asserted, and
+# of a hundred drawn by chance it was once 8 in place of 20 to 30.
+SETTINGS = settings(max_examples=100, derandomize=True, deadline=20_000, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_requests_after_the_description_and_against_it(address, path, mode):
         )
 
     one()
-    assert seen[400] > 3
+    assert seen[400] > 10
 
 
 VALUES = st.recursive(
