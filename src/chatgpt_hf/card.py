@@ -178,8 +178,12 @@ def read_card(file: Path) -> ModelCard:
     Raises:
         CardError: When its metadata are no YAML, or no mapping, or its model-index has not the form of one.
     """
+    return _parse(file.read_text(encoding="utf-8-sig"), file)
+
+
+def _parse(text: str, file: Path) -> ModelCard:
     try:
-        return ModelCard(file.read_text(encoding="utf-8-sig"))
+        return ModelCard(text)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise CardError(f"{file}: its metadata, between the lines of ---, cannot be read: {error}") from error
 
@@ -194,11 +198,7 @@ def check_card(text: str, file: Path) -> None:
     Raises:
         CardError: Naming every field that is wrong, and what would be right.
     """
-    try:
-        card = ModelCard(text)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        raise CardError(f"{file}: its metadata, between the lines of ---, cannot be read: {error}") from error
-    data = card.data
+    data = _parse(text, file).data
     wrong = [
         *_wrong(data, "license", _SLUG.fullmatch, "an identifier such as apache-2.0, mit or other"),
         *_wrong(

@@ -29,7 +29,10 @@ class TaskModelArguments(ChatModelArguments):
 
     from_scratch: bool = field(
         default=False,
-        metadata={"help": "Take its architecture and tokenizer with new weights: what pretraining is worth."},
+        metadata={
+            "help": "Take its architecture and tokenizer with new weights: what pretraining is worth. --adapt_epochs still "
+            "reads the task's texts."
+        },
     )
     dropout: float | None = field(
         default=None,
