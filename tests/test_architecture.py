@@ -20,6 +20,7 @@ FLOORS = [
     ("evaluation/",),
     ("data/",),
     ("conversion/merge",),
+    ("export/",),
     ("conversion/convert",),
     ("card",),
     ("checkpoints",),

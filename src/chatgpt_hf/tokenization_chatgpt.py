@@ -30,11 +30,9 @@ IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, IM_START, IM_END)
 
-# GPT-4's pattern (cl100k_base in tiktoken) with digits in groups of at most two instead of three: a vocabulary of a
-# few thousand entries has no room for a thousand numbers.
-_PRE_TOKENIZATION = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
+# Digits of a number in one piece. GPT-4 has three; a vocabulary of a few thousand entries has no room for a thousand
+# numbers.
+MAX_DIGITS = 2
 
 # Characters that are encoded at a time, of one document and of all.
 _SLICE_SIZE = 1 << 16
@@ -117,10 +115,21 @@ RESPONSE_TEMPLATE = {
 }
 
 
+def pre_tokenization(max_digits: int = MAX_DIGITS) -> str:
+    """GPT-4's pattern (cl100k_base in tiktoken) with digits in groups of at most so many."""
+    digits = r"\p{N}" if max_digits == 1 else rf"\p{{N}}{{1,{max_digits}}}"
+    return (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|"
+        + digits
+        + r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    )
+
+
 def train_tokenizer(
     texts: Iterable[str],
     vocab_size: int = 4096,
     *,
+    max_digits: int = MAX_DIGITS,
     min_frequency: int = 2,
     show_progress: bool = True,
     model_max_length: int | None = None,
@@ -133,6 +142,7 @@ def train_tokenizer(
     Args:
         texts: The documents to learn from, read once.
         vocab_size: Entries of the vocabulary, the special tokens (ids 0 to 3) included.
+        max_digits: Digits in one piece of a number, 1 to 3. llama.cpp knows 1 and 3.
         min_frequency: A pair seen less often than this is not merged.
         show_progress: Whether to draw progress bars.
         model_max_length: The longest sequence the model takes, in tokens; stored with the tokenizer.
@@ -141,7 +151,8 @@ def train_tokenizer(
         The tokenizer; if the texts offer too few pairs, with a smaller vocabulary than asked and a warning.
 
     Raises:
-        TokenizerError: If `vocab_size` leaves out bytes or special tokens, or `texts` has no text or a non-string.
+        TokenizerError: If `vocab_size` leaves out bytes or special tokens, `max_digits` is none of 1 to 3, or `texts` has
+            no text or a non-string.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     minimum = len(alphabet) + len(SPECIAL_TOKENS)
@@ -150,10 +161,12 @@ def train_tokenizer(
             f"vocab_size is {vocab_size}, but the {len(alphabet)} bytes and {len(SPECIAL_TOKENS)} special tokens alone "
             f"need {minimum}: ask for at least that"
         )
+    if max_digits not in (1, 2, 3):
+        raise TokenizerError(f"max_digits is {max_digits}: numbers are cut in groups of at most 1, 2 or 3 digits")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PRE_TOKENIZATION), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pre_tokenization(max_digits)), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -298,10 +311,13 @@ def _slice_end(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     *splits, last = state.get("pretokenizers", [state])
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return None
-    ours = {"type": "Split", "pattern": {"Regex": _PRE_TOKENIZATION}, "behavior": "Isolated", "invert": False}
+    ours = [
+        {"type": "Split", "pattern": {"Regex": pre_tokenization(digits)}, "behavior": "Isolated", "invert": False}
+        for digits in (1, 2, 3)
+    ]
     if last["use_regex"]:
         return None if splits else _GPT2_SLICE_END
-    return _OUR_SLICE_END if splits == [ours] else None
+    return _OUR_SLICE_END if len(splits) == 1 and splits[0] in ours else None
 
 
 def encode_conversation(

@@ -17,6 +17,9 @@ def register(app: typer.Typer) -> None:
         vocab_size: Annotated[
             int, typer.Option("--vocab_size", help="Tokens, the 256 bytes and 4 specials included.")
         ] = 4096,
+        max_digits: Annotated[
+            int, typer.Option("--max_digits", help="Digits in one piece of a number; llama.cpp knows 1 and 3.")
+        ] = 2,
         text_column: Annotated[str, typer.Option("--text_column", help="Column that holds the text.")] = "text",
     ) -> None:
         """Train a byte-level BPE on a corpus. Any text comes back exactly: Chinese, emoji, code.
@@ -25,7 +28,9 @@ def register(app: typer.Typer) -> None:
         """
         from ..training.tokenizer import train_tokenizer_on_corpus
 
-        trained = train_tokenizer_on_corpus(corpus, output_dir, vocab_size=vocab_size, text_column=text_column)
+        trained = train_tokenizer_on_corpus(
+            corpus, output_dir, vocab_size=vocab_size, max_digits=max_digits, text_column=text_column
+        )
         typer.echo(f"{len(trained)} tokens, written to {output_dir}")
 
     @group.command()

@@ -7,24 +7,29 @@ from transformers import PreTrainedTokenizerBase
 from ..checkpoints import atomic_folder
 from ..data.corpus import load_corpus
 from ..errors import OutputError
-from ..tokenization_chatgpt import train_tokenizer
+from ..tokenization_chatgpt import MAX_DIGITS, train_tokenizer
 
 
 def train_tokenizer_on_corpus(
-    corpus: str, output_dir: str | Path, *, vocab_size: int = 4096, text_column: str = "text"
+    corpus: str,
+    output_dir: str | Path,
+    *,
+    vocab_size: int = 4096,
+    max_digits: int = MAX_DIGITS,
+    text_column: str = "text",
 ) -> PreTrainedTokenizerBase:
     """Trains on a corpus' training part and writes the folder that `AutoTokenizer` loads.
 
     Raises:
         DataError: When the corpus cannot be used.
-        TokenizerError: When `vocab_size` is too small.
+        TokenizerError: When `vocab_size` is too small, or `max_digits` none of 1 to 3.
         OutputError: When the folder is not empty.
     """
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"--output_dir {folder} is not an empty folder. Nothing was written; name another one.")
     texts = load_corpus(corpus, text_column=text_column)["train"]["text"]
-    tokenizer = train_tokenizer(texts, vocab_size)
+    tokenizer = train_tokenizer(texts, vocab_size, max_digits=max_digits)
     with atomic_folder(folder) as temporary:
         tokenizer.save_pretrained(temporary)
     return tokenizer

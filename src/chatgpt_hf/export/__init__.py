@@ -1,0 +1,1 @@
+"""Models for other runtimes: ONNX Runtime, OpenVINO, ExecuTorch, torch.export and llama.cpp."""
