@@ -1,5 +1,6 @@
 """Every command and Python example of README.md and some of docs/ runs, on a model folder that a tiny quickstart left."""
 
+import importlib.util
 import json
 import os
 import re
@@ -23,7 +24,9 @@ from chatgpt_hf import (
     ChatGPTForSequenceClassification,
     convert_checkpoint,
     load_tokenizer,
+    train_tokenizer,
 )
+from chatgpt_hf.export.export import export_model
 from chatgpt_hf.quickstart import quickstart
 from chatgpt_hf.training.arguments import parse_recipe
 from chatgpt_hf.training.finetune import finetune
@@ -37,6 +40,7 @@ DOCUMENTS = [
     "docs/evaluation.md",
     "docs/hub.md",
     "docs/conversion.md",
+    "docs/export.md",
 ]
 TINY = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_steps", "2"]
 SMALL_RUN = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--save_steps", "2", "--eval_strategy", "no"]
@@ -84,6 +88,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         types = (TaskModelArguments, TaskArguments, FinetuneArguments)
         finetune(*parse_recipe(types, None, [*options, *rows, *SMALL_RUN]))
     return folder
+
+
+def make_gguf(folder: Path) -> None:
+    """`runs/gguf/f16` as the commands before the example leave it, of a model of random weights."""
+    tokenizer = train_tokenizer(["What does str.join do? 123"] * 4, 300, max_digits=3, show_progress=False)
+    config = ChatGPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        gated_mlp=True,
+        hidden_act="silu",
+    )
+    ChatGPTForCausalLM(config).save_pretrained(folder / "gguf-model")
+    tokenizer.save_pretrained(folder / "gguf-model")
+    export_model(folder / "gguf-model", folder / "runs" / "gguf" / "f16", "gguf", outtype="f16", check=False)
 
 
 def make_foreign_checkpoints(folder: Path) -> None:
@@ -147,6 +167,8 @@ def test_every_command_runs(document: str, workplace: Path) -> None:
     executable = Path(sys.executable).with_name("chatgpt-hf")
     for command in commands(document):
         words = shlex.split(command)
+        if "gguf" in words and not importlib.util.find_spec("llama_cpp"):
+            words.append("--no-check")
         if words[0] == "make":
             continue
         if "|" in words:
@@ -174,6 +196,11 @@ EXAMPLES = [code for document in DOCUMENTS for code in blocks(document, "python"
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.splitlines()[0][:40])
 def test_every_example_runs(code: str, workplace: Path) -> None:
+    if "runs/quickstart-onnx" in code:
+        export_model(workplace / "runs" / "quickstart", workplace / "runs" / "quickstart-onnx", "onnx")
+    if "llama_cpp" in code:
+        pytest.importorskip("llama_cpp", reason="llama-cpp-python compiles for minutes")
+        make_gguf(workplace)
     # There is no Hub in a test: the one id of the README is the GPT-2 folder at hand.
     code = code.replace("openai-community/gpt2", "my-gpt2").replace("runs/reviews", "runs/films")
     served = running([str(Path(sys.executable).with_name("chatgpt-hf")), "serve", "runs/quickstart"], workplace)

@@ -1,0 +1,263 @@
+"""One chat model in every form that it can take: size, perplexity on held-out text, tokens per second, and the same answers.
+
+Quantized by transformers' configs (torchao, bitsandbytes), and exported by `chatgpt-hf export`. All forms are held in one
+process with one thread each, and answer in turn, three times; the median counts. Answers are greedy and are compared with
+those of the float32 model, id by id up to the end of the answer.
+
+    python benchmarks/exports.py --model runs/gguf/chat
+
+The model's folder needs an architecture and a tokenizer that llama.cpp knows, or its rows say why they are missing:
+
+    chatgpt-hf tokenizer train --corpus builtin:python-docs --max_digits 3 --output_dir runs/gguf/tokenizer
+    chatgpt-hf pretrain pretrain-quickstart --tokenizer runs/gguf/tokenizer --gated_mlp true --hidden_act silu \\
+        --output_dir runs/gguf/base
+    chatgpt-hf sft sft-quickstart --model_name_or_path runs/gguf/base --output_dir runs/gguf/chat
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase, TorchAoConfig
+from transformers.utils import logging as transformers_logging
+
+from chatgpt_hf import ChatGPTConfig, load_tokenizer
+from chatgpt_hf.data.builtin import load_builtin
+from chatgpt_hf.errors import ChatGPTError
+from chatgpt_hf.export.export import export_model
+from chatgpt_hf.export.graphs import GRAPH_FORMATS, empty_cache, graph_logits, load_graph
+from chatgpt_hf.tokenization_chatgpt import encode_conversation, encode_documents
+
+BLOCK = 128
+
+
+@dataclass
+class Form:
+    """A model in one form.
+
+    Attributes:
+        logits: Of ids (1, seq): (seq, vocab).
+        answer: The greedy ids after a prompt's, as many as asked, and no end before.
+        megabytes: Of its weights on the disk.
+    """
+
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    answer: Callable[[list[int], int], list[int]]
+    megabytes: float
+    seconds: list[float] = field(default_factory=list)
+    answers: list[list[int]] = field(default_factory=list)
+
+
+def megabytes(folder: Path) -> float:
+    suffixes = (".safetensors", ".data", ".onnx", ".bin", ".xml", ".pte", ".pt2", ".gguf")
+    return sum(file.stat().st_size for file in folder.iterdir() if file.name.endswith(suffixes)) / 1e6
+
+
+def transformers_form(source: str, folder: Path, **options: object) -> Form:
+    model = AutoModelForCausalLM.from_pretrained(source, **options).eval()
+    model.save_pretrained(folder)
+
+    @torch.inference_mode()
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        return model(ids).logits[0].float()
+
+    def answer(prompt: list[int], count: int) -> list[int]:
+        ids = torch.tensor([prompt])
+        mask = torch.ones_like(ids)
+        options = {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": None, "pad_token_id": 0}
+        return model.generate(ids, attention_mask=mask, max_new_tokens=count, **options)[0, len(prompt) :].tolist()
+
+    return Form(logits, answer, megabytes(folder))
+
+
+def graph_form(source: str, folder: Path, export_format: str, config: ChatGPTConfig) -> Form:
+    export_model(source, folder, export_format)
+    graph = load_graph(folder)
+    if export_format == "onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        graph.to("cpu", session_options=options)
+    elif export_format == "openvino":
+        graph.to("cpu", config={"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+
+    def answer(prompt: list[int], count: int) -> list[int]:
+        cache, new, start, found = empty_cache(config, 1), torch.tensor([prompt]), 0, []
+        for _ in range(count):
+            positions = torch.arange(start, start + new.shape[1])
+            if export_format == "executorch":
+                logits = graph(input_ids=new, cache_position=positions)
+            else:
+                mask = torch.ones(1, start + new.shape[1], dtype=torch.int64)
+                outputs = graph(
+                    input_ids=new, attention_mask=mask, position_ids=positions[None], past_key_values=cache
+                )
+                cache, logits = outputs.past_key_values, outputs.logits
+            start += new.shape[1]
+            new = logits[:, -1:].argmax(-1)
+            found.append(int(new))
+        return found
+
+    return Form(lambda ids: graph_logits(graph, config, ids)[0], answer, megabytes(folder))
+
+
+def gguf_form(source: str, folder: Path, outtype: str) -> Form:
+    from llama_cpp import Llama
+
+    done = export_model(source, folder, "gguf", outtype=outtype)
+    model = Llama(str(done.files[0]), n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False)
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        model.reset()
+        model.eval(ids[0].tolist())
+        return torch.from_numpy(model.scores[: ids.shape[1]].copy())
+
+    def answer(prompt: list[int], count: int) -> list[int]:
+        model.reset()
+        found: list[int] = []
+        for token in model.generate(prompt, temp=0.0, repeat_penalty=1.0):
+            found.append(token)
+            if len(found) == count:
+                break
+        return found
+
+    return Form(logits, answer, megabytes(folder))
+
+
+def make_forms(source: str, work: Path, only: list[str] | None) -> dict[str, Form | str]:
+    """Every form by name, or the reason why there is none."""
+    from torchao.quantization import (
+        Int8DynamicActivationInt8WeightConfig,
+        Int8WeightOnlyConfig,
+        IntxWeightOnlyConfig,
+        PerGroup,
+    )
+
+    config = AutoModelForCausalLM.from_pretrained(source).config
+    int4 = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    quantized = {
+        "torchao int8 weights": TorchAoConfig(Int8WeightOnlyConfig()),
+        "torchao int8 weights and activations": TorchAoConfig(Int8DynamicActivationInt8WeightConfig()),
+        "torchao int4 weights in groups of 32": TorchAoConfig(int4),
+        "bitsandbytes int8": BitsAndBytesConfig(load_in_8bit=True),
+        "bitsandbytes nf4": nf4,
+    }
+    makers: dict[str, Callable[[Path], Form]] = {
+        "float32": lambda folder: transformers_form(source, folder, dtype=torch.float32),
+        "bfloat16": lambda folder: transformers_form(source, folder, dtype=torch.bfloat16),
+    }
+    for name, quantization in quantized.items():
+        makers[name] = lambda folder, q=quantization: transformers_form(source, folder, quantization_config=q)
+    for export_format in GRAPH_FORMATS:
+        makers[export_format] = lambda folder, f=export_format: graph_form(source, folder, f, config)
+    for outtype in ("f32", "f16", "bf16", "q8_0"):
+        makers[f"gguf {outtype}"] = lambda folder, o=outtype: gguf_form(source, folder, o)
+    forms: dict[str, Form | str] = {}
+    for name, make in makers.items():
+        if only and name != "float32" and name not in only:
+            continue
+        folder = work / name.replace(" ", "-")
+        print(f"Making {name}", file=sys.stderr)
+        try:
+            forms[name] = make(folder)
+        except (ChatGPTError, ImportError) as error:
+            forms[name] = str(error)
+    return forms
+
+
+def perplexity(form: Form, blocks: list[torch.Tensor]) -> float:
+    nats = [torch.nn.functional.cross_entropy(form.logits(ids)[:-1], ids[0, 1:]).item() for ids in blocks]
+    return math.exp(statistics.fmean(nats))
+
+
+def questions(tokenizer: PreTrainedTokenizerBase, count: int) -> list[list[int]]:
+    held_out = load_builtin("builtin:python-qa")["test"]["messages"]
+    return [encode_conversation(tokenizer, row[:1], add_generation_prompt=True)["input_ids"] for row in held_out][
+        :count
+    ]
+
+
+def up_to_end(ids: list[int], ends: set[int]) -> list[int]:
+    return ids[: next((index for index, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a chat model")
+    parser.add_argument("--blocks", type=int, default=64, help=f"of {BLOCK} held-out tokens (default: %(default)s)")
+    parser.add_argument("--questions", type=int, default=20, help="held-out questions (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--only", nargs="*", help="forms to make beside float32 (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers_logging.set_verbosity_error()
+    tokenizer = load_tokenizer(args.model)
+    documents = encode_documents(tokenizer, list(load_builtin("builtin:python-docs")["test"]["text"]))
+    stream = torch.tensor([token for document in documents for token in document])
+    blocks = [block[None] for block in stream.split(BLOCK)[: args.blocks]]
+    prompts = questions(tokenizer, args.questions)
+    ends = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(["<|im_end|>"])}
+    with tempfile.TemporaryDirectory() as work:
+        forms = make_forms(args.model, Path(work), args.only)
+        made = {name: form for name, form in forms.items() if isinstance(form, Form)}
+        for round_index in range(args.rounds):
+            print(f"Round {round_index + 1} of {args.rounds}", file=sys.stderr)
+            for form in made.values():
+                begun = time.perf_counter()
+                form.answers = [form.answer(prompt, args.tokens) for prompt in prompts]
+                form.seconds.append(time.perf_counter() - begun)
+        reference = [up_to_end(answer, ends) for answer in made["float32"].answers]
+        expected = [made["float32"].logits(ids) for ids in blocks[:8]]
+        results = {}
+        for name, form in made.items():
+            speed = len(prompts) * args.tokens / statistics.median(form.seconds)
+            same = [up_to_end(answer, ends) == wanted for answer, wanted in zip(form.answers, reference, strict=True)]
+            differences = [
+                (form.logits(ids) - want).abs().max().item() for ids, want in zip(blocks, expected, strict=False)
+            ]
+            results[name] = {
+                "megabytes": form.megabytes,
+                "perplexity": perplexity(form, blocks),
+                "logits": max(differences),
+                "same_answers": sum(same),
+                "tokens_per_second": speed,
+            }
+    print(
+        f"torch {torch.__version__}, one thread; {len(blocks)} x {BLOCK} held-out tokens, {len(prompts)} questions\n"
+    )
+    print(
+        "| form | MB | perplexity | largest difference of a logit | same answers | tokens/s | ratio |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    first = results["float32"]["tokens_per_second"]
+    for name, form in forms.items():
+        if isinstance(form, str):
+            print(f"| {name} | {form} | | | | | |")
+            continue
+        row = results[name]
+        print(
+            f"| {name} | {row['megabytes']:.1f} | {row['perplexity']:.3f} | {row['logits']:.1e} "
+            f"| {row['same_answers']} of {len(prompts)} | {row['tokens_per_second']:.0f} "
+            f"| {row['tokens_per_second'] / first:.2f} |"
+        )
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
