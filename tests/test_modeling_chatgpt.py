@@ -1001,10 +1001,11 @@ def test_ngrams_need_ids() -> None:
     assert torch.allclose(model(inputs_embeds=embeddings).logits, model(some_ids()).logits)
 
 
+@pytest.mark.parametrize("attention", ["paged|sdpa", "vllm"])  # what `generate_batch` sets, and what vLLM does
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_short_memories_refuse_paged_attention(memory: str) -> None:
+def test_short_memories_refuse_paged_attention(memory: str, attention: str) -> None:
     model = build_record(**MEMORIES[memory])
-    model.config._attn_implementation = "paged|sdpa"  # what `generate_batch` does
+    model.config._attn_implementation = attention
     with pytest.raises(ValueError, match="continuous batching"):
         model(some_ids())
 
