@@ -48,7 +48,7 @@ conformance: $(VENV)/.dev ## hold the model against transformers' own tests, and
 	@$(BIN)/python conformance/remote_code.py
 
 ecosystem: $(VENV)/.dev ## run the tests with the libraries around, and write docs/ecosystem.md from them
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m works_with --ecosystem docs/ecosystem.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m works_with --ecosystem=docs/ecosystem.md
 
 clean: ## remove caches and build output (keeps .venv and runs)
 	@rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

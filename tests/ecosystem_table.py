@@ -1,6 +1,6 @@
 """The table of docs/ecosystem.md, made of the tests that are marked `works_with`.
 
-`pytest -m works_with --ecosystem docs/ecosystem.md` writes it when every marked test has passed. Run as a script, the file
+`pytest -m works_with --ecosystem=docs/ecosystem.md` writes it when every marked test has passed. Run as a script, the file
 renews the line numbers of the links, which move whenever a test file is edited, and nothing else.
 """
 
@@ -53,19 +53,26 @@ def read_rows(root: Path = ROOT) -> list[Row]:
         if f"mark.{MARKER}(" not in text:
             continue
         file = path.relative_to(root).as_posix()
-        for function in ast.parse(text).body:
+        body = ast.parse(text).body
+        constants = {
+            ast.unparse(target): node.value for node in body if isinstance(node, ast.Assign) for target in node.targets
+        }
+        for function in body:
             if isinstance(function, ast.FunctionDef):
                 rows += [
-                    Row(file, function.name, function.lineno, **given) for given in _markers(function.decorator_list)
+                    Row(file, function.name, function.lineno, **given)
+                    for given in _markers(function.decorator_list, constants)
                 ]
     return sorted(rows, key=lambda row: (row.library.lower(), row.file, row.line, row.what))
 
 
-def _markers(decorators: list[ast.expr]) -> Iterator[dict[str, Any]]:
+def _markers(decorators: list[ast.expr], constants: dict[str, ast.expr]) -> Iterator[dict[str, Any]]:
+    """What each marker was given, written out or by the name of a constant of the module."""
     for decorator in decorators:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == f"pytest.mark.{MARKER}":
-            given = dict(zip(("library", "what"), map(ast.literal_eval, decorator.args), strict=False))
-            yield given | {str(word.arg): ast.literal_eval(word.value) for word in decorator.keywords}
+            given = dict(zip(("library", "what", "versions", "where"), decorator.args, strict=False))
+            given |= {str(word.arg): word.value for word in decorator.keywords}
+            yield {name: ast.literal_eval(constants.get(ast.unparse(value), value)) for name, value in given.items()}
 
 
 def installed(name: str) -> str:
@@ -109,12 +116,16 @@ class EcosystemTable:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.outcomes: dict[tuple[str, str], set[str]] = {}
+        self.marked: set[tuple[str, str]] = set()
         self.message = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        file, _, name = report.nodeid.partition("::")
+        test = (file, name.partition("[")[0])
+        if MARKER in report.keywords:
+            self.marked.add(test)
         if report.when == "call" or not report.passed:
-            file, _, name = report.nodeid.partition("::")
-            self.outcomes.setdefault((file, name.partition("[")[0]), set()).add(report.outcome)
+            self.outcomes.setdefault(test, set()).add(report.outcome)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         rows = read_rows()
@@ -123,6 +134,9 @@ class EcosystemTable:
             for row in rows
             if (outcomes := self.outcomes.get((row.file, row.test), set())) != {"passed"}
         }
+        # One of a class or by `pytestmark`, for instance: it would have no row.
+        unread = self.marked - {(row.file, row.test) for row in rows}
+        unproven |= {f"{file}::{test} (marked otherwise than by a decorator of a function)" for file, test in unread}
         if unproven:
             self.message = f"{self.file} was not written: {'; '.join(sorted(unproven))}"
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -22,7 +22,9 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 def split(whole: nn.Module) -> dict[str, Any]:
     """The second layer, the last norm and an untied head on disk, the rest in memory."""
-    device_map: dict[str, Any] = {f"model.{name}": "cpu" for name, _ in whole.model.named_children() if name != "layers"}
+    device_map: dict[str, Any] = {
+        f"model.{name}": "cpu" for name, _ in whole.model.named_children() if name != "layers"
+    }
     device_map |= {f"model.layers.{index}": "cpu" for index in range(3)}
     head = "cpu" if whole.config.tie_word_embeddings else "disk"
     return {**device_map, "lm_head": head, "model.layers.1": "disk", "model.norm": "disk"}
@@ -86,7 +88,9 @@ def test_an_inferred_device_map(variant: str, folders: dict[str, Path], tmp_path
     torch.testing.assert_close(logits(model), logits(whole), rtol=0, atol=0)
 
 
-@pytest.mark.works_with("accelerate", "`disk_offload` of a whole model: one layer in memory at a time", ("accelerate",))
+@pytest.mark.works_with(
+    "accelerate", "`disk_offload` of a whole model: one layer in memory at a time", ("accelerate",)
+)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_everything_on_disk(variant: str, folders: dict[str, Path], tmp_path: Path) -> None:
     whole = AutoModelForCausalLM.from_pretrained(folders[variant])

@@ -69,7 +69,9 @@ def test_a_stream_trains_as_the_whole_set(folder: Path, corpus_file: Path, tmp_p
     assert whole_losses[-1] < whole_losses[0]
 
 
-@pytest.mark.works_with("datasets", "a stream goes on from its `state_dict` with the rows that come next", ("datasets",))
+@pytest.mark.works_with(
+    "datasets", "a stream goes on from its `state_dict` with the rows that come next", ("datasets",)
+)
 def test_a_stream_goes_on(folder: Path, corpus_file: Path) -> None:
     def stream() -> Any:
         return tokenized(corpus_file, folder, True)[1].batch(4)

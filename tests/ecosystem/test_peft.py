@@ -98,7 +98,9 @@ def test_several_adapters(folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(mixed, torch.stack((one[0], two[1])), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.works_with("PEFT", "transformers' own adapter methods: add, load, enable, disable", ("peft", "transformers"))
+@pytest.mark.works_with(
+    "PEFT", "transformers' own adapter methods: add, load, enable, disable", ("peft", "transformers")
+)
 def test_adapters_of_transformers(folder: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     plain = logits(model)

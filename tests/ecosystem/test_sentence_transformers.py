@@ -12,7 +12,12 @@ from transformers import AutoModel, AutoTokenizer
 
 import chatgpt_hf  # noqa: F401
 
-SENTENCES = ["A cat sits in the garden.", "Hi!", "One small bird looks at the river, as blue as the sky above.", "你好"]
+SENTENCES = [
+    "A cat sits in the garden.",
+    "Hi!",
+    "One small bird looks at the river, as blue as the sky above.",
+    "你好",
+]
 
 
 def mean_pooled(folder: Path, side: str) -> SentenceTransformer:
@@ -48,7 +53,9 @@ def test_mean_pooling(variant: str, folders: dict[str, Path], tmp_path: Path) ->
 
 
 @pytest.mark.works_with(
-    "sentence-transformers", "`SentenceTransformerTrainer` on pairs of sentences, two steps", ("sentence-transformers",)
+    "sentence-transformers",
+    "`SentenceTransformerTrainer` on pairs of sentences, two steps",
+    ("sentence-transformers",),
 )
 def test_training(folder: Path, tmp_path: Path) -> None:
     model = mean_pooled(folder, "right")
@@ -75,7 +82,5 @@ def test_training(folder: Path, tmp_path: Path) -> None:
         disable_tqdm=True,
         use_cpu=True,
     )
-    SentenceTransformerTrainer(
-        model, arguments, train_dataset=pairs, loss=MultipleNegativesRankingLoss(model)
-    ).train()
+    SentenceTransformerTrainer(model, arguments, train_dataset=pairs, loss=MultipleNegativesRankingLoss(model)).train()
     assert loss_of(model) < before

@@ -97,7 +97,13 @@ def test_chat(address: str, chat_folder: Path, tmp_path: Path) -> None:
         timeout=120,
         cwd=tmp_path,
         # The client behind it refuses any address while it is offline, so only the Hub's is put out of reach.
-        env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "COLUMNS": "200", "TERM": "dumb"},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "0",
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "COLUMNS": "200",
+            "TERM": "dumb",
+        },
     )
     assert done.returncode == 0, done.stderr[-3000:]
     said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout)
@@ -110,7 +116,9 @@ def test_chat(address: str, chat_folder: Path, tmp_path: Path) -> None:
     "transformers", "`transformers serve --continuous-batching`: paged attention, the same answers", ("transformers",)
 )
 def test_serve_with_continuous_batching(chat_folder: Path, tmp_path: Path) -> None:
-    process, address = serve(chat_folder, tmp_path / "log", "--continuous-batching", "--cb-num-blocks", "64", "--cb-block-size", "32")
+    process, address = serve(
+        chat_folder, tmp_path / "log", "--continuous-batching", "--cb-num-blocks", "64", "--cb-block-size", "32"
+    )
     try:
         answer = OpenAI(base_url=f"{address}/v1", api_key="none").chat.completions.create(
             model=str(chat_folder), messages=MESSAGES, temperature=0.0, max_tokens=32

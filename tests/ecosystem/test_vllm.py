@@ -195,7 +195,9 @@ class Engine:
         return dict(zip(batch, logits.split([len(ids) for ids in batch.values()]), strict=True))
 
 
-@pytest.mark.works_with("vLLM", "the body under a foreign attention, steps of several sequences: logits", VERSIONS, WHERE)
+@pytest.mark.works_with(
+    "vLLM", "the body under a foreign attention, steps of several sequences: logits", VERSIONS, WHERE
+)
 def test_steps_of_several_sequences(saved: Path) -> None:
     torch.manual_seed(2)
     rows = {name: torch.randint(0, 67, (length,)).tolist() for name, length in (("a", 17), ("b", 9), ("c", 13))}
@@ -235,7 +237,9 @@ def test_what_attention_is_given(saved: Path) -> None:
     assert windows == [WINDOW if slides else None for slides in sliding]
 
 
-@pytest.mark.works_with("vLLM", "found by `architectures` and `auto_map`; the arguments it compiles by", VERSIONS, WHERE)
+@pytest.mark.works_with(
+    "vLLM", "found by `architectures` and `auto_map`; the arguments it compiles by", VERSIONS, WHERE
+)
 def test_how_it_is_found(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["ChatGPTForCausalLM"]
