@@ -56,8 +56,8 @@ def serve(folder: Path, log: Path, *options: str) -> tuple[subprocess.Popen[byte
 def address(chat_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process, address = serve(chat_folder, tmp_path_factory.mktemp("serve") / "log")
     yield address
-    process.terminate()
-    process.wait(30)
+    process.kill()
+    process.wait()
 
 
 @pytest.mark.slow
@@ -125,5 +125,5 @@ def test_serve_with_continuous_batching(chat_folder: Path, tmp_path: Path) -> No
         )
         assert answer.choices[0].message.content == generated(chat_folder, MESSAGES)
     finally:
-        process.terminate()
-        process.wait(30)
+        process.kill()
+        process.wait()
