@@ -16,7 +16,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?= -n $(TEST_WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format bench conformance clean
+.PHONY: help quickstart test lint format bench conformance ecosystem clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,7 @@ lint: $(VENV)/.dev ## check style, format and types
 format: $(VENV)/.dev ## fix what ruff can fix, and format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/python tests/ecosystem_table.py # the links of docs/ecosystem.md to the lines that the tests have now
 
 bench: $(VENV)/.dev ## run every script in benchmarks/, one after another
 	@set -e; for script in benchmarks/*.py; do \
@@ -45,6 +46,9 @@ bench: $(VENV)/.dev ## run every script in benchmarks/, one after another
 conformance: $(VENV)/.dev ## hold the model against transformers' own tests, and load it where this package is not
 	@OMP_NUM_THREADS=1 $(BIN)/python conformance/run.py --workers $(TEST_WORKERS)
 	@$(BIN)/python conformance/remote_code.py
+
+ecosystem: $(VENV)/.dev ## run the tests with the libraries around, and write docs/ecosystem.md from them
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m works_with --ecosystem=docs/ecosystem.md
 
 clean: ## remove caches and build output (keeps .venv and runs)
 	@rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import hypothesis
@@ -40,6 +41,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # examples are the same on every run; elsewhere hypothesis looks for new ones.
 hypothesis.settings.register_profile("chatgpt_hf", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("chatgpt_hf")
+
+
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Adds `--ecosystem`, from a file of its own: with `importlib` import mode pytest finds no plugin in this folder."""
+    name = "ecosystem_table"
+    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pluginmanager.register(module, name)
 
 
 @pytest.fixture(autouse=True)

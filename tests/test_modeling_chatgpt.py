@@ -308,6 +308,9 @@ def test_a_cache_continues_where_it_stopped(position: str, window: int | None, k
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.works_with(
+    "transformers", "`generate`: dynamic and static caches, left padding, embeddings", ("transformers",)
+)
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("position", POSITIONS)
 def test_generation_is_the_same_with_every_cache(position: str, window: int | None) -> None:
@@ -686,6 +689,9 @@ def test_buffers_are_right_after_loading(position: str, dtype: torch.dtype, tmp_
 # Auto classes, heads, embeddings.
 
 
+@pytest.mark.works_with(
+    "transformers", "the Auto classes of every head: made, trained, saved, loaded", ("transformers",)
+)
 @pytest.mark.parametrize(
     ("auto_class", "model_class", "labels", "shape"),
     [
@@ -820,6 +826,7 @@ def test_resizing_the_vocabulary(tied: bool, size: int, tmp_path: Path) -> None:
 # Adapters.
 
 
+@pytest.mark.works_with("PEFT", "LoRA on a GPT-2 checkpoint as it is read; the head as a target", ("peft",))
 @pytest.mark.parametrize("origin", ["fresh", "gpt2"])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["q_proj", "lm_head"]], ids=str)
 def test_lora(origin: str, targets: str | list[str], tmp_path: Path) -> None:
@@ -1001,10 +1008,11 @@ def test_ngrams_need_ids() -> None:
     assert torch.allclose(model(inputs_embeds=embeddings).logits, model(some_ids()).logits)
 
 
+@pytest.mark.parametrize("attention", ["paged|sdpa", "vllm"])  # what `generate_batch` sets, and what vLLM does
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_short_memories_refuse_paged_attention(memory: str) -> None:
+def test_short_memories_refuse_paged_attention(memory: str, attention: str) -> None:
     model = build_record(**MEMORIES[memory])
-    model.config._attn_implementation = "paged|sdpa"  # what `generate_batch` does
+    model.config._attn_implementation = attention
     with pytest.raises(ValueError, match="continuous batching"):
         model(some_ids())
 

@@ -450,10 +450,11 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
         """Refuses what n-grams and convolutions cannot be right with: they need the tokens before the new ones."""
         if self.ngram_embedding is not None and input_ids is None:
             raise ValueError("A model with `ngram_vocab_sizes` looks ids up: give `input_ids`, not `inputs_embeds`.")
-        if "hybrid" in self.config.layer_types[0] and self.config._attn_implementation.startswith("paged"):
+        # vLLM registers its paged attention under its own name.
+        if "hybrid" in self.config.layer_types[0] and self.config._attn_implementation.startswith(("paged", "vllm")):
             raise ValueError(
                 "A model with `ngram_vocab_sizes` or `conv_kernel_size` keeps more of the past than keys and values, which "
-                "paged attention does not: generate without continuous batching."
+                "paged attention does not: generate without continuous batching, and not with vLLM."
             )
 
     @merge_with_config_defaults

@@ -96,6 +96,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.works_with("lm-eval", "`chatgpt-hf evaluate`: benchmarks from local files", ("lm_eval",))
 def test_figures_are_the_harness_own(tokenizer: PreTrainedTokenizerBase, data: Path, tmp_path: Path) -> None:
     model = make_model(tokenizer).train()
     names = ["arc_easy", "lambada_openai", "winogrande", "mmlu"]

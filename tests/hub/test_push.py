@@ -190,6 +190,12 @@ def test_checkpoints_become_branches(client: Any, hub: Any, pretrain_options: li
     assert "holds no whole checkpoint-N" in client.refused("push", run, "me/run", "--checkpoints")
 
 
+@pytest.mark.works_with(
+    "huggingface_hub",
+    "`Trainer(push_to_hub=True)` and `from_pretrained` from there",
+    ("huggingface_hub", "transformers"),
+    where="CPU; the real client, a stand-in for the Hub",
+)
 def test_stock_trainer_pushes(client: Any, hub: Any, base_folder: Path, tmp_path: Path) -> None:
     code = f"""
 import torch

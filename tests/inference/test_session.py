@@ -391,6 +391,7 @@ def test_a_tokenizer_without_padding(model: PreTrainedModel, chat_folder: Path) 
 # The same answers through transformers alone
 
 
+@pytest.mark.works_with("transformers", '`pipeline("text-generation")` with messages and with text', ("transformers",))
 def test_the_pipeline_gives_the_same_answer(chat_folder: Path, session: ChatSession) -> None:
     generator = pipeline("text-generation", model=str(chat_folder))
     said = generator([user("Smile")], do_sample=False, max_new_tokens=40)

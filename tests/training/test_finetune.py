@@ -64,6 +64,9 @@ def classes(tmp_path: Path) -> str:
     return write(tmp_path / "classes.jsonl", [{"text": text, "label": animal} for text, animal, _ in sentences()])
 
 
+@pytest.mark.works_with(
+    "transformers", '`pipeline("text-classification")` on a fine-tuned classifier', ("transformers",)
+)
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_text_classification(pooling: str, base_folder: Path, classes: str, tmp_path: Path) -> None:
     out = tmp_path / "run"

@@ -48,6 +48,7 @@ def test_by_path_and_by_name(name: str) -> None:
     assert other.compute() == found
 
 
+@pytest.mark.works_with("evaluate", "our metrics as modules, loaded by path without a network", ("evaluate",))
 @pytest.mark.slow
 def test_by_path_in_a_process_that_is_offline(tmp_path: Path) -> None:
     """Without a proxy, a name server or a cache to fall back on."""
