@@ -1,8 +1,8 @@
-"""One chat model in every form that it can take: size, perplexity on held-out text, tokens per second, and the same answers.
+"""One chat model in every form that it can take: size, perplexity, tokens per second, and whether it gives the same answers.
 
 Quantized by transformers' configs (torchao, bitsandbytes), and exported by `chatgpt-hf export`. All forms are held in one
 process with one thread each, and answer in turn, three times; the median counts. Answers are greedy and are compared with
-those of the float32 model, id by id up to the end of the answer.
+those of the float32 model, id by id up to the end of the answer. The perplexity is that of held-out answers.
 
     python benchmarks/exports.py --model runs/gguf/chat
 
@@ -29,7 +29,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase, TorchAoConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 from transformers.utils import logging as transformers_logging
 
 from chatgpt_hf import ChatGPTConfig, load_tokenizer
@@ -37,9 +37,7 @@ from chatgpt_hf.data.builtin import load_builtin
 from chatgpt_hf.errors import ChatGPTError
 from chatgpt_hf.export.export import export_model
 from chatgpt_hf.export.graphs import GRAPH_FORMATS, empty_cache, graph_logits, load_graph
-from chatgpt_hf.tokenization_chatgpt import encode_conversation, encode_documents
-
-BLOCK = 128
+from chatgpt_hf.tokenization_chatgpt import encode_conversation
 
 
 @dataclass
@@ -178,16 +176,17 @@ def make_forms(source: str, work: Path, only: list[str] | None) -> dict[str, For
     return forms
 
 
-def perplexity(form: Form, blocks: list[torch.Tensor]) -> float:
-    nats = [torch.nn.functional.cross_entropy(form.logits(ids)[:-1], ids[0, 1:]).item() for ids in blocks]
-    return math.exp(statistics.fmean(nats))
-
-
-def questions(tokenizer: PreTrainedTokenizerBase, count: int) -> list[list[int]]:
-    held_out = load_builtin("builtin:python-qa")["test"]["messages"]
-    return [encode_conversation(tokenizer, row[:1], add_generation_prompt=True)["input_ids"] for row in held_out][
-        :count
-    ]
+def perplexity(form: Form, conversations: list[dict[str, torch.Tensor]]) -> float:
+    """Of what the assistant says."""
+    nats, count = 0.0, 0
+    for row in conversations:
+        said = row["assistant_masks"][0, 1:].bool()
+        losses = torch.nn.functional.cross_entropy(
+            form.logits(row["input_ids"])[:-1], row["input_ids"][0, 1:], reduction="none"
+        )
+        nats += losses[said].sum().item()
+        count += int(said.sum())
+    return math.exp(nats / count)
 
 
 def up_to_end(ids: list[int], ends: set[int]) -> list[int]:
@@ -197,7 +196,7 @@ def up_to_end(ids: list[int], ends: set[int]) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a chat model")
-    parser.add_argument("--blocks", type=int, default=64, help=f"of {BLOCK} held-out tokens (default: %(default)s)")
+    parser.add_argument("--conversations", type=int, default=64, help="held out (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=20, help="held-out questions (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
@@ -207,10 +206,17 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
     tokenizer = load_tokenizer(args.model)
-    documents = encode_documents(tokenizer, list(load_builtin("builtin:python-docs")["test"]["text"]))
-    stream = torch.tensor([token for document in documents for token in document])
-    blocks = [block[None] for block in stream.split(BLOCK)[: args.blocks]]
-    prompts = questions(tokenizer, args.questions)
+    rows = load_builtin("builtin:python-qa")["test"]["messages"]
+    encoded = (encode_conversation(tokenizer, row) for row in rows)
+    short = [
+        {name: torch.tensor([values]) for name, values in row.items()}
+        for row in encoded
+        if len(row["input_ids"]) <= 128
+    ][: args.conversations]
+    prompts = [
+        encode_conversation(tokenizer, row[:1], add_generation_prompt=True)["input_ids"]
+        for row in rows[: args.questions]
+    ]
     ends = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(["<|im_end|>"])}
     with tempfile.TemporaryDirectory() as work:
         forms = make_forms(args.model, Path(work), args.only)
@@ -222,24 +228,23 @@ def main() -> None:
                 form.answers = [form.answer(prompt, args.tokens) for prompt in prompts]
                 form.seconds.append(time.perf_counter() - begun)
         reference = [up_to_end(answer, ends) for answer in made["float32"].answers]
-        expected = [made["float32"].logits(ids) for ids in blocks[:8]]
+        expected = [made["float32"].logits(row["input_ids"]) for row in short[:8]]
         results = {}
         for name, form in made.items():
             speed = len(prompts) * args.tokens / statistics.median(form.seconds)
             same = [up_to_end(answer, ends) == wanted for answer, wanted in zip(form.answers, reference, strict=True)]
             differences = [
-                (form.logits(ids) - want).abs().max().item() for ids, want in zip(blocks, expected, strict=False)
+                (form.logits(row["input_ids"]) - want).abs().max().item()
+                for row, want in zip(short[:8], expected, strict=True)
             ]
             results[name] = {
                 "megabytes": form.megabytes,
-                "perplexity": perplexity(form, blocks),
+                "perplexity": perplexity(form, short),
                 "logits": max(differences),
                 "same_answers": sum(same),
                 "tokens_per_second": speed,
             }
-    print(
-        f"torch {torch.__version__}, one thread; {len(blocks)} x {BLOCK} held-out tokens, {len(prompts)} questions\n"
-    )
+    print(f"torch {torch.__version__}, one thread; {len(short)} conversations, {len(prompts)} questions\n")
     print(
         "| form | MB | perplexity | largest difference of a logit | same answers | tokens/s | ratio |\n"
         "|---|---|---|---|---|---|---|"

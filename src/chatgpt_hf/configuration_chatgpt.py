@@ -320,6 +320,12 @@ class ChatGPTConfig(PreTrainedConfig):
         plan["layers.*.mlp.down_proj"] = "rowwise"
         return plan
 
+    @base_model_tp_plan.setter
+    def base_model_tp_plan(self, plan: dict[str, str]) -> None:
+        # transformers 5.20, which vLLM 0.33 needs, assigns what it read with the tied embeddings added.
+        if {name: style for name, style in plan.items() if name != "embed_tokens"} != self.base_model_tp_plan:
+            raise AttributeError("base_model_tp_plan follows from the config: assign to the model's tp_plan instead.")
+
     base_model_pp_plan = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),

@@ -32,7 +32,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
@@ -42,6 +42,15 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_chatgpt import ChatGPTConfig
 from .local_context_chatgpt import ChatGPTCausalConv, ChatGPTNgramEmbedding, with_history
 from .loss_chatgpt import chunked_causal_lm_loss
+
+try:
+    from transformers.modeling_utils import slice_logits_to_keep
+except ImportError:
+
+    def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        """What transformers before 5.23 did at this place; vLLM 0.33 needs such a release."""
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return hidden_states[:, kept, :]
 
 
 class ChatGPTRMSNorm(nn.Module):

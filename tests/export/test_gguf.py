@@ -45,6 +45,11 @@ def export(tmp_path: Path) -> Callable[..., tuple[Export, Path]]:
     return run
 
 
+@pytest.mark.works_with(
+    "llama.cpp",
+    "`chatgpt-hf export --format gguf` in the layouts of GPT-2, Llama and Qwen3: logits",
+    ("gguf", "llama-cpp-python"),
+)
 @needs_llama_cpp
 @pytest.mark.parametrize("variant", ["gpt2", "llama", "llama with biases", "llama stretched", "qwen3"])
 def test_llama_cpp_computes_the_same_logits(
@@ -104,6 +109,9 @@ def test_gpt2s_own_tokenizer_goes_along(
     assert model.token_eos() == model.token_bos() == 50256
 
 
+@pytest.mark.works_with(
+    "llama.cpp", "a chat by the template in the file: the same prompt and answer", ("llama-cpp-python",)
+)
 @needs_llama_cpp
 def test_a_chat_goes_by_the_template(
     saved: Callable[..., Path],

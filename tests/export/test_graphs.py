@@ -70,6 +70,15 @@ def greedy(graph: ExportedModel, model: ChatGPTForCausalLM, ids: torch.Tensor, m
     return ids
 
 
+@pytest.mark.works_with(
+    "ONNX Runtime", "`chatgpt-hf export --format onnx`: greedy ids, batches, left padding", ("onnxruntime", "onnx")
+)
+@pytest.mark.works_with(
+    "OpenVINO", "`chatgpt-hf export --format openvino`: greedy ids, batches, left padding", ("openvino",)
+)
+@pytest.mark.works_with(
+    "torch.export", "`chatgpt-hf export --format torch-export`: greedy ids, batches, left padding", ("torch",)
+)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("export_format", "variant"),
@@ -102,6 +111,9 @@ def test_greedy_ids_are_those_of_the_model(
     assert greedy(graph, model, *rows).tolist() == expected.tolist()
 
 
+@pytest.mark.works_with(
+    "ExecuTorch", "`chatgpt-hf export --format executorch`: greedy ids of one row", ("executorch",)
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["sliding"])
 def test_executorch_runs_one_row_with_its_own_cache(
@@ -122,6 +134,7 @@ def test_executorch_runs_one_row_with_its_own_cache(
         assert ids.tolist() == expected.tolist()
 
 
+@pytest.mark.works_with("ONNX Runtime", "the graph with onnxruntime and NumPy alone", ("onnxruntime",))
 @pytest.mark.slow
 def test_onnxruntime_needs_nothing_else(exported: Callable[[str, str], tuple[Path, Path]], tmp_path: Path) -> None:
     folder, output = exported("onnx", "gpt2")
