@@ -1,4 +1,4 @@
-"""Models that chatgpt_hf saved, in environments that never heard of it: the oldest and the newest transformers we support.
+"""Models that chatgpt_hf saved, in environments that never heard of it: the oldest and the newest transformers they load with.
 
 For every variant and every head: the outputs there and here, and whether saving again there gives the files that we gave.
 Each environment has torch and transformers and nothing else; it is made once, in the cache folder.
@@ -26,6 +26,8 @@ from without_package import outputs_of
 
 from chatgpt_hf.registration import AUTO_CLASSES
 
+# Older than what the package itself needs: vLLM 0.33 takes transformers 5.16.1 to 5.20.
+OLDEST = "5.16.1"
 SCRIPT = Path(__file__).with_name("without_package.py")
 # Short memories travel in a file of their own, and no other variant has them.
 EXTRA = {"short-memories": {"ngram_vocab_sizes": [101, 53], "conv_kernel_size": 4, "embedding_residual": True}}
@@ -115,18 +117,20 @@ def make_environment(version: str) -> Path:
 
 
 def supported_range() -> list[str]:
-    """The oldest release of transformers that the package allows, and the newest on the index."""
+    """The oldest release of transformers that the saved code is written for, the oldest that the package is, and the newest."""
     requirement = next(
         found for text in metadata.requires("chatgpt-hf") or () if (found := Requirement(text)).name == "transformers"
     )
     allowed = [version for version in releases() if version in requirement.specifier]
-    return list(dict.fromkeys(str(version) for version in (allowed[0], allowed[-1])))
+    return list(dict.fromkeys((OLDEST, str(allowed[0]), str(allowed[-1]))))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--versions", nargs="*", help="releases of transformers (default: the oldest allowed and the newest)"
+        "--versions",
+        nargs="*",
+        help="releases of transformers (default: the oldest, the oldest that the package allows, and the newest)",
     )
     arguments = parser.parse_args()
     failed = False

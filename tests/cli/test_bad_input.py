@@ -335,3 +335,27 @@ def test_usage(arguments: list[str], cli: Callable[..., Any]) -> None:
     assert result.code == 2
     assert "Usage" in result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--format", "pickle"],
+            "--format pickle is unknown; known are onnx, openvino, executorch, torch-export, gguf",
+        ),
+        (
+            ["--format", "gguf"],
+            "No layout that llama.cpp knows fits this model. The nearest is qwen3: qwen3 cannot express",
+        ),
+        (["--format", "onnx", "--outtype", "q8_0"], "--outtype q8_0 is for --format gguf"),
+        (["--format", "onnx", "--output_dir", "letters"], "letters is not an empty folder"),
+    ],
+)
+def test_exports(
+    options: list[str], words: str, refused: Refused, base_folder: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work)
+    before = contents(work)
+    assert words in refused("export", base_folder, *options)
+    assert contents(work) == before
