@@ -381,9 +381,8 @@ class ChatGPTPreTrainedModel(PreTrainedModel):
         }
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, always under our own parameter names, also when GPT-2's were read."""
-        kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(*args, **kwargs)
+        """As in transformers, always under our own parameter names: `save_original_format` would write GPT-2's."""
+        super().save_pretrained(*args, **{**kwargs, "save_original_format": False})
 
 
 def document_bounds(position_ids: torch.Tensor) -> dict[str, Any]:

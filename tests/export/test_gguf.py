@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from chatgpt_hf import ChatGPTForCausalLM, load_tokenizer, train_tokenizer
 from chatgpt_hf.errors import CheckpointError, ConversionError, TokenizerError
@@ -60,6 +60,25 @@ def test_llama_cpp_computes_the_same_logits(
     # llama.cpp looks GELU up in a table of float16.
     assert done.difference <= (1e-2 if variant == "gpt2" else 1e-4)
     assert done.largest > 1
+
+
+@pytest.mark.works_with(
+    "transformers",
+    "`from_pretrained(gguf_file=…)` of an exported file, Llama's layout: logits",
+    ("transformers", "gguf"),
+)
+def test_transformers_reads_the_file_too(
+    saved: Callable[..., Path], export: Callable[..., tuple[Export, Path]]
+) -> None:
+    # Without biases, which its reader leaves out without a word.
+    folder = saved("llama")
+    _, file = export(folder, check=False)
+    theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    ours = ChatGPTForCausalLM.from_pretrained(folder).eval()
+    ids = torch.randint(ours.config.vocab_size, (2, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, rtol=0, atol=1e-5)
 
 
 @needs_llama_cpp
