@@ -6,7 +6,7 @@ those of the float32 model, id by id up to the end of the answer. The perplexity
 
     python benchmarks/exports.py --model runs/gguf/chat
 
-The model's folder needs an architecture and a tokenizer that llama.cpp knows, or its rows say why they are missing:
+Without --model its shape is the quickstart's and its weights are random, and llama.cpp has no layout for it. The folder needs an architecture and a tokenizer that llama.cpp knows, or its rows say why they are missing:
 
     chatgpt-hf tokenizer train --corpus builtin:python-docs --max_digits 3 --output_dir runs/gguf/tokenizer
     chatgpt-hf pretrain pretrain-quickstart --tokenizer runs/gguf/tokenizer --gated_mlp true --hidden_act silu \\
@@ -25,10 +25,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from serving import random_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 from transformers.utils import logging as transformers_logging
 
@@ -36,8 +38,9 @@ from chatgpt_hf import ChatGPTConfig, load_tokenizer
 from chatgpt_hf.data.builtin import load_builtin
 from chatgpt_hf.errors import ChatGPTError
 from chatgpt_hf.export.export import export_model
-from chatgpt_hf.export.graphs import GRAPH_FORMATS, empty_cache, graph_logits, load_graph
-from chatgpt_hf.tokenization_chatgpt import encode_conversation
+from chatgpt_hf.export.gguf import OUTTYPES
+from chatgpt_hf.export.graphs import GRAPH_FORMATS, GraphSession, graph_logits, load_graph
+from chatgpt_hf.tokenization_chatgpt import IM_END, encode_conversation
 
 
 @dataclass
@@ -81,30 +84,20 @@ def transformers_form(source: str, folder: Path, **options: object) -> Form:
 
 def graph_form(source: str, folder: Path, export_format: str, config: ChatGPTConfig) -> Form:
     export_model(source, folder, export_format)
-    graph = load_graph(folder)
+    options: dict[str, Any] = {}
     if export_format == "onnx":
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        graph.to("cpu", session_options=options)
+        options["session_options"] = onnxruntime.SessionOptions()
+        options["session_options"].intra_op_num_threads = 1
     elif export_format == "openvino":
-        graph.to("cpu", config={"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+        options["config"] = {"INFERENCE_NUM_THREADS": 1}
+    graph = load_graph(folder, **options)
 
     def answer(prompt: list[int], count: int) -> list[int]:
-        cache, new, start, found = empty_cache(config, 1), torch.tensor([prompt]), 0, []
+        session, new, found = GraphSession(graph, config), torch.tensor([prompt]), []
         for _ in range(count):
-            positions = torch.arange(start, start + new.shape[1])
-            if export_format == "executorch":
-                logits = graph(input_ids=new, cache_position=positions)
-            else:
-                mask = torch.ones(1, start + new.shape[1], dtype=torch.int64)
-                outputs = graph(
-                    input_ids=new, attention_mask=mask, position_ids=positions[None], past_key_values=cache
-                )
-                cache, logits = outputs.past_key_values, outputs.logits
-            start += new.shape[1]
-            new = logits[:, -1:].argmax(-1)
+            new = session(new)[:, -1:].argmax(-1)
             found.append(int(new))
         return found
 
@@ -161,7 +154,7 @@ def make_forms(source: str, work: Path, only: list[str] | None) -> dict[str, For
         makers[name] = lambda folder, q=quantization: transformers_form(source, folder, quantization_config=q)
     for export_format in GRAPH_FORMATS:
         makers[export_format] = lambda folder, f=export_format: graph_form(source, folder, f, config)
-    for outtype in ("f32", "f16", "bf16", "q8_0"):
+    for outtype in OUTTYPES:
         makers[f"gguf {outtype}"] = lambda folder, o=outtype: gguf_form(source, folder, o)
     forms: dict[str, Form | str] = {}
     for name, make in makers.items():
@@ -195,7 +188,9 @@ def up_to_end(ids: list[int], ends: set[int]) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a chat model")
+    parser.add_argument(
+        "--model", help="folder of a chat model (default: the quickstart's shape, with random weights)"
+    )
     parser.add_argument("--conversations", type=int, default=64, help="held out (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=20, help="held-out questions (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
@@ -205,7 +200,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
-    tokenizer = load_tokenizer(args.model)
+    source = args.model or random_model(Path(tempfile.mkdtemp()))
+    tokenizer = load_tokenizer(source)
     rows = load_builtin("builtin:python-qa")["test"]["messages"]
     encoded = (encode_conversation(tokenizer, row) for row in rows)
     short = [
@@ -217,9 +213,9 @@ def main() -> None:
         encode_conversation(tokenizer, row[:1], add_generation_prompt=True)["input_ids"]
         for row in rows[: args.questions]
     ]
-    ends = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(["<|im_end|>"])}
+    ends = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids([IM_END])}
     with tempfile.TemporaryDirectory() as work:
-        forms = make_forms(args.model, Path(work), args.only)
+        forms = make_forms(source, Path(work), args.only)
         made = {name: form for name, form in forms.items() if isinstance(form, Form)}
         for round_index in range(args.rounds):
             print(f"Round {round_index + 1} of {args.rounds}", file=sys.stderr)

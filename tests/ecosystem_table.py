@@ -6,7 +6,7 @@ renews the line numbers of the links, which move whenever a test file is edited,
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -81,8 +81,9 @@ def installed(name: str) -> str:
     return f"{distribution} {release or version(distribution).partition('+')[0]}"
 
 
-def render(rows: list[Row]) -> str:
-    return HEADER + "".join(row.text(", ".join(map(installed, row.versions))) for row in rows)
+def render(rows: list[Row], release: Callable[[str], str] = installed) -> str:
+    """The table; `release` gives a distribution's name with its release."""
+    return HEADER + "".join(row.text(", ".join(map(release, row.versions))) for row in rows)
 
 
 def split_page(page: str) -> tuple[str, str, str]:

@@ -381,6 +381,17 @@ def test_every_entry_of_the_parallel_plans_has_a_module(gated: bool, qk_norm: bo
     assert projections <= {entry.removeprefix("layers.*.") for entry in model.config.base_model_tp_plan}
 
 
+def test_the_tensor_parallel_plan_is_the_configs_own() -> None:
+    """transformers 5.20 assigns it with the tied embeddings added; anything else would be lost."""
+    config = ChatGPTConfig(**TINY)
+    plan = config.base_model_tp_plan
+    config.base_model_tp_plan = {**plan, "embed_tokens": "embedding_rowwise"}
+    assert config.base_model_tp_plan == plan
+    with pytest.raises(AttributeError, match="tp_plan instead"):
+        config.base_model_tp_plan = {**plan, "layers.*.mlp.up_proj": "rowwise"}
+    assert "tp_plan" not in config.to_json_string()
+
+
 ROPE_SCALINGS = [
     {"rope_type": "linear", "factor": 4.0},
     {"rope_type": "dynamic", "factor": 2.0},

@@ -1,6 +1,7 @@
 """The model: padding, packing, caches, the chunked loss, compilation and what transformers and PEFT do with it."""
 
 import copy
+import importlib.util
 import inspect
 import itertools
 import json
@@ -24,9 +25,10 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     StaticCache,
+    modeling_utils,
 )
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, local_context_chatgpt, loss_chatgpt
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, local_context_chatgpt, loss_chatgpt, modeling_chatgpt
 from chatgpt_hf.modeling_chatgpt import (
     ChatGPTForQuestionAnswering,
     ChatGPTForSequenceClassification,
@@ -376,6 +378,23 @@ def test_logits_to_keep(kept: Any, expected: Callable[[torch.Tensor], torch.Tens
     model = build()
     with torch.no_grad():
         torch.testing.assert_close(model(some_ids(), logits_to_keep=kept).logits, expected(model(some_ids()).logits))
+
+
+@pytest.mark.parametrize("kept", [0, 3, torch.tensor([0, 2])], ids=["all", "last three", "these"])
+def test_kept_positions_are_those_of_releases_that_have_the_function(
+    kept: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model file brings its own for transformers before 5.23."""
+    states = torch.randn(2, 5, 4)
+    expected = modeling_utils.slice_logits_to_keep(states, kept)
+    monkeypatch.delattr(modeling_utils, "slice_logits_to_keep")
+    specification = importlib.util.spec_from_file_location(
+        "chatgpt_hf.another_modeling_chatgpt", modeling_chatgpt.__file__
+    )
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    assert module.slice_logits_to_keep.__module__ == module.__name__
+    assert module.slice_logits_to_keep(states, kept).equal(expected)
 
 
 # The training loss.

@@ -169,6 +169,20 @@ def test_training_errors(texts, vocab_size, message):
         train_tokenizer(texts, vocab_size, show_progress=False)
 
 
+@pytest.mark.parametrize(("max_digits", "pieces"), [(1, list("12345")), (2, ["12", "34", "5"]), (3, ["123", "45"])])
+def test_digits_are_cut_in_groups(max_digits, pieces):
+    numbers = " ".join(f"{number:03d}" for number in range(1000))
+    tokenizer = train_tokenizer([numbers] * 3, 2000, max_digits=max_digits, show_progress=False)
+    assert [tokenizer.decode([token]) for token in tokenizer("12345")["input_ids"]] == pieces
+    text = "In 2024, 1234567 times.\n" * 30
+    ids, count = encoded_in_slices(tokenizer, text)
+    assert count > 1
+    assert ids[1:-1] == tokenizer(text)["input_ids"]
+    for wrong in (0, 4):
+        with pytest.raises(TokenizerError, match=f"max_digits is {wrong}"):
+            train_tokenizer(["12"], 300, max_digits=wrong, show_progress=False)
+
+
 def test_smallest_vocabulary():
     tokenizer = train_tokenizer(["abc"], 260, show_progress=False)
     assert len(tokenizer) == 260

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,15 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, is_peft_available
 
-from .errors import ChatGPTError, CheckpointError, ConfigError, MissingWeights, OutputError, TokenizerError
+from .errors import (
+    ChatGPTError,
+    CheckpointError,
+    ConfigError,
+    ConversionError,
+    MissingWeights,
+    OutputError,
+    TokenizerError,
+)
 from .tokenization_chatgpt import load_tokenizer
 
 # A run folder is ours when its resolved recipe lies in it.
@@ -112,6 +120,15 @@ def load_model(
             missing,
         )
     return model
+
+
+def refuse_adapter(name_or_path: str | Path) -> None:
+    """Raises `ConversionError` for a folder with an adapter and no model."""
+    folder = Path(name_or_path)
+    if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
+        raise ConversionError(
+            f"{folder} holds an adapter: make one model of it and its base with chatgpt-hf merge first."
+        )
 
 
 def load_for_inference(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
@@ -205,6 +222,18 @@ def extend_vocabulary(model: PreTrainedModel, size: int) -> None:
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     for weight in {id(layer.weight): layer.weight for layer in layers if layer is not None}.values():
         weight[before:] = weight[:before].mean(dim=0)
+
+
+def check_new_folder(path: str | Path) -> Path:
+    """The folder, which may be written to: there is none yet, or an empty one.
+
+    Raises:
+        OutputError: When it holds something, or is a file.
+    """
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not an empty folder. Nothing was written; name another one.")
+    return folder
 
 
 def check_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
@@ -357,6 +386,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: When the disk is full; `folder` is as it was before.
     """
+    made = not folder.exists()
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_SAVING_PREFIX, dir=folder))
@@ -371,6 +401,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                     os.replace(path, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager

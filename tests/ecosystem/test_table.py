@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,11 +28,18 @@ def pinned() -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", name).lower(): release for name, release in pins.items()}
 
 
+def find_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 def test_every_marked_test_has_its_row_and_every_row_its_test(table: ModuleType) -> None:
     _, written, _ = table.split_page(table.PAGE.read_text(encoding="utf-8"))
     rows = table.read_rows()
     assert len(rows) > 30
-    expected = table.render(rows)
+    expected = table.render(rows, release=str)
     # Without the releases, which are another test's, and which an environment of other releases may differ in.
     shape = [re.sub(r" \| [^|]* \| ([^|]* \| \[)", r" | \1", line) for line in expected.splitlines()]
     found = [re.sub(r" \| [^|]* \| ([^|]* \| \[)", r" | \1", line) for line in written.splitlines()]
@@ -50,8 +57,9 @@ def test_versions_are_those_that_are_pinned(table: ModuleType, pinned: dict[str,
     for row in table.read_rows():
         assert row.versions, row
         for name in row.versions:
-            if "==" not in name:
-                assert pinned[name.replace("_", "-").lower()] == version(name).partition("+")[0], name
+            # Not every package is installed everywhere: llama-cpp-python compiles for minutes.
+            if "==" not in name and (installed := find_version(name)) is not None:
+                assert pinned[name.replace("_", "-").lower()] == installed.partition("+")[0], name
     _, written, _ = table.split_page(table.PAGE.read_text(encoding="utf-8"))
     for line in written.splitlines()[2:]:
         for name, release in (cell.split() for cell in line.split(" | ")[2].split(", ")):

@@ -1,10 +1,12 @@
 """Graphs for other runtimes compute what the model computes: with a cache, with padding, in plain runtimes."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from chatgpt_hf import ChatGPTForCausalLM, load_tokenizer
 from chatgpt_hf.errors import ConversionError
 from chatgpt_hf.export import graphs
 from chatgpt_hf.export.export import export_model
-from chatgpt_hf.export.graphs import empty_cache, load_graph
+from chatgpt_hf.export.graphs import GraphSession, empty_cache, load_graph
 
 # What is checked by hand below: the next id, with nothing but onnxruntime and NumPy.
 PLAIN_ONNX = """
@@ -24,7 +26,7 @@ import onnxruntime as ort
 
 session = ort.InferenceSession(sys.argv[1])
 ids = json.loads(sys.argv[2])
-cache = {i.name: np.zeros((1, i.shape[1] if isinstance(i.shape[1], int) else int(i.shape[1]), 0, int(i.shape[3])), np.float32)
+cache = {i.name: np.zeros((1, int(i.shape[1]), 0, int(i.shape[3])), np.float32)
          for i in session.get_inputs() if "past_key_values" in i.name}
 new, start = ids, 0
 for _ in range(8):
@@ -86,6 +88,7 @@ def greedy(graph: ExportedModel, model: ChatGPTForCausalLM, ids: torch.Tensor, m
         ("onnx", "modern"),
         ("onnx", "gpt2"),
         ("openvino", "sliding"),
+        ("openvino", "gpt2"),
         ("torch-export", "sinusoidal"),
         ("torch-export", "sliding"),
     ],
@@ -115,7 +118,7 @@ def test_greedy_ids_are_those_of_the_model(
     "ExecuTorch", "`chatgpt-hf export --format executorch`: greedy ids of one row", ("executorch",)
 )
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["sliding"])
+@pytest.mark.parametrize("variant", ["sliding", "gpt2"])
 def test_executorch_runs_one_row_with_its_own_cache(
     variant: str, exported: Callable[[str, str], tuple[Path, Path]]
 ) -> None:
@@ -125,11 +128,9 @@ def test_executorch_runs_one_row_with_its_own_cache(
         # The second text starts over in the same cache.
         ids = torch.randint(4, model.config.vocab_size, (1, length))
         expected = model.generate(ids, do_sample=False, max_new_tokens=8, eos_token_id=None, pad_token_id=1)
-        new, start = ids, 0
+        session, new = GraphSession(graph, model.config), ids
         for _ in range(8):
-            logits = graph(input_ids=new, cache_position=torch.arange(start, start + new.shape[1]))
-            start += new.shape[1]
-            new = logits[:, -1:].argmax(-1)
+            new = session(new)[:, -1:].argmax(-1)
             ids = torch.cat((ids, new), dim=1)
         assert ids.tolist() == expected.tolist()
 
@@ -153,28 +154,80 @@ def test_onnxruntime_needs_nothing_else(exported: Callable[[str, str], tuple[Pat
     assert json.loads(result.stdout) == expected[0].tolist()
 
 
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["chatgpt_hf"] = None
+import torch
+from transformers import DynamicCache
+from transformers.exporters import ExportedModel
+
+graph = ExportedModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+cache = DynamicCache()
+for layer in range(graph.config.num_hidden_layers):
+    nothing = torch.zeros(1, graph.config.num_key_value_heads, 0, graph.config.head_dim)
+    cache.update(nothing, nothing, layer)
+ids = torch.arange(20, 30)[None]
+logits = graph(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=torch.arange(10)[None],
+               past_key_values=cache).logits
+print(logits[0, -1].topk(3).indices.tolist())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("export_format", ["torch-export", "onnx"])
+def test_a_graph_needs_transformers_and_not_this_package(
+    export_format: str, exported: Callable[[str, str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    folder, output = exported(export_format, "sliding" if export_format == "torch-export" else "gpt2")
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_THE_PACKAGE, str(output)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path)},
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    with torch.no_grad():
+        logits = ChatGPTForCausalLM.from_pretrained(folder).eval()(torch.arange(20, 30)[None]).logits
+    assert json.loads(result.stdout) == logits[0, -1].topk(3).indices.tolist()
+
+
 def test_a_program_of_torch_holds_no_pickle(exported: Callable[[str, str], tuple[Path, Path]]) -> None:
     _, output = exported("torch-export", "sliding")
     program = torch.export.load(str(output / "model.pt2"))
     assert program.example_inputs is None
 
 
-def test_memories_that_no_graph_has_a_place_for_are_named(saved: Callable[..., Path], tmp_path: Path) -> None:
-    for overrides in ({"conv_kernel_size": 4}, {"ngram_vocab_sizes": [64]}):
-        folder = saved("sinusoidal", **overrides)
-        with pytest.raises(ConversionError, match=f"onnx cannot express `{next(iter(overrides))}="):
-            export_model(folder, tmp_path / "out", "onnx")
-        assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"conv_kernel_size": 4}, "onnx cannot express `conv_kernel_size=4`"),
+        ({"ngram_vocab_sizes": [64]}, "onnx cannot express `ngram_vocab_sizes="),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5000.0}},
+            "onnx cannot express `rope_parameters=",
+        ),
+    ],
+)
+def test_what_no_graph_can_express_is_named(
+    overrides: dict[str, Any], words: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConversionError) as caught:
+        export_model(saved("qwen3", **overrides), tmp_path / "out", "onnx")
+    assert words in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_package_is_named(
     saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Missing:
-        @classmethod
-        def from_config(cls, config: object) -> None:
-            raise ImportError("OpenVINOExporter requires openvino")
+    monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ConversionError, match=r"needs onnx and onnxscript and onnxruntime: pip install 'chatgpt-hf\[export\]'"
+    ):
+        export_model(saved("sliding"), tmp_path / "out", "onnx")
 
-    monkeypatch.setattr(graphs, "AutoHfExporter", Missing)
-    with pytest.raises(ConversionError, match=r"pip install 'chatgpt-hf\[export\]'"):
-        export_model(saved("sliding"), tmp_path / "out", "openvino")
+
+def test_the_size_of_executorchs_cache_is_checked(saved: Callable[..., Path], tmp_path: Path) -> None:
+    for length in (4, 65):
+        with pytest.raises(ConversionError, match=f"--max_cache_len is {length}: name 8 to 64 places"):
+            export_model(saved("sliding"), tmp_path / "out", "executorch", max_cache_len=length)

@@ -21,6 +21,12 @@ def register(app: typer.Typer) -> None:
         outtype: Annotated[
             str, typer.Option("--outtype", help="Of a GGUF file's matrices: f32, f16, bf16 or q8_0.")
         ] = "f32",
+        max_cache_len: Annotated[
+            int | None,
+            typer.Option(
+                "--max_cache_len", help="Places in an ExecuTorch program's cache. Default: the model's context."
+            ),
+        ] = None,
         check: Annotated[
             bool, typer.Option(help="Run what was made by its own runtime, and compare the logits.")
         ] = True,
@@ -33,13 +39,12 @@ def register(app: typer.Typer) -> None:
         """
         from ..export.export import export_model
 
-        folder = output_dir or f"{Path(model).name}-{export_format}"
-        done = export_model(model, folder, export_format, outtype=outtype, check=check)
+        kind = export_format if outtype == "f32" else f"{export_format}-{outtype}"
+        folder = output_dir or f"{Path(model).resolve().name}-{kind}"
+        done = export_model(model, folder, export_format, outtype=outtype, max_cache_len=max_cache_len, check=check)
         size = sum(file.stat().st_size for file in done.files)
         typer.echo(f"Written to {folder}: {size / 1e6:.1f} MB, most of it in {done.files[0].name}.")
-        if done.difference is None:
+        if done.error is None:
             typer.echo("Not checked: nobody ran it yet.")
         else:
-            typer.echo(
-                f"Run by its own runtime: logits differ by {done.difference:.1e} at most (the largest is {done.largest:.1f})."
-            )
+            typer.echo(f"Run by its own runtime: its logits differ by {done.error:.1e} of the model's.")

@@ -8,11 +8,11 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
+from transformers.utils import CONFIG_NAME
 
-from ..checkpoints import atomic_folder, check_tokenizer_fits, load_model
+from ..checkpoints import atomic_folder, check_new_folder, check_tokenizer_fits, load_model, refuse_adapter
 from ..configuration_chatgpt import ChatGPTConfig
-from ..errors import CheckpointError, ConversionError, OutputError, TokenizerError
+from ..errors import CheckpointError, ConversionError, TokenizerError
 from ..modeling_chatgpt import ChatGPTForCausalLM
 from ..tokenization_chatgpt import load_tokenizer
 from .characters import META_NAME, PICKLED_META_NAME, read_character_tokenizer, refuse_pickled_meta
@@ -52,11 +52,9 @@ def convert_checkpoint(
     """
     if to not in TARGETS:
         raise ConversionError(f"--to {to} is unknown; known are {', '.join(TARGETS)}.")
-    folder = Path(output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is not an empty folder. Nothing was written; name another one.")
+    folder = check_new_folder(output_dir)
     model, reference = read_checkpoint(source)
-    loaded_tokenizer = _tokenizer(source, tokenizer)
+    loaded_tokenizer = find_tokenizer(source, tokenizer)
     if loaded_tokenizer is not None and (tokenizer is not None or find_file(source)):
         check_tokenizer_fits(model, loaded_tokenizer)
         _name_special_tokens(model, loaded_tokenizer)
@@ -86,10 +84,7 @@ def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
         config, state = file_family.read(file)
         return _build(file_family, config, state, file), _logits_of(file_family, config, state)
     folder = Path(source)
-    if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
-        raise ConversionError(
-            f"{folder} holds an adapter: make one model of it and its base with chatgpt-hf merge first."
-        )
+    refuse_adapter(source)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(
             f"{folder} holds no model: {CONFIG_NAME} is missing, and there is no file of torch's that is known. Known are "
@@ -198,7 +193,7 @@ def _model_type(source: str | Path) -> str | None:
         return None
 
 
-def _tokenizer(source: str | Path, named: str | Path | None) -> PreTrainedTokenizerBase | None:
+def find_tokenizer(source: str | Path, named: str | Path | None = None) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was named, or the source's; None where it has none, for which transformers would make one up."""
     if named is not None:
         file = Path(named)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..checkpoints import ADAPTER_CONFIG_NAME, atomic_folder, load_model
-from ..errors import ConversionError, OutputError
+from ..checkpoints import ADAPTER_CONFIG_NAME, atomic_folder, check_new_folder, load_model
+from ..errors import ConversionError
 from ..tokenization_chatgpt import load_tokenizer
 from .convert import TOLERANCE, logits_difference
 
@@ -23,13 +23,11 @@ def merge_adapter(source: str | Path, output_dir: str | Path) -> float:
         OutputError: When the folder is not empty.
         CheckpointError: When adapter or base model cannot be read, or do not belong together.
     """
-    folder = Path(output_dir)
+    folder = check_new_folder(output_dir)
     if not (Path(source) / ADAPTER_CONFIG_NAME).is_file():
         raise ConversionError(
             f"{source} holds no adapter: {ADAPTER_CONFIG_NAME} is missing. A whole model needs no merging."
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is not an empty folder. Nothing was written; name another one.")
     merged = load_model(source).merge_and_unload()
     difference = logits_difference(load_model(source), merged)
     if not difference <= TOLERANCE:

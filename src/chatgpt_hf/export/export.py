@@ -1,22 +1,22 @@
 """One call for every format: load, translate, run what was made against the model, write."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from ..checkpoints import atomic_folder, check_tokenizer_fits, load_model
-from ..errors import ConversionError, OutputError, TokenizerError
+from ..checkpoints import atomic_folder, check_new_folder, check_tokenizer_fits, load_model, refuse_adapter
+from ..conversion.convert import find_tokenizer
+from ..errors import ConversionError, TokenizerError
 from ..modeling_chatgpt import ChatGPTForCausalLM
-from ..tokenization_chatgpt import load_tokenizer
-from .gguf import OUTTYPES, gguf_logits, write_gguf
-from .graphs import GRAPH_FORMATS, export_graph, graph_logits, load_graph
+from .gguf import OUTTYPES, check_gguf, round_weights, run_gguf, write_gguf
+from .graphs import GRAPH_FORMATS, check_graph, export_graph, graph_logits, load_graph
 
 FORMATS = (*GRAPH_FORMATS, "gguf")
-# Largest difference of logits that rounding may make, as a share of the largest logit; a wrong layout makes about 1.
-# llama.cpp looks GELU up in a table of float16, and rounds activations as it does weights.
-TOLERANCES = {"f32": 1e-4, "f32 with GELU": 5e-3, "f16": 1e-2, "bf16": 1e-1, "q8_0": 1e-1}
+# The largest norm of all logits' differences that rounding activations makes, as a share of the logits' own: llama.cpp rounds
+# them to the type of the matrices, and looks GELU up in a table of float16. Weights are rounded on both sides.
+TOLERANCES = {"f32": 2e-5, "f32 with GELU": 2e-3, "f16": 5e-3, "bf16": 3e-2, "q8_0": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,22 @@ class Export:
 
     Attributes:
         files: In the folder, the largest first.
-        difference: The largest difference of a logit between the exported model and its source; None unless checked.
-        largest: The largest of the source's logits, in absolute value.
+        error: The norm of the differences between the exported model's logits and its source's, as a share of the source's own;
+            for a GGUF file beside the source with its weights rounded in the same way. None unless checked.
     """
 
     files: list[Path]
-    difference: float | None
-    largest: float
+    error: float | None
 
 
 def export_model(
-    source: str | Path, output_dir: str | Path, export_format: str, *, outtype: str = "f32", check: bool = True
+    source: str | Path,
+    output_dir: str | Path,
+    export_format: str,
+    *,
+    outtype: str = "f32",
+    max_cache_len: int | None = None,
+    check: bool = True,
 ) -> Export:
     """Exports a model and its tokenizer, and runs what was made before it is written for good.
 
@@ -44,13 +49,14 @@ def export_model(
         output_dir: A folder that does not exist or is empty.
         export_format: One of `FORMATS`.
         outtype: Of the matrices in a GGUF file; graphs are float32.
+        max_cache_len: Places in the cache of an ExecuTorch program; by default the model's context.
         check: Whether to compare the logits of random ids, which takes the format's own runtime.
 
     Raises:
         ConversionError: When the format cannot express the model, a package is missing, or the logits differ.
         OutputError: When the folder is not empty.
         CheckpointError: When the model cannot be read.
-        TokenizerError: When its tokenizer cannot be read or does not fit; a GGUF file needs one.
+        TokenizerError: When its tokenizer cannot be read or does not fit, or a GGUF file would have none.
     """
     if export_format not in FORMATS:
         raise ConversionError(f"--format {export_format} is unknown; known are {', '.join(FORMATS)}.")
@@ -58,48 +64,62 @@ def export_model(
         raise ConversionError(f"--outtype {outtype} is unknown; known are {', '.join(OUTTYPES)}.")
     if outtype != "f32" and export_format != "gguf":
         raise ConversionError(f"--outtype {outtype} is for --format gguf; {export_format} is written in float32.")
-    folder = Path(output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is not an empty folder. Nothing was written; name another one.")
-    model = load_model(source, ChatGPTForCausalLM, dtype=torch.float32).eval()
-    try:
-        tokenizer = load_tokenizer(source)
-    except TokenizerError:
-        if export_format == "gguf":
-            raise
-        tokenizer = None
+    if max_cache_len is not None and export_format != "executorch":
+        raise ConversionError(f"--max_cache_len is for --format executorch; the cache of {export_format} grows.")
+    folder = check_new_folder(output_dir)
+    model, tokenizer = _read(source)
+    length = model.config.max_position_embeddings
+    if max_cache_len is not None and not 8 <= max_cache_len <= length:
+        raise ConversionError(
+            f"--max_cache_len is {max_cache_len}: name 8 to {length} places, `max_position_embeddings`."
+        )
+    if export_format == "gguf":
+        if tokenizer is None:
+            raise TokenizerError(f"{source} has no tokenizer, and a GGUF file holds one: save one there.")
+        check_gguf(model, tokenizer, outtype)
+        round_weights(model, outtype)
     else:
-        check_tokenizer_fits(model, tokenizer)
-    ids = _check_ids(model)
+        check_graph(model.config, export_format)
+    length = min(max_cache_len or length, max(64, (model.config.sliding_window or 0) + 16))
+    ids = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = model(ids).logits[0].float()
-    difference, largest = None, expected.abs().max().item()
+        expected = model(ids).logits[0]
+    error = None
     with atomic_folder(folder) as temporary:
-        logits: Callable[[], torch.Tensor]
-        if export_format == "gguf":
-            file = temporary / f"model-{outtype.upper()}.gguf"
-            write_gguf(model, tokenizer, file, outtype)
-            logits = lambda: gguf_logits(file, ids[0].tolist())  # noqa: E731
+        if tokenizer is not None and export_format == "gguf":
             kind = "f32 with GELU" if outtype == "f32" and "gelu" in model.config.hidden_act else outtype
+            file = temporary / f"model-{outtype.upper()}.gguf"
+            write_gguf(model, tokenizer, file, outtype, Path(source).resolve().name)
+            found = run_gguf(file, ids[0].tolist(), tokenizer) if check else None
         else:
-            exported = export_graph(model, export_format)
-            exported.save_pretrained(temporary)
+            kind = "f32"
+            export_graph(model, export_format, max_cache_len).save_pretrained(temporary)
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
-            logits = lambda: graph_logits(load_graph(temporary), model.config, ids)[0]  # noqa: E731
-            kind = "f32"
-        if check:
-            difference = (logits() - expected).abs().max().item()
-            if not difference <= TOLERANCES[kind] * max(1.0, largest):
+            found = graph_logits(load_graph(temporary), model.config, ids)[0] if check else None
+        if found is not None:
+            error = ((found - expected).norm() / expected.norm()).item()
+            if not error <= TOLERANCES[kind]:
                 raise ConversionError(
-                    f"The exported model's logits differ by {difference:.1e} from the source's, whose largest is "
-                    f"{largest:.1f} (at most {TOLERANCES[kind]:.0e} of that is rounding). Nothing was written."
+                    f"The exported model's logits differ from the source's by {error:.1e} of these (at most "
+                    f"{TOLERANCES[kind]:.0e} is rounding). Nothing was written."
                 )
     files = sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: -file.stat().st_size)
-    return Export(files, difference, largest)
+    return Export(files, error)
 
 
-def _check_ids(model: ChatGPTForCausalLM) -> torch.Tensor:
-    """Random ids (1, seq), more than any window of attention takes."""
-    length = min(model.config.max_position_embeddings, max(64, (model.config.sliding_window or 0) + 16))
-    return torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+def _read(source: str | Path) -> tuple[ChatGPTForCausalLM, PreTrainedTokenizerBase | None]:
+    """The language model in float32, and its tokenizer, if it has one.
+
+    Raises:
+        ConversionError: When the source is an adapter, or a model with another head.
+    """
+    refuse_adapter(source)
+    model = load_model(source, ChatGPTForCausalLM, dtype=torch.float32).eval()
+    others = [name for name in model.config.architectures or () if not name.endswith(("CausalLM", "LMHeadModel"))]
+    if others:
+        raise ConversionError(f"{source} holds a {others[0]}: only language models are exported.")
+    tokenizer = find_tokenizer(source)
+    if tokenizer is not None:
+        check_tokenizer_fits(model, tokenizer)
+    return model, tokenizer

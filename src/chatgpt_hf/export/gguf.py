@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..configuration_chatgpt import ChatGPTConfig
 from ..conversion.families import MODEL_FAMILIES
@@ -21,86 +21,107 @@ from ..modeling_chatgpt import ChatGPTForCausalLM
 from ..tokenization_chatgpt import IM_END, pre_tokenization
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
-# Weights in a block of q8_0, which has one scale.
-_BLOCK = 32
-# llama.cpp's name for a pre-tokenization, which it has compiled in (`llama-vocab.cpp`): by how a Split cuts.
-_LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# llama.cpp's names for pre-tokenizations, which it has compiled in (`llama-vocab.cpp`); it knows no groups of two digits.
+_PRE_TOKENIZATIONS = {pre_tokenization(1): "qwen2", pre_tokenization(3): "llama-bpe"}
+# What a tokenizer may be trained with in Hugging Face's library and llama.cpp does not do.
+_BPE_OPTIONS = ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "dropout")
+# Cut by both tokenizers in a check.
+_TEXTS = (
+    "Once upon a time, in 1234567 days: it's 12 345!\n\n\n  Tabs\there",
+    "2024年11月27日 你好，世界！ 🎉 naïve cafe\u0301",
 )
-_PRE_TOKENIZATIONS = {
-    pre_tokenization(1): "qwen2",
-    pre_tokenization(3): "llama-bpe",
-    _LLAMA_3 % "": "qwen2",
-    _LLAMA_3 % "{1,3}": "llama-bpe",
-}
 # What only training needs, and no template engine but transformers' knows; a comment keeps its whitespace control.
 _GENERATION_TAG = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 
 
-def write_gguf(
-    model: ChatGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, file: Path, outtype: str = "f32"
-) -> None:
-    """Writes model, tokenizer and chat template as one file.
-
-    Args:
-        model: In float32.
-        tokenizer: A byte-level BPE.
-        file: To be written.
-        outtype: Of the matrices, as llama.cpp's own converter calls it; vectors and positions stay float32.
+def check_gguf(model: ChatGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, outtype: str) -> None:
+    """Whether llama.cpp can express model and tokenizer.
 
     Raises:
-        ConversionError: Naming what llama.cpp cannot express, or the package that is missing.
+        ConversionError: Naming what it cannot, or the package that is missing.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise ConversionError("gguf needs a package that is missing: pip install 'chatgpt-hf[export]'") from error
+    if importlib.util.find_spec("gguf") is None:
+        raise ConversionError("--format gguf needs gguf: pip install 'chatgpt-hf[export]'")
     config = model.config
     name = _family_of(config)
-    family = MODEL_FAMILIES[name]
     try:
-        family.config_out(config)
+        MODEL_FAMILIES[name].config_out(config)
     except ConversionError as error:
         raise ConversionError(
             f"No layout that llama.cpp knows fits this model. The nearest is {name}: {error}"
         ) from error
-    _check(config, name, outtype)
-    architecture = {text: arch for arch, text in gguf.MODEL_ARCH_NAMES.items()}[name]
-    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
-    quantization = gguf.GGMLQuantizationType[outtype.upper()]
+    # What the family has, and llama.cpp's implementation of it has not.
+    refusals = {
+        "hidden_act": config.hidden_act != ("gelu_new" if name == "gpt2" else "silu"),
+        "attention_bias": name == "qwen3" and config.attention_bias,
+        "sliding_window": config.sliding_window is not None,
+        "rope_parameters": (config.rope_parameters or {}).get("rope_type", "default") not in ("default", "linear"),
+        "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
+    }
+    for field, refused in refusals.items():
+        if refused:
+            raise ConversionError(f"llama.cpp's {name} cannot express `{field}={getattr(config, field)!r}`.")
+    block = _block_size(outtype)
+    for key, tensor in model.named_parameters():
+        if _is_matrix(key, tensor) and tensor.shape[-1] % block:
+            raise ConversionError(
+                f"--outtype {outtype} has blocks of {block} weights, and {key} has rows of {tensor.shape[-1]}: use f16."
+            )
+    _pre_tokenization_name(_content(tokenizer))
 
-    writer = gguf.GGUFWriter(file, name)
+
+@torch.no_grad()
+def round_weights(model: ChatGPTForCausalLM, outtype: str) -> None:
+    """Puts what a file of the type holds in the place of the model's matrices."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[outtype.upper()]
+    for key, parameter in model.named_parameters():
+        if _is_matrix(key, parameter):
+            rounded = gguf.dequantize(gguf.quantize(parameter.numpy(), kind), kind)
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(rounded)))
+
+
+def write_gguf(
+    model: ChatGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, file: Path, outtype: str, name: str
+) -> None:
+    """Writes model, tokenizer, chat template and sampling parameters as one file.
+
+    Args:
+        model: In float32, and passed by `check_gguf`, as the tokenizer.
+        tokenizer: A byte-level BPE.
+        file: To be written.
+        outtype: Of the matrices, as llama.cpp's own converter calls it; vectors and positions stay float32.
+        name: What the file calls the model.
+    """
+    import gguf
+
+    config, architecture = model.config, _family_of(model.config)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
+    writer = gguf.GGUFWriter(file, architecture)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_file_type(
-        {
-            "f32": gguf.LlamaFileType.ALL_F32,
-            "f16": gguf.LlamaFileType.MOSTLY_F16,
-            "bf16": gguf.LlamaFileType.MOSTLY_BF16,
-            "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-        }[outtype]
-    )
+    writer.add_name(name)
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if outtype == "f32" else f"MOSTLY_{outtype.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_config(writer, config, name)
-    _add_tokenizer(writer, tokenizer, model)
-    for key, tensor in _tensors(family.tensors_out(model), config, name):
+    _add_config(writer, config, architecture)
+    _add_tokenizer(writer, tokenizer, config.vocab_size)
+    _add_generation(writer, tokenizer, model.generation_config)
+    for key, tensor in _tensors(MODEL_FAMILIES[architecture].tensors_out(model), config, architecture):
         target = names.get_name(key, try_suffixes=(".weight", ".bias"))
-        if target is None:
-            raise ConversionError(f"gguf knows no name for `{key}` of {name}.")
-        exact = tensor.ndim < 2 or target.startswith("position_embd")
-        kind = gguf.GGMLQuantizationType.F32 if exact else quantization
-        array = gguf.quantize(np.ascontiguousarray(tensor.numpy()), kind)
-        writer.add_tensor(target, array, raw_dtype=kind)
+        assert target is not None, key
+        kind = gguf.GGMLQuantizationType["F32" if tensor.ndim < 2 or "position" in target else outtype.upper()]
+        writer.add_tensor(target, gguf.quantize(tensor.numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def gguf_logits(file: Path, ids: list[int]) -> torch.Tensor:
-    """llama.cpp's logits (seq, vocab) of ids, with a cache in float32.
+def run_gguf(file: Path, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """llama.cpp's logits (seq, vocab) of ids, with a cache in float32, from a file that also cuts text as it should.
 
     Raises:
-        ConversionError: When llama-cpp-python is missing, or fails on the file.
+        ConversionError: When llama-cpp-python is missing, fails on the file, or cuts text otherwise than the tokenizer.
     """
     if importlib.util.find_spec("llama_cpp") is None:
         raise ConversionError(
@@ -108,11 +129,10 @@ def gguf_logits(file: Path, ids: list[int]) -> torch.Tensor:
             "leave the check out with --no-check."
         )
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder, "logits.npy")
-        script = Path(__file__).with_name("llama_cpp_logits.py")
+        result = Path(folder, "result.npz")
         process = subprocess.run(
-            [sys.executable, str(script), str(file), str(result)],
-            input=json.dumps(ids),
+            [sys.executable, "-P", str(Path(__file__).with_name("llama_cpp_logits.py")), str(file), str(result)],
+            input=json.dumps({"ids": ids, "texts": _TEXTS}),
             capture_output=True,
             text=True,
         )
@@ -120,7 +140,15 @@ def gguf_logits(file: Path, ids: list[int]) -> torch.Tensor:
             last = (process.stderr.strip().splitlines() or ["no message"])[-1]
             reason = f"it was ended by signal {-process.returncode}" if process.returncode < 0 else last
             raise ConversionError(f"llama.cpp fails on what was written, which is not kept: {reason}.")
-        return torch.from_numpy(np.load(result))
+        with np.load(result) as arrays:
+            found = {key: arrays[key] for key in arrays}
+    for index, text in enumerate(_TEXTS):
+        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if found[f"text{index}"].tolist() != expected:
+            raise ConversionError(
+                f"llama.cpp cuts text otherwise than the tokenizer, as in {text!r}. Nothing was written."
+            )
+    return torch.from_numpy(found["logits"])
 
 
 def _family_of(config: ChatGPTConfig) -> str:
@@ -129,29 +157,14 @@ def _family_of(config: ChatGPTConfig) -> str:
     return "qwen3" if config.qk_norm else "llama"
 
 
-def _check(config: ChatGPTConfig, name: str, outtype: str) -> None:
-    """Refuses what the family has and llama.cpp's implementation of it has not.
+def _is_matrix(key: str, tensor: torch.Tensor) -> bool:
+    return tensor.ndim == 2 and "embed_positions" not in key
 
-    Raises:
-        ConversionError: Naming the field.
-    """
-    scaling = (config.rope_parameters or {}).get("rope_type", "default")
-    refusals = {
-        "hidden_act": name == "gpt2" and config.hidden_act != "gelu_new",
-        "attention_bias": name == "qwen3" and config.attention_bias,
-        "sliding_window": config.sliding_window is not None,
-        "rope_parameters": scaling not in ("default", "linear"),
-    }
-    for field, refused in refusals.items():
-        if refused:
-            raise ConversionError(f"llama.cpp's {name} cannot express `{field}={getattr(config, field)!r}`.")
-    if outtype == "q8_0":
-        for field in ("hidden_size", "intermediate_size"):
-            if getattr(config, field) % _BLOCK:
-                raise ConversionError(
-                    f"--outtype q8_0 has blocks of {_BLOCK} weights, which do not divide `{field}={getattr(config, field)}`: "
-                    "use f16."
-                )
+
+def _block_size(outtype: str) -> int:
+    import gguf
+
+    return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[outtype.upper()]][0]
 
 
 def _add_config(writer: Any, config: ChatGPTConfig, name: str) -> None:
@@ -189,23 +202,32 @@ def _tensors(state: dict[str, torch.Tensor], config: ChatGPTConfig, name: str) -
         # In llama.cpp, Llama's rotary positions turn neighbours; in transformers, the halves of a head.
         elif name == "llama" and (match := re.search(r"\.([qk])_proj\.(?:weight|bias)$", key)):
             heads = config.num_attention_heads if match[1] == "q" else config.num_key_value_heads
-            halves = tensor.unflatten(0, (heads or 1, 2, -1))
+            assert heads is not None
+            halves = tensor.unflatten(0, (heads, 2, -1))
             tensor = halves.transpose(1, 2).reshape(tensor.shape)
         yield key, tensor.contiguous()
 
 
-def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, model: ChatGPTForCausalLM) -> None:
-    """The byte-level BPE, its special tokens and its template.
+def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What tokenizer.json holds.
 
     Raises:
-        ConversionError: When it is no such tokenizer, or llama.cpp cuts text otherwise.
+        ConversionError: When it is no byte-level BPE.
     """
-    import gguf
-
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.loads(backend.to_str()) if backend is not None else {"model": {}}
-    if content["model"].get("type") != "BPE" or content["model"].get("byte_fallback"):
-        raise ConversionError("llama.cpp gets a byte-level BPE from this package, and the tokenizer is none.")
+    if content["model"].get("type") != "BPE" or any(content["model"].get(option) for option in _BPE_OPTIONS):
+        raise ConversionError(
+            "llama.cpp gets a byte-level BPE from this package, as chatgpt-hf tokenizer train makes, and the tokenizer is none."
+        )
+    return content
+
+
+def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+    """The byte-level BPE, filled up to the model's number of tokens, and the template."""
+    import gguf
+
+    content = _content(tokenizer)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_pre_tokenization_name(content))
     tokens = {index: token for token, index in content["model"]["vocab"].items()}
@@ -213,25 +235,54 @@ def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, model: ChatG
     for token in content["added_tokens"]:
         tokens[token["id"]] = token["content"]
         types[token["id"]] = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
-    size = model.config.vocab_size
     writer.add_token_list([tokens.get(index, f"[PAD{index}]") for index in range(size)])
     writer.add_token_types([types.get(index, gguf.TokenType.UNUSED) for index in range(size)])
     merges = content["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    if tokenizer.bos_token_id is not None:
-        writer.add_bos_token_id(tokenizer.bos_token_id)
-    if tokenizer.eos_token_id is not None:
-        writer.add_eos_token_id(tokenizer.eos_token_id)
-    if tokenizer.pad_token_id is not None:
-        writer.add_pad_token_id(tokenizer.pad_token_id)
-    # Every document begins with bos, here as in training.
-    writer.add_add_bos_token(tokenizer.bos_token_id is not None)
     writer.add_add_space_prefix(False)
     template = tokenizer.chat_template
-    if isinstance(template, str):
-        writer.add_chat_template(_GENERATION_TAG.sub(r"{#\1 \2#}", template))
-        if IM_END in tokenizer.get_vocab():
-            writer.add_eot_token_id(tokenizer.convert_tokens_to_ids(IM_END))
+    if isinstance(template, dict):
+        named = template.items()
+        writer.add_chat_template([{"name": name, "template": _plain(text)} for name, text in named])
+    elif template is not None:
+        writer.add_chat_template(_plain(template))
+
+
+def _plain(template: str) -> str:
+    """A chat template without the tag that only transformers knows; a comment keeps its white space control."""
+    return _GENERATION_TAG.sub(r"{#\1 \2#}", template)
+
+
+def _add_generation(writer: Any, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None) -> None:
+    """Where texts begin and end, and how to sample.
+
+    Raises:
+        ConversionError: When a model's text ends in more ways than llama.cpp has names for.
+    """
+    if tokenizer.bos_token_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_token_id)
+    # Every document begins with bos, as in `encode_documents`.
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None)
+    if tokenizer.pad_token_id is not None:
+        writer.add_pad_token_id(tokenizer.pad_token_id)
+    configured = getattr(config, "eos_token_id", None)
+    ends = [configured] if isinstance(configured, int) else list(configured or ())
+    named = [tokenizer.eos_token_id, tokenizer.get_vocab().get(IM_END)]
+    ends = list(dict.fromkeys(end for end in (*named, *ends) if end is not None))
+    writers = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    if len(ends) > len(writers):
+        raise ConversionError(f"llama.cpp knows {len(writers)} tokens that end a text, and `eos_token_id` has {ends}.")
+    for add, end in zip(writers, ends, strict=False):
+        add(end)
+    for name, add in (
+        ("temperature", writer.add_sampling_temp),
+        ("top_k", writer.add_sampling_top_k),
+        ("top_p", writer.add_sampling_top_p),
+        ("min_p", writer.add_sampling_min_p),
+        ("repetition_penalty", writer.add_sampling_penalty_repeat),
+    ):
+        if (value := getattr(config, name, None)) is not None:
+            add(value)
 
 
 def _pre_tokenization_name(content: dict[str, Any]) -> str:
@@ -243,16 +294,21 @@ def _pre_tokenization_name(content: dict[str, Any]) -> str:
     pre = content.get("pre_tokenizer") or {}
     if content.get("normalizer"):
         raise ConversionError("llama.cpp does not normalize text, and the tokenizer has a `normalizer`.")
-    if pre.get("type") == "ByteLevel" and pre.get("use_regex", True) and not pre.get("add_prefix_space"):
-        return "gpt-2"
-    parts = pre.get("pretokenizers") or []
-    if [part["type"] for part in parts] == ["Split", "ByteLevel"] and parts[0]["behavior"] == "Isolated":
-        pattern = parts[0]["pattern"].get("Regex")
-        if pattern in _PRE_TOKENIZATIONS:
-            return _PRE_TOKENIZATIONS[pattern]
-        if pattern == pre_tokenization(2):
-            raise ConversionError(
-                "llama.cpp has no tokenizer that cuts digits in groups of two, as this one does. Train one with "
-                "chatgpt-hf tokenizer train --max_digits 1 or 3, and the model with it."
-            )
-    raise ConversionError("llama.cpp has no name for how this tokenizer cuts text (its `pre_tokenizer`).")
+    *splits, last = pre.get("pretokenizers", [pre])
+    if last.get("type") == "ByteLevel" and not last["add_prefix_space"]:
+        if not splits and last["use_regex"]:
+            return "gpt-2"
+        options = {"type": "Split", "behavior": "Isolated", "invert": False}
+        if len(splits) == 1 and not last["use_regex"] and splits[0].items() >= options.items():
+            pattern = splits[0]["pattern"].get("Regex")
+            if pattern in _PRE_TOKENIZATIONS:
+                return _PRE_TOKENIZATIONS[pattern]
+            if pattern == pre_tokenization(2):
+                raise ConversionError(
+                    "llama.cpp has no tokenizer that cuts digits in groups of two, as this one does. Train one with "
+                    "chatgpt-hf tokenizer train --max_digits 1 or 3, and the model with it."
+                )
+    raise ConversionError(
+        "llama.cpp's name for how this tokenizer cuts text (its `pre_tokenizer`) is not known here: only GPT-2's, and those "
+        "of chatgpt-hf tokenizer train --max_digits 1 or 3."
+    )

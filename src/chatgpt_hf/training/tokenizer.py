@@ -4,9 +4,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..checkpoints import atomic_folder
+from ..checkpoints import atomic_folder, check_new_folder
 from ..data.corpus import load_corpus
-from ..errors import OutputError
 from ..tokenization_chatgpt import MAX_DIGITS, train_tokenizer
 
 
@@ -25,9 +24,7 @@ def train_tokenizer_on_corpus(
         TokenizerError: When `vocab_size` is too small, or `max_digits` none of 1 to 3.
         OutputError: When the folder is not empty.
     """
-    folder = Path(output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"--output_dir {folder} is not an empty folder. Nothing was written; name another one.")
+    folder = check_new_folder(output_dir)
     texts = load_corpus(corpus, text_column=text_column)["train"]["text"]
     tokenizer = train_tokenizer(texts, vocab_size, max_digits=max_digits)
     with atomic_folder(folder) as temporary:
