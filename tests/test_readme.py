@@ -71,6 +71,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "my-texts" / f"{index}.txt").write_text(f"Text {index} is about cats and dogs.\n" * 5)
     chat = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}\n'
     (folder / "my-chats.jsonl").write_text(chat * 8)
+    prompts = [{"prompt": "Return a"}, {"messages": [{"role": "user", "content": "Hi"}]}]
+    (folder / "my-prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     (folder / "words.txt").write_text("# One in a line.\ncurse*\n")
     chat_model = folder / "runs" / "quickstart"
     labels = {"id2label": {0: "fine", 1: "toxic", 2: "insult"}, "num_labels": 3}

@@ -1,10 +1,11 @@
 """`chatgpt-hf generate`."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..errors import ConfigError
 from ._moderation import split_commas
 
 
@@ -15,12 +16,24 @@ def register(app: typer.Typer) -> None:
     def generate(
         model: Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model.")],
         prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")] = "",
+        prompts: Annotated[
+            str | None,
+            typer.Option(
+                "--prompts", help="A .jsonl file with prompt or messages on each line, answered all together."
+            ),
+        ] = None,
+        output: Annotated[
+            str | None, typer.Option("--output", help="File for these answers; one that was begun is gone on with.")
+        ] = None,
         max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest continuation.")] = 128,
         temperature: Annotated[
             float | None, typer.Option("--temperature", help="0 takes the likeliest token each time.")
         ] = None,
         top_k: Annotated[int | None, typer.Option("--top_k", help="Sample among the k likeliest tokens.")] = None,
         top_p: Annotated[float | None, typer.Option("--top_p", help="Sample within this probability mass.")] = None,
+        repetition_penalty: Annotated[
+            float | None, typer.Option("--repetition_penalty", help="Above 1: less of what was said before.")
+        ] = None,
         seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")] = None,
         bad_words: Annotated[
             list[str] | None,
@@ -31,13 +44,32 @@ def register(app: typer.Typer) -> None:
             typer.Option("--watermark", help="Prefer tokens by which transformers' WatermarkDetector knows the text."),
         ] = False,
     ) -> None:
-        """Continue a text. The defaults come from the model's generation_config.json.
+        """Continue a text, or answer a file of prompts. The defaults come from the model's generation_config.json.
 
         Example: chatgpt-hf generate runs/quickstart/base --prompt "Return a copy of" --temperature 0.8 --seed 1
+
+        Example: chatgpt-hf generate my-model --prompts prompts.jsonl --output answers.jsonl
         """
+        sampling: dict[str, Any] = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "repetition_penalty": repetition_penalty,
+        }
+        if prompts is not None:
+            from ..inference.prompts import generate_file
+
+            if output is None:
+                raise ConfigError("--prompts needs --output: the .jsonl file for the answers.")
+            if prompt or seed is not None or bad_words or watermark:
+                raise ConfigError("--prompt, --seed, --bad_words and --watermark are for one text, not for --prompts.")
+            count = generate_file(model, prompts, output, max_new_tokens=max_new_tokens, **sampling)
+            typer.echo(f"{count} answers in {output}")
+            return
+        if output is not None:
+            raise ConfigError("--output is for the answers to --prompts; a text is printed.")
         from ..inference.generate import stream_text
 
-        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         pieces = stream_text(
             model,
             prompt,

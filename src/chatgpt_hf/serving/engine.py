@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import math
 import queue
 import uuid
 from collections.abc import AsyncGenerator
@@ -24,6 +23,7 @@ from transformers.utils.chat_parsing import ResponseParser
 
 from ..checkpoints import check_tokenizer_fits
 from ..errors import ConfigError
+from ..inference.continuous import cache_sizes, check_continuous_batching
 from ..inference.filters import FilterChain, StopStrings, TextFilter
 from ..inference.parameters import generation_config_with, sampling
 from ..moderation import Moderator
@@ -239,35 +239,10 @@ class ContinuousBatching(CBGenerateManager):
     """
 
     PARAMETERS = frozenset({"temperature", "top_k", "top_p", "stop_strings"})
-    PAGE = 32
 
     def __init__(self, model: PreTrainedModel, defaults: GenerationConfig, context: int, max_concurrent: int) -> None:
-        unsupported = {
-            name: value
-            for name, neutral in (("repetition_penalty", 1.0), ("min_p", 0.0), ("bad_words_ids", None))
-            if (value := getattr(defaults, name)) not in (None, neutral)
-        }
-        if unsupported or defaults.watermarking_config is not None:
-            other = ", or with --repetition_penalty 1" if list(unsupported) == ["repetition_penalty"] else ""
-            raise ConfigError(
-                f"Continuous batching cannot apply {', '.join(unsupported) or 'a watermark'}: serve without it "
-                f"(--no-continuous_batching){other}."
-            )
-        if getattr(model.config, "conv_kernel_size", None) or getattr(model.config, "ngram_vocab_sizes", None):
-            raise ConfigError(
-                "Continuous batching keeps keys and values alone, and a model with convolutions or n-grams needs more of the "
-                "past: serve it without (--no-continuous_batching)."
-            )
-        on_gpu = model.device.type == "cuda"
-        sizes = {}
-        if not on_gpu:
-            # On a CPU transformers would take most of the machine's memory.
-            pages = math.ceil(min(context, 4096) / self.PAGE) + 1
-            sizes = {
-                "page_size": self.PAGE,
-                "num_blocks": max_concurrent * pages,
-                "max_batch_tokens": max(512, context),
-            }
+        check_continuous_batching(model, defaults, "serve without it (--no-continuous_batching)")
+        sizes = cache_sizes(model, context, max_concurrent)
         super().__init__(ContinuousBatchingConfig(per_request_processors=True, use_cuda_graph=False, **sizes))
         self._vocab_size = model.config.get_text_config().vocab_size
         # Values that leave no processor out; every request brings its own.
