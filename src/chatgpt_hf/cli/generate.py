@@ -34,6 +34,13 @@ def register(app: typer.Typer) -> None:
         repetition_penalty: Annotated[
             float | None, typer.Option("--repetition_penalty", help="Above 1: less of what was said before.")
         ] = None,
+        speculate: Annotated[
+            str | None,
+            typer.Option(
+                "--speculate",
+                help="Several tokens a step, guessed from the text so far (auto) or by a smaller model (its folder).",
+            ),
+        ] = None,
         seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")] = None,
         bad_words: Annotated[
             list[str] | None,
@@ -61,8 +68,10 @@ def register(app: typer.Typer) -> None:
 
             if output is None:
                 raise ConfigError("--prompts needs --output: the .jsonl file for the answers.")
-            if prompt or seed is not None or bad_words or watermark:
-                raise ConfigError("--prompt, --seed, --bad_words and --watermark are for one text, not for --prompts.")
+            if prompt or seed is not None or bad_words or watermark or speculate:
+                raise ConfigError(
+                    "--prompt, --seed, --bad_words, --watermark and --speculate are for one text, not for --prompts."
+                )
             count = generate_file(model, prompts, output, max_new_tokens=max_new_tokens, **sampling)
             typer.echo(f"{count} answers in {output}")
             return
@@ -77,6 +86,8 @@ def register(app: typer.Typer) -> None:
             seed=seed,
             bad_words=split_commas(bad_words),
             watermark=watermark,
+            speculate=speculate,
+            report=lambda sentence: typer.echo(sentence, err=True),
             **sampling,
         )
         for piece in pieces:

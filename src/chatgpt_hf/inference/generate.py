@@ -1,6 +1,6 @@
 """Continuing a text, token by token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from ..checkpoints import check_tokenizer_fits, load_for_inference
 from ..errors import ConfigError
 from ..tokenization_chatgpt import encode_documents, load_tokenizer
 from .parameters import generation_config_with, restrictions, sampling
-from .streaming import stream_tokens
+from .speculation import make_speculation
+from .streaming import Ending, stream_tokens
 
 
 def stream_text(
@@ -21,16 +22,21 @@ def stream_text(
     seed: int | None = None,
     bad_words: Sequence[str] = (),
     watermark: bool = False,
+    speculate: str | None = None,
+    report: Callable[[str], object] = lambda sentence: None,
     **parameters: Any,
 ) -> Iterator[str]:
     """Yields the prompt, then its continuation in pieces of valid UTF-8.
 
     Args:
         bad_words, watermark: As `restrictions` takes them.
+        speculate: As `make_speculation` takes it.
+        report: Told at the end how many tokens a step made, if anything guessed.
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
     Raises:
-        ConfigError: When the prompt is longer than the model's context, or a bad word has no tokens.
+        ConfigError: When the prompt is longer than the model's context, a bad word has no tokens, or what guesses has another
+            tokenizer.
     """
     model = load_for_inference(name_or_path)
     tokenizer = load_tokenizer(str(name_or_path))
@@ -44,9 +50,11 @@ def stream_text(
         )
     if limit is not None:
         max_new_tokens = min(max_new_tokens, limit - len(ids))
+    speculation = make_speculation(speculate, tokenizer)
     config = generation_config_with(
         model.generation_config,
         max_new_tokens=max_new_tokens,
+        **speculation.generation,
         **sampling(parameters.pop("temperature", None)),
         **restrictions(tokenizer, bad_words, watermark),
         **parameters,
@@ -54,7 +62,14 @@ def stream_text(
     if seed is not None:
         set_seed(seed)
     yield prompt
-    yield from stream_tokens(model.eval(), tokenizer, ids, config)
+    ending = Ending()
+    with speculation.counting(model):
+        yield from stream_tokens(
+            model.eval(), tokenizer, ids, config, ending=ending, assistant_model=speculation.assistant
+        )
+    if speculate is not None and speculation.steps:
+        tokens = len(ending.answer_ids)
+        report(f"{tokens} tokens in {speculation.steps} steps: {tokens / speculation.steps:.2f} a step")
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

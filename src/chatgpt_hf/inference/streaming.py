@@ -91,6 +91,7 @@ def stream_tokens(
     filters: Sequence[TextFilter] = (),
     ending: Ending | None = None,
     cancelled: Event | None = None,
+    assistant_model: PreTrainedModel | None = None,
 ) -> Iterator[str]:
     """`model.generate` in the background; yields its text as it is made, in pieces of valid UTF-8.
 
@@ -102,6 +103,7 @@ def stream_tokens(
         filters: That the text passes before it is yielded.
         ending: Learns how the text ended.
         cancelled: Set by another thread, ends the text within one token, as if the model had come to its end.
+        assistant_model: A smaller one that guesses, as `generate` takes it.
     """
     ending = ending or Ending()
     ending.prompt_ids = prompt
@@ -123,6 +125,7 @@ def stream_tokens(
                 past_key_values=cache,
                 generation_config=config,
                 streamer=streamer,
+                assistant_model=assistant_model,
                 stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)]),
             )[0].tolist()
             ending.answer_ids = sequence[len(prompt) :]

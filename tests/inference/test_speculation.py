@@ -1,0 +1,68 @@
+"""Guessed tokens change nothing but the number of steps."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_tokenizer, train_tokenizer
+from chatgpt_hf.errors import ConfigError
+from chatgpt_hf.inference.generate import stream_text
+from chatgpt_hf.inference.speculation import make_speculation
+
+PROMPT = "1, 2, 3, 4, 5. Count: 1, 2, 3, 4, 5. Count: 1, 2,"
+
+
+@pytest.fixture(scope="module")
+def assistant(chat_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller model of random weights with the same tokenizer, which guesses badly."""
+    folder = tmp_path_factory.mktemp("assistant")
+    tokenizer = load_tokenizer(chat_folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128}
+    ChatGPTForCausalLM(ChatGPTConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def text(folder: Path, said: list[str] | None = None, **options: Any) -> str:
+    report = (said if said is not None else []).append
+    return "".join(stream_text(folder, PROMPT, max_new_tokens=40, temperature=0, report=report, **options))
+
+
+def steps(sentence: str) -> tuple[int, int]:
+    tokens, count = re.match(r"(\d+) tokens in (\d+) steps", sentence).groups()
+    return int(tokens), int(count)
+
+
+def test_the_text_is_the_same(chat_folder: Path, assistant: Path) -> None:
+    plain: list[str] = []
+    expected = text(chat_folder, plain)
+    assert not plain
+    counted: dict[str, tuple[int, int]] = {}
+    for name, speculate in (("lookup", "auto"), ("itself", str(chat_folder)), ("small", str(assistant))):
+        said: list[str] = []
+        assert text(chat_folder, said, speculate=speculate) == expected
+        counted[name] = steps(said[0])
+    lengths = {tokens for tokens, _ in counted.values()}
+    assert len(lengths) == 1
+    # A model that guesses for itself is always right, and one of random weights hardly ever.
+    assert counted["itself"][1] < counted["lookup"][1] < counted["small"][1] <= lengths.pop()
+
+
+def test_an_assistant_with_another_tokenizer(chat_folder: Path, assistant: Path, tmp_path: Path) -> None:
+    ChatGPTForCausalLM.from_pretrained(assistant).save_pretrained(tmp_path)
+    train_tokenizer(["other words entirely"] * 5, 270, show_progress=False).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="its tokenizer is another than the model's"):
+        make_speculation(str(tmp_path), load_tokenizer(chat_folder))
+
+
+def test_the_command_says_what_it_was_worth(cli: Callable[..., Any], chat_folder: Path) -> None:
+    command = ("generate", chat_folder, "--prompt", PROMPT, "--temperature", "0", "--max_new_tokens", "20")
+    plain, fast = cli(*command), cli(*command, "--speculate", "auto")
+    assert (fast.code, fast.out) == (0, plain.out)
+    assert "a step" in fast.err
+    assert "a step" not in plain.err
