@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
 from chatgpt_hf.inference.continuous import cache_sizes
+from chatgpt_hf.inference.prompts import Prompt, answers
 
 # Layers, heads, width, vocabulary: the quickstart's model, and GPT-2's smallest.
 SIZES = {"quickstart": (4, 3, 192, 4096), "gpt2": (12, 12, 768, 50257)}
@@ -33,7 +34,7 @@ Requests = list[tuple[list[int], int]]
 
 def padded(model: ChatGPTForCausalLM, requests: Requests, size: int) -> list[list[int]]:
     """Answers in batches of so many, in the order of the file, padded on the left."""
-    answers = []
+    done = []
     for start in range(0, len(requests), size):
         batch = requests[start : start + size]
         longest = max(len(ids) for ids, _ in batch)
@@ -43,25 +44,17 @@ def padded(model: ChatGPTForCausalLM, requests: Requests, size: int) -> list[lis
             do_sample=False, max_new_tokens=max(count for _, count in batch), eos_token_id=None, pad_token_id=0
         )
         found = model.generate(rows, attention_mask=mask, generation_config=config)[:, longest:].tolist()
-        answers += [answer[:count] for answer, (_, count) in zip(found, batch, strict=True)]
-    return answers
+        done += [answer[:count] for answer, (_, count) in zip(found, batch, strict=True)]
+    return done
 
 
 def continuous(model: ChatGPTForCausalLM, requests: Requests, size: int) -> list[list[int]]:
     """Answers batched continuously, so many at a time."""
     config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
     batching = ContinuousBatchingConfig(use_cuda_graph=False, **cache_sizes(model, CONTEXT, size))
-    answers: dict[int, list[int]] = {}
-    with model.continuous_batching_context_manager(
-        generation_config=config, continuous_batching_config=batching, warmup=False
-    ) as manager:
-        for index, (ids, count) in enumerate(requests):
-            manager.add_request(ids, request_id=str(index), max_new_tokens=count)
-        while len(answers) < len(requests):
-            result = manager.get_result(timeout=1)
-            if result is not None and result.is_finished():
-                answers[int(result.request_id)] = result.generated_tokens
-    return [answers[index] for index in range(len(requests))]
+    rows = [Prompt(index, {}, ids, count) for index, (ids, count) in enumerate(requests)]
+    found = {row.line: ids for row, ids, _ in answers(model, rows, config, batching)}
+    return [found[row.line] for row in rows]
 
 
 def main() -> None:
@@ -95,14 +88,14 @@ def main() -> None:
     tokens = sum(count for _, count in requests)
     ways = {"padded": padded, "continuous": continuous}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    answers: dict[str, list[list[int]]] = {}
+    found: dict[str, list[list[int]]] = {}
     for _ in range(args.rounds):
         for name, way in ways.items():
             begun = time.perf_counter()
-            answers[name] = way(model, requests, args.batch)
+            found[name] = way(model, requests, args.batch)
             seconds[name].append(time.perf_counter() - begun)
     speed = {name: tokens / statistics.median(values) for name, values in seconds.items()}
-    same = sum(one == other for one, other in zip(answers["padded"], answers["continuous"], strict=True))
+    same = sum(one == other for one, other in zip(found["padded"], found["continuous"], strict=True))
     print(f"{args.size}, {len(requests)} prompts, {tokens} tokens of answers, {args.threads} thread(s)\n")
     print(f"padded batches of {args.batch}   {speed['padded']:8.0f} tokens/s")
     print(f"continuous batching    {speed['continuous']:8.0f} tokens/s")

@@ -85,13 +85,13 @@ def test_a_run_that_was_cut_short_is_gone_on_with(
     # The fifth record was being written.
     output.write_text("".join(lines[:4]) + lines[4][:20], encoding="utf-8")
     asked: list[int] = []
-    answers = module._answers
+    generated = module.answers
 
     def counted(model: Any, rows: Any, *others: Any) -> Any:
         asked.extend(row.line for row in rows)
-        return answers(model, rows, *others)
+        return generated(model, rows, *others)
 
-    monkeypatch.setattr(module, "_answers", counted)
+    monkeypatch.setattr(module, "answers", counted)
     generate_file(chat_folder, prompts, output, **options)
     assert len(asked) == len(ROWS) - 4
     assert output.read_text(encoding="utf-8").startswith("".join(lines[:4]))
@@ -111,6 +111,7 @@ def test_broken_lines_are_named_and_the_others_answered(
         {"prompt": 7},
         {"messages": [{"role": "nobody", "content": "Hi"}]},
         {"prompt": "far too long " * 60},
+        '{"prompt": "half a character: \\ud83d"}',
         "",
         ROWS[1],
     ]
@@ -130,23 +131,36 @@ def test_broken_lines_are_named_and_the_others_answered(
     result = cli(*command)
     assert result.code == 2
     message = result.err.rpartition("error: ")[2]
-    assert "5 of 7 lines were not answered" in message
+    assert "6 of 8 lines were not answered" in message
     for words in (
         "line 2: no JSON",
         "line 3: no object with either prompt or messages",
         "line 4: prompt is no text",
         "line 5: ",
         "line 6: it takes",
+        "line 7: it holds half a character",
         "the model's context is 128",
     ):
         assert words in message
-    assert sorted(read(output)) == [1, 8]
+    assert sorted(read(output)) == [1, 9]
     # Mended, the same command answers the rest.
-    write(prompts, [ROWS[0], *ROWS[2:7], "", ROWS[1]])
+    write(prompts, [ROWS[0], *ROWS[2:8], "", ROWS[1]])
     result = cli(*command)
     assert result.code == 0, result
-    assert result.out == f"7 answers in {output}\n"
-    assert sorted(read(output)) == [1, 2, 3, 4, 5, 6, 8]
+    assert result.out == f"8 answers in {output}\n"
+    assert sorted(read(output)) == [1, 2, 3, 4, 5, 6, 7, 9]
+
+
+def test_fields_of_the_outputs_names_are_replaced(chat_folder: Path, tmp_path: Path) -> None:
+    """As in files for fine-tuning, whose lines have a completion already."""
+    rows = [{"prompt": "The", "completion": "wrong", "line": 7, "finish_reason": None, "id": 3}, {"prompt": "A cat"}]
+    prompts, output = write(tmp_path / "prompts.jsonl", rows), tmp_path / "answers.jsonl"
+    for _ in range(2):
+        assert generate_file(chat_folder, prompts, output, max_new_tokens=3, temperature=0) == 2
+    answers = read(output)
+    assert sorted(answers) == [1, 2]
+    completion, reason = one_by_one(chat_folder, rows[0], 3)
+    assert answers[1] == {"prompt": "The", "line": 1, "completion": completion, "finish_reason": reason, "id": 3}
 
 
 def test_an_output_of_something_else_is_left_alone(chat_folder: Path, tmp_path: Path) -> None:

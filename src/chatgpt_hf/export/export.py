@@ -10,7 +10,7 @@ from ..checkpoints import atomic_folder, check_new_folder, check_tokenizer_fits,
 from ..conversion.convert import find_tokenizer
 from ..errors import ConversionError, TokenizerError
 from ..modeling_chatgpt import ChatGPTForCausalLM
-from .gguf import OUTTYPES, check_gguf, round_weights, run_gguf, write_gguf
+from .gguf import OUTTYPES, check_gguf, check_llama_cpp, round_weights, run_gguf, write_gguf
 from .graphs import GRAPH_FORMATS, check_graph, export_graph, graph_logits, load_graph
 
 FORMATS = (*GRAPH_FORMATS, "gguf")
@@ -77,6 +77,8 @@ def export_model(
         if tokenizer is None:
             raise TokenizerError(f"{source} has no tokenizer, and a GGUF file holds one: save one there.")
         check_gguf(model, tokenizer, outtype)
+        if check:
+            check_llama_cpp()
         round_weights(model, outtype)
     else:
         check_graph(model.config, export_format)

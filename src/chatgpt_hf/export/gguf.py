@@ -34,6 +34,15 @@ _TEXTS = (
 _GENERATION_TAG = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 
 
+def check_llama_cpp() -> None:
+    """Raises `ConversionError` where llama.cpp, which runs a file, is missing."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise ConversionError(
+            "The check of a GGUF file needs llama.cpp: pip install llama-cpp-python, which compiles for some minutes, or "
+            "leave the check out with --no-check."
+        )
+
+
 def check_gguf(model: ChatGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, outtype: str) -> None:
     """Whether llama.cpp can express model and tokenizer.
 
@@ -121,13 +130,8 @@ def run_gguf(file: Path, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> 
     """llama.cpp's logits (seq, vocab) of ids, with a cache in float32, from a file that also cuts text as it should.
 
     Raises:
-        ConversionError: When llama-cpp-python is missing, fails on the file, or cuts text otherwise than the tokenizer.
+        ConversionError: When llama.cpp fails on the file, or cuts text otherwise than the tokenizer.
     """
-    if importlib.util.find_spec("llama_cpp") is None:
-        raise ConversionError(
-            "The check of a GGUF file needs llama.cpp: pip install llama-cpp-python, which compiles for some minutes, or "
-            "leave the check out with --no-check."
-        )
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.npz")
         process = subprocess.run(

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 from tqdm.auto import tqdm
-from transformers import ContinuousBatchingConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import check_tokenizer_fits, load_for_inference, write_atomically
 from ..errors import ChatGPTError, DataError, OutputError
@@ -17,6 +17,9 @@ from .continuous import cache_sizes, check_continuous_batching
 from .generate import encode_prompt
 from .parameters import generation_config_with, sampling
 
+# What an answer adds to its line, in the place of fields of the same names: files for fine-tuning have a `completion`.
+_OWN_FIELDS = ("line", "completion", "finish_reason")
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -24,13 +27,15 @@ class Prompt:
 
     Attributes:
         line: Its number, from 1.
-        row: What it holds.
+        row: What it holds, but for fields that the output has of its own.
         ids: What the model gets.
+        max_new_tokens: Of the answer.
     """
 
     line: int
     row: dict[str, Any]
     ids: list[int]
+    max_new_tokens: int
 
 
 def generate_file(
@@ -45,7 +50,7 @@ def generate_file(
     """Answers every line of a file; one that was begun is gone on with.
 
     A line is a JSON object with `prompt`, a text to continue, or `messages`, a conversation to answer. The output has an
-    object for each, in the order in which they were done: `line`, the line's own fields, `completion`, and
+    object for each, in the order in which they were done: the line's own fields, its number as `line`, `completion`, and
     `finish_reason`, which is `stop` or `length`.
 
     Args:
@@ -70,7 +75,7 @@ def generate_file(
     config = generation_config_with(model.generation_config, **parameters)
     check_continuous_batching(model, config, "without --prompts one text is continued at a time")
     context = model.config.max_position_embeddings
-    rows, faults = read_prompts(Path(prompts), tokenizer, context)
+    rows, faults = read_prompts(Path(prompts), tokenizer, context, max_new_tokens)
     target = Path(output)
     done = read_output(target, {row.line: row.row for row in rows})
     left = [row for row in rows if row.line not in done]
@@ -81,13 +86,13 @@ def generate_file(
         target.open("a", encoding="utf-8") as file,
         tqdm(total=len(rows), initial=len(done), desc="Generating", unit="prompt") as progress,
     ):
-        for row, ids, error in _answers(model, left, config, batching, context):
+        for row, ids, error in answers(model, left, config, batching):
             if error is not None:
                 faults.append(f"line {row.line}: {error}")
                 continue
             record = {
-                "line": row.line,
                 **row.row,
+                "line": row.line,
                 "completion": tokenizer.decode(ids, skip_special_tokens=True),
                 "finish_reason": "stop" if ids and ids[-1] in ends else "length",
             }
@@ -96,13 +101,15 @@ def generate_file(
             progress.update()
     if faults:
         raise DataError(
-            f"{prompts}: {len(faults)} of {len(rows) + len(faults)} lines were not answered: {'; '.join(faults[:5])}. "
+            f"{prompts}: {len(faults)} of {len(rows) + len(faults)} lines were not answered: {'; '.join(faults[:10])}{', and others' if len(faults) > 10 else ''}. "
             f"The others are in {output}; mend these, and run the same command again."
         )
     return len(rows)
 
 
-def read_prompts(file: Path, tokenizer: PreTrainedTokenizerBase, context: int) -> tuple[list[Prompt], list[str]]:
+def read_prompts(
+    file: Path, tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int
+) -> tuple[list[Prompt], list[str]]:
     """The lines that can be used, and what is wrong with the others.
 
     Raises:
@@ -118,15 +125,20 @@ def read_prompts(file: Path, tokenizer: PreTrainedTokenizerBase, context: int) -
             continue
         try:
             row = json.loads(line)
+            # JSON can spell what UTF-8 cannot.
+            json.dumps(row, ensure_ascii=False).encode()
             ids = _ids(row, tokenizer)
             if len(ids) >= context:
                 raise DataError(f"it takes {len(ids)} tokens, and the model's context is {context}")
         except json.JSONDecodeError as error:
             faults.append(f"line {number}: no JSON ({error.msg} at character {error.pos + 1})")
+        except UnicodeEncodeError:
+            faults.append(f"line {number}: it holds half a character (a lone surrogate), which is no text")
         except (ChatGPTError, TemplateError) as error:
             faults.append(f"line {number}: {error}")
         else:
-            rows.append(Prompt(number, row, ids))
+            kept = {name: value for name, value in row.items() if name not in _OWN_FIELDS}
+            rows.append(Prompt(number, kept, ids, min(max_new_tokens, context - len(ids))))
     if not rows and not faults:
         raise DataError(f"--prompts {file} is empty: give a JSON object with prompt or messages on each line.")
     return rows, faults
@@ -173,8 +185,8 @@ def _ids(row: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return encode_conversation(tokenizer, row["messages"], add_generation_prompt=True)["input_ids"]
 
 
-def _answers(
-    model: PreTrainedModel, rows: list[Prompt], config: Any, batching: ContinuousBatchingConfig, context: int
+def answers(
+    model: PreTrainedModel, rows: list[Prompt], config: GenerationConfig, batching: ContinuousBatchingConfig
 ) -> Iterator[tuple[Prompt, list[int], str | None]]:
     """Each row as it is done, with the ids of its answer or what went wrong."""
     if not rows:
@@ -184,8 +196,7 @@ def _answers(
         generation_config=config, continuous_batching_config=batching, warmup=False
     ) as manager:
         for row in rows:
-            room = min(config.max_new_tokens, context - len(row.ids))
-            manager.add_request(row.ids, request_id=str(row.line), max_new_tokens=room)
+            manager.add_request(row.ids, request_id=str(row.line), max_new_tokens=row.max_new_tokens)
         while by_request:
             result = manager.get_result(timeout=1)
             if result is not None and result.is_finished():
