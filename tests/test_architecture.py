@@ -20,7 +20,7 @@ FLOORS = [
     ("evaluation/",),
     ("data/",),
     ("conversion/merge",),
-    ("export/",),
+    ("export/", "quantization"),
     ("conversion/convert",),
     ("card",),
     ("checkpoints",),

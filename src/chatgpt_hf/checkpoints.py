@@ -101,6 +101,12 @@ def load_model(
         model, report = model_class.from_pretrained(
             name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
+    except ImportError as error:
+        # How transformers says that a quantized folder needs torchao or bitsandbytes.
+        raise CheckpointError(
+            f"{name_or_path} cannot be loaded without one more package: {str(error).strip()}. For quantized folders: pip install "
+            "'chatgpt-hf[quantize]'."
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         raise CheckpointError(
             f"No model could be loaded from {name_or_path}: {error}\n"

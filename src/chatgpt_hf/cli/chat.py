@@ -22,6 +22,7 @@ from ._moderation import (
     moderator,
     split_commas,
 )
+from ._quantize import QuantizeOption
 
 if TYPE_CHECKING:
     from ..inference.session import ChatSession
@@ -48,6 +49,7 @@ def register(app: typer.Typer) -> None:
             float | None, typer.Option("--temperature", help="0 takes the likeliest token each time.")
         ] = None,
         seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same answers.")] = None,
+        quantize: QuantizeOption = None,
         bad_words: Annotated[
             list[str] | None,
             typer.Option("--bad_words", help="Words that the model does not choose, with commas between them."),
@@ -74,6 +76,7 @@ def register(app: typer.Typer) -> None:
             set_seed(seed)
         session = ChatSession.from_pretrained(
             model,
+            quantize=quantize,
             system_prompt=system,
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             max_new_tokens=max_new_tokens,

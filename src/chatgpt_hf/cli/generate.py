@@ -7,6 +7,7 @@ import typer
 
 from ..errors import ConfigError
 from ._moderation import split_commas
+from ._quantize import QuantizeOption
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +42,7 @@ def register(app: typer.Typer) -> None:
                 help="Several tokens a step, guessed from the text so far (auto) or by a smaller model (its folder).",
             ),
         ] = None,
+        quantize: QuantizeOption = None,
         seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")] = None,
         bad_words: Annotated[
             list[str] | None,
@@ -72,7 +74,7 @@ def register(app: typer.Typer) -> None:
                 raise ConfigError(
                     "--prompt, --seed, --bad_words, --watermark and --speculate are for one text, not for --prompts."
                 )
-            count = generate_file(model, prompts, output, max_new_tokens=max_new_tokens, **sampling)
+            count = generate_file(model, prompts, output, max_new_tokens=max_new_tokens, quantize=quantize, **sampling)
             typer.echo(f"{count} answers in {output}")
             return
         if output is not None:
@@ -87,6 +89,7 @@ def register(app: typer.Typer) -> None:
             bad_words=split_commas(bad_words),
             watermark=watermark,
             speculate=speculate,
+            quantize=quantize,
             report=lambda sentence: typer.echo(sentence, err=True),
             **sampling,
         )

@@ -13,6 +13,7 @@ from ._moderation import (
     moderator,
     split_commas,
 )
+from ._quantize import QuantizeOption
 
 
 def register(app: typer.Typer) -> None:
@@ -54,6 +55,7 @@ def register(app: typer.Typer) -> None:
                 help="In place of the model's own, for requests that bring none; 1 is none, which continuous batching needs.",
             ),
         ] = None,
+        quantize: QuantizeOption = None,
         bad_words: Annotated[
             list[str] | None, typer.Option("--bad_words", help="Words not to say, with commas between them.")
         ] = None,
@@ -85,14 +87,14 @@ def register(app: typer.Typer) -> None:
         if log_level not in ("debug", "info", "warning", "error", "critical"):
             raise ConfigError(f"--log_level is {log_level}; use debug, info, warning, error or critical.")
 
-        from ..checkpoints import load_for_inference
+        from ..inference.loading import load_for_generation
         from ..inference.parameters import restrictions
         from ..tokenization_chatgpt import load_tokenizer
 
         tokenizer = load_tokenizer(model)
         engine = Engine(
             served_model_name or model,
-            load_for_inference(model),
+            load_for_generation(model, quantize),
             tokenizer,
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             continuous_batching=continuous_batching,

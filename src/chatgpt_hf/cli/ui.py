@@ -11,6 +11,7 @@ from ._moderation import (
     ModerationThresholdOption,
     moderator,
 )
+from ._quantize import QuantizeOption
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
         temperature: Annotated[
             float | None, typer.Option("--temperature", help="0 takes the likeliest token each time.")
         ] = None,
+        quantize: QuantizeOption = None,
         moderation: ModerationOption = None,
         moderation_labels: ModerationLabelsOption = None,
         moderation_threshold: ModerationThresholdOption = 0.5,
@@ -44,6 +46,7 @@ def register(app: typer.Typer) -> None:
             model,
             host=host,
             port=port,
+            quantize=quantize,
             system_prompt=system,
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             max_new_tokens=max_new_tokens,

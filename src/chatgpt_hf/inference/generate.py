@@ -6,9 +6,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from ..checkpoints import check_tokenizer_fits, load_for_inference
+from ..checkpoints import check_tokenizer_fits
 from ..errors import ConfigError
 from ..tokenization_chatgpt import encode_documents, load_tokenizer
+from .loading import load_for_generation
 from .parameters import generation_config_with, restrictions, sampling
 from .speculation import make_speculation
 from .streaming import Ending, stream_tokens
@@ -23,6 +24,7 @@ def stream_text(
     bad_words: Sequence[str] = (),
     watermark: bool = False,
     speculate: str | None = None,
+    quantize: str | None = None,
     report: Callable[[str], object] = lambda sentence: None,
     **parameters: Any,
 ) -> Iterator[str]:
@@ -31,6 +33,7 @@ def stream_text(
     Args:
         bad_words, watermark: As `restrictions` takes them.
         speculate: As `make_speculation` takes it.
+        quantize: As `load_for_generation` takes it.
         report: Told at the end how many tokens a step made, if anything guessed.
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
@@ -38,7 +41,7 @@ def stream_text(
         ConfigError: When the prompt is longer than the model's context, a bad word has no tokens, or what guesses has another
             tokenizer.
     """
-    model = load_for_inference(name_or_path)
+    model = load_for_generation(name_or_path, quantize)
     tokenizer = load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
     ids = encode_prompt(tokenizer, prompt)

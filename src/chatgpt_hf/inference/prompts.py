@@ -10,11 +10,12 @@ from jinja2.exceptions import TemplateError
 from tqdm.auto import tqdm
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import check_tokenizer_fits, load_for_inference, write_atomically
+from ..checkpoints import check_tokenizer_fits, write_atomically
 from ..errors import ChatGPTError, DataError, OutputError
 from ..tokenization_chatgpt import encode_conversation, load_tokenizer
 from .continuous import cache_sizes, check_continuous_batching
 from .generate import encode_prompt
+from .loading import load_for_generation
 from .parameters import generation_config_with, sampling
 
 # What an answer adds to its line, in the place of fields of the same names: files for fine-tuning have a `completion`.
@@ -45,6 +46,7 @@ def generate_file(
     *,
     max_new_tokens: int = 128,
     max_concurrent: int = 16,
+    quantize: str | None = None,
     **parameters: Any,
 ) -> int:
     """Answers every line of a file; one that was begun is gone on with.
@@ -59,6 +61,7 @@ def generate_file(
         output: The file to write or to go on with.
         max_new_tokens: Longest completion, in tokens.
         max_concurrent: Prompts that share the model's steps.
+        quantize: As `load_for_generation` takes it.
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
     Returns:
@@ -69,7 +72,7 @@ def generate_file(
         OutputError: When the output belongs to other prompts.
         ConfigError: When a parameter cannot be used, or the model cannot be batched continuously.
     """
-    model, tokenizer = load_for_inference(name_or_path), load_tokenizer(str(name_or_path))
+    model, tokenizer = load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
     parameters |= {**sampling(parameters.pop("temperature", None)), "max_new_tokens": max_new_tokens}
     config = generation_config_with(model.generation_config, **parameters)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import check_tokenizer_fits, load_for_inference, write_atomically
+from ..checkpoints import check_tokenizer_fits, write_atomically
 from ..data.shapes import check_conversation
 from ..errors import ConfigError, DataError, TokenizerError
 from ..tokenization_chatgpt import encode_conversation, load_tokenizer
+from .cache import PrefixCache
 from .filters import TextFilter
+from .loading import load_for_generation
 from .parameters import generation_config_with
-from .streaming import Ending, PrefixCache, stream_tokens
+from .streaming import Ending, stream_tokens
 
 if TYPE_CHECKING:
     from ..moderation import Moderator
@@ -67,9 +69,9 @@ class ChatSession:
         self.reset()
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "ChatSession":
-        """A session with the model and tokenizer of a folder or Hub id."""
-        return cls(load_for_inference(name_or_path), load_tokenizer(str(name_or_path)), **kwargs)
+    def from_pretrained(cls, name_or_path: str | Path, quantize: str | None = None, **kwargs: Any) -> "ChatSession":
+        """A session with the model and tokenizer of a folder or Hub id; `quantize` as `load_for_generation` takes it."""
+        return cls(load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path)), **kwargs)
 
     def reset(self) -> None:
         """Forgets everything but the system prompt."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import load_for_inference
 from ..errors import ConfigError
 from ..tokenization_chatgpt import load_tokenizer
+from .loading import load_for_generation
 
 # Tokens that prompt lookup guesses at a time.
 LOOKUP_TOKENS = 10
@@ -57,4 +57,4 @@ def make_speculation(speculate: str | None, tokenizer: PreTrainedTokenizerBase) 
         raise ConfigError(
             f"--speculate {speculate}: its tokenizer is another than the model's, so it cannot guess for it."
         )
-    return Speculation(assistant=load_for_inference(speculate))
+    return Speculation(assistant=load_for_generation(speculate))

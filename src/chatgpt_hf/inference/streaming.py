@@ -3,13 +3,11 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from threading import Event, Thread
 from typing import Any
 
 import torch
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,6 +16,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from .cache import PrefixCache
 from .filters import FilterChain, StopStrings, TextFilter
 
 
@@ -44,42 +43,6 @@ class Ending:
     finish_reason: str | None = None
     prompt_ids: list[int] = field(default_factory=list)
     answer_ids: list[int] = field(default_factory=list)
-
-
-class PrefixCache:
-    """Keys and values of what a conversation's model has seen, so that a turn computes only what is new in it.
-
-    Attributes:
-        processed_tokens: That the model computed, in all turns.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.processed_tokens = 0
-        self._model = model
-        self._cache: DynamicCache | None = None
-        self._ids: list[int] = []
-
-    def take(self, prompt: list[int]) -> DynamicCache:
-        """A cache of as much of the prompt as is known, all but its last token at most."""
-        cache, ids, self._cache = self._cache, self._ids, None
-        # The last token has to be computed again: its logits are not kept.
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt[:-1], strict=False)))
-        if cache is not None and common:
-            try:
-                cache.crop(common - len(ids))
-            except RuntimeError:
-                # What a sliding window let go does not come back.
-                common = 0
-        if cache is None or not common:
-            cache, common = DynamicCache(config=self._model.config), 0
-            cache.activate_past_recording()
-        self.processed_tokens -= common
-        return cache
-
-    def keep(self, cache: DynamicCache, ids: list[int]) -> None:
-        """Takes a cache back after it has seen the first of the ids, as many as it is long."""
-        self._cache, self._ids = cache, ids[: cache.get_seq_length()]
-        self.processed_tokens += len(self._ids)
 
 
 def stream_tokens(
@@ -119,18 +82,14 @@ def stream_tokens(
 
     def run() -> None:
         try:
-            cache = prefix.take(prompt) if prefix is not None else None
-            sequence = model.generate(
+            sequence = (prefix or PrefixCache(model)).generate(
                 **inputs,
-                past_key_values=cache,
                 generation_config=config,
                 streamer=streamer,
                 assistant_model=assistant_model,
                 stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)]),
-            )[0].tolist()
-            ending.answer_ids = sequence[len(prompt) :]
-            if prefix is not None and cache is not None:
-                prefix.keep(cache, sequence)
+            )
+            ending.answer_ids = sequence[0, len(prompt) :].tolist()
         except BaseException as error:
             failures.append(error)
             streamer.end()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from ..checkpoints import load_for_inference
 from ..errors import ChatGPTError, ConfigError
+from ..inference.loading import load_for_generation
 from ..inference.parameters import sampling
 from ..inference.probabilities import token_probabilities
 from ..inference.session import ChatSession
@@ -423,18 +423,20 @@ def serve_page(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
+    quantize: str | None = None,
     started: Callable[[str], None] = print,
     **options: Any,
 ) -> None:
     """Serves the page of a folder's or Hub id's chat model until it is interrupted.
 
     Args:
+        quantize: As `load_for_generation` takes it.
         started: Told the address once the page is there.
         **options: Of `build_page`.
     """
     options.setdefault(
         "title", Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)
     )
-    page = build_page(load_for_inference(name_or_path), load_tokenizer(str(name_or_path)), **options)
+    page = build_page(load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path)), **options)
     started(launch_page(page, host, port))
     page.block_thread()

@@ -1,0 +1,29 @@
+"""`chatgpt-hf quantize`."""
+
+from typing import Annotated
+
+import typer
+
+from ._quantize import QUANTIZE_HELP
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+
+    @app.command()
+    def quantize(
+        model: Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model.")],
+        output_dir: Annotated[str, typer.Argument(help="Folder to write: new, or empty.")],
+        to: Annotated[str, typer.Option("--to", help=QUANTIZE_HELP)] = "int8",
+    ) -> None:
+        """Write a model with weights of fewer bits: a folder that from_pretrained loads wherever torchao is installed.
+
+        Needs pip install 'chatgpt-hf\\[quantize]'. docs/performance.md says what each costs and gives.
+
+        Example: chatgpt-hf quantize runs/quickstart runs/quickstart-int8 --to int8
+        """
+        from ..quantization import quantize_folder
+
+        folder = quantize_folder(model, output_dir, to)
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        typer.echo(f"Written to {folder}: {size / 1e6:.1f} MB of weights.")

@@ -1,0 +1,125 @@
+"""Caches that do not copy hold what transformers' own hold, whatever is done to them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, GrowingCache, PrefixCache
+from chatgpt_hf.inference.cache import GrowingLayer
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def ours(**fields: Any) -> ChatGPTForCausalLM:
+    return ChatGPTForCausalLM(ChatGPTConfig(**SIZES, max_position_embeddings=512, initializer_range=0.1, **fields))
+
+
+def llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=64, num_key_value_heads=2, initializer_range=0.1))
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "ours": lambda: ours(num_key_value_heads=2),
+    "window": lambda: ours(sliding_window=8, layer_types=["sliding_attention", "full_attention"]),
+    "convolutions": lambda: ours(conv_kernel_size=3),
+    "llama": llama,
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return MODELS[request.param]().eval()
+
+
+def rows(count: int = 2, length: int = 12) -> torch.Tensor:
+    return torch.randint(2, 64, (count, length))
+
+
+def generate(model: PreTrainedModel, ids: torch.Tensor, cache: DynamicCache | None, **options: Any) -> torch.Tensor:
+    fixed = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 40}
+    mask = torch.ones_like(ids)
+    return model.generate(ids, attention_mask=mask, past_key_values=cache, **{**fixed, **options})
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"prefill_chunk_size": 5}, {"max_new_tokens": 300}], ids=str
+)
+def test_the_same_ids(model: PreTrainedModel, options: dict[str, Any]) -> None:
+    ids = rows()
+    cache = GrowingCache(model.config)
+    assert generate(model, ids, cache, **options).equal(generate(model, ids, None, **options))
+
+
+@pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 4}, {"assistant": True}], ids=str)
+def test_guesses_that_are_taken_back(options: dict[str, Any]) -> None:
+    model = ours().eval()
+    if options.pop("assistant", False):
+        options["assistant_model"] = ours().eval()
+    ids = rows(1)
+    assert generate(model, ids, GrowingCache(model.config), **options).equal(generate(model, ids, None))
+
+
+@torch.no_grad()
+def test_every_operation_on_a_layer() -> None:
+    """Against `DynamicCache`, after each step: growing, taking back, choosing rows, repeating them, starting anew."""
+    config = ChatGPTConfig(**SIZES)
+    cache, reference = GrowingCache(config), DynamicCache(config=config)
+    assert type(cache.layers[0]) is GrowingLayer
+
+    def both(operation: Callable[[DynamicCache], Any]) -> None:
+        operation(cache)
+        operation(reference)
+        for layer, expected in zip(cache.layers, reference.layers, strict=True):
+            if expected.is_initialized:
+                torch.testing.assert_close(layer.keys, expected.keys, rtol=0, atol=0)
+                torch.testing.assert_close(layer.values, expected.values, rtol=0, atol=0)
+        assert cache.get_seq_length() == reference.get_seq_length()
+
+    def grow(batch: int, length: int) -> None:
+        for index in range(2):
+            keys, values = torch.randn(2, batch, 4, length, 8)
+            both(lambda target, k=keys, v=values, i=index: target.update(k, v, i))
+
+    for length in (300, 1, 1, 400, 1):
+        grow(2, length)
+    both(lambda target: target.crop(-5))
+    grow(2, 3)
+    both(lambda target: target.batch_repeat_interleave(2))
+    grow(4, 1)
+    both(lambda target: target.reorder_cache(torch.tensor([3, 0, 1, 1])))
+    grow(4, 2)
+    both(lambda target: target.batch_select_indices(torch.tensor([0, 2])))
+    grow(2, 1)
+    # A slice that is a view of the first rows must not be taken for the buffer.
+    both(lambda target: target.batch_select_indices(slice(0, 1)))
+    grow(1, 1)
+    both(lambda target: target.reset())
+    grow(3, 2)
+
+
+def test_nothing_is_copied_while_there_is_room() -> None:
+    layer = GrowingLayer()
+    keys, values = torch.randn(2, 1, 4, 10, 8)
+    layer.update(keys, values)
+    place = layer.keys.data_ptr()
+    for _ in range(200):
+        layer.update(keys[:, :, :1], values[:, :, :1])
+    assert layer.keys.data_ptr() == place
+    assert layer.get_seq_length() == 210
+
+
+def test_a_prefix_is_computed_once(model: PreTrainedModel) -> None:
+    first = rows(1, 30)
+    second = torch.cat((first[:, :20], rows(1, 10)), dim=-1)
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 6}
+    prefix = PrefixCache(model)
+    for ids in (first, second, second, torch.flip(first, (1,))):
+        mask = torch.ones_like(ids)
+        expected = model.generate(ids, attention_mask=mask, **options)
+        assert prefix.generate(ids, attention_mask=mask, **options).equal(expected)
+    # Each call sees its prompt and all new tokens but the last, 35; the second has 20 in common with the first, the third all but
+    # the last of its prompt with the second.
+    assert prefix.processed_tokens == 4 * 35 - 20 - 29

@@ -1,0 +1,149 @@
+"""Packed linear layers compute what the layers in whose place they stand compute."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_for_generation, quantize_model, use_cpu_kernels
+from chatgpt_hf.configuration_chatgpt import GPT2_ARCHITECTURE
+from chatgpt_hf.errors import ConfigError
+from chatgpt_hf.inference.kernels import (
+    FloatLinear,
+    Int4WeightLinear,
+    Int8DynamicLinear,
+    Int8WeightLinear,
+    PackedLinear,
+)
+
+# A vocabulary that no block of a kernel divides.
+SIZES = {"vocab_size": 101, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+ARCHITECTURES = {"modern": {}, "gpt2": GPT2_ARCHITECTURE}
+needs_bfloat16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU does not multiply bfloat16"
+)
+
+
+def make(variant: str = "modern", dtype: torch.dtype = torch.float32) -> ChatGPTForCausalLM:
+    torch.manual_seed(3)
+    config = ChatGPTConfig(**SIZES, **ARCHITECTURES[variant], initializer_range=0.2)
+    model = ChatGPTForCausalLM(config).to(dtype).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@torch.no_grad()
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Of two tensors, relative to the second."""
+    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 70])
+@pytest.mark.parametrize("variant", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("dtype", "error"),
+    [(torch.float32, 1e-5), pytest.param(torch.bfloat16, 1e-2, marks=needs_bfloat16)],
+    ids=str,
+)
+@torch.no_grad()
+def test_floats(variant: str, dtype: torch.dtype, error: float, rows: int) -> None:
+    ids = torch.randint(101, (1, rows))
+    expected = make(variant, dtype)(ids).logits
+    model = use_cpu_kernels(make(variant, dtype))
+    assert isinstance(model.lm_head, FloatLinear)
+    assert not [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    found = model(ids).logits
+    assert found.dtype == dtype
+    assert distance(found, expected) < error
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 70])
+@pytest.mark.parametrize("variant", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("quantization", "layer", "error"),
+    [
+        # torchao's reference rounds activations to 255 levels around zero, the kernel to 256 between the least and the greatest.
+        ("int8", Int8DynamicLinear, 6e-2),
+        pytest.param("int8-weight-only", Int8WeightLinear, 2e-2, marks=needs_bfloat16),
+        pytest.param("int4", Int4WeightLinear, 2e-2, marks=needs_bfloat16),
+    ],
+)
+@torch.no_grad()
+def test_quantized_weights(
+    variant: str, quantization: str, layer: type[PackedLinear], error: float, rows: int
+) -> None:
+    ids = torch.randint(101, (1, rows))
+    reference = quantize_model(make(variant), quantization)
+    expected = reference(ids).logits
+    model = use_cpu_kernels(quantize_model(make(variant), quantization))
+    assert isinstance(model.lm_head, layer)
+    assert isinstance(model.model.layers[1].mlp.down_proj, layer)
+    found = model(ids).logits
+    assert distance(found, expected) < error
+    # What the kernel adds is little beside what the quantization cost.
+    assert distance(found, make(variant)(ids).logits) < 1.5 * distance(expected, make(variant)(ids).logits) + 1e-2
+
+
+@torch.no_grad()
+def test_a_row_with_large_values_takes_nothing_from_the_others() -> None:
+    linear = quantize_model(make(), "int8").model.layers[0].mlp.up_proj
+    packed = Int8DynamicLinear(linear)
+    quiet, loud = torch.randn(1, 64), 1000 * torch.randn(1, 64)
+    both = packed(torch.cat((quiet, loud, torch.zeros(1, 64))))
+    assert distance(both[:1], packed(quiet)) < 2e-2
+    assert not both[2].any()
+
+
+def test_greedy_ids_are_the_same() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        plain, fast = make("gpt2", dtype), use_cpu_kernels(make("gpt2", dtype))
+        ids = torch.randint(101, (4, 9))
+        options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        mask = torch.ones_like(ids)
+        found = fast.generate(ids, attention_mask=mask, **options)
+        # In bfloat16 the two best of random weights are often the same number.
+        if dtype == torch.float32:
+            assert found.equal(plain.generate(ids, attention_mask=mask, **options))
+
+
+def test_a_foreign_model() -> None:
+    torch.manual_seed(0)
+    sizes = {"intermediate_size": 64, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, **sizes, initializer_range=0.2)).eval()
+    ids = torch.randint(101, (1, 9))
+    with torch.no_grad():
+        expected = model(ids).logits
+        assert distance(use_cpu_kernels(model)(ids).logits, expected) < 1e-5
+
+
+def test_what_a_prepared_model_cannot_do(tmp_path: Path) -> None:
+    model = use_cpu_kernels(make())
+    with pytest.raises(ConfigError, match="cannot be saved"):
+        model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match="cannot be moved or cast"):
+        model.to(torch.float64)
+    assert model.to("cpu") is model
+    torch.testing.assert_close(model.lm_head.weight, make().lm_head.weight.detach(), rtol=0, atol=0)
+
+
+def test_layers_with_hooks_and_adapters_stay() -> None:
+    model = make()
+    model.lm_head.register_forward_hook(lambda *_: None)
+
+    class Adapted(nn.Linear):
+        pass
+
+    model.model.layers[0].mlp.up_proj = Adapted(64, 256)
+    use_cpu_kernels(model)
+    assert type(model.lm_head) is nn.Linear
+    assert type(model.model.layers[0].mlp.up_proj) is Adapted
+
+
+def test_commands_load_by_it(chat_folder: Path) -> None:
+    model = load_for_generation(chat_folder)
+    assert isinstance(model.lm_head, FloatLinear)
+    assert isinstance(load_for_generation(chat_folder, "int8").lm_head, Int8DynamicLinear)
