@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_for_generation, quantize_model, use_cpu_kernels
 from chatgpt_hf.configuration_chatgpt import GPT2_ARCHITECTURE
 from chatgpt_hf.errors import ConfigError
+from chatgpt_hf.inference import kernels
 from chatgpt_hf.inference.kernels import (
     FloatLinear,
     Int4WeightLinear,
@@ -18,9 +19,19 @@ from chatgpt_hf.inference.kernels import (
     PackedLinear,
 )
 
+# Beside which the layers of these models are small.
+SMALLEST = kernels.SMALLEST
+
 # A vocabulary that no block of a kernel divides.
 SIZES = {"vocab_size": 101, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ARCHITECTURES = {"modern": {}, "gpt2": GPT2_ARCHITECTURE}
+
+
+@pytest.fixture(autouse=True)
+def _pack_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "SMALLEST", 0)
+
+
 needs_bfloat16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU does not multiply bfloat16"
 )
@@ -143,7 +154,16 @@ def test_layers_with_hooks_and_adapters_stay() -> None:
     assert type(model.model.layers[0].mlp.up_proj) is Adapted
 
 
+def test_small_float_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "SMALLEST", SMALLEST)
+    wide = nn.ModuleDict({"small": nn.Linear(511, 511), "large": nn.Linear(512, 512)})
+    model = make()
+    model.extra = wide
+    use_cpu_kernels(model)
+    assert type(model.lm_head) is type(wide["small"]) is nn.Linear
+    assert isinstance(wide["large"], FloatLinear)
+
+
 def test_commands_load_by_it(chat_folder: Path) -> None:
-    model = load_for_generation(chat_folder)
-    assert isinstance(model.lm_head, FloatLinear)
+    assert isinstance(load_for_generation(chat_folder).lm_head, FloatLinear)
     assert isinstance(load_for_generation(chat_folder, "int8").lm_head, Int8DynamicLinear)

@@ -34,8 +34,10 @@ def text(folder: Path, said: list[str] | None = None, **options: Any) -> str:
 
 
 def steps(sentence: str) -> tuple[int, int]:
-    tokens, count = re.match(r"(\d+) tokens in (\d+) steps", sentence).groups()
-    return int(tokens), int(count)
+    found = re.match(r"(\d+) tokens in (\d+) steps: .* a step, (\d+) of (\d+) guesses were right", sentence)
+    tokens, count, right, guesses = map(int, found.groups())
+    assert 0 <= right == tokens - count <= guesses
+    return tokens, count
 
 
 def test_the_text_is_the_same(chat_folder: Path, assistant: Path) -> None:

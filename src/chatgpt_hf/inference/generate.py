@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from ..checkpoints import check_tokenizer_fits
 from ..errors import ConfigError
 from ..tokenization_chatgpt import encode_documents, load_tokenizer
+from .compiling import StaticPrefix, compile_config, missing_compiler
+from .kernels import use_cpu_kernels
 from .loading import load_for_generation
 from .parameters import generation_config_with, restrictions, sampling
 from .speculation import make_speculation
@@ -25,6 +27,7 @@ def stream_text(
     watermark: bool = False,
     speculate: str | None = None,
     quantize: str | None = None,
+    compile: bool = False,
     report: Callable[[str], object] = lambda sentence: None,
     **parameters: Any,
 ) -> Iterator[str]:
@@ -34,6 +37,7 @@ def stream_text(
         bad_words, watermark: As `restrictions` takes them.
         speculate: As `make_speculation` takes it.
         quantize: As `load_for_generation` takes it.
+        compile: Compile the steps, which takes a minute; without a compiler they are not, and `report` is told.
         report: Told at the end how many tokens a step made, if anything guessed.
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
@@ -41,7 +45,12 @@ def stream_text(
         ConfigError: When the prompt is longer than the model's context, a bad word has no tokens, or what guesses has another
             tokenizer.
     """
-    model = load_for_generation(name_or_path, quantize)
+    if compile and speculate is not None:
+        raise ConfigError("--compile is for one token a step: leave --speculate out.")
+    model = load_for_generation(name_or_path, quantize, packed=not compile)
+    if compile and (missing := missing_compiler(model.device)):
+        report(f"Not compiled, for want of {missing}: the text is the same.")
+        compile, model = False, use_cpu_kernels(model)
     tokenizer = load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
     ids = encode_prompt(tokenizer, prompt)
@@ -62,17 +71,20 @@ def stream_text(
         **restrictions(tokenizer, bad_words, watermark),
         **parameters,
     )
+    prefix = None
+    if compile:
+        config.compile_config = compile_config()
+        prefix = StaticPrefix(model, limit or len(ids) + max_new_tokens)
     if seed is not None:
         set_seed(seed)
     yield prompt
     ending = Ending()
     with speculation.counting(model):
         yield from stream_tokens(
-            model.eval(), tokenizer, ids, config, ending=ending, assistant_model=speculation.assistant
+            model.eval(), tokenizer, ids, config, prefix, ending=ending, assistant_model=speculation.assistant
         )
     if speculate is not None and speculation.steps:
-        tokens = len(ending.answer_ids)
-        report(f"{tokens} tokens in {speculation.steps} steps: {tokens / speculation.steps:.2f} a step")
+        report(speculation.describe(len(ending.answer_ids)))
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

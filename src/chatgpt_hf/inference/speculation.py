@@ -23,24 +23,34 @@ class Speculation:
         generation: Fields of `GenerationConfig`.
         assistant: The smaller model that guesses; None for what follows the same tokens in the text so far.
         steps: Of the model, since `counting` began.
+        guesses: That it checked in them.
     """
 
     generation: dict[str, Any] = field(default_factory=dict)
     assistant: PreTrainedModel | None = None
     steps: int = 0
+    guesses: int = 0
 
     @contextmanager
     def counting(self, model: PreTrainedModel) -> Iterator[None]:
         """Counts the model's steps while the block runs."""
 
-        def count(*_: Any) -> None:
+        def count(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             self.steps += 1
+            # One logit for each guess, and one for the token after them.
+            self.guesses += kwargs.get("logits_to_keep", 1) - 1
 
-        handle = model.register_forward_hook(count)
+        handle = model.register_forward_hook(count, with_kwargs=True)
         try:
             yield
         finally:
             handle.remove()
+
+    def describe(self, tokens: int) -> str:
+        """What the guesses were worth for so many tokens: a step makes those that were right, and one more."""
+        right = tokens - self.steps
+        share = f", {right} of {self.guesses} guesses were right" if self.guesses else ""
+        return f"{tokens} tokens in {self.steps} steps: {tokens / self.steps:.2f} a step{share}"
 
 
 def make_speculation(speculate: str | None, tokenizer: PreTrainedTokenizerBase) -> Speculation:
