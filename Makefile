@@ -37,11 +37,8 @@ format: $(VENV)/.dev ## fix what ruff can fix, and format
 	@$(BIN)/ruff format .
 	@$(BIN)/python tests/ecosystem_table.py # the links of docs/ecosystem.md to the lines that the tests have now
 
-bench: $(VENV)/.dev ## run every script in benchmarks/, one after another
-	@set -e; for script in benchmarks/*.py; do \
-	  test -e "$$script" || { echo "There is no script in benchmarks/."; exit 1; }; \
-	  echo "== $$script"; $(BIN)/python "$$script"; \
-	done
+bench: $(VENV)/.dev ## run a short version of every benchmark and compare its ratios with benchmarks/ratios.json
+	@$(BIN)/python benchmarks/bench.py
 
 conformance: $(VENV)/.dev ## hold the model against transformers' own tests, and load it where this package is not
 	@OMP_NUM_THREADS=1 $(BIN)/python conformance/run.py --workers $(TEST_WORKERS)

@@ -99,10 +99,13 @@ def main() -> None:
     print(f"{args.size}, {len(requests)} prompts, {tokens} tokens of answers, {args.threads} thread(s)\n")
     print(f"padded batches of {args.batch}   {speed['padded']:8.0f} tokens/s")
     print(f"continuous batching    {speed['continuous']:8.0f} tokens/s")
-    print(f"continuous/padded      {speed['continuous'] / speed['padded']:8.2f}")
+    ratio = speed["continuous"] / speed["padded"]
+    print(f"continuous/padded      {ratio:8.2f}")
     print(f"equal answers          {same:8d} of {len(requests)}")
     if args.json:
-        args.json.write_text(json.dumps({"seconds": seconds, "tokens": tokens, "same": same}, indent=2) + "\n")
+        ratios = {"continuous/padded tokens per second": ratio, "equal answers": same / len(requests)}
+        figures = {"seconds": seconds, "tokens": tokens, "same": same, "ratios": ratios}
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

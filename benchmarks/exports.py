@@ -257,7 +257,13 @@ def main() -> None:
             f"| {row['tokens_per_second'] / first:.2f} |"
         )
     if args.json:
-        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        ratios = {}
+        for name, row in results.items():
+            if name != "float32":
+                ratios[f"{name}/float32 tokens per second"] = row["tokens_per_second"] / first
+                ratios[f"{name}: same answers"] = row["same_answers"] / len(prompts)
+        figures = {"results": results, "ratios": ratios}
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,19 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from chatgpt_hf.data.builtin import load_builtin
 
 BLOCK_SIZE = 256
 CLI = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()"]
 
 
-def train(tokenizer: Path, depth: int, rows: int, steps: int, learning_rate: float, seed: int) -> dict[str, Any]:
+def train(
+    tokenizer: Path, depth: int, rows: int, steps: int, learning_rate: float, *, seed: int, options: Sequence[str]
+) -> dict[str, Any]:
     """One run; its held-out bits per byte, and the CPU seconds of the whole process."""
     fields: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -47,10 +52,10 @@ def train(tokenizer: Path, depth: int, rows: int, steps: int, learning_rate: flo
         "seed": seed,
     }
     with tempfile.TemporaryDirectory() as folder:
-        options = [str(part) for name, value in fields.items() for part in (f"--{name}", value)]
+        words = [str(part) for name, value in fields.items() for part in (f"--{name}", value)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run = subprocess.run(
-            [*CLI, "pretrain", *options, "--output_dir", f"{folder}/run"], capture_output=True, text=True
+            [*CLI, "pretrain", *words, *options, "--output_dir", f"{folder}/run"], capture_output=True, text=True
         )
         if run.returncode != 0:
             raise SystemExit(f"The run failed:\n{run.stderr}")
@@ -66,11 +71,19 @@ def train(tokenizer: Path, depth: int, rows: int, steps: int, learning_rate: flo
     }
 
 
+def kept(small: list[dict[str, Any]], large: list[dict[str, Any]]) -> float:
+    """What a rule keeps: the best loss of the larger runs over the one at the learning rate that the smaller ones chose; 1 is all."""
+    losses = [result["bits_per_byte"] for result in large]
+    chosen = min(range(len(small)), key=lambda index: small[index]["bits_per_byte"])
+    return min(losses) / losses[chosen]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", choices=("width", "batch", "both"), default="both")
     parser.add_argument("--steps", type=int, help="of 2,048 tokens (100 in the width sweep, 300 in the batch sweep)")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.005, 0.01, 0.02], help="at 2,048 tokens a step")
+    parser.add_argument("--held_out", type=int, help="documents to compare on (default: all that are held out)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     args = parser.parse_args()
@@ -83,21 +96,33 @@ def main() -> None:
         runs += [(2, 8, args.steps or 300, rate) for rate in args.rates]
         runs += [(2, 32, (args.steps or 300) // 4, 2 * rate) for rate in args.rates]
     print(f"{'depth':>5}{'tokens/step':>13}{'steps':>7}{'rate':>7}{'bits/byte':>11}{'CPU s':>8}")
-    results = []
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder, "tokenizer")
         options = ["--corpus", "builtin:python-docs", "--vocab_size", "4096", "--output_dir", str(tokenizer)]
         subprocess.run([*CLI, "tokenizer", "train", *options], check=True, capture_output=True)
+        options = []
+        if args.held_out:
+            held_out = Path(folder, "held-out.jsonl")
+            texts = load_builtin("builtin:python-docs")["test"]["text"][: args.held_out]
+            held_out.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+            options = ["--eval_corpus", str(held_out)]
         for run in runs:
-            result = train(tokenizer, *run, seed=args.seed)
+            result = train(tokenizer, *run, seed=args.seed, options=options)
             results.append(result)
             print(
                 f"{result['depth']:>5}{result['tokens_per_step']:>13,}{result['steps']:>7}{result['learning_rate']:>7}"
                 f"{result['bits_per_byte']:>11.4f}{result['cpu_seconds']:>8.0f}",
                 flush=True,
             )
+            ratios, count = {}, len(args.rates)
+            # Sweeps are made of the smaller runs and the larger ones, each at all rates.
+            for start in range(0, len(results) - 2 * count + 1, 2 * count):
+                small, large = results[start : start + count], results[start + count : start + 2 * count]
+                sweep = "width" if small[0]["depth"] != large[0]["depth"] else "batch"
+                ratios[f"{sweep}: best loss over the one at the rate that the rule gives"] = kept(small, large)
             if args.json:
-                args.json.write_text(json.dumps(results, indent=2) + "\n")
+                args.json.write_text(json.dumps({"results": results, "ratios": ratios}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import skip
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -390,7 +391,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
     parser.add_argument("--arms", nargs="+", help="run only arms whose name contains one of these; the first always")
     parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--max_steps", type=int, help="of every arm, in place of its own")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the figures and their ratios to this file"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -398,11 +403,13 @@ def main() -> None:
         print(json.dumps(measure(Arm(**task.pop("arm")), **task)))
         return
     if not args.data.is_dir():
-        raise SystemExit(f"There is no folder {args.data}: name with --data one that holds tinyshakespeare.txt.")
+        skip(f"There is no folder {args.data}: name with --data one that holds tinyshakespeare.txt.")
     suite = SUITES[args.suite](args.data)
     arms = suite.arms
     if args.arms:
         arms = [arm for arm in arms if arm is arms[0] or any(word in arm.name for word in args.arms)]
+    if args.max_steps:
+        arms = [change(arm, arm.name, max_steps=args.max_steps) for arm in arms]
     args.out.mkdir(parents=True, exist_ok=True)
     cores: queue.Queue[int] = queue.Queue()
     for core in sorted(os.sched_getaffinity(0))[: args.jobs]:
@@ -426,6 +433,11 @@ def main() -> None:
     if args.points:
         plot(results, args.out / f"pretrain_quality-{args.suite}.png")
     show(suite, results)
+    if args.json:
+        losses = {name: statistics.mean(run["nats_per_character"] for run in runs) for name, runs in results.items()}
+        first = losses.pop(suite.reference)
+        ratios = {f"{suite.reference}/{name} nats per character": first / loss for name, loss in losses.items()}
+        args.json.write_text(json.dumps({"results": results, "ratios": ratios}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

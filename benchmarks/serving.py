@@ -7,6 +7,7 @@ compared with the reply to the same request made alone, and the server's memory 
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=16, help="requests at a time")
     parser.add_argument("--max_tokens", type=int, default=100, help="of the longest answer; they go from 1 to this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     args = parser.parse_args()
     table = Table(title=f"{args.requests} requests, {args.clients} at a time")
     for title in (
@@ -161,6 +163,10 @@ def main() -> None:
     Console(width=140).print(table)
     ratio = results["continuous batching"]["together"] / results["one by one"]["together"]
     print(f"Continuous batching gives {ratio:.2f} times the tokens a second under this load.")
+    if args.json:
+        ratios = {"continuous batching/one by one tokens per second": ratio}
+        ratios |= {f"{name}: replies as alone": figures["same"] / args.requests for name, figures in results.items()}
+        args.json.write_text(json.dumps({"results": results, "ratios": ratios}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

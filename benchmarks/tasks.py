@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import skip
 from rich.console import Console
 from rich.table import Table
 
@@ -118,23 +119,30 @@ def corpus_options(sources: list[str | dict[str, str]], data: Path, out: Path) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Further options go to every task's `chatgpt-hf finetune`.",
+    )
     default = Path(os.environ.get("CHATGPT_HF_DATA", ROOT.parent / "shared" / "data"))
     parser.add_argument(
         "--data", type=Path, default=default, help="folder with classification/, corpus/, ner/, qa/ ..."
     )
     parser.add_argument("--tasks", nargs="+", choices=list(RUNS), default=list(RUNS), help="only these")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; set OMP_NUM_THREADS=1 with several")
+    parser.add_argument("--max_steps", help="of every run, base models too, in place of its own")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "tasks", help="folder of the runs")
-    args = parser.parse_args()
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    args, further = parser.parse_known_args()
     if not args.data.is_dir():
-        raise SystemExit(f"There is no folder {args.data}: name one with --data.")
+        skip(f"There is no folder {args.data}: name one with --data.")
     args.out.mkdir(parents=True, exist_ok=True)
+    shorter = ["--max_steps", args.max_steps] if args.max_steps else []
 
     def make_base(base: str) -> dict[str, Any]:
         recipe, sources = BASES[base]
         corpus = corpus_options(sources, args.data, args.out) if sources else []
-        return run(base, ["pretrain", recipe, *corpus], args.out / base)
+        return run(base, ["pretrain", recipe, *corpus, *shorter], args.out / base)
 
     def make_task(name: str) -> dict[str, Any]:
         task = RUNS[name]
@@ -142,7 +150,7 @@ def main() -> None:
         folder = args.out / name.replace(", ", "-").replace(" ", "-")
         data = ["--data_dir", str(args.data / task.folder)] if task.folder else []
         base = ["--model_name_or_path", str(args.out / task.base)]
-        return run(name, ["finetune", task.recipe or name, *data, *base, *task.options], folder)
+        return run(name, ["finetune", task.recipe or name, *data, *base, *task.options, *shorter, *further], folder)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         # In this order, so that no task that waits for its base keeps that base from a place.
@@ -157,12 +165,16 @@ def main() -> None:
         table = Table(title="Tasks from small base models")
         for title in ("recipe", "rows", "figure", "model", "beside it", "seconds"):
             table.add_column(title, justify="left" if title in ("recipe", "figure", "beside it") else "right")
-        for name, results in zip(args.tasks, made, strict=True):
+        finished = dict(zip(args.tasks, made, strict=True))
+        ratios: dict[str, float] = {}
+        for name, results in finished.items():
             for figure in RUNS[name].figures:
                 short = figure.removeprefix("held_out_")
-                beside = [
-                    f"{key.split(':')[0]} {value:.3f}" for key, value in results.items() if key.endswith(f": {short}")
-                ]
+                others = {key.split(":")[0]: value for key, value in results.items() if key.endswith(f": {short}")}
+                ratios |= {
+                    f"{name}, model/{other} {short}": results[figure] / value for other, value in others.items()
+                }
+                beside = [f"{other} {value:.3f}" for other, value in others.items()]
                 table.add_row(
                     name,
                     f"{results['train_rows']}, {results['held_out_rows']}",
@@ -172,6 +184,8 @@ def main() -> None:
                     f"{results['seconds']:.0f}",
                 )
     Console(width=170).print(table)
+    if args.json:
+        args.json.write_text(json.dumps({"results": finished, "ratios": ratios}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -276,9 +276,13 @@ def measure(arms: list[str], args: argparse.Namespace) -> dict[str, dict[str, An
     return results
 
 
-def ratios(results: dict[str, dict[str, Any]], arm: str, other: str, clock: str) -> str:
-    """Median and quartiles of the ratios of each round."""
-    each = [mine / theirs for mine, theirs in zip(results[arm][clock], results[other][clock], strict=True)]
+def ratios(results: dict[str, dict[str, Any]], arm: str, other: str, clock: str) -> list[float]:
+    """The ratio of the step times of each round."""
+    return [mine / theirs for mine, theirs in zip(results[arm][clock], results[other][clock], strict=True)]
+
+
+def spread(each: list[float]) -> str:
+    """Median and quartiles."""
     low, middle, high = statistics.quantiles(each, n=4) if len(each) > 1 else each * 3
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
@@ -347,13 +351,17 @@ def main() -> None:
     pairs += [pair for pair in PAIRS if set(pair) <= set(arms)]
     print(f"\n{'step time, median of the rounds (quartiles)':<61}{'CPU':>23}{'wall':>25}")
     for arm, other in pairs:
-        print(
-            f"{arm:<29} / {other:<29}{ratios(results, arm, other, 'cpu'):>23}{ratios(results, arm, other, 'wall'):>25}"
-        )
+        cpu, wall = (spread(ratios(results, arm, other, clock)) for clock in ("cpu", "wall"))
+        print(f"{arm:<29} / {other:<29}{cpu:>23}{wall:>25}")
     if args.json:
         settings = {name: str(value) for name, value in vars(args).items()} | machine
         settings |= {"torch": torch.__version__, "transformers": transformers.__version__}
-        args.json.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
+        faster = {
+            f"{arm} over {other}: steps per CPU second": 1 / statistics.median(ratios(results, arm, other, "cpu"))
+            for arm, other in pairs
+        }
+        figures = {"settings": settings, "results": results, "ratios": faster}
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

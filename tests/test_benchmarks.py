@@ -1,10 +1,13 @@
-"""The scripts in benchmarks/ start, and the speed benchmark measures what it says, in its smallest run."""
+"""The scripts in benchmarks/ start, the speed benchmark measures what it says, and the runner compares, in their smallest runs."""
 
+import importlib
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -45,3 +48,78 @@ def test_the_smallest_comparison(tmp_path: Path) -> None:
         assert 0 < result["share_of_peak"] < 1
     assert "ours/eager/float32            / ours-loop/eager/float32" in shown
     assert figures["settings"]["threads"] == "1"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The runner, with a file of ratios of its own."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = importlib.import_module("bench")
+    monkeypatch.setattr(module, "RATIOS", tmp_path / "ratios.json")
+    return module
+
+
+def test_a_ratio_fails_only_below_its_tolerance(bench: ModuleType) -> None:
+    stored = {name: bench.Stored(2.0, 0.1, "2026-01-01", "a machine") for name in ("a", "b", "c", "d", "e")}
+    rows = bench.compare(stored, {"a": 1.81, "b": 1.79, "c": 2.21, "d": math.nan, "f": 5.0})
+    assert [(row.name, row.verdict.split(":")[0], row.failed) for row in rows] == [
+        ("a", "holds", False),
+        ("b", "FAILED", True),
+        ("c", "better", False),
+        ("d", "FAILED", True),
+        ("e", "FAILED", True),  # not measured
+        ("f", "new", False),
+    ]
+
+
+def test_new_figures_keep_tolerances_and_drop_what_is_gone(bench: ModuleType) -> None:
+    stored = {name: bench.Stored(2.0, 0.1, "2026-01-01", "a machine") for name in ("a", "gone")}
+    renewed = bench.renew(stored, {"a": 3.0, "b": 4.0}, "another")
+    assert {name: (entry.ratio, entry.tolerance, entry.machine) for name, entry in renewed.items()} == {
+        "a": (3.0, 0.1, "another"),
+        "b": (4.0, bench.TOLERANCE, "another"),
+    }
+
+
+def test_every_script_is_in_the_list_and_has_stored_ratios(bench: ModuleType) -> None:
+    assert sorted(f"{name}.py" for name in bench.SHORT) == [script for script in SCRIPTS if script != "bench.py"]
+    stored = json.loads((FOLDER / "ratios.json").read_text(encoding="utf-8"))
+    assert {name.split(": ")[0] for name in stored} == set(bench.SHORT)
+    assert all(0 <= bench.Stored(**entry).tolerance < 1 for entry in stored.values())
+
+
+@pytest.mark.slow
+def test_the_runner_stores_and_compares_a_real_run(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(bench.SHORT, "batching", "--prompts 2 --rounds 1")
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "batching", "--update"])
+    bench.RATIOS.write_text("{}")
+    bench.main()
+    stored = json.loads(bench.RATIOS.read_text())
+    assert stored["batching: equal answers"]["ratio"] == 1
+    speed = stored["batching: continuous/padded tokens per second"]
+    assert speed["ratio"] > 0
+    assert "threads" in speed["machine"]
+
+    bench.RATIOS.write_text(json.dumps(stored | {"batching: equal answers": {**speed, "ratio": 2.0}}))
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "batching"])
+    with pytest.raises(SystemExit, match="1"):
+        bench.main()
+    output = capsys.readouterr()
+    assert "FAILED: below 1.600" in output.out
+    assert "batching.py --prompts 2 --rounds 1\n1 of 1: batching is done" in output.err
+
+
+def test_a_script_without_its_data_is_skipped_and_one_that_breaks_is_not(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CHATGPT_HF_DATA", str(tmp_path / "nowhere"))
+    for name in ("data_memory", "pretrain_quality"):
+        with pytest.raises(bench.Unmeasured, match="There is no folder") as raised:
+            bench.run(name)
+        assert raised.value.skipped
+    monkeypatch.setitem(bench.SHORT, "pretrain_quality", "--suite nowhere")
+    with pytest.raises(bench.Unmeasured, match="invalid choice: 'nowhere'") as raised:
+        bench.run("pretrain_quality")
+    assert not raised.value.skipped
