@@ -38,6 +38,10 @@ TOLERANCE = 0.2
 # stored ratios are a CPU's.
 SHORT = {
     "batching": "--size gpt2 --prompts 10 --batch 5 --rounds 1",
+    "decode": "--quick",
+    "gpu": "",
+    "quantized": "--rows 8 --prompts 2",
+    "speculation": "--prompts 3 --tokens 48 --rounds 2",
     "exports": "--only onnx openvino --questions 8 --tokens 32 --conversations 8",
     "loss_memory": "--rows 4096 --vocab 16384 --device cpu",
     "plan_accuracy": "--depths 2 --steps 10 --vocab_size 2048",
@@ -50,7 +54,7 @@ SHORT = {
 }
 # Their ratios are of losses, memory or CPU time, so two of them run at a time, the longest first; the clock's need the
 # machine alone.
-UNTIMED = {"data_memory", "lr_scaling", "pretrain_quality", "tasks"}
+UNTIMED = {"data_memory", "lr_scaling", "pretrain_quality", "quantized", "tasks"}
 
 
 @dataclass

@@ -52,8 +52,8 @@ Case = tuple[int, int, int]
 Answer = Callable[[list[list[int]], int], list[list[int]]]
 
 
-def write_weights(folder: Path, small: bool) -> None:
-    """The same weights for everybody: `ours`, `stock` in GPT-2's layout, and what the others read."""
+def write_weights(folder: Path, arms: list[str], small: bool) -> None:
+    """The same weights for everybody: `ours`, `stock` in GPT-2's layout, and what the other means read."""
     import torch
     from transformers import PreTrainedTokenizerFast
 
@@ -69,12 +69,13 @@ def write_weights(folder: Path, small: bool) -> None:
     model.save_pretrained(folder / "ours")
     tokenizer.save_pretrained(folder / "ours")
     convert_checkpoint(folder / "ours", folder / "stock", "gpt2")
-    if find_spec("torchao"):
-        from chatgpt_hf.quantization import QUANTIZATIONS, quantize_folder
+    for arm in arms:
+        if arm.startswith("ours int"):
+            from chatgpt_hf.quantization import quantize_folder
 
-        for name in QUANTIZATIONS:
+            name = arm.split()[1]
             quantize_folder(folder / "ours", folder / name, name)
-    if find_spec("ctranslate2"):
+    if any(arm.startswith("ctranslate2") for arm in arms):
         from ctranslate2.converters import TransformersConverter
         from tokenizers import Tokenizer
         from tokenizers.models import WordLevel
@@ -89,7 +90,7 @@ def write_weights(folder: Path, small: bool) -> None:
         names.save_pretrained(folder / "stock")
         for kind in ("float32", "int8"):
             TransformersConverter(str(folder / "stock")).convert(str(folder / f"ct2-{kind}"), quantization=kind)
-    if find_spec("llama_cpp"):
+    if any(arm.startswith("llama.cpp") for arm in arms):
         from chatgpt_hf.export.export import export_model
 
         for kind in ("f32", "q8_0"):
@@ -289,6 +290,47 @@ def report(results: dict[str, dict[str, Any]], cases: list[Case], rate: float, w
     return figures
 
 
+# What operations of PyTorch do, by their names; the time that none accounts for is Python's.
+KINDS = {
+    "matrix products": ("addmm", "::mm", "linear"),
+    "attention": ("scaled_dot_product",),
+    "copies, the cache's among them": ("copy_", "cat", "clone"),
+    "norms and activations": ("norm", "gelu", "tanh", "pow"),
+    "choosing the token": ("argmax", "isin", "softmax", "max"),
+}
+
+
+def profile(arm: str, folder: Path, cases: list[Case], threads: int, vocab: int) -> None:
+    """Prints where the milliseconds of a token go (of a prefill, where that is the case)."""
+    import torch
+
+    torch.set_num_threads(threads)
+    answer = load(arm, folder, threads)
+    names = [*KINDS, "other operations", "Python"]
+    table: dict[str, list[float]] = {name: [] for name in names}
+    for batch, length, tokens in cases:
+        prompts = torch.randint(8, vocab, (batch, length)).tolist()
+        answer(prompts, tokens)
+        begun = time.perf_counter()
+        answer(prompts, tokens)
+        wall = (time.perf_counter() - begun) * 1e3
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            answer(prompts, tokens)
+        spent = dict.fromkeys(names, 0.0)
+        for event in profiler.key_averages():
+            kind = next((name for name, parts in KINDS.items() if any(part in event.key for part in parts)), None)
+            spent[kind or "other operations"] += event.self_cpu_time_total / 1e3
+        # The profiler slows small operations down, so that they can come to more than the run took without it.
+        spent["Python"] = max(0.0, wall - sum(spent.values()))
+        for name in names:
+            table[name].append(spent[name] / tokens)
+    print(
+        f"\n{arm}: milliseconds a token\n\n| | {' | '.join(label(case) for case in cases)} |\n|{'---|' * (len(cases) + 1)}"
+    )
+    for name, values in table.items():
+        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in values)} |")
+
+
 def draw_plot(figures: dict[str, Any], names: list[str], file: Path) -> None:
     import matplotlib
 
@@ -317,6 +359,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}; two rounds of 24 tokens")
+    parser.add_argument("--profile", action="store_true", help="also print where a token's time goes")
     parser.add_argument("--tiny", action="store_true", help="a model of two narrow layers, to try the script")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the ratios, as a PNG")
@@ -334,7 +377,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work_folder:
         folder = Path(work_folder)
         print("Writing the weights", file=sys.stderr)
-        write_weights(folder, args.tiny)
+        write_weights(folder, arms, args.tiny)
         from transformers import AutoConfig
 
         import chatgpt_hf
@@ -346,6 +389,10 @@ def main() -> None:
         cache = 8e-6 * MOST * (PROMPT + tokens) * config.num_hidden_layers * config.hidden_size
         results = measure(arms, cases, folder, args.threads, rounds, min(config.vocab_size, 1000))
         rate = bandwidth(args.threads)
+        if args.profile:
+            for arm in ("ours float32", "ours int8"):
+                if arm in arms:
+                    profile(arm, folder, cases, args.threads, min(config.vocab_size, 1000))
     print(f"{args.threads} thread(s), {rate / 1e9:.1f} GB/s; tokens a second (times {REFERENCE})\n")
     figures = report(results, cases, rate, weights, cache)
     ratios = {

@@ -18,6 +18,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from serving import random_model
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -51,7 +52,7 @@ def megabytes(folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a trained model")
+    parser.add_argument("--model", help="folder of a trained model (default: the quickstart's shape, random weights)")
     parser.add_argument("--text", type=Path, help="a text that it did not learn from")
     parser.add_argument("--rows", type=int, default=40, help="of the text (default: %(default)s)")
     parser.add_argument("--prompts", type=int, default=20, help="default: %(default)s")
@@ -59,6 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
+    args.model = args.model or random_model(Path(tempfile.mkdtemp()))
     tokenizer = load_tokenizer(args.model)
     context = load_model(args.model).config.max_position_embeddings
     texts = [args.text.read_text("utf-8")] if args.text else load_builtin("builtin:python-docs")["test"]["text"]

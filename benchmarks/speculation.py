@@ -11,25 +11,27 @@ import argparse
 import json
 import os
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from serving import random_model
 from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from chatgpt_hf import GrowingCache, load_for_generation, load_tokenizer
+from chatgpt_hf import GrowingCache, load_builtin, load_for_generation, load_tokenizer
 from chatgpt_hf.inference.speculation import Speculation, make_speculation
 from chatgpt_hf.tokenization_chatgpt import encode_documents
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a trained model")
-    parser.add_argument("--assistant", required=True, help="folder of a smaller one with the same tokenizer")
-    parser.add_argument("--text", type=Path, required=True, help="prose that neither learned from")
+    parser.add_argument("--model", help="folder of a trained model (default: the quickstart's shape, random weights)")
+    parser.add_argument("--assistant", help="folder of a smaller one with the same tokenizer; without, lookup alone")
+    parser.add_argument("--text", type=Path, help="prose that neither learned from (default: builtin:python-docs)")
     parser.add_argument("--prompts", type=int, default=8, help="of each kind (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=96, help="of an answer (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
@@ -39,10 +41,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers_logging.set_verbosity_error()
+    args.model = args.model or random_model(Path(tempfile.mkdtemp()))
     tokenizer = load_tokenizer(args.model)
     model = load_for_generation(args.model, args.quantize)
     room = model.config.max_position_embeddings - args.tokens
-    paragraphs = [part for part in args.text.read_text("utf-8").split("\n\n") if len(part) > 300][: args.prompts]
+    text = (
+        args.text.read_text("utf-8") if args.text else "\n\n".join(load_builtin("builtin:python-docs")["test"]["text"])
+    )
+    paragraphs = [part for part in text.split("\n\n") if len(part) > 300][: args.prompts]
     texts = {
         "summarise": [f"{part}\n\nThe passage above, summarised: {part[:40]}" for part in paragraphs],
         "prose": [part[:200] for part in paragraphs],
@@ -50,8 +56,9 @@ def main() -> None:
     ways: dict[str, Speculation] = {
         "one token a step": Speculation(),
         "prompt lookup": make_speculation("auto", tokenizer),
-        "assistant": make_speculation(args.assistant, tokenizer),
     }
+    if args.assistant:
+        ways["assistant"] = make_speculation(args.assistant, tokenizer)
     results: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{model.num_parameters():,} parameters; {args.threads} thread(s)\n")
     print(

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
@@ -84,7 +85,8 @@ def test_new_figures_keep_tolerances_and_drop_what_is_gone(bench: ModuleType) ->
 def test_every_script_is_in_the_list_and_has_stored_ratios(bench: ModuleType) -> None:
     assert sorted(f"{name}.py" for name in bench.SHORT) == [script for script in SCRIPTS if script != "bench.py"]
     stored = json.loads((FOLDER / "ratios.json").read_text(encoding="utf-8"))
-    assert {name.split(": ")[0] for name in stored} == set(bench.SHORT)
+    # Of a GPU nothing is stored: the ratios are a CPU's.
+    assert {name.split(": ")[0] for name in stored} == set(bench.SHORT) - {"gpu"}
     assert all(0 <= bench.Stored(**entry).tolerance < 1 for entry in stored.values())
 
 
@@ -123,3 +125,41 @@ def test_a_script_without_its_data_is_skipped_and_one_that_breaks_is_not(
     with pytest.raises(bench.Unmeasured, match="invalid choice: 'nowhere'") as raised:
         bench.run("pretrain_quality")
     assert not raised.value.skipped
+
+
+@pytest.mark.slow
+def test_decoding_by_every_means(tmp_path: Path) -> None:
+    arms = ["plain float32", "ours float32", "ours int8", "ours int4"]
+    file, plot = tmp_path / "figures.json", tmp_path / "plot.png"
+    options = ("--tiny", "--tokens", 4, "--rounds", 1, "--json", file, "--plot", plot, "--profile", "--arms", *arms)
+    shown = run("decode.py", *options)
+    content = json.loads(file.read_text())
+    assert list(content["figures"]) == ["stock float32", *arms]
+    for arm, figures in content["figures"].items():
+        assert f"| {arm} |" in shown
+        assert 0 < figures["share_of_floor"] < 1
+        assert 0 < figures["peak_mb"] < figures["allowed_mb"]
+        if arm.endswith("float32"):
+            assert figures["same"] == [True] * 4
+    assert content["ratios"]["ours int8, batch 8"] > 0
+    assert "ours int8: milliseconds a token" in shown
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_on_a_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    arms = ["stock bfloat16", "ours bfloat16", "ours bfloat16 compiled"]
+    options = ("--device", "cpu", "--tiny", "--tokens", 4, "--rounds", 1, "--json", file, "--arms", *arms)
+    shown = run("gpu.py", *options)
+    content = json.loads(file.read_text())
+    assert list(content["figures"]) == arms
+    assert "| ours bfloat16 compiled |" in shown
+    assert all(ratio > 0 for ratio in content["ratios"].values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu(bench: ModuleType) -> None:
+    with pytest.raises(bench.Unmeasured, match="There is no GPU here") as raised:
+        bench.run("gpu")
+    assert raised.value.skipped
