@@ -1,5 +1,7 @@
 """Packed linear layers compute what the layers in whose place they stand compute."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -128,7 +130,42 @@ def test_a_foreign_model() -> None:
     ids = torch.randint(101, (1, 9))
     with torch.no_grad():
         expected = model(ids).logits
-        assert distance(use_cpu_kernels(model)(ids).logits, expected) < 1e-5
+        use_cpu_kernels(model)
+        counts = count_products(model)
+        assert distance(model(ids).logits, expected) < 1e-5
+    # Queries, keys and values; the output; gate and up; down.
+    assert counts == [2 * 4 + 1]
+
+
+def count_products(model: nn.Module) -> list[int]:
+    """One number that grows with every product of a packed layer."""
+    counts = [0]
+
+    def count(*_: object) -> None:
+        counts[0] += 1
+
+    for packed in {module for module in model.modules() if isinstance(module, PackedLinear)}:
+        packed.register_forward_hook(count)
+    return counts
+
+
+@torch.no_grad()
+def test_layers_of_one_input_share_a_product() -> None:
+    config = ChatGPTConfig(**SIZES, gated_mlp=True, num_key_value_heads=2, attention_bias=True, initializer_range=0.2)
+    torch.manual_seed(0)
+    plain = ChatGPTForCausalLM(config).eval()
+    fast = use_cpu_kernels(copy.deepcopy(plain))
+    counts = count_products(fast)
+    inputs = [torch.randint(101, (1, length)) for length in (1, 5, 5, 9)]
+    for ids in inputs:
+        assert distance(fast(ids).logits, plain(ids).logits) < 1e-5
+    assert counts == [len(inputs) * (2 * 4 + 1)]
+    # Nothing is held on to between calls.
+    assert all(layer.self_attn.q_proj._shared._last is None for layer in fast.model.layers)
+    expected = [plain(ids).logits for ids in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for found, wanted in zip(pool.map(lambda ids: fast(ids).logits, inputs * 10), expected * 10, strict=True):
+            assert distance(found, wanted) < 1e-5
 
 
 def test_what_a_prepared_model_cannot_do(tmp_path: Path) -> None:

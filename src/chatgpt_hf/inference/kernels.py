@@ -17,24 +17,29 @@ from ..errors import ConfigError
 # Weights from which on packing a float layer pays: a packed product begins 12 microseconds later than a plain one, which is
 # as long as one row takes a layer of 512 x 512.
 SMALLEST = 2**18
+# Layers that models of this and of other families give the same input.
+_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # Rows from which on int8 weights are unpacked to bfloat16 and multiplied as such: `_weight_int8pack_mm` costs 28 microseconds a
 # row at 3,072 x 768, the unpacked product 600 altogether.
 _UNPACK_FROM = 24
 
 
 class PackedLinear(nn.Module):
-    """A linear layer without gradients, whose weight only its own kernel can read.
+    """Linear layers of one input without gradients, whose weights only their own kernel can read.
 
-    Its forward takes (..., in_features) and gives (..., out_features) in the same dtype.
+    The forward takes (..., in_features) and gives (..., out_features) in the same dtype, the layers' outputs one after another.
+
+    Args:
+        linears: One, or several with the same input and the same kind of weight.
 
     Raises:
         ConfigError: When it is to be saved or moved.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.in_features, self.out_features = linears[0].in_features, sum(linear.out_features for linear in linears)
+        self.bias = None if linears[0].bias is None else _join([linear.bias.detach() for linear in linears])
 
     def _save_to_state_dict(self, *_: Any) -> None:
         raise ConfigError(
@@ -63,10 +68,12 @@ class PackedLinear(nn.Module):
 class FloatLinear(PackedLinear):
     """float32 or bfloat16 by oneDNN: the same product as `nn.Linear`, added up in another order."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
+    def __init__(self, *linears: nn.Linear) -> None:
+        super().__init__(*linears)
         # Blocked for any number of rows: for a given one, other numbers are up to twice as slow.
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(
+            _join([linear.weight.detach() for linear in linears]), None
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,15 +98,14 @@ class FloatLinear(PackedLinear):
 class Int8DynamicLinear(PackedLinear):
     """int8 weights by row, activations quantized to 8 bits on the way, both by FBGEMM or oneDNN in one kernel."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
-        weight: Any = linear.weight
-        scale, zero = weight.scale.flatten().double(), torch.zeros(self.out_features, dtype=torch.long)
+    def __init__(self, *linears: nn.Linear) -> None:
+        super().__init__(*linears)
+        scale, zero = _parts(linears, "scale").flatten().double(), torch.zeros(self.out_features, dtype=torch.long)
         with warnings.catch_warnings():
             # Such tensors will go from PyTorch (issue 184982), the kernel's plain form is `onednn.qlinear_pointwise`: by it,
             # with activations quantized in eager operations, a token of GPT-2's smallest takes 9.2 ms and not 7.5.
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
-            quantized = torch._make_per_channel_quantized_tensor(weight.qdata, scale, zero, 0)
+            quantized = torch._make_per_channel_quantized_tensor(_parts(linears, "qdata"), scale, zero, 0)
         self._packed = torch.ops.quantized.linear_prepack(quantized, None)
         # Without VNNI, sums of two products are kept in 16 bits, and full 8-bit activations overflow them.
         self._reduce_range = not torch.cpu._is_vnni_supported()
@@ -120,13 +126,12 @@ class Int8DynamicLinear(PackedLinear):
 class Int8WeightLinear(PackedLinear):
     """int8 weights by row, activations in bfloat16."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
-        weight: Any = linear.weight
+    def __init__(self, *linears: nn.Linear) -> None:
+        super().__init__(*linears)
         # A copy, since the kernel reads 16 bytes from addresses that 16 divides, and ends the process on a tensor that lies
         # elsewhere, as those of a safetensors file do.
-        self._weight = weight.qdata.clone(memory_format=torch.contiguous_format)
-        self._scale = weight.scale.flatten().bfloat16()
+        self._weight = _parts(linears, "qdata").clone(memory_format=torch.contiguous_format)
+        self._scale = _parts(linears, "scale").flatten().bfloat16()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.bfloat16().reshape(-1, self.in_features)
@@ -141,18 +146,18 @@ class Int8WeightLinear(PackedLinear):
 class Int4WeightLinear(PackedLinear):
     """int4 weights in groups, activations in bfloat16."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
-        weight: Any = linear.weight
+    def __init__(self, *linears: nn.Linear) -> None:
+        super().__init__(*linears)
+        weight: Any = linears[0].weight
         self._group_size = weight.block_size[1]
-        scale = weight.scale.bfloat16()
+        scale = _parts(linears, "scale").bfloat16()
         # The kernel computes (q - 8) * scale + zero, with q from 0 to 15.
-        zero = -weight.zero_point.to(scale.dtype) * scale
+        zero = -_parts(linears, "zero_point").to(scale.dtype) * scale
         scale_and_zero = torch.stack((scale, zero), dim=-1).transpose(0, 1)
         # It takes rows by 16; a vocabulary can have any number of them.
         missing = -self.out_features % 16
         self._scale_and_zero = nn.functional.pad(scale_and_zero, (0, 0, 0, missing)).contiguous()
-        levels = nn.functional.pad(weight.qdata.int() + 8, (0, 0, 0, missing))
+        levels = nn.functional.pad(_parts(linears, "qdata").int() + 8, (0, 0, 0, missing))
         self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -162,6 +167,49 @@ class Int4WeightLinear(PackedLinear):
         )[:, : self.out_features]
         product = product.reshape(*hidden_states.shape[:-1], self.out_features).to(hidden_states.dtype)
         return product if self.bias is None else product + self.bias
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Row after row; without a copy where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _parts(linears: tuple[nn.Linear, ...], name: str) -> torch.Tensor:
+    """A part of torchao's weights, of all layers."""
+    return _join([getattr(linear.weight, name) for linear in linears])
+
+
+class _Shared:
+    """One packed layer in the place of several with the same input, which is multiplied when the first of them is asked.
+
+    Whoever brings another input meanwhile, another thread for example, has it multiplied anew.
+    """
+
+    def __init__(self, packed: PackedLinear, sizes: list[int]) -> None:
+        self.packed, self.sizes = packed, sizes
+        # The input, what comes of it, and how many of that were not asked for yet.
+        self._last: tuple[torch.Tensor, tuple[torch.Tensor, ...], int] | None = None
+
+    def output(self, index: int, hidden_states: torch.Tensor) -> torch.Tensor:
+        last = self._last
+        if last is None or last[0] is not hidden_states:
+            last = hidden_states, self.packed(hidden_states).split(self.sizes, dim=-1), len(self.sizes)
+        _, outputs, left = last
+        self._last = (hidden_states, outputs, left - 1) if left > 1 else None
+        return outputs[index]
+
+
+class SharedLinear(nn.Module):
+    """One of the layers of a `_Shared`."""
+
+    def __init__(self, shared: _Shared, index: int) -> None:
+        super().__init__()
+        self.packed, self.index = shared.packed, index
+        self.in_features, self.out_features = shared.packed.in_features, shared.sizes[index]
+        self._shared = shared
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self._shared.output(self.index, hidden_states)
 
 
 def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
@@ -177,20 +225,35 @@ def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
     for parent in list(model.modules()):
+        for names in _SAME_INPUT:
+            linears = [child for name in names if (child := getattr(parent, name, None)) is not None]
+            if len(linears) == len(names) and (packed := _packed_class(*linears)) is not None:
+                shared = _Shared(packed(*linears), [linear.out_features for linear in linears])
+                for index, name in enumerate(names):
+                    setattr(parent, name, SharedLinear(shared, index))
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and not (child._forward_hooks or child._forward_pre_hooks):
-                packed = _packed_class(child.weight)
-                if packed is not None:
-                    setattr(parent, name, packed(child))
+            if (packed := _packed_class(child)) is not None:
+                setattr(parent, name, packed(child))
     return model
 
 
-def _packed_class(weight: Any) -> type[PackedLinear] | None:
-    """The layer for a weight, or None where this CPU has none that pays."""
+def _packed_class(*modules: nn.Module) -> type[PackedLinear] | None:
+    """The layer for plain linear layers of one kind, or None where they are not or this CPU has none that pays."""
+    linears = [module for module in modules if type(module) is nn.Linear]
+    if len(linears) < len(modules) or any(linear._forward_hooks or linear._forward_pre_hooks for linear in linears):
+        return None
+    kinds = {(type(linear.weight.data), linear.weight.dtype, linear.bias is None) for linear in linears}
+    if len({linear.in_features for linear in linears}) > 1 or len(kinds) > 1:
+        return None
+    return _class_for(linears[0].weight, sum(linear.weight.numel() for linear in linears))
+
+
+def _class_for(weight: Any, count: int) -> type[PackedLinear] | None:
+    """The layer for so many weights of a kind, or None."""
     has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     kind = type(weight.data).__name__
     if kind == "Tensor":
-        if weight.numel() < SMALLEST:
+        if count < SMALLEST:
             return None
         if weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bfloat16):
             return FloatLinear
