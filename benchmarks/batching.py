@@ -21,7 +21,7 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, use_cpu_kernels
 from chatgpt_hf.inference.continuous import cache_sizes
 from chatgpt_hf.inference.prompts import Prompt, answers
 
@@ -81,6 +81,8 @@ def main() -> None:
             initializer_range=0.1,
         )
     ).eval()
+    # As the command loads it.
+    use_cpu_kernels(model)
     requests = [
         ([random.randrange(4, vocab) for _ in range(random.randint(8, 400))], random.randint(8, 64))
         for _ in range(args.prompts)
