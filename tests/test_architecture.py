@@ -1,6 +1,7 @@
 """The floors of docs/architecture.md: a module imports nothing from a floor above its own."""
 
 import ast
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ FLOORS = [
     ("export/", "quantization"),
     ("conversion/convert",),
     ("card",),
+    ("footprint",),
     ("checkpoints",),
     ("tokenization_chatgpt",),
     ("pipelines",),
@@ -35,6 +37,7 @@ FLOORS = [
     ("configuration_chatgpt",),
     ("errors",),
 ]
+NAMES = [prefix for prefixes in FLOORS for prefix in prefixes]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent.name == "cli")
 
 
@@ -59,6 +62,18 @@ def imported_modules(path: Path) -> set[str]:
     return found
 
 
+def room(module: str) -> str:
+    """The line of docs/architecture.md that a module belongs to."""
+    return next(prefix for prefix in FLOORS[floor(module)] if module.startswith(prefix))
+
+
+def imports_between_floors() -> set[tuple[str, str]]:
+    """Who imports whom, by the lines of docs/architecture.md."""
+    own = {path: path.relative_to(PACKAGE).with_suffix("").as_posix() for path in MODULES}
+    pairs = {(room(own[path]), room(imported)) for path in MODULES for imported in imported_modules(path)}
+    return {(above, below) for above, below in pairs if above != below}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_imports_point_downwards(path: Path) -> None:
     own = path.relative_to(PACKAGE).with_suffix("").as_posix()
@@ -74,7 +89,19 @@ def test_the_floors_are_those_of_the_page() -> None:
         pytest.skip("docs/ is not beside an installed package")
     block = page.read_text(encoding="utf-8").split("```")[1]
     lines = [line.split()[0].removesuffix(".py") for line in block.strip().splitlines()]
-    assert lines == [prefix for prefixes in FLOORS for prefix in prefixes]
+    assert lines == NAMES
+
+
+def test_the_picture_is_of_these_imports() -> None:
+    script = PACKAGE.parents[1] / "docs" / "images" / "floors.py"
+    if not script.is_file():
+        pytest.skip("docs/ is not beside an installed package")
+    spec = spec_from_file_location("floors", script)
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(floors := module_from_spec(spec))
+    drawn = floors.picture(NAMES, imports_between_floors())
+    assert floors.FILE.read_text(encoding="utf-8") == drawn, "make format draws it again"
 
 
 def test_remote_code_files_stand_alone() -> None:
