@@ -12,7 +12,7 @@ LINE, LEFT, TOP = 20, 190, 140
 def picture(floors: Sequence[str], imports: Collection[tuple[str, str]]) -> str:
     """An SVG with a row and a column for each floor, the highest first, and a dot where the row's imports the column's."""
     size = LINE * len(floors)
-    width, height = LEFT + size + 20, TOP + size + 20
+    width, height = LEFT + size + 70, TOP + size + 20
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         "<title>The floors, and which imports which: all dots are right of the diagonal, so imports point downwards.</title>",
@@ -21,7 +21,7 @@ def picture(floors: Sequence[str], imports: Collection[tuple[str, str]]) -> str:
     for index, name in enumerate(floors):
         y, x = TOP + LINE * index, LEFT + LINE * index
         if index % 2 == 0:
-            parts.append(f'<rect x="10" y="{y}" width="{width - 20}" height="{LINE}" fill="#f1f3f9"/>')
+            parts.append(f'<rect x="10" y="{y}" width="{LEFT + size - 10}" height="{LINE}" fill="#f1f3f9"/>')
         parts.append(f'<text x="{LEFT - 10}" y="{y + 14}" text-anchor="end">{name}</text>')
         parts.append(f'<text transform="translate({x + 14} {TOP - 8}) rotate(-60)">{name}</text>')
         parts.append(f'<rect x="{x}" y="{y}" width="{LINE}" height="{LINE}" fill="#c5cae9"/>')
