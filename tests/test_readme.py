@@ -35,6 +35,7 @@ from chatgpt_hf.training.task_arguments import FinetuneArguments, TaskArguments,
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     "README.md",
+    "docs/index.md",
     "docs/data.md",
     "docs/tokenizer.md",
     "docs/pretraining.md",
@@ -58,7 +59,8 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 def commands(document: str) -> list[str]:
-    lines = [line for block in blocks(document, "bash") for line in block.splitlines()]
+    # Blocks in a list are indented.
+    lines = [line.strip() for block in blocks(document, "bash") for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith(("#", "pip "))]
 
 
