@@ -16,7 +16,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?= -n $(TEST_WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format bench conformance ecosystem clean
+.PHONY: help quickstart test lint format docs bench conformance ecosystem clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,10 +32,15 @@ lint: $(VENV)/.dev ## check style, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-format: $(VENV)/.dev ## fix what ruff can fix, and format
+format: $(VENV)/.dev ## fix what ruff can fix, format, and renew what is drawn from the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 	@$(BIN)/python tests/ecosystem_table.py # the links of docs/ecosystem.md to the lines that the tests have now
+	@$(BIN)/python docs/images/floors.py
+
+docs: $(VENV)/.dev ## build the documentation into site/; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html; to search in it too: $(BIN)/python -m http.server --directory site"
 
 bench: $(VENV)/.dev ## run a short version of every benchmark and compare its ratios with benchmarks/ratios.json
 	@$(BIN)/python benchmarks/bench.py

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from chatgpt_hf.card import check_card, hub_ids, make_card, write_card
 from chatgpt_hf.errors import CardError
+from chatgpt_hf.evaluation.record import Evaluation
+from chatgpt_hf.footprint import assumed_watts
 from chatgpt_hf.report import Report
 
 
@@ -48,7 +51,8 @@ def test_of_a_run(folder: Path) -> None:
         "pipeline_tag": "text-generation",
         "tags": ["chatgpt_hf"],
     }
-    for section in ("Use", "Data", "Training", "Figures", "Limits and risks", "Licence", "Citation"):
+    sections = ("Use", "What it is for", "Data", "Training", "Environmental cost", "Figures", "Bias")
+    for section in (*sections, "Limits and risks", "Licence", "Citation"):
         assert card.text.count(f"\n## {section}\n") == 1
     for words in (
         'pipeline("text-generation", model="me/mine")',
@@ -69,6 +73,7 @@ def test_of_a_folder_without_a_run(folder: Path) -> None:
     card = ModelCard(make_card(folder, "mine"))
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
     assert "None is named yet" in card.text
+    assert "Not known: there is no training run in this folder" in card.text
     for absent in ("## Data", "## Training", "## Figures", "None`"):
         assert absent not in card.text
 
@@ -110,6 +115,41 @@ def test_evaluations_come_with_their_commands(folder: Path) -> None:
     assert "```bash\nchatgpt-hf evaluate mine --corpus org/texts\n```" in card.text
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_type) == ("bits_per_byte", 2.25, "org/texts")
+
+
+def test_the_energy_is_time_times_power(folder: Path) -> None:
+    training = {"hardware": "A CPU, 4 cores, 4 threads", "assumed watts": 48.0}
+    reported(folder, results={"train_runtime": 900.0, "train_loss": 1.0}, training=training)
+    text = make_card(folder, "mine")
+    # 0.25 h of 48 W are 12 Wh; 480 g a kWh make 5.76 g of it.
+    assert "0.25 hours of training × 48 W = 0.012 kWh, or 5.8 g of CO₂ equivalents.\n\nThe power is assumed" in text
+    # Of a run that was gone on with, the clock knows the last part alone.
+    reported(folder, results={"train_runtime": 900.0}, training=training)
+    text = make_card(folder, "mine")
+    assert "48 W = at least 0.012 kWh" in text
+    assert "only the time of its last part is known" in text
+    for known in ({"train_runtime": 900.0}, {}):
+        reported(folder, results=known, training=training if not known else {})
+        assert "Not known: there is no training run" in make_card(folder, "mine")
+    assert assumed_watts(torch.device("cpu")) == 12 * torch.get_num_threads()
+    assert assumed_watts(torch.device("meta")) is None
+
+
+def test_the_bias_that_was_measured(cli: Callable[..., Any], folder: Path) -> None:
+    assert "Not measured. `chatgpt-hf evaluate me/mine --bias` does" in make_card(folder, "me/mine")
+    assert cli("evaluate", folder, "--bias").code == 0
+    card = ModelCard(make_card(folder, "mine"))
+    figures = Evaluation.load(folder / "evaluation" / "bias").figures()
+    for figure in figures.values():
+        assert f"| {figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}] |" in card.text
+    assert f"```bash\nchatgpt-hf evaluate {folder} --bias\n```" in card.text
+    assert "says nothing of other prejudices" in card.text
+    # In its own section, not among the figures of what the model can do.
+    assert "## Figures" not in card.text
+    assert card.data.eval_results is None
+    # A classifier's sentences have no probabilities.
+    reported(folder, task="text-classification")
+    assert "## Bias" not in make_card(folder, "mine")
 
 
 def test_metadata_lives_on_and_the_text_follows(folder: Path) -> None:

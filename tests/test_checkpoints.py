@@ -126,6 +126,19 @@ def test_a_config_that_does_not_belong_to_the_weights(folder: Path) -> None:
         load_model(folder)
 
 
+def test_code_of_a_folder_is_not_run(tmp_path: Path) -> None:
+    config = {
+        "model_type": "theirs",
+        "auto_map": {name: f"theirs.{name}" for name in ("AutoConfig", "AutoModelForCausalLM")},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    trace = tmp_path / "was-run"
+    (tmp_path / "theirs.py").write_text(f"open({str(trace)!r}, 'w')\nAutoConfig = AutoModelForCausalLM = object\n")
+    with pytest.raises(ConfigError, match="model_type 'theirs', and code that lies in a folder is not run"):
+        load_model(tmp_path)
+    assert not trace.exists()
+
+
 def test_a_config_that_is_no_json(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "chatgpt",')
     with pytest.raises(CheckpointError, match=r"config.json"):

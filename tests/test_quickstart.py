@@ -2,12 +2,18 @@
 
 import importlib
 import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import DatasetDict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
@@ -17,6 +23,7 @@ from chatgpt_hf.data.builtin import load_builtin
 from chatgpt_hf.quickstart import QUESTIONS, quickstart
 from chatgpt_hf.training import sft
 
+ROOT = Path(__file__).parents[1]
 PRETRAIN = [
     "--vocab_size",
     "400",
@@ -168,6 +175,64 @@ def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.Monkey
     assert steps == []
     assert (again, same) == (said, results)
     assert all(torch.equal(weights[name], weight) for name, weight in load_file(folder / "model.safetensors").items())
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None:
+    """Word for word, on what git has. Two things are smaller than a reader's.
+
+    The installation is not repeated, since it takes minutes and a network: the clone's .venv has the packages of the one that
+    runs the tests and the clone's own code, in the way that an editable install has it, and make's stamp. What stands for it
+    is that `make .venv/.dev`, the same rule with more packages, made the environment that the tests run in. And the clone's
+    recipes take a few steps.
+    """
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a checkout: there is no .git to clone")
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    first, second = re.findall(r"```bash\n(.*?)```", (clone / "README.md").read_text(), flags=re.DOTALL)[
+        0
+    ].splitlines()
+    assert (first, second) == ("make quickstart", ".venv/bin/chatgpt-hf chat runs/quickstart")
+
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(clone / ".venv")], check=True)
+    library = clone / ".venv" / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    (library / "clone.pth").write_text(f"{clone / 'src'}\n{sysconfig.get_path('purelib')}\n")
+    script = clone / ".venv" / "bin" / "chatgpt-hf"
+    script.write_text(f"#!{clone / '.venv' / 'bin' / 'python'}\nfrom chatgpt_hf.cli import main\nmain()\n")
+    script.chmod(0o755)
+    (clone / ".venv" / ".runtime").touch()
+    small = {"pretrain": (PRETRAIN, {}), "sft": (SFT, {"evaluate_base": False})}
+    for stage, (options, others) in small.items():
+        recipe = clone / "recipes" / f"{stage}-quickstart.yaml"
+        fields = {name[2:]: yaml.safe_load(value) for name, value in zip(options[::2], options[1::2], strict=True)}
+        fields |= {
+            "num_train_epochs": 1,
+            "eval_strategy": "no",
+            "lr_scheduler_type": "linear",
+            "lr_scheduler_kwargs": None,
+        }
+        recipe.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **fields, **others}))
+
+    # As a reader's shell has it: without what the make around this test passes on, nor another source of the package.
+    inherited = ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in inherited}
+    made = subprocess.run(first.split(), cwd=clone, capture_output=True, text=True, env=environment)
+    assert made.returncode == 0, made.stderr[-2000:]
+    assert [line[:5] for line in made.stdout.splitlines() if line.startswith("[")] == [
+        "[1/4]",
+        "[2/4]",
+        "[3/4]",
+        "[4/4]",
+    ]
+    chat = subprocess.run(
+        second.split(), cwd=clone, capture_output=True, text=True, env=environment, input="Who are you?\n/quit\n"
+    )
+    assert chat.returncode == 0, chat.stderr[-2000:]
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
+    # Nothing is left that git would see, but for the recipes made smaller above.
+    assert {line[3:].split("/")[0] for line in status.stdout.splitlines()} == {"recipes"}
 
 
 def test_somebody_elses_folder_is_left_alone(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -35,12 +35,19 @@ from chatgpt_hf.training.task_arguments import FinetuneArguments, TaskArguments,
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     "README.md",
+    "docs/index.md",
+    "docs/data.md",
+    "docs/tokenizer.md",
+    "docs/pretraining.md",
+    "docs/scaling.md",
+    "docs/fine-tuning.md",
     "docs/chat.md",
     "docs/tasks.md",
     "docs/evaluation.md",
     "docs/hub.md",
     "docs/conversion.md",
     "docs/export.md",
+    *sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs" / "how-to").glob("*.md")),
 ]
 TINY = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_steps", "2"]
 SMALL_RUN = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--save_steps", "2", "--eval_strategy", "no"]
@@ -52,7 +59,8 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 def commands(document: str) -> list[str]:
-    lines = [line for block in blocks(document, "bash") for line in block.splitlines()]
+    # Blocks in a list are indented.
+    lines = [line.strip() for block in blocks(document, "bash") for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith(("#", "pip "))]
 
 
@@ -78,9 +86,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = {"id2label": {0: "fine", 1: "toxic", 2: "insult"}, "num_labels": 3}
     ChatGPTForSequenceClassification.from_pretrained(chat_model, **labels).save_pretrained(folder / "my-classifier")
     load_tokenizer(str(chat_model)).save_pretrained(folder / "my-classifier")
-    GPT2LMHeadModel(GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2, n_positions=32)).save_pretrained(
-        folder / "my-gpt2"
-    )
+    tokenizer = load_tokenizer(str(chat_model))
+    gpt2 = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(gpt2).save_pretrained(folder / "my-gpt2")
+    tokenizer.save_pretrained(folder / "my-gpt2")
+    (folder / "my-recipe.yaml").write_text("corpus: my-texts/\noutput_dir: runs/my-recipe\nvocab_size: 300\n")
     make_foreign_checkpoints(folder)
     reviews = [f"{word} film {number},{label}" for number in range(20) for word, label in (("Good", 1), ("Bad", 0))]
     (folder / "my-reviews.csv").write_text("\n".join(["text,label", *reviews]) + "\n")
@@ -188,9 +198,9 @@ def test_every_command_runs(document: str, workplace: Path) -> None:
 
 
 def _smaller(words: list[str]) -> list[str]:
-    if words[1] == "pretrain":
+    if words[1] == "pretrain" and "--model_name_or_path" not in words:
         return TINY
-    return ["--vocab_size", "300"] if words[1] == "tokenizer" else []
+    return ["--vocab_size", "300"] if words[1:3] == ["tokenizer", "train"] else []
 
 
 EXAMPLES = [code for document in DOCUMENTS for code in blocks(document, "python")]

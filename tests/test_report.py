@@ -249,6 +249,7 @@ def test_facts_of_a_run(tmp_path: Path) -> None:
     assert facts["precision"] == "float32"
     assert torch.__version__ in facts["software"]
     assert f"{torch.get_num_threads()} threads" in facts["hardware"]
+    assert facts["assumed watts"] == 12 * torch.get_num_threads()
 
 
 def test_the_old_report_survives_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

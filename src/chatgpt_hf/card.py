@@ -16,6 +16,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 from . import __version__
 from .checkpoints import read_json, write_atomically
 from .errors import CardError
+from .footprint import KILOGRAMS_PER_KILOWATT_HOUR, WATTS_PER_CORE, estimate
 
 CARD_NAME = "README.md"
 REPORT_FILE = "report/report.json"
@@ -36,6 +37,8 @@ _KNOWN_METRICS = {
     "chrf": "chrF",
     "rougeL": "ROUGE-L",
 }
+# The task of an evaluation by `chatgpt-hf evaluate --bias`.
+_BIAS = "bias"
 # Pipelines by the end of a model class' name, and by what PEFT calls the task of an adapter.
 _TASKS = {
     "ForCausalLM": "text-generation",
@@ -124,6 +127,8 @@ def render_card(
     config = read_json(folder / CONFIG_NAME)
     title = name.rpartition("/")[2]
     evaluations = [] if step is not None else _evaluations(folder)
+    bias = next((found for found in evaluations if found["task"] == _BIAS), None)
+    evaluations = [found for found in evaluations if found is not bias]
     card = ModelCard.from_template(
         data,
         template_path=str(card_template()),
@@ -141,6 +146,10 @@ def render_card(
         figures=markdown_table(pairs("figure", facts.get("results") or {})),
         evaluations=markdown_table([row for evaluation in evaluations for row in _evaluation_rows(evaluation)]),
         commands="\n".join(evaluation["command"] for evaluation in evaluations),
+        bias=bias and {**bias, "figures": {name: _interval(figure) for name, figure in bias["figures"].items()}},
+        footprint=estimate(facts),
+        watts_per_core=WATTS_PER_CORE,
+        kilograms=KILOGRAMS_PER_KILOWATT_HOUR,
         command=facts.get("command"),
         recipe=(folder / "recipe.yaml").is_file() or "description" in facts,
         report="description" in facts,
@@ -266,7 +275,9 @@ def _eval_results(folder: Path, facts: Mapping[str, Any], task: str) -> list[Eva
         (task, data, "test", name, title, results.get(f"held_out_{name}")) for name, title in _KNOWN_METRICS.items()
     ]
     for evaluation in _evaluations(folder):
-        for name, figure in evaluation["figures"].items():
+        # The card explains what the probe of bias found; as bare numbers its figures would say little.
+        figures = {} if evaluation["task"] == _BIAS else evaluation["figures"]
+        for name, figure in figures.items():
             title = _KNOWN_METRICS.get(name, name)
             found.append((evaluation["task"], evaluation["data"], None, name, title, figure["value"]))
     return [
@@ -298,10 +309,14 @@ def _evaluation_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             "data": evaluation["data"],
             "rows": evaluation["examples"],
             "figure": name,
-            "value [95 % interval]": f"{figure['value']:.4g} [{figure['low']:.4g}, {figure['high']:.4g}]",
+            "value [95 % interval]": _interval(figure),
         }
         for name, figure in evaluation["figures"].items()
     ]
+
+
+def _interval(figure: Mapping[str, float]) -> str:
+    return f"{figure['value']:.4g} [{figure['low']:.4g}, {figure['high']:.4g}]"
 
 
 def _shape(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a finished model reaches on any data: text, its own task, code, and the field's benchmarks, each kept as an evaluation."""
+"""What a finished model reaches on any data, and what it is biased to: text, its own task, code, benchmarks, a probe of bias."""
 
 import re
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import yaml
 from .checkpoints import RECIPE_NAME, check_tokenizer_fits, load_for_inference
 from .data.corpus import load_corpus
 from .errors import ConfigError
+from .evaluation.bias import evaluate_bias
 from .evaluation.code import evaluate_code, read_problems
 from .evaluation.figures import Figure
 from .evaluation.harness import evaluate_benchmarks
@@ -137,6 +138,14 @@ def measure_benchmarks(
         evaluation.command = command
     results.save(_folder(name_or_path, out))
     return {name: evaluation.figures() for name, evaluation in results.evaluations.items()}
+
+
+def measure_bias(name_or_path: str, *, batch_size: int = 8, out: Path | None = None, command: str = "") -> Figures:
+    """Whether the model expects "he" or "she" of people of twenty professions; its card shows what was found."""
+    model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
+    check_tokenizer_fits(model, tokenizer)
+    evaluation = evaluate_bias(model, tokenizer, batch_size=batch_size)
+    return _kept({evaluation.task: evaluation}, name_or_path, out, command)
 
 
 def _task_arguments(name_or_path: str, overrides: dict[str, Any]) -> TaskArguments:

@@ -18,6 +18,7 @@ from transformers import TrainerState, TrainingArguments
 
 from .card import CARD_NAME, hub_ids, kept_metadata, markdown_table, pairs, render_card
 from .checkpoints import atomic_folder
+from .footprint import assumed_watts
 
 FOLDER_NAME = "report"
 # Lines of {"step", "prompt", "text"}, which a run in progress appends to.
@@ -159,6 +160,7 @@ def training_facts(
     kwargs = arguments.lr_scheduler_kwargs
     # Also what `accelerate launch` was told.
     precision = {"bf16": "bfloat16", "fp16": "float16"}.get(arguments.mixed_precision, "float32")
+    watts = assumed_watts(arguments.device)
     facts = {
         "steps": state.global_step,
         "tokens": tokens_per_step and state.global_step * tokens_per_step,
@@ -179,6 +181,8 @@ def training_facts(
         "compiled": bool(arguments.torch_compile),
         "processes": arguments.world_size,
         "hardware": hardware_name(arguments.device),
+        # Of all processes; the card estimates the run's energy with it.
+        "assumed watts": watts and watts * arguments.world_size,
         "software": f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
     }
     return {name: value for name, value in facts.items() if value is not None}

@@ -64,7 +64,8 @@ def test_pearson() -> None:
 @pytest.mark.parametrize("name", sorted(AGGREGATES))
 def test_many_sums_at_once(name: str) -> None:
     """(..., statistics) gives (...), each as it is alone."""
-    width = {"bleu": 10, "chrf": 18, "pearson": 6, "macro_f1": 9, "weighted_f1": 9, "f1": 3}.get(name, 2)
+    widths = {"bleu": 10, "chrf": 18, "difference_of_means": 4, "f1": 3, "macro_f1": 9, "pearson": 6, "weighted_f1": 9}
+    width = widths.get(name, 2)
     sums = np.sort(RANDOM.integers(1, 50, size=(2, 3, width)), axis=-1).astype(float)
     found = AGGREGATES[name](sums)
     assert found.shape == (2, 3)

@@ -31,6 +31,9 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option("--benchmarks", help="Names in lm-evaluation-harness, with commas: hellaswag,arc_easy."),
         ] = None,
+        bias: Annotated[
+            bool | None, typer.Option("--bias", help="Sentences with he and with she, for the model's card.")
+        ] = None,
         benchmark_data: Annotated[
             str | None,
             typer.Option("--benchmark_data", help="Folder with the benchmarks' files, where there is no Hub."),
@@ -55,15 +58,15 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Measure a model, with 95 % confidence intervals, and keep the evaluation for `chatgpt-hf compare`.
 
-        On text (perplexity, bits per byte), on rows of its task, on programs (pass@k), or on standard benchmarks. With
-        --dataset, every field of `chatgpt-hf finetune` about the rows may be given, such as --task or --text_column.
+        On text (perplexity, bits per byte), on rows of its task, on programs (pass@k), on standard benchmarks, or on pairs of sentences
+        that show a bias. With --dataset, every field of `chatgpt-hf finetune` about the rows may be given, such as --task or --text_column.
 
         Example: chatgpt-hf evaluate runs/quickstart/base --corpus builtin:python-docs
         """
         from .. import measure
         from ..errors import ConfigError
 
-        wanted = {"--corpus": corpus, "--dataset": dataset, "--code": code, "--benchmarks": benchmarks}
+        wanted = {"--corpus": corpus, "--dataset": dataset, "--code": code, "--benchmarks": benchmarks, "--bias": bias}
         given = [name for name, value in wanted.items() if value is not None]
         if len(given) != 1:
             raise ConfigError(
@@ -97,6 +100,8 @@ def register(app: typer.Typer) -> None:
                 out=out,
                 command=command,
             )
+        elif bias is not None:
+            figures = measure.measure_bias(model, batch_size=batch_size, out=out, command=command)
         else:
             figures = measure.measure_benchmarks(
                 model,

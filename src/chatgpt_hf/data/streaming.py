@@ -23,6 +23,8 @@ _ASSEMBLED_ROWS = 64
 class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
     """Packs a stream of documents into rows, a window of documents at a time.
 
+    A row is `input_ids`, `labels` and `position_ids`, each (block_size,), as `pack_documents` describes them.
+
     The documents of a window are packed as those of a finite corpus are, its full rows are given in random order, and
     the pieces of the row that is left unfilled go on to the next window. There is no shuffle buffer, so a state is small
     and exact: where the window begins in the stream, what was carried into it, and how many of its rows were given. On
@@ -41,9 +43,6 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         seed: Order of the rows.
         rank: This process, of `world_size`.
         world_size: Processes that share the stream.
-
-    Yields:
-        `input_ids`, `labels` and `position_ids`, each (block_size,), as `pack_documents` describes them.
 
     Raises:
         ConfigError: If `block_size` is below 2; or, on resuming, if the number of processes or workers has changed.

@@ -195,7 +195,7 @@ def evaluate_code(
         samples: Completions of each problem.
         temperature: 0 takes the likeliest token each time; above that, tokens are sampled among the likeliest 95 %.
         seed: Of sampling; the caller's random state is not touched.
-        ks, data, timeout, memory_mb, num_workers, unsafe_unconfined: As `score_completions` takes them.
+        ks: As `score_completions` takes it, and so are `data`, `timeout`, `memory_mb`, `num_workers`, `unsafe_unconfined`.
 
     Raises:
         DataError: When there is no problem.

@@ -30,6 +30,12 @@ def mean(sums: np.ndarray) -> np.ndarray:
     return _ratio(sums[..., 0], sums[..., 1])
 
 
+@aggregate("difference_of_means")
+def difference_of_means(sums: np.ndarray) -> np.ndarray:
+    """`[value, weight]` of one group, then of another: the first's mean minus the second's."""
+    return mean(sums[..., :2]) - mean(sums[..., 2:])
+
+
 @aggregate("perplexity")
 def perplexity(sums: np.ndarray) -> np.ndarray:
     """`[nats, tokens]`."""

@@ -34,7 +34,7 @@ def stream_text(
     """Yields the prompt, then its continuation in pieces of valid UTF-8.
 
     Args:
-        bad_words, watermark: As `restrictions` takes them.
+        bad_words: As `restrictions` takes it, and so is `watermark`.
         speculate: As `make_speculation` takes it.
         quantize: As `load_for_generation` takes it.
         compile: Compile the steps, which takes a minute; without a compiler they are not, and `report` is told.
