@@ -16,7 +16,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?= -n $(TEST_WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format docs bench conformance ecosystem clean
+.PHONY: help quickstart test notebooks lint format docs bench conformance ecosystem clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +24,11 @@ help: ## print this list
 quickstart: $(VENV)/.runtime ## train a small chat model from raw text on this machine and talk to it
 	@$(BIN)/chatgpt-hf quickstart
 
-test: $(VENV)/.dev ## run the tests (PYTEST_ARGS="-k rope" replaces the options)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.dev ## run the tests and the notebooks (PYTEST_ARGS="-k rope" replaces the options)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake $(PYTEST_ARGS)
+
+notebooks: $(VENV)/.dev ## run the notebooks, and print what time each takes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake notebooks $(PYTEST_ARGS) --durations=0 --durations-min=1
 
 lint: $(VENV)/.dev ## check style, format and types
 	@$(BIN)/ruff check .
