@@ -41,6 +41,7 @@ DOCUMENTS = [
     "docs/hub.md",
     "docs/conversion.md",
     "docs/export.md",
+    "docs/explain.md",
 ]
 TINY = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_steps", "2"]
 SMALL_RUN = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--save_steps", "2", "--eval_strategy", "no"]
