@@ -59,17 +59,21 @@ def explain_last_answer(session: ChatSession, file: str | Path) -> Path:
             it: the page would show what was held back.
     """
     ending = session.ending
-    said = session.messages[-1]["content"] if session.messages else ""
-    if not said or not ending.answer_ids:
+    last = session.messages[-1] if session.messages else {"role": "system"}
+    if last["role"] != "assistant" or not ending.answer_ids:
         raise ConfigError("Nothing was answered yet, so there is no answer to explain.")
     whole = str(session.tokenizer.decode(ending.answer_ids, skip_special_tokens=True)).strip()
-    if session.moderation is not None and said != whole:
+    if session.moderation is not None and last["content"] != whole:
         raise ConfigError("Moderation changed the last answer, and a page about it would show what was held back.")
     # A stop string is among the ids and not in the answer.
-    if not whole.startswith(said):
+    if not whole.startswith(last["content"]):
         raise ConfigError(
             "The last answer was not made here but read from a file: ask again (/regenerate), then explain it."
         )
-    passage = passage_of_answer(session.model, session.tokenizer, ending.prompt_ids, ending.answer_ids)
-    name = Path(session.model.name_or_path).name or "the model"
-    return write_page(explain(session.model, session.tokenizer, passage, name=name), session.tokenizer, file)
+    check_page_file(file)
+    # A model that was loaded to answer gives no gradients, and may be quantized: its weights are read again as they are stored.
+    source = session.name_or_path
+    model = session.model if source is None else load_for_inference(source).float()
+    passage = passage_of_answer(model, session.tokenizer, ending.prompt_ids, ending.answer_ids)
+    name = Path(source or session.model.name_or_path).name or "the model"
+    return write_page(explain(model, session.tokenizer, passage, name=name), session.tokenizer, file)
