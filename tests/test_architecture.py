@@ -13,13 +13,14 @@ PACKAGE = Path(chatgpt_hf.__file__).parent
 # Highest first; a module belongs to the first entry that its path starts with.
 FLOORS = [
     ("cli/",),
-    ("quickstart", "measure"),
+    ("quickstart", "measure", "explain"),
     ("ui/", "serving/"),
     ("moderation/",),
     ("training/", "inference/"),
     ("hub/",),
     ("task_report",),
     ("report",),
+    ("interpretability/",),
     ("evaluation/",),
     ("data/",),
     ("conversion/merge",),

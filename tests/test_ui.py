@@ -23,7 +23,7 @@ from chatgpt_hf.errors import ContentFiltered
 
 gradio = pytest.importorskip("gradio", reason="needs gradio: pip install 'chatgpt-hf[ui]'")
 
-from chatgpt_hf.inference.probabilities import Candidate, TokenProbability  # noqa: E402
+from chatgpt_hf.interpretability.surprise import Candidate, TokenProbability  # noqa: E402
 from chatgpt_hf.ui import build_page  # noqa: E402
 from chatgpt_hf.ui.page import Handlers, Sessions, conversation_of, launch_page, shown_ids  # noqa: E402
 from chatgpt_hf.ui.tokens import tokens_html  # noqa: E402
@@ -102,7 +102,7 @@ def test_tokens_of_what_was_shown(chat_folder: Path) -> None:
 
 def test_tokens_are_escaped() -> None:
     other = Candidate(2, "<script>", 0.0004)
-    page = tokens_html([TokenProbability(1, '<img src="x">\n', 0.25, (other,))])
+    page = tokens_html([TokenProbability(1, '<img src="x">\n', 0.25, 1.0, (other,))])
     assert "<script>" not in page
     assert "<img" not in page
     assert page.count("<br>") == 1

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 HELP = (
     "/reset forgets the conversation, /system PROMPT begins one with another system prompt, /save FILE writes it, /load FILE "
     "goes on with one, /regenerate takes the last answer back for another, /set temperature 0.7 sets any generation "
-    "parameter, /help shows this, /quit ends. A line that ends with a backslash goes on in the next; Ctrl-C stops an answer."
+    "parameter, /explain FILE writes a page about the last answer, /help shows this, /quit ends. A line that ends with a backslash goes on in the next; Ctrl-C stops an answer."
 )
 
 
@@ -210,10 +210,17 @@ def _set(session: "ChatSession", words: str) -> str:
     return f"{escape(name)} is {escape(value)} from now on."
 
 
+def _explain(session: "ChatSession", file: str) -> str:
+    from ..explain import explain_last_answer
+
+    return f"Written to {escape(str(explain_last_answer(session, Path(file or 'explanation.html')).resolve()))}"
+
+
 COMMANDS: dict[str, Callable[["ChatSession", str], str]] = {
     "/reset": _reset,
     "/system": _system,
     "/save": _save,
     "/load": _load,
     "/set": _set,
+    "/explain": _explain,
 }

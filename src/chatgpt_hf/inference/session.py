@@ -36,6 +36,7 @@ class ChatSession:
     Attributes:
         messages: The conversation, as chat templates take it.
         ending: How the last answer ended, with the token ids of prompt and answer.
+        name_or_path: Where the model is from; None for one that was handed over.
 
     Raises:
         TokenizerError: When the tokenizer has no chat template or does not fit the model.
@@ -62,6 +63,7 @@ class ChatSession:
         self.system_prompt = system_prompt
         self.moderation = moderation
         self.ending = Ending()
+        self.name_or_path: str | None = None
         self.generation_config = generation_config_with(model.generation_config, **generation)
         self.messages: list[dict[str, Any]] = []
         self._prefix = PrefixCache(model)
@@ -71,7 +73,9 @@ class ChatSession:
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, quantize: str | None = None, **kwargs: Any) -> "ChatSession":
         """A session with the model and tokenizer of a folder or Hub id; `quantize` as `load_for_generation` takes it."""
-        return cls(load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path)), **kwargs)
+        session = cls(load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path)), **kwargs)
+        session.name_or_path = str(name_or_path)
+        return session
 
     def reset(self) -> None:
         """Forgets everything but the system prompt."""

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from ..errors import ChatGPTError, ConfigError
 from ..inference.loading import load_for_generation
 from ..inference.parameters import sampling
-from ..inference.probabilities import token_probabilities
 from ..inference.session import ChatSession
 from ..inference.streaming import Ending
+from ..interpretability.surprise import token_probabilities
 from ..tokenization_chatgpt import load_tokenizer
 from .tokens import tokens_html
 

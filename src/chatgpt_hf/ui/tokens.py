@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
-from ..inference.probabilities import Candidate, TokenProbability
+from ..interpretability.passage import visible
+from ..interpretability.surprise import Candidate, TokenProbability, percent
 
 
 def tokens_html(tokens: Sequence[TokenProbability]) -> str:
@@ -16,7 +17,7 @@ def _token(token: TokenProbability) -> str:
     if all(other.token_id != token.token_id for other in others):
         others.append(token)
     rows = "".join(_row(other, other.token_id == token.token_id) for other in others)
-    label = escape(f"{_visible(token.text)} {_percent(token.probability)}", quote=True)
+    label = escape(f"{visible(token.text)} {percent(token.probability)}", quote=True)
     # A line break is shown and made.
     breaks = "<br>" * token.text.count("\n")
     return (
@@ -29,15 +30,5 @@ def _token(token: TokenProbability) -> str:
 def _row(candidate: Candidate, own: bool) -> str:
     return (
         f'<span class="row{" own" if own else ""}" style="--p:{candidate.probability:.4f}">'
-        f"<code>{escape(_visible(candidate.text))}</code><b>{escape(_percent(candidate.probability))}</b></span>"
+        f"<code>{escape(visible(candidate.text))}</code><b>{escape(percent(candidate.probability))}</b></span>"
     )
-
-
-def _visible(text: str) -> str:
-    return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
-
-
-def _percent(probability: float) -> str:
-    if 0 < probability < 0.001:
-        return "<0.1 %"
-    return f"{probability:.1%}".replace("%", " %")

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chatgpt_hf import ChatSession
-from chatgpt_hf.inference.probabilities import token_probabilities, token_text
+from chatgpt_hf.interpretability.passage import token_text
+from chatgpt_hf.interpretability.surprise import token_probabilities
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,8 @@ def test_as_one_token_after_another(session: ChatSession, message: str) -> None:
         values = [alternative.probability for alternative in token.alternatives]
         assert values == pytest.approx(expected.topk(3).values.tolist(), abs=1e-5)
         assert values == pytest.approx([expected[other.token_id].item() for other in token.alternatives], abs=1e-5)
+        assert token.surprise == pytest.approx(-expected[token.token_id].log().item(), abs=1e-4)
+        assert token.entropy == pytest.approx(torch.distributions.Categorical(expected).entropy().item(), abs=1e-4)
         # The answer is greedy.
         assert token.alternatives[0].token_id == token.token_id
 

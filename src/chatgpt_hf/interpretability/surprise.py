@@ -1,11 +1,13 @@
-"""What a model thought of each token of an answer: its probability there, and what else it might have said."""
+"""What a model thought of each token of a text or an answer: how surprised it was, and what else it might have said."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .passage import token_text
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,17 @@ class TokenProbability(Candidate):
     """A token of an answer.
 
     Attributes:
+        entropy: Of the model's distribution at its place, in nats: how much surprise it expected.
         alternatives: The likeliest tokens at its place, likeliest first; the token itself may be among them.
     """
 
+    entropy: float
     alternatives: tuple[Candidate, ...]
+
+    @property
+    def surprise(self) -> float:
+        """In nats: minus the logarithm of its probability."""
+        return -math.log(self.probability) if self.probability else math.inf
 
 
 @torch.inference_mode()
@@ -56,7 +65,10 @@ def token_probabilities(
     # What the last token leads to is not asked for.
     ids = torch.tensor([[*prompt_ids, *answer_ids[:-1]]], device=model.device)
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer_ids)).logits[0]
-    probabilities = logits.float().softmax(-1)
+    log_probabilities = logits.float().log_softmax(-1)
+    probabilities = log_probabilities.exp()
+    # A logit of -inf has the probability 0, and 0 log 0 is 0.
+    entropies = torch.special.entr(probabilities).sum(-1).tolist()
     answer = torch.tensor(answer_ids, device=probabilities.device)
     own = probabilities.gather(1, answer[:, None])[:, 0].tolist()
     likeliest = probabilities.topk(min(top_k, probabilities.shape[1]), dim=-1)
@@ -65,33 +77,17 @@ def token_probabilities(
             token_id,
             token_text(tokenizer, token_id),
             probability,
+            entropy,
             tuple(Candidate(i, token_text(tokenizer, i), p) for i, p in zip(ids, values, strict=True)),
         )
-        for token_id, probability, ids, values in zip(
-            answer_ids, own, likeliest.indices.tolist(), likeliest.values.tolist(), strict=True
+        for token_id, probability, entropy, ids, values in zip(
+            answer_ids, own, entropies, likeliest.indices.tolist(), likeliest.values.tolist(), strict=True
         )
     ]
 
 
-def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """The text of one token; one that is only a part of a character is shown as its bytes, `<F0 9F 98>`."""
-    text = tokenizer.decode([token_id])
-    token = tokenizer.convert_ids_to_tokens(token_id)
-    if token is None:
-        # Ids that the model's table has room for and the tokenizer does not use.
-        return f"<{token_id}>"
-    if "\ufffd" in text:
-        alphabet = _byte_alphabet()
-        if all(character in alphabet for character in token):
-            return f"<{' '.join(f'{alphabet[character]:02X}' for character in token)}>"
-        return token
-    # SentencePiece: a token by itself loses the space it begins with.
-    return " " + text if token.startswith("▁") and not text.startswith(" ") else text
-
-
-@cache
-def _byte_alphabet() -> dict[str, int]:
-    """The byte behind each character in which byte-level BPE writes its tokens."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    return {character: byte for byte, character in bytes_to_unicode().items()}
+def percent(probability: float) -> str:
+    """A probability for people, `25.0 %`."""
+    if 0 < probability < 0.001:
+        return "<0.1 %"
+    return f"{probability:.1%}".replace("%", " %")

@@ -1,0 +1,79 @@
+"""A page that explains a text, or what a chat model answered."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .checkpoints import load_for_inference
+from .errors import ConfigError
+from .inference.session import ChatSession
+from .interpretability.explanation import corpus_texts, explain
+from .interpretability.page import check_page_file, write_page
+from .interpretability.passage import passage_of_answer, passage_of_text
+from .tokenization_chatgpt import load_tokenizer
+
+
+def write_explanation(
+    name_or_path: str,
+    file: str | Path,
+    *,
+    text: str | None = None,
+    prompt: str | None = None,
+    corpus: str = "builtin:python-docs",
+    report: Callable[[str], None] = lambda sentence: None,
+) -> Path:
+    """Explains a text, or the answer to a prompt, on a page.
+
+    Args:
+        name_or_path: Folder or Hub id of a causal language model; of a chat model for a prompt.
+        file: To be written, or written anew.
+        text, prompt: One of the two.
+        corpus: As `load_corpus` takes it; a tuned lens learns from it, and the effects of parts are measured on it.
+        report: Is told what is being done.
+
+    Raises:
+        ConfigError: When it is not one of text and prompt that is given.
+        DataError: When the text is empty or longer than the model's context, or the corpus is too short.
+        OutputError: When the page cannot be written.
+    """
+    if (text is None) == (prompt is None):
+        raise ConfigError("Give --text or --prompt, one of the two: a text, or a message whose answer is explained.")
+    check_page_file(file)
+    # Gradients and integrals need more digits than half precision has.
+    model, tokenizer = load_for_inference(name_or_path).float(), load_tokenizer(name_or_path)
+    if prompt is not None:
+        session = ChatSession(model, tokenizer, do_sample=False)
+        session.reply(prompt)
+        passage = passage_of_answer(model, tokenizer, session.ending.prompt_ids, session.ending.answer_ids)
+    else:
+        passage = passage_of_text(model, tokenizer, text or "")
+    texts = corpus_texts(model, tokenizer, corpus)
+    name = Path(name_or_path).name
+    return write_page(explain(model, tokenizer, passage, name=name, texts=texts, report=report), tokenizer, file)
+
+
+def explain_last_answer(session: ChatSession, file: str | Path) -> Path:
+    """Explains the last answer of a conversation on a page, without what needs other texts.
+
+    Raises:
+        ConfigError: When nothing was answered yet, or the last answer was read from a file, or moderation changed or ended
+            it: the page would show what was held back.
+    """
+    ending = session.ending
+    last = session.messages[-1] if session.messages else {"role": "system"}
+    if last["role"] != "assistant" or not ending.answer_ids:
+        raise ConfigError("Nothing was answered yet, so there is no answer to explain.")
+    whole = str(session.tokenizer.decode(ending.answer_ids, skip_special_tokens=True)).strip()
+    if session.moderation is not None and last["content"] != whole:
+        raise ConfigError("Moderation changed the last answer, and a page about it would show what was held back.")
+    # A stop string is among the ids and not in the answer.
+    if not whole.startswith(last["content"]):
+        raise ConfigError(
+            "The last answer was not made here but read from a file: ask again (/regenerate), then explain it."
+        )
+    check_page_file(file)
+    # A model that was loaded to answer gives no gradients, and may be quantized: its weights are read again as they are stored.
+    source = session.name_or_path
+    model = session.model if source is None else load_for_inference(source).float()
+    passage = passage_of_answer(model, session.tokenizer, ending.prompt_ids, ending.answer_ids)
+    name = Path(source or session.model.name_or_path).name or "the model"
+    return write_page(explain(model, session.tokenizer, passage, name=name), session.tokenizer, file)

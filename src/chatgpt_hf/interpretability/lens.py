@@ -1,0 +1,154 @@
+"""What a model would say if it stopped after each layer: the logit lens and the tuned lens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import ConfigError, DataError
+from .anatomy import Anatomy, anatomy, residual_streams
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The next token after each layer, layer 0 being the embeddings and the last the model itself.
+
+    Attributes:
+        top_ids: (layer, position, k), likeliest first.
+        top_probabilities: (layer, position, k).
+        targets: (position,): the token that does come next; at the last position the model's own choice.
+        probabilities: Of the target, (layer, position).
+        ranks: Of the target, (layer, position); 1 is the likeliest.
+        divergences: From the model's own distribution in nats, KL(model, layer), (layer, position).
+    """
+
+    top_ids: npt.NDArray[np.int64]
+    top_probabilities: npt.NDArray[np.float64]
+    targets: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float64]
+    ranks: npt.NDArray[np.int64]
+    divergences: npt.NDArray[np.float64]
+
+
+class TunedLens(nn.Module):
+    """A translator for each layer but the last, `h + A h + b` (Belrose et al. 2023, equation 8), the unit map at first.
+
+    Args:
+        num_layers: Of the model; as many translators, since the embeddings have one too.
+    """
+
+    def __init__(self, num_layers: int, hidden_size: int) -> None:
+        super().__init__()
+        self.translators = nn.ModuleList([nn.Linear(hidden_size, hidden_size) for _ in range(num_layers)])
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, hidden: torch.Tensor, layer: int) -> torch.Tensor:
+        """The residual stream (..., hidden) after `layer` layers in the words of the last one."""
+        if layer == len(self.translators):
+            return hidden
+        return hidden + self.translators[layer](hidden)
+
+
+@torch.no_grad()
+def look_through(model: PreTrainedModel, ids: torch.Tensor, *, tuned: TunedLens | None = None, top_k: int = 5) -> Lens:
+    """The logit lens (nostalgebraist 2020): the model's last norm and head on the residual stream after each layer.
+
+    Args:
+        ids: (1, seq).
+        tuned: Translators to look through, for the tuned lens.
+
+    Raises:
+        ConfigError: When the lens at the last layer does not give the model's own logits, since more than a norm and a
+            head is between the two.
+    """
+    parts = anatomy(model)
+    streams = residual_streams(parts, ids)
+    check_last_layer(parts, streams[-1], ids)
+    own = parts.unembed(streams[-1][0]).log_softmax(-1)
+    targets = torch.cat([ids[0, 1:], own[-1:].argmax(-1)])
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in Lens.__annotations__ if name != "targets"}
+    for layer, stream in enumerate(streams):
+        hidden = stream[0] if tuned is None else tuned(stream[0].float(), layer).to(stream.dtype)
+        logs = parts.unembed(hidden).log_softmax(-1)
+        top = logs.topk(min(top_k, logs.shape[-1]), dim=-1)
+        target = logs.gather(1, targets[:, None])
+        columns["top_ids"].append(top.indices.cpu().numpy())
+        columns["top_probabilities"].append(top.values.double().exp().cpu().numpy())
+        columns["probabilities"].append(target[:, 0].double().exp().cpu().numpy())
+        columns["ranks"].append((logs > target).sum(-1).cpu().numpy() + 1)
+        columns["divergences"].append(_divergence(own, logs).double().cpu().numpy())
+    return Lens(targets=targets.cpu().numpy(), **{name: np.stack(values) for name, values in columns.items()})
+
+
+@torch.no_grad()
+def check_last_layer(parts: Anatomy, last: torch.Tensor, ids: torch.Tensor) -> None:
+    """Raises `ConfigError` where norm and head do not make the model's logits of its last residual stream."""
+    logits = parts.model(input_ids=ids, use_cache=False).logits.float()
+    if not torch.allclose(parts.unembed(last), logits, rtol=1e-2, atol=1e-3 * logits.abs().max().item()):
+        raise ConfigError(
+            f"Between the last layer of {type(parts.model).__name__} and its logits there is more than a norm and a head, so "
+            "no lens can be put in front of them."
+        )
+
+
+def train_tuned_lens(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    *,
+    steps: int = 100,
+    positions_per_step: int = 64,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> TunedLens:
+    """Trains the translators to say what the model says: KL(model, layer) (Belrose et al. 2023, equation 9).
+
+    Adam in place of the paper's SGD, so that the learning rate does not depend on the model's scale.
+
+    Args:
+        rows: Ids of the texts to learn from, none longer than the model's context.
+        positions_per_step: Drawn from all positions of all rows.
+
+    Raises:
+        DataError: When there is no row.
+        ConfigError: As in `look_through`.
+    """
+    if not rows or not all(rows):
+        raise DataError("A tuned lens learns from texts: give one or more, and none that is empty.")
+    parts = anatomy(model)
+    collected: list[torch.Tensor] = []
+    for row in rows:
+        ids = torch.tensor([list(row)], device=model.device)
+        streams = residual_streams(parts, ids)
+        if not collected:
+            check_last_layer(parts, streams[-1], ids)
+        collected.append(torch.cat(streams))
+    hidden = torch.cat(collected, dim=1)  # (layer, position, hidden)
+    lens = TunedLens(parts.num_layers, hidden.shape[-1]).to(model.device)
+    optimizer = torch.optim.Adam(lens.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        chosen = torch.randint(hidden.shape[1], (positions_per_step,), generator=generator).to(model.device)
+        with torch.no_grad():
+            own = parts.unembed(hidden[-1, chosen]).log_softmax(-1)
+        # One layer at a time: the logits of all of them would be the largest thing in memory.
+        for layer, translator in enumerate(lens.translators):
+            logs = parts.unembed(lens(hidden[layer, chosen].float(), layer).to(hidden.dtype)).log_softmax(-1)
+            parameters = list(translator.parameters())
+            for parameter, gradient in zip(
+                parameters, torch.autograd.grad(_divergence(own, logs).mean(), parameters), strict=True
+            ):
+                parameter.grad = gradient
+        optimizer.step()
+        schedule.step()
+    return lens.eval()
+
+
+def _divergence(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL(own, other) in nats over the last dimension, of log-probabilities (..., vocab)."""
+    return nn.functional.kl_div(other, own, log_target=True, reduction="none").sum(-1)

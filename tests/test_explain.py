@@ -1,0 +1,85 @@
+"""`chatgpt-hf explain`, and `/explain` in the chat."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatgpt_hf import ChatSession
+from chatgpt_hf.errors import ConfigError
+from chatgpt_hf.explain import explain_last_answer
+
+pytest.importorskip("captum", reason="needs captum: pip install 'chatgpt-hf[explain]'")
+
+
+def answer_on(file: Path) -> str:
+    (target,) = re.findall(r"<q>(.*?)</q>", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return target
+
+
+def test_the_command(cli: Callable[..., Any], chat_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "report.html"
+    result = cli("explain", chat_folder, "--text", "A cat looks at it.", "--out", page, "--corpus", corpus_file)
+    assert (result.code, result.out) == (0, f"Written to {page}\n")
+    for stage in ("Surprise", "Attention", "Logit lens", "Tuned lens", "Ablation"):
+        assert f"{stage}\n" in result.err
+    content = page.read_text(encoding="utf-8")
+    assert "cat" in content
+    assert str(corpus_file) in content
+    # The same again gives the same page.
+    again = tmp_path / "again.html"
+    assert (
+        cli("explain", chat_folder, "--text", "A cat looks at it.", "--out", again, "--corpus", corpus_file).code == 0
+    )
+    assert again.read_bytes() == page.read_bytes()
+    result = cli("explain", chat_folder, "--prompt", "Hello!", "--out", page, "--corpus", corpus_file)
+    assert result.code == 0
+    assert "Hi! How are you?" in answer_on(page)
+
+
+def test_mistakes(refused: Callable[..., str], chat_folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    options = ["--out", page]
+    assert "--text or --prompt" in refused("explain", chat_folder, *options)
+    assert "--text or --prompt" in refused("explain", chat_folder, *options, "--text", "a", "--prompt", "b")
+    assert "empty" in refused("explain", chat_folder, *options, "--text", "")
+    assert "the model's context 128" in refused("explain", chat_folder, *options, "--text", "word " * 200)
+    assert "nowhere" in refused("explain", chat_folder, *options, "--text", "a", "--corpus", tmp_path / "nowhere")
+    assert "is a folder" in refused("explain", chat_folder, "--out", tmp_path, "--text", "a")
+    assert "no folder" in refused("explain", tmp_path / "none", *options, "--text", "a")
+    base = shutil.copytree(chat_folder, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    assert "no chat template" in refused("explain", base, *options, "--prompt", "Hello!")
+    assert not page.exists()
+
+
+def test_in_the_chat(
+    cli: Callable[..., Any], chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = ["/explain", "Hello!", "/explain", "/reset", "Smile", "/explain smile.html", "/save said.json"]
+    lines += ["/reset", "Hello!", "/load said.json", "/explain", "/reset", "/explain"]
+    result = cli("chat", chat_folder, stdin="\n".join(lines))
+    assert result.code == 0
+    assert result.err.count("error: Nothing was answered yet") == 2
+    assert "error: The last answer was not made here" in result.err
+    assert str(tmp_path / "explanation.html") in result.err
+    assert "Hi! How are you?" in answer_on(tmp_path / "explanation.html")
+    assert "😀👍🏽" in answer_on(tmp_path / "smile.html")
+    # It needs other texts, which would take time.
+    assert 'id="ablation"' not in (tmp_path / "smile.html").read_text(encoding="utf-8")
+
+
+def test_what_moderation_held_back_is_not_shown(chat_folder: Path, tmp_path: Path) -> None:
+    from chatgpt_hf.moderation.words import WordList
+
+    session = ChatSession.from_pretrained(chat_folder, moderation=WordList(["are"]))
+    assert "are" not in session.reply("Hello!")
+    with pytest.raises(ConfigError, match="Moderation"):
+        explain_last_answer(session, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+    session.reply("Smile")
+    assert explain_last_answer(session, tmp_path / "page.html").is_file()
