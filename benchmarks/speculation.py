@@ -60,7 +60,7 @@ def main() -> None:
     if args.assistant:
         ways["assistant"] = make_speculation(args.assistant, tokenizer)
     results: dict[str, dict[str, dict[str, float]]] = {}
-    print(f"{model.num_parameters():,} parameters; {args.threads} thread(s)\n")
+    print(f"{args.model}, {args.threads} thread(s)\n")
     print(
         "| prompts | | tokens a step | guesses that were right | tokens/s | ratio | same ids |\n|---|---|---|---|---|---|---|"
     )
