@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import pytest
@@ -12,24 +13,21 @@ FOLDER = Path(__file__).parent
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Runs a notebook with folders of its own for what it and the libraries write, and looks what is left.
+    """Runs a notebook without the network, with a temporary folder for all that it and the libraries write.
 
-    The notebook's own folder for scratch has to be gone, and nothing may lie beside the notebooks that was not there.
+    A kernel that takes long to end is killed before it has deleted its own.
     """
-    temporary = item.config._tmp_path_factory.mktemp(item.path.stem)  # type: ignore[attr-defined]
-    scratch, home = temporary / "scratch", temporary / "home"
-    scratch.mkdir()
-    source = str(FOLDER.parent / "src")
-    changes = {
-        "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")])),
-        "TMPDIR": str(scratch),
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "1",
-        # The tests' own backend draws into files.
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    }
     before = set(FOLDER.iterdir())
-    with patch.dict(os.environ, changes):
-        yield
-    left = [*scratch.iterdir(), *(set(FOLDER.iterdir()) - before)]
-    assert not left, f"{item.path.name} leaves {', '.join(path.name for path in left)}"
+    with TemporaryDirectory(prefix="notebook-", ignore_cleanup_errors=True) as temporary:
+        changes = {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(FOLDER.parent / "src"), os.environ.get("PYTHONPATH")])),
+            "TMPDIR": temporary,
+            "HF_HOME": f"{temporary}/huggingface",
+            "HF_HUB_OFFLINE": "1",
+            # The tests' own backend draws into files.
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        }
+        with patch.dict(os.environ, changes):
+            yield
+    left = set(FOLDER.iterdir()) - before
+    assert not left, f"{item.path.name} leaves {', '.join(path.name for path in left)} beside the notebooks"
