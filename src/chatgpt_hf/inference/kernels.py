@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.activations import GELUTanh, NewGELUActivation
 
 from ..errors import ConfigError
 
@@ -235,6 +236,9 @@ def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
                 for index, name in enumerate(names):
                     setattr(parent, name, SharedLinear(shared, index))
         for name, child in list(parent.named_children()):
+            if isinstance(child, NewGELUActivation):
+                # The same function in one kernel and not in eight.
+                setattr(parent, name, GELUTanh())
             if (packed := _packed_class(child)) is not None:
                 setattr(parent, name, packed(child))
     return model
