@@ -22,7 +22,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, use_cpu_kernels
-from chatgpt_hf.inference.continuous import cache_sizes
+from chatgpt_hf.inference.continuous import prepare_batching
 from chatgpt_hf.inference.prompts import Prompt, answers
 
 # Layers, heads, width, vocabulary: the quickstart's model, and GPT-2's smallest.
@@ -51,7 +51,7 @@ def padded(model: ChatGPTForCausalLM, requests: Requests, size: int) -> list[lis
 def continuous(model: ChatGPTForCausalLM, requests: Requests, size: int) -> list[list[int]]:
     """Answers batched continuously, so many at a time."""
     config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-    batching = ContinuousBatchingConfig(use_cuda_graph=False, **cache_sizes(model, CONTEXT, size))
+    batching = ContinuousBatchingConfig(use_cuda_graph=False, **prepare_batching(model, CONTEXT, size))
     rows = [Prompt(index, {}, ids, count) for index, (ids, count) in enumerate(requests)]
     found = {row.line: ids for row, ids, _ in answers(model, rows, config, batching)}
     return [found[row.line] for row in rows]

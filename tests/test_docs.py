@@ -3,12 +3,12 @@
 import ast
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -156,18 +156,12 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pages_fit_a_phone_and_ask_nobody(site: Path) -> None:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = shutil.which("chromium") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("there is no Chromium here")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 390, "height": 844})
-        asked: list[str] = []
-        tab.on("request", lambda request: asked.append(request.url))
-        for page in ("index.html", "claims.html", "faq.html", "reference/training.html"):
-            tab.goto((site / page).as_uri())
-            assert tab.evaluate("document.documentElement.scrollWidth") <= 390, page
-        browser.close()
+def test_pages_fit_a_phone_and_ask_nobody(site: Path, browser: Any) -> None:
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    for page in ("index.html", "claims.html", "faq.html", "reference/training.html"):
+        tab.goto((site / page).as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390, page
+    tab.close()
     assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)

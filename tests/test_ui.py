@@ -243,18 +243,6 @@ def babbler(serve: Callable[..., Server]) -> Server:
     return serve(min_new_tokens=LENGTH, max_new_tokens=LENGTH)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-    if not found:
-        pytest.skip("needs a browser: chromium or google-chrome on the PATH")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @dataclass
 class Tab:
     """A page in the browser, in the words of who sits before it."""

@@ -285,7 +285,8 @@ class ChatGPTConfig(PreTrainedConfig):
 
     def attention_type(self, layer_idx: int) -> str:
         """`"full_attention"` or `"sliding_attention"`, also where the layer's cache holds more than keys and values."""
-        layer_type = self.layer_types[layer_idx] if self.layer_types else ""
+        layer_types = self.layer_types
+        layer_type = layer_types[layer_idx] if layer_types else ""
         return {"hybrid": "full_attention", "hybrid_sliding": "sliding_attention"}.get(layer_type, layer_type)
 
     def _check_rope_parameters(self) -> None:

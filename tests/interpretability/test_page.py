@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,18 +154,6 @@ def test_mistakes(both: tuple, tmp_path: Path, pages: dict[str, Path]) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         write_page(found, tokenizer, tmp_path / "file" / "page.html")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-    if not found:
-        pytest.skip("needs a browser: chromium or google-chrome on the PATH")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

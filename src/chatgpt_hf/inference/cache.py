@@ -7,8 +7,9 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-# Positions of a new buffer beside those that are there. What is not written to takes no memory.
-_ROOM = 256
+# Positions of a new buffer beside those that are there. What is not written to takes no memory of its own, but an allocator that
+# lays a freed buffer under it does: with 256, 32 rows of GPT-2-small peaked at 680 MB, with 64 at 395.
+_ROOM = 64
 
 
 class GrowingLayer(DynamicLayer):

@@ -219,16 +219,18 @@ class SharedLinear(nn.Module):
 def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
     """Puts a packed layer in the place of every linear layer that this CPU has a kernel for, in place.
 
-    What the model computes stays the same up to the order of sums, and for torchao's weights up to the rounding of activations.
-    Float layers too small to gain by it stay. It can answer afterwards, and neither learn nor be saved. A model on another device is left as it is. The head of tied
-    weights gets a copy of its own, since an embedding cannot be looked up in a packed one.
+    What the model computes stays the same up to the order of sums, and for torchao's weights up to the rounding of
+    activations. Float layers too small to gain by it stay. It can answer afterwards, and neither learn nor be saved. A model
+    on another device is left as it is. The head of tied weights gets a copy of its own, since an embedding cannot be looked
+    up in a packed one.
 
     Args:
         model: Any; layers that are not plain `torch.nn.Linear`, as an adapter's, stay.
     """
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
-    for parent in list(model.modules()):
+    # Without the layers themselves, or all would be kept until the last is packed.
+    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
         for names in _SAME_INPUT:
             linears = [child for name in names if (child := getattr(parent, name, None)) is not None]
             if len(linears) == len(names) and (packed := _packed_class(*linears)) is not None:

@@ -13,7 +13,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from ..checkpoints import check_tokenizer_fits, write_atomically
 from ..errors import ChatGPTError, DataError, OutputError
 from ..tokenization_chatgpt import encode_conversation, load_tokenizer
-from .continuous import cache_sizes, check_continuous_batching
+from .continuous import check_continuous_batching, prepare_batching
 from .generate import encode_prompt
 from .loading import load_for_generation
 from .parameters import generation_config_with, sampling
@@ -83,7 +83,7 @@ def generate_file(
     done = read_output(target, {row.line: row.row for row in rows})
     left = [row for row in rows if row.line not in done]
     ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
-    batching = ContinuousBatchingConfig(use_cuda_graph=False, **cache_sizes(model, context, max_concurrent))
+    batching = ContinuousBatchingConfig(use_cuda_graph=False, **prepare_batching(model, context, max_concurrent))
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         target.open("a", encoding="utf-8") as file,

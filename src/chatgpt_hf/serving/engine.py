@@ -23,7 +23,7 @@ from transformers.utils.chat_parsing import ResponseParser
 
 from ..checkpoints import check_tokenizer_fits
 from ..errors import ConfigError
-from ..inference.continuous import cache_sizes, check_continuous_batching
+from ..inference.continuous import check_continuous_batching, prepare_batching
 from ..inference.filters import FilterChain, StopStrings, TextFilter
 from ..inference.parameters import generation_config_with, sampling
 from ..moderation import Moderator
@@ -242,7 +242,7 @@ class ContinuousBatching(CBGenerateManager):
 
     def __init__(self, model: PreTrainedModel, defaults: GenerationConfig, context: int, max_concurrent: int) -> None:
         check_continuous_batching(model, defaults, "serve without it (--no-continuous_batching)")
-        sizes = cache_sizes(model, context, max_concurrent)
+        sizes = prepare_batching(model, context, max_concurrent)
         super().__init__(ContinuousBatchingConfig(per_request_processors=True, use_cuda_graph=False, **sizes))
         self._vocab_size = model.config.get_text_config().vocab_size
         # Values that leave no processor out; every request brings its own.
