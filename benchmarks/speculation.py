@@ -55,10 +55,12 @@ def main() -> None:
     }
     ways: dict[str, Speculation] = {
         "one token a step": Speculation(),
-        "prompt lookup": make_speculation("auto", tokenizer),
+        "prompt lookup": make_speculation("auto", tokenizer, model),
     }
     if args.assistant:
-        ways["assistant"] = make_speculation(args.assistant, tokenizer)
+        ways["assistant"] = make_speculation(args.assistant, tokenizer, model)
+    own = model.config.num_hidden_layers // 2
+    ways[f"own {own} layers"] = make_speculation(str(own), tokenizer, model)
     results: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{args.model}, {args.threads} thread(s)\n")
     print(

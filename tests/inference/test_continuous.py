@@ -77,9 +77,9 @@ def test_answers_are_those_of_transformers_own_attention_and_of_one_by_one(
     shapes = set()
     mask = continuous._mask
 
-    def watched(queries: int, keys: int, window: int | None) -> torch.Tensor | None:
+    def watched(queries: int, keys: int, *others: Any) -> torch.Tensor | None:
         shapes.add((queries == 1, queries == keys))
-        return mask(queries, keys, window)
+        return mask(queries, keys, *others)
 
     monkeypatch.setattr(continuous, "_mask", watched)
     # So few tokens a step that prompts are computed in pieces.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_tokenizer, train_tokenizer
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, load_tokenizer, train_tokenizer
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.inference.generate import stream_text
 from chatgpt_hf.inference.speculation import make_speculation
@@ -59,7 +59,34 @@ def test_an_assistant_with_another_tokenizer(chat_folder: Path, assistant: Path,
     ChatGPTForCausalLM.from_pretrained(assistant).save_pretrained(tmp_path)
     train_tokenizer(["other words entirely"] * 5, 270, show_progress=False).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="its tokenizer is another than the model's"):
-        make_speculation(str(tmp_path), load_tokenizer(chat_folder))
+        make_speculation(str(tmp_path), load_tokenizer(chat_folder), load_model(chat_folder))
+
+
+def test_the_models_own_first_layers(assistant: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ChatGPTForCausalLM.from_pretrained(assistant).config
+    config.num_hidden_layers, config.layer_types = 3, ["full_attention"] * 3
+    model = ChatGPTForCausalLM(config).eval()
+    # The layers above the first add little to it, so that it mostly guesses what they say.
+    for layer in model.model.layers[1:]:
+        for matrix in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+            torch.nn.init.normal_(matrix, std=0.005)
+    model.save_pretrained(tmp_path)
+    load_tokenizer(assistant).save_pretrained(tmp_path)
+    said: list[str] = []
+    assert text(tmp_path, said, speculate="1") == text(tmp_path)
+    tokens, count = steps(said[0])
+    assert count < tokens
+
+    seen: list[torch.Tensor] = []
+    model.model.layers[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    model.config.num_hidden_layers = 1
+    with torch.no_grad():
+        logits = model(torch.tensor([[5, 6, 7]])).logits
+        assert torch.equal(logits, model.lm_head(model.model.norm(seen[0])))
+    for number in ("0", "3"):
+        with pytest.raises(ConfigError, match="of the model's 3 layers some can guess for it"):
+            text(tmp_path, speculate=number)
 
 
 def test_the_command_says_what_it_was_worth(cli: Callable[..., Any], chat_folder: Path) -> None:

@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option(
                 "--speculate",
-                help="Several tokens a step, guessed from the text so far (auto) or by a smaller model (its folder).",
+                help="Several tokens a step, guessed from the text so far (auto), by a smaller model (its folder), or by the model's own first layers (their number).",
             ),
         ] = None,
         quantize: QuantizeOption = None,

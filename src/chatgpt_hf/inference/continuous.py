@@ -46,7 +46,7 @@ def check_continuous_batching(model: PreTrainedModel, config: GenerationConfig, 
 def prepare_batching(model: PreTrainedModel, context: int, max_concurrent: int) -> dict[str, Any]:
     """Fields of `ContinuousBatchingConfig` for so many requests of so many positions at a time.
 
-    On a CPU the model attends request by request from now on.
+    Elsewhere than on an NVIDIA GPU the model attends request by request from now on.
     """
     if model.device.type == "cuda":
         return {}
@@ -95,18 +95,18 @@ def attend_by_request(
     outputs = []
     spans = zip(pairwise(cu_seq_lens_q.tolist()), pairwise(kwargs["cu_seq_lens_k"].tolist()), strict=True)
     for (first, end), (first_key, end_key) in spans:
-        mask = _mask(end - first, end_key - first_key, sliding_window)
-        keys, values = key[:, :, first_key:end_key], value[:, :, first_key:end_key]
-        output, _ = sdpa_attention_forward(module, query[:, :, first:end], keys, values, mask, scaling=scaling)
+        mask = _mask(end - first, end_key - first_key, sliding_window, query.device)
+        states = query[:, :, first:end], key[:, :, first_key:end_key], value[:, :, first_key:end_key]
+        output, _ = sdpa_attention_forward(module, *states, mask, scaling=scaling, **kwargs)
         outputs.append(output)
     return torch.cat(outputs, dim=1), None
 
 
-def _mask(queries: int, keys: int, window: int | None) -> torch.Tensor | None:
+def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor | None:
     """(queries, keys), True where a query sees a key, the last of both being the same position; None where `sdpa` needs none."""
     if (window is None or keys <= window) and queries in (1, keys):
         return None
-    mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     return mask if window is None else mask.triu(keys - queries - window + 1)
 
 

@@ -62,7 +62,7 @@ def stream_text(
         )
     if limit is not None:
         max_new_tokens = min(max_new_tokens, limit - len(ids))
-    speculation = make_speculation(speculate, tokenizer)
+    speculation = make_speculation(speculate, tokenizer, model)
     config = generation_config_with(
         model.generation_config,
         max_new_tokens=max_new_tokens,

@@ -21,7 +21,8 @@ class Speculation:
 
     Attributes:
         generation: Fields of `GenerationConfig`.
-        assistant: The smaller model that guesses; None for what follows the same tokens in the text so far.
+        assistant: The smaller model that guesses; None for the model's own layers, and for what follows the same tokens in
+            the text so far.
         steps: Of the model, since `counting` began.
         guesses: That it checked in them.
     """
@@ -34,8 +35,12 @@ class Speculation:
     @contextmanager
     def counting(self, model: PreTrainedModel) -> Iterator[None]:
         """Counts the model's steps while the block runs."""
+        layers = model.config.num_hidden_layers
 
-        def count(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        def count(module: PreTrainedModel, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            # Fewer while its own first layers guess.
+            if module.config.num_hidden_layers != layers:
+                return
             self.steps += 1
             # One logit for each guess, and one for the token after them.
             self.guesses += kwargs.get("logits_to_keep", 1) - 1
@@ -53,16 +58,29 @@ class Speculation:
         return f"{tokens} tokens in {self.steps} steps: {tokens / self.steps:.2f} a step{share}"
 
 
-def make_speculation(speculate: str | None, tokenizer: PreTrainedTokenizerBase) -> Speculation:
-    """`auto` looks guesses up in the text so far (Saxena 2023); else the folder or Hub id of a smaller model.
+def make_speculation(speculate: str | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Speculation:
+    """Guesses for a model.
+
+    Args:
+        speculate: `auto` looks them up in the text so far (Saxena 2023); a number has as many of the model's own first layers
+            make them (Elhoushi et al. 2024); else the folder or Hub id of a smaller model. None guesses nothing.
+        tokenizer: The model's.
+        model: That checks them.
 
     Raises:
-        ConfigError: When the smaller model has another tokenizer.
+        ConfigError: When the smaller model has another tokenizer, or the model not more layers than that.
     """
     if speculate is None:
         return Speculation()
     if speculate == "auto":
         return Speculation({"prompt_lookup_num_tokens": LOOKUP_TOKENS})
+    if speculate.isdecimal():
+        layers = model.config.num_hidden_layers
+        if not 1 <= int(speculate) < layers:
+            raise ConfigError(
+                f"--speculate {speculate}: of the model's {layers} layers some can guess for it, not none or all."
+            )
+        return Speculation({"assistant_early_exit": int(speculate)})
     if load_tokenizer(speculate).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
             f"--speculate {speculate}: its tokenizer is another than the model's, so it cannot guess for it."
