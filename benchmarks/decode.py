@@ -17,6 +17,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -290,13 +291,13 @@ def report(results: dict[str, dict[str, Any]], cases: list[Case], rate: float, w
     return figures
 
 
-# What operations of PyTorch do, by their names; the time that none accounts for is Python's.
+# What operations of PyTorch do, by their names without the namespace; the time that none accounts for is Python's.
 KINDS = {
-    "matrix products": ("addmm", "::mm", "linear"),
-    "attention": ("scaled_dot_product",),
-    "copies, the cache's among them": ("copy_", "cat", "clone"),
-    "norms and activations": ("norm", "gelu", "tanh", "pow"),
-    "choosing the token": ("argmax", "isin", "softmax", "max"),
+    "matrix products": re.compile(r"(add)?mm|linear(_dynamic)?|_linear_pointwise|_weight_int[48]pack_mm\w*"),
+    "attention": re.compile(r"_*scaled_dot_product\w+"),
+    "copies, the cache's among them": re.compile(r"copy_|_?cat|clone"),
+    "norms and activations": re.compile(r"(native_)?\w+_norm|gelu|tanh|pow"),
+    "choosing the token": re.compile(r"argmax|isin|softmax|max"),
 }
 
 
@@ -318,7 +319,8 @@ def profile(arm: str, folder: Path, cases: list[Case], threads: int, vocab: int)
             answer(prompts, tokens)
         spent = dict.fromkeys(names, 0.0)
         for event in profiler.key_averages():
-            kind = next((name for name, parts in KINDS.items() if any(part in event.key for part in parts)), None)
+            operation = event.key.rpartition("::")[2]
+            kind = next((name for name, pattern in KINDS.items() if pattern.fullmatch(operation)), None)
             spent[kind or "other operations"] += event.self_cpu_time_total / 1e3
         # The profiler slows small operations down, so that they can come to more than the run took without it.
         spent["Python"] = max(0.0, wall - sum(spent.values()))
@@ -355,7 +357,7 @@ def draw_plot(figures: dict[str, Any], names: list[str], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), metavar="ARM", help=f"of: {', '.join(ARMS)}")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer, 2 or more (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}; two rounds of 24 tokens")
@@ -366,6 +368,8 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if args.tokens < 2:
+        parser.error("--tokens: 2 or more, since one token is the prefill")
     rounds, tokens = (2, 24) if args.quick else (args.rounds, args.tokens)
     arms = [arm for arm in ARMS if arm in (args.arms or (QUICK if args.quick else ARMS)) or arm == REFERENCE]
     for arm in list(arms):

@@ -200,7 +200,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
-    source = args.model or random_model(Path(tempfile.mkdtemp()))
+    source = args.model or random_model()
     tokenizer = load_tokenizer(source)
     rows = load_builtin("builtin:python-qa")["test"]["messages"]
     encoded = (encode_conversation(tokenizer, row) for row in rows)

@@ -13,6 +13,7 @@ so and ends with 77; --device cpu tries it.
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrain
 from transformers.utils import logging as transformers_logging
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, quantize_model
-from chatgpt_hf.inference.compiling import StaticPrefix, compile_config
+from chatgpt_hf.inference.compiling import StaticPrefix, compile_config, missing_compiler
 from chatgpt_hf.training.hardware import synchronize
 
 # Name, quantization, compiled, bytes a weight.
@@ -97,7 +98,11 @@ def main() -> None:
     config = ChatGPTConfig.gpt2("gpt2", **sizes)
     weights = 12 * config.num_hidden_layers * config.hidden_size**2 + config.vocab_size * config.hidden_size
     peak = copy_bandwidth(device, 16 if args.tiny else 1000)
-    arms = {arm: make(arm, device, sizes) for arm in args.arms or ARMS}
+    lacking = missing_compiler(device)
+    if lacking is not None:
+        print(f"Compiled means are left out: {lacking} is missing.", file=sys.stderr)
+    chosen = [arm for arm in args.arms or ARMS if lacking is None or not ARMS[arm][1]]
+    arms = {arm: make(arm, device, sizes) for arm in chosen}
     results: dict[str, dict[int, list[float]]] = {arm: {1: [], 64: []} for arm in arms}
     for turn in range(args.rounds + 1):
         for batch in (1, 64):

@@ -23,17 +23,15 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from chatgpt_hf import load_builtin, load_model, load_tokenizer, use_cpu_kernels
+from chatgpt_hf.evaluation.scoring import negative_log_likelihoods
 from chatgpt_hf.quantization import QUANTIZATIONS, quantize_folder
 from chatgpt_hf.tokenization_chatgpt import encode_documents
 
 
-@torch.no_grad()
 def perplexity(model: PreTrainedModel, rows: list[torch.Tensor]) -> float:
-    nats = sum(
-        torch.nn.functional.cross_entropy(model(row[None]).logits[0, :-1].float(), row[1:], reduction="sum").item()
-        for row in rows
-    )
-    return math.exp(nats / sum(len(row) - 1 for row in rows))
+    pieces = [(row.tolist(), 1) for row in rows]
+    nats = negative_log_likelihoods(model, pieces, pad_token_id=0, batch_size=1, progress=False)
+    return math.exp(nats.sum() / sum(len(row) - 1 for row in rows))
 
 
 def answers(model: PreTrainedModel, rows: list[torch.Tensor]) -> list[list[int]]:
@@ -60,7 +58,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
-    args.model = args.model or random_model(Path(tempfile.mkdtemp()))
+    args.model = args.model or random_model()
     tokenizer = load_tokenizer(args.model)
     context = load_model(args.model).config.max_position_embeddings
     texts = [args.text.read_text("utf-8")] if args.text else load_builtin("builtin:python-docs")["test"]["text"]

@@ -7,8 +7,10 @@ compared with the reply to the same request made alone, and the server's memory 
 """
 
 import argparse
+import atexit
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,8 +38,11 @@ QUESTIONS = [
 ]
 
 
-def random_model(folder: Path) -> str:
-    """The shape of the quickstart's model, with weights large enough that its likeliest tokens are clearly so."""
+def random_model(folder: Path | None = None) -> str:
+    """The shape of the quickstart's model, with weights large enough that its likeliest tokens are clearly so.
+
+    Without a folder it is gone when the script ends.
+    """
     import torch
 
     from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_builtin, train_tokenizer
@@ -55,6 +60,9 @@ def random_model(folder: Path) -> str:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    if folder is None:
+        folder = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     ChatGPTForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
@@ -41,10 +40,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers_logging.set_verbosity_error()
-    args.model = args.model or random_model(Path(tempfile.mkdtemp()))
+    args.model = args.model or random_model()
     tokenizer = load_tokenizer(args.model)
     model = load_for_generation(args.model, args.quantize)
-    room = model.config.max_position_embeddings - args.tokens
+    context = model.config.max_position_embeddings
+    room = context - args.tokens
     text = (
         args.text.read_text("utf-8") if args.text else "\n\n".join(load_builtin("builtin:python-docs")["test"]["text"])
     )
@@ -55,12 +55,12 @@ def main() -> None:
     }
     ways: dict[str, Speculation] = {
         "one token a step": Speculation(),
-        "prompt lookup": make_speculation("auto", tokenizer, model),
+        "prompt lookup": make_speculation("auto", tokenizer, model, context),
     }
     if args.assistant:
-        ways["assistant"] = make_speculation(args.assistant, tokenizer, model)
+        ways["assistant"] = make_speculation(args.assistant, tokenizer, model, context)
     own = model.config.num_hidden_layers // 2
-    ways[f"own {own} layers"] = make_speculation(str(own), tokenizer, model)
+    ways[f"own {own} layers"] = make_speculation(str(own), tokenizer, model, context)
     results: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{args.model}, {args.threads} thread(s)\n")
     print(

@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from chatgpt_hf.inference.compiling import missing_compiler
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
 
@@ -147,6 +149,9 @@ def test_decoding_by_every_means(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    missing_compiler(torch.device("cpu")) is not None, reason="this machine has no C++ compiler for torch.compile"
+)
 def test_the_script_for_a_gpu_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     arms = ["stock bfloat16", "ours bfloat16", "ours bfloat16 compiled"]

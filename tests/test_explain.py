@@ -1,5 +1,6 @@
 """`chatgpt-hf explain`, and `/explain` in the chat."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -8,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from chatgpt_hf import ChatSession
+from chatgpt_hf import ChatSession, load_for_generation, load_tokenizer
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.explain import explain_last_answer
+from chatgpt_hf.inference import kernels
+from chatgpt_hf.quantization import quantize_folder
 
 pytest.importorskip("captum", reason="needs captum: pip install 'chatgpt-hf[explain]'")
 
@@ -64,8 +67,7 @@ def test_in_the_chat(
     lines += ["/reset", "Hello!", "/load said.json", "/explain", "/reset", "/explain"]
     result = cli("chat", chat_folder, stdin="\n".join(lines))
     assert result.code == 0
-    assert result.err.count("error: Nothing was answered yet") == 2
-    assert "error: The last answer was not made here" in result.err
+    assert result.err.count("error: Nothing was answered here yet") == 3
     assert str(tmp_path / "explanation.html") in result.err
     assert "Hi! How are you?" in answer_on(tmp_path / "explanation.html")
     assert "😀👍🏽" in answer_on(tmp_path / "smile.html")
@@ -83,3 +85,42 @@ def test_what_moderation_held_back_is_not_shown(chat_folder: Path, tmp_path: Pat
     assert not (tmp_path / "page.html").exists()
     session.reply("Smile")
     assert explain_last_answer(session, tmp_path / "page.html").is_file()
+
+
+def test_a_quantized_model_is_refused(
+    refused: Callable[..., str], cli: Callable[..., Any], chat_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torchao", reason="needs torchao: pip install 'chatgpt-hf[quantize]'")
+    folder = quantize_folder(chat_folder, tmp_path / "int8", "int8")
+    page = tmp_path / "page.html"
+    assert "int8 is quantized" in refused("explain", folder, "--out", page, "--text", "a")
+    result = cli("chat", folder, stdin=f"Hello!\n/explain {page}\nHello!\n")
+    assert result.code == 0
+    assert "int8 is quantized" in result.err
+    assert not page.exists()
+
+
+def test_the_answer_that_is_explained_is_the_one_that_is_shown(chat_folder: Path, tmp_path: Path) -> None:
+    session = ChatSession.from_pretrained(chat_folder)
+    answer = session.reply("Hello!")
+    file = tmp_path / "said.json"
+    messages = [{"role": "user", "content": "Another question"}, {"role": "assistant", "content": answer}]
+    file.write_text(json.dumps({"messages": messages}), encoding="utf-8")
+    session.load(file)
+    with pytest.raises(ConfigError, match="Nothing was answered here yet"):
+        explain_last_answer(session, tmp_path / "page.html")
+    assert session.reply("Smile")
+    assert explain_last_answer(session, tmp_path / "page.html").is_file()
+    session.reset()
+    with pytest.raises(ConfigError, match="Nothing was answered here yet"):
+        explain_last_answer(session, tmp_path / "page.html")
+
+
+def test_a_packed_model_that_was_handed_over(
+    chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "SMALLEST", 0)
+    session = ChatSession(load_for_generation(chat_folder), load_tokenizer(chat_folder))
+    session.reply("Hello!")
+    with pytest.raises(ConfigError, match="gives no gradients"):
+        explain_last_answer(session, tmp_path / "page.html")

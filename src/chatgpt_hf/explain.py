@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from .checkpoints import load_for_inference
 from .errors import ConfigError
+from .inference.kernels import PackedLinear
 from .inference.session import ChatSession
 from .interpretability.explanation import corpus_texts, explain
 from .interpretability.page import check_page_file, write_page
@@ -31,15 +34,16 @@ def write_explanation(
         report: Is told what is being done.
 
     Raises:
-        ConfigError: When it is not one of text and prompt that is given.
+        ConfigError: When it is not one of text and prompt that is given, or the model is quantized.
+        CheckpointError: When there is no model, or it is not whole.
+        TokenizerError: When there is a prompt, and no chat template.
         DataError: When the text is empty or longer than the model's context, or the corpus is too short.
         OutputError: When the page cannot be written.
     """
     if (text is None) == (prompt is None):
         raise ConfigError("Give --text or --prompt, one of the two: a text, or a message whose answer is explained.")
     check_page_file(file)
-    # Gradients and integrals need more digits than half precision has.
-    model, tokenizer = load_for_inference(name_or_path).float(), load_tokenizer(name_or_path)
+    model, tokenizer = _load(name_or_path), load_tokenizer(name_or_path)
     if prompt is not None:
         session = ChatSession(model, tokenizer, do_sample=False)
         session.reply(prompt)
@@ -48,7 +52,8 @@ def write_explanation(
         passage = passage_of_text(model, tokenizer, text or "")
     texts = corpus_texts(model, tokenizer, corpus)
     name = Path(name_or_path).name
-    return write_page(explain(model, tokenizer, passage, name=name, texts=texts, report=report), tokenizer, file)
+    explanation = explain(model, tokenizer, passage, name=name, texts=texts, report=report, progress=True)
+    return write_page(explanation, tokenizer, file)
 
 
 def explain_last_answer(session: ChatSession, file: str | Path) -> Path:
@@ -56,24 +61,37 @@ def explain_last_answer(session: ChatSession, file: str | Path) -> Path:
 
     Raises:
         ConfigError: When nothing was answered yet, or the last answer was read from a file, or moderation changed or ended
-            it: the page would show what was held back.
+            it: the page would show what was held back; or when the model is quantized, or was handed over packed.
+        OutputError: When the page cannot be written.
     """
     ending = session.ending
     last = session.messages[-1] if session.messages else {"role": "system"}
     if last["role"] != "assistant" or not ending.answer_ids:
-        raise ConfigError("Nothing was answered yet, so there is no answer to explain.")
+        raise ConfigError(
+            "Nothing was answered here yet, so there is no answer to explain: ask first, or again (/regenerate)."
+        )
     whole = str(session.tokenizer.decode(ending.answer_ids, skip_special_tokens=True)).strip()
     if session.moderation is not None and last["content"] != whole:
         raise ConfigError("Moderation changed the last answer, and a page about it would show what was held back.")
-    # A stop string is among the ids and not in the answer.
-    if not whole.startswith(last["content"]):
-        raise ConfigError(
-            "The last answer was not made here but read from a file: ask again (/regenerate), then explain it."
-        )
     check_page_file(file)
-    # A model that was loaded to answer gives no gradients, and may be quantized: its weights are read again as they are stored.
+    # A model that was loaded to answer gives no gradients: its weights are read again as they are stored.
     source = session.name_or_path
-    model = session.model if source is None else load_for_inference(source).float()
+    model = session.model if source is None else _load(source)
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise ConfigError(
+            "The session's model was prepared for answering and gives no gradients: make the session by "
+            "ChatSession.from_pretrained, or of a model as from_pretrained loads it."
+        )
     passage = passage_of_answer(model, session.tokenizer, ending.prompt_ids, ending.answer_ids)
     name = Path(source or session.model.name_or_path).name or "the model"
     return write_page(explain(model, session.tokenizer, passage, name=name), session.tokenizer, file)
+
+
+def _load(name_or_path: str) -> PreTrainedModel:
+    model = load_for_inference(name_or_path)
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"{name_or_path} is quantized, and its weights have no gradients: explain the model that it was made from."
+        )
+    # Gradients and integrals need more digits than half precision has.
+    return model.float()

@@ -21,28 +21,30 @@ if TYPE_CHECKING:
 GROUP_SIZE = 32
 
 
-def _int8() -> "AOBaseConfig":
+def _int8(device: torch.device) -> "AOBaseConfig":
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
     return Int8DynamicActivationInt8WeightConfig()
 
 
-def _int8_weight_only() -> "AOBaseConfig":
+def _int8_weight_only(device: torch.device) -> "AOBaseConfig":
     from torchao.quantization import Int8WeightOnlyConfig
 
     return Int8WeightOnlyConfig()
 
 
-def _int4() -> "AOBaseConfig":
+def _int4(device: torch.device) -> "AOBaseConfig":
     from torchao.quantization import Int4WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
 
-    if torch.cuda.is_available():
-        return Int4WeightOnlyConfig(group_size=GROUP_SIZE)
-    # The other has kernels for accelerators alone. This one keeps a byte for each weight in the file.
+    if device.type == "cuda":
+        # PyTorch's own kernel; torchao's default packing needs one more package (mslk).
+        return Int4WeightOnlyConfig(group_size=GROUP_SIZE, int4_packing_format="tile_packed_to_4d")  # type: ignore[arg-type]
+    # The other has kernels for GPUs alone. This one keeps a byte for each weight in the file.
     return IntxWeightOnlyConfig(torch.int4, PerGroup(GROUP_SIZE))  # type: ignore[attr-defined]
 
 
-QUANTIZATIONS: dict[str, Callable[[], "AOBaseConfig"]] = {
+# By the device that the model is on.
+QUANTIZATIONS: dict[str, Callable[[torch.device], "AOBaseConfig"]] = {
     "int8": _int8,
     "int8-weight-only": _int8_weight_only,
     "int4": _int4,
@@ -55,7 +57,7 @@ def quantize_model(model: PreTrainedModel, quantization: str) -> PreTrainedModel
     A head that is tied to the embedding becomes one of its own, since reading it is a third of the work of a small model.
 
     Args:
-        model: In float32 or bfloat16.
+        model: In float32 or bfloat16; int4 makes it bfloat16 on a GPU.
         quantization: `int8` (weights by row, activations by token on the way), `int8-weight-only` (by row), or `int4`
             (weights in groups of 32).
 
@@ -72,11 +74,14 @@ def quantize_model(model: PreTrainedModel, quantization: str) -> PreTrainedModel
         _check_groups(model)
     from torchao.quantization import quantize_
 
+    config = TorchAoConfig(QUANTIZATIONS[quantization](model.device), modules_to_not_convert=[])
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is embedding.weight:
         head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = False
-    config = TorchAoConfig(QUANTIZATIONS[quantization](), modules_to_not_convert=[])
+    if quantization == "int4" and model.device.type == "cuda":
+        # All that the kernel takes.
+        model.to(torch.bfloat16)
     quantize_(model, config.quant_type)
     # What `from_pretrained` leaves on a model that it quantizes; `save_pretrained` writes by it.
     model.config.quantization_config = config
@@ -107,6 +112,9 @@ def quantize_folder(source: str | Path, folder: str | Path, quantization: str) -
         quantization: As `quantize_model` takes it.
 
     Raises:
+        ConfigError: As `quantize_model`.
+        CheckpointError: When there is no model, or it is not whole.
+        TokenizerError: When there is no tokenizer, or it does not fit the model.
         OutputError: When the folder holds something.
     """
     _check_name(quantization)

@@ -46,3 +46,12 @@ def test_a_long_context_loses_its_beginning(base_folder: Path) -> None:
     ids, first = continuation(tokenizer, "one two three " * 20, "four", max_length=16)
     assert len(ids) == 16
     assert tokenizer.decode(ids[first:]).strip() == "four"
+
+
+def test_a_model_that_is_trained_goes_on_so(model: Any) -> None:
+    model.train()
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(ValueError, match="this model knows 0 to 299"):
+        negative_log_likelihoods(model, [([10**9] * 3, 1)], pad_token_id=0, progress=False)
+    assert [module.training for module in model.modules()] == modes
+    model.eval()

@@ -5,10 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+)
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, GrowingCache, PrefixCache
-from chatgpt_hf.inference.cache import GrowingLayer
+from chatgpt_hf.inference.cache import GrowingLayer, growing_cache
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -123,3 +130,20 @@ def test_a_prefix_is_computed_once(model: PreTrainedModel) -> None:
     # Each call sees its prompt and all new tokens but the last, 35; the second has 20 in common with the first, the third all but
     # the last of its prompt with the second.
     assert prefix.processed_tokens == 4 * 35 - 20 - 29
+
+
+def test_a_model_with_a_state_of_its_own_kind_goes_without() -> None:
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2)).eval()
+    assert growing_cache(model) == {}
+    ids, options = rows(1), {"do_sample": False, "max_new_tokens": 5}
+    expected = model.generate(ids, **options)
+    prefix = PrefixCache(model)
+    assert prefix.generate(ids, **options).equal(expected)
+    assert prefix.processed_tokens == 16
+
+
+def test_windows_keep_no_more_than_they_see() -> None:
+    model = MODELS["window"]().eval()
+    cache = growing_cache(model)["past_key_values"]
+    generate(model, rows(), cache, max_new_tokens=60)
+    assert cache.layers[0].keys.shape[-2] == 7

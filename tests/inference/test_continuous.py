@@ -11,6 +11,7 @@ from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
 from chatgpt_hf.inference import continuous
 from chatgpt_hf.inference.continuous import ATTENTION, prepare_batching
 from chatgpt_hf.inference.prompts import Prompt, answers
+from chatgpt_hf.interpretability.attention import attention_maps
 
 KINDS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -111,3 +112,14 @@ def test_an_implementation_that_somebody_chose_stays() -> None:
     model.set_attn_implementation("eager")
     prepare_batching(model, CONTEXT, 3)
     assert model.config._attn_implementation == "eager"
+
+
+def test_a_model_that_is_batched_can_be_looked_into() -> None:
+    model = tiny()
+    ids = torch.randint(4, 300, (1, 9))
+    expected = attention_maps(model, ids).weights
+    prepare_batching(model, CONTEXT, 3)
+    maps = attention_maps(model, ids)
+    assert maps.switched_from == ATTENTION
+    assert (maps.weights == expected).all()
+    assert model.config._attn_implementation == ATTENTION

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, load_tokenizer, train_tokenizer
 from chatgpt_hf.errors import ConfigError
@@ -59,7 +60,7 @@ def test_an_assistant_with_another_tokenizer(chat_folder: Path, assistant: Path,
     ChatGPTForCausalLM.from_pretrained(assistant).save_pretrained(tmp_path)
     train_tokenizer(["other words entirely"] * 5, 270, show_progress=False).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="its tokenizer is another than the model's"):
-        make_speculation(str(tmp_path), load_tokenizer(chat_folder), load_model(chat_folder))
+        make_speculation(str(tmp_path), load_tokenizer(chat_folder), load_model(chat_folder), 20)
 
 
 def test_the_models_own_first_layers(assistant: Path, tmp_path: Path) -> None:
@@ -87,6 +88,19 @@ def test_the_models_own_first_layers(assistant: Path, tmp_path: Path) -> None:
     for number in ("0", "3"):
         with pytest.raises(ConfigError, match="of the model's 3 layers some can guess for it"):
             text(tmp_path, speculate=number)
+
+
+def test_layers_that_run_whatever_the_config_says(chat_folder: Path) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=3, n_head=2, n_positions=32)).eval()
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel runs all its layers"):
+        make_speculation("1", load_tokenizer(chat_folder), model, 20)
+    assert model.config.num_hidden_layers == 3
+
+
+def test_an_assistant_with_a_shorter_context(chat_folder: Path, assistant: Path) -> None:
+    model = load_model(chat_folder, ChatGPTForCausalLM)
+    with pytest.raises(ConfigError, match="its context is 128 tokens, and the text may become 129 long"):
+        make_speculation(str(assistant), load_tokenizer(chat_folder), model, 129)
 
 
 def test_the_command_says_what_it_was_worth(cli: Callable[..., Any], chat_folder: Path) -> None:

@@ -123,6 +123,8 @@ def test_mistakes(model: PreTrainedModel) -> None:
         (Part("layer", -1), "no layer -1"),
         (Part("head", 0, 4), "no head 4"),
         (Part("head", 0), "no part"),
+        (Part("mlp", 0, 1), "no part"),
+        (Part("layer", 0, 1), "no part"),
         (Part("norm", 0), "no part"),
     ):
         with pytest.raises(ConfigError, match=wrong):

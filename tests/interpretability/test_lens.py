@@ -5,7 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, GraniteConfig, GraniteForCausalLM, PreTrainedModel
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedModel,
+)
 
 from chatgpt_hf.errors import ConfigError, DataError
 from chatgpt_hf.interpretability.anatomy import anatomy, residual_streams
@@ -78,3 +86,34 @@ def test_drawing(chat_folder: Any, ids: torch.Tensor, model: PreTrainedModel) ->
     tokenizer = AutoTokenizer.from_pretrained(chat_folder)
     figure = draw_lens(look_through(model, ids), ["$", *"abcdefghijk"], tokenizer)
     assert len(figure.axes[0].texts) == 4 * 12
+
+
+class Silent(nn.Module):
+    """A head that excludes some tokens."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self.head(hidden)
+        logits[..., :7] = -torch.inf
+        return logits
+
+
+def test_excluded_tokens_are_no_divergence(ids: torch.Tensor) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=3, n_head=4, n_positions=64)).eval()
+    model.lm_head = Silent(model.lm_head)
+    lens = look_through(model, ids)
+    assert np.isfinite(lens.divergences).all()
+    np.testing.assert_allclose(lens.divergences[-1], 0, atol=1e-6)
+
+
+def test_dropout_is_off_while_it_is_looked_through(ids: torch.Tensor) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=3, n_head=4, n_positions=64))
+    model.transformer.h[1].eval()
+    modes = [module.training for module in model.modules()]
+    lens = look_through(model, ids)
+    train_tuned_lens(model, [ids[0].tolist()], steps=1)
+    assert [module.training for module in model.modules()] == modes
+    np.testing.assert_array_equal(lens.probabilities, look_through(model.eval(), ids).probabilities)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from ..errors import DataError
+from .mode import evaluating
 from .padding import pad
 
 logger = logging.getLogger(__name__)
@@ -75,25 +76,20 @@ def generate_completions(
     eos = generation.get("eos_token_id", model.generation_config.eos_token_id)
     ends = set(eos if isinstance(eos, list) else [eos])
     completions = [Completion([], "", False)] * len(prompts)
-    was_training = model.training
-    model.eval()
-    try:
-        with tqdm(total=len(prompts) - too_long, desc=desc, disable=not progress) as bar:
-            for indices, room in _batches([len(prompt) for prompt in prompts], limit, max_new_tokens, batch_size):
-                inputs = pad([prompts[index] for index in indices], side="left", pad_token_id=tokenizer.pad_token_id)
-                width = inputs["input_ids"].shape[1]
-                if stop:
-                    generation["stopping_criteria"] = StoppingCriteriaList([_Stop(tokenizer, width, stop)])
-                output = model.generate(
-                    **{name: value.to(model.device) for name, value in inputs.items()},
-                    max_new_tokens=room,
-                    **generation,
-                )
-                for index, row in zip(indices, output[:, width:].tolist(), strict=True):
-                    completions[index] = _completion(tokenizer, row, ends, stop)
-                bar.update(len(indices))
-    finally:
-        model.train(was_training)
+    with evaluating(model), tqdm(total=len(prompts) - too_long, desc=desc, disable=not progress) as bar:
+        for indices, room in _batches([len(prompt) for prompt in prompts], limit, max_new_tokens, batch_size):
+            inputs = pad([prompts[index] for index in indices], side="left", pad_token_id=tokenizer.pad_token_id)
+            width = inputs["input_ids"].shape[1]
+            if stop:
+                generation["stopping_criteria"] = StoppingCriteriaList([_Stop(tokenizer, width, stop)])
+            output = model.generate(
+                **{name: value.to(model.device) for name, value in inputs.items()},
+                max_new_tokens=room,
+                **generation,
+            )
+            for index, row in zip(indices, output[:, width:].tolist(), strict=True):
+                completions[index] = _completion(tokenizer, row, ends, stop)
+            bar.update(len(indices))
     return completions
 
 

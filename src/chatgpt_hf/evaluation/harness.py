@@ -18,6 +18,7 @@ from ..checkpoints import write_atomically
 from ..errors import ConfigError, DataError
 from .figures import Measure
 from .harness_data import BENCHMARKS, check_names, write_tasks
+from .mode import evaluating
 from .record import Evaluation
 
 __all__ = ["BENCHMARKS", "HARNESS_RESULTS_NAME", "BenchmarkResults", "evaluate_benchmarks", "write_tasks"]
@@ -98,8 +99,7 @@ def evaluate_benchmarks(
             f"Benchmarks need lm-evaluation-harness, which cannot be imported ({error}): pip install 'chatgpt-hf[eval]'"
         ) from error
     seeds = _SEEDS if seed is None else (seed,) * 4
-    was_training = model.training
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _quiet():
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _quiet(), evaluating(model):
         if data_folder is not None:
             write_tasks(data_folder, folder, names)
             manager = TaskManager(include_path=folder, include_defaults=False)
@@ -108,21 +108,18 @@ def evaluate_benchmarks(
         loaded = _load(manager, names)
         _check_shots(loaded, num_fewshot)
         language_model = _language_model(model, tokenizer, batch_size, add_bos_token)
-        try:
-            results: Any = simple_evaluate(
-                model=language_model,
-                tasks=[loaded["groups"].get(name) or loaded["tasks"][name] for name in names],
-                task_manager=manager,
-                num_fewshot=num_fewshot,
-                batch_size=batch_size,
-                limit=limit,
-                random_seed=seeds[0],
-                numpy_random_seed=seeds[1],
-                torch_random_seed=seeds[2],
-                fewshot_random_seed=seeds[3],
-            )
-        finally:
-            model.train(was_training)
+        results: Any = simple_evaluate(
+            model=language_model,
+            tasks=[loaded["groups"].get(name) or loaded["tasks"][name] for name in names],
+            task_manager=manager,
+            num_fewshot=num_fewshot,
+            batch_size=batch_size,
+            limit=limit,
+            random_seed=seeds[0],
+            numpy_random_seed=seeds[1],
+            torch_random_seed=seeds[2],
+            fewshot_random_seed=seeds[3],
+        )
     if language_model.cut:
         logger.warning(
             "%d of %d prompts were longer than the model's context of %d and lost their beginning.",

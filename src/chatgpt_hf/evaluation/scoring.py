@@ -7,6 +7,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .mode import evaluating
 from .padding import pad
 
 
@@ -29,22 +30,20 @@ def negative_log_likelihoods(
     # Rows of one length waste the least padding.
     order = sorted(range(len(pieces)), key=lambda index: len(pieces[index][0]), reverse=True)
     nats = np.zeros(len(pieces))
-    was_training = model.training
-    model.eval()
-    for begin in tqdm(range(0, len(order), batch_size), desc=desc, disable=not progress):
-        indices = order[begin : begin + batch_size]
-        rows = pad([pieces[index][0] for index in indices], side="right", pad_token_id=pad_token_id)
-        labels = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
-        for row, index in zip(labels, indices, strict=True):
-            row[: pieces[index][1]] = -100
-        inputs = {name: value.to(model.device) for name, value in rows.items()}
-        logits = model(**inputs, use_cache=False).logits
-        shifted = labels[:, 1:].to(model.device)
-        losses = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), shifted.flatten(), ignore_index=-100, reduction="none"
-        )
-        nats[indices] = losses.view(shifted.shape).double().sum(1).cpu().numpy()
-    model.train(was_training)
+    with evaluating(model):
+        for begin in tqdm(range(0, len(order), batch_size), desc=desc, disable=not progress):
+            indices = order[begin : begin + batch_size]
+            rows = pad([pieces[index][0] for index in indices], side="right", pad_token_id=pad_token_id)
+            labels = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
+            for row, index in zip(labels, indices, strict=True):
+                row[: pieces[index][1]] = -100
+            inputs = {name: value.to(model.device) for name, value in rows.items()}
+            logits = model(**inputs, use_cache=False).logits
+            shifted = labels[:, 1:].to(model.device)
+            losses = torch.nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), shifted.flatten(), ignore_index=-100, reduction="none"
+            )
+            nats[indices] = losses.view(shifted.shape).double().sum(1).cpu().numpy()
     return nats
 
 

@@ -70,11 +70,18 @@ class GrowingCache(DynamicCache):
         self.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
 
 
+def growing_cache(model: PreTrainedModel) -> dict[str, GrowingCache]:
+    """A `GrowingCache` as `generate` takes it; nothing for models that keep a state of their own kind, as Mamba."""
+    if model._is_stateful or not model._supports_default_dynamic_cache():
+        return {}
+    return {"past_key_values": GrowingCache(model.config)}
+
+
 class PrefixCache:
     """Keys and values of what a model has seen, so that a prompt which begins as the last one did costs only what is new in it.
 
     Args:
-        model: Any causal language model.
+        model: Any causal language model. One that keeps no keys and values computes every prompt anew.
 
     Attributes:
         processed_tokens: That the model computed, in all calls.
@@ -96,6 +103,10 @@ class PrefixCache:
         Returns:
             (1, seq + new), as `generate` does.
         """
+        if not growing_cache(self._model):
+            sequence = self._model.generate(input_ids, **kwargs)
+            self.processed_tokens += sequence.shape[1] - 1
+            return sequence
         cache = self.take(input_ids[0].tolist())
         sequence = self._model.generate(input_ids, past_key_values=cache, **kwargs)
         self.keep(cache, sequence[0].tolist())

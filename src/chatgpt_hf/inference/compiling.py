@@ -30,7 +30,7 @@ def compile_config() -> CompileConfig:
 
 
 class StaticPrefix(PrefixCache):
-    """The interface of `PrefixCache` around a cache of one size, so that steps are compiled once for all lengths.
+    """The interface of `PrefixCache` around a cache of one size, so that one compiled step does for all positions.
 
     Only the memory is used again: a cache of fixed size cannot go back.
 

@@ -62,7 +62,8 @@ def stream_text(
         )
     if limit is not None:
         max_new_tokens = min(max_new_tokens, limit - len(ids))
-    speculation = make_speculation(speculate, tokenizer, model)
+    length = len(ids) + max_new_tokens
+    speculation = make_speculation(speculate, tokenizer, model, length)
     config = generation_config_with(
         model.generation_config,
         max_new_tokens=max_new_tokens,
@@ -74,7 +75,7 @@ def stream_text(
     prefix = None
     if compile:
         config.compile_config = compile_config()
-        prefix = StaticPrefix(model, limit or len(ids) + max_new_tokens)
+        prefix = StaticPrefix(model, length)
     if seed is not None:
         set_seed(seed)
     yield prompt

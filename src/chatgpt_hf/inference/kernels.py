@@ -37,7 +37,7 @@ class PackedLinear(nn.Module):
         linears: One, or several with the same input and the same kind of weight.
 
     Raises:
-        ConfigError: When it is to be saved or moved.
+        ConfigError: When it is to be saved, copied or moved.
     """
 
     def __init__(self, *linears: nn.Linear) -> None:
@@ -49,6 +49,9 @@ class PackedLinear(nn.Module):
         raise ConfigError(
             "This model was prepared for answering on this CPU and cannot be saved: save the one that it was made from."
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        raise ConfigError("This model was prepared for answering on this CPU and cannot be copied: load it once more.")
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
         # A pipeline moves its model to where it is already.
@@ -64,6 +67,11 @@ class PackedLinear(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return torch.float32 if self.bias is None else self.bias.dtype
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """An empty tensor: some models ask a layer's weight for its dtype or device."""
+        return torch.empty(0, dtype=self.dtype)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -82,11 +90,6 @@ class FloatLinear(PackedLinear):
     @property
     def dtype(self) -> torch.dtype:
         return self._packed.dtype
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """(out_features, in_features), unpacked anew each time: some models ask a layer for its dtype."""
-        return self._packed.to_dense()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.reshape(-1, self.in_features)
@@ -186,21 +189,24 @@ def _parts(linears: tuple[nn.Linear, ...], name: str) -> torch.Tensor:
 class _Shared:
     """One packed layer in the place of several with the same input, which is multiplied when the first of them is asked.
 
-    Whoever brings another input meanwhile, another thread for example, has it multiplied anew.
+    Whoever brings another input meanwhile, another thread for example, has it multiplied anew, and so has a layer that is asked
+    twice: its input may hold something else by then.
     """
 
     def __init__(self, packed: PackedLinear, sizes: list[int]) -> None:
         self.packed, self.sizes = packed, sizes
-        # The input, what comes of it, and how many of that were not asked for yet.
-        self._last: tuple[torch.Tensor, tuple[torch.Tensor, ...], int] | None = None
+        # The input, and what comes of it, by the layers that were not asked yet.
+        self._last: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
 
     def output(self, index: int, hidden_states: torch.Tensor) -> torch.Tensor:
         last = self._last
-        if last is None or last[0] is not hidden_states:
-            last = hidden_states, self.packed(hidden_states).split(self.sizes, dim=-1), len(self.sizes)
-        _, outputs, left = last
-        self._last = (hidden_states, outputs, left - 1) if left > 1 else None
-        return outputs[index]
+        if last is None or last[0] is not hidden_states or index not in last[1]:
+            last = hidden_states, dict(enumerate(self.packed(hidden_states).split(self.sizes, dim=-1)))
+        _, outputs = last
+        found = outputs[index]
+        left = {other: output for other, output in outputs.items() if other != index}
+        self._last = (hidden_states, left) if left else None
+        return found
 
 
 class SharedLinear(nn.Module):
@@ -208,9 +214,15 @@ class SharedLinear(nn.Module):
 
     def __init__(self, shared: _Shared, index: int) -> None:
         super().__init__()
+        # A module of its own, so that saving and moving the model reach it.
         self.packed, self.index = shared.packed, index
         self.in_features, self.out_features = shared.packed.in_features, shared.sizes[index]
         self._shared = shared
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """As a packed layer's."""
+        return self.packed.weight
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self._shared.output(self.index, hidden_states)

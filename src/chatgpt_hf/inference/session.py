@@ -35,7 +35,8 @@ class ChatSession:
 
     Attributes:
         messages: The conversation, as chat templates take it.
-        ending: How the last answer ended, with the token ids of prompt and answer.
+        ending: How the last answer ended, with the token ids of prompt and answer; empty where none was made, or the last
+            one is from a file.
         name_or_path: Where the model is from; None for one that was handed over.
 
     Raises:
@@ -62,7 +63,6 @@ class ChatSession:
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
         self.moderation = moderation
-        self.ending = Ending()
         self.name_or_path: str | None = None
         self.generation_config = generation_config_with(model.generation_config, **generation)
         self.messages: list[dict[str, Any]] = []
@@ -80,6 +80,7 @@ class ChatSession:
     def reset(self) -> None:
         """Forgets everything but the system prompt."""
         self.messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        self.ending = Ending()
 
     def set(self, **generation: Any) -> None:
         """Changes fields of the generation config from the next answer on.
@@ -141,6 +142,8 @@ class ChatSession:
             # A model may have nothing to say, and then that was its answer.
             if answer or whole:
                 self.messages = [*messages, {"role": "assistant", "content": answer.strip()}]
+            else:
+                self.ending = Ending()
 
     def stop(self) -> None:
         """Ends the answer that another thread is streaming, within one token; what was said so far stays.
@@ -171,7 +174,7 @@ class ChatSession:
             check_conversation(messages, allow_empty=True)
         except (OSError, ValueError, KeyError, TypeError, DataError) as error:
             raise DataError(f"{file} holds no conversation as /save writes it: {error}") from error
-        self.messages = list(messages)
+        self.messages, self.ending = list(messages), Ending()
         first = messages[0] if messages else {}
         self.system_prompt = first["content"] if first.get("role") == "system" else None
 

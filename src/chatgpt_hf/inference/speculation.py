@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError
@@ -35,11 +36,12 @@ class Speculation:
     @contextmanager
     def counting(self, model: PreTrainedModel) -> Iterator[None]:
         """Counts the model's steps while the block runs."""
-        layers = model.config.num_hidden_layers
+        config = model.config.get_text_config()
+        layers = getattr(config, "num_hidden_layers", None)
 
-        def count(module: PreTrainedModel, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        def count(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             # Fewer while its own first layers guess.
-            if module.config.num_hidden_layers != layers:
+            if getattr(config, "num_hidden_layers", None) != layers:
                 return
             self.steps += 1
             # One logit for each guess, and one for the token after them.
@@ -58,7 +60,9 @@ class Speculation:
         return f"{tokens} tokens in {self.steps} steps: {tokens / self.steps:.2f} a step{share}"
 
 
-def make_speculation(speculate: str | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Speculation:
+def make_speculation(
+    speculate: str | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, length: int
+) -> Speculation:
     """Guesses for a model.
 
     Args:
@@ -66,23 +70,53 @@ def make_speculation(speculate: str | None, tokenizer: PreTrainedTokenizerBase, 
             make them (Elhoushi et al. 2024); else the folder or Hub id of a smaller model. None guesses nothing.
         tokenizer: The model's.
         model: That checks them.
+        length: Tokens of the text when it is as long as it may become.
 
     Raises:
-        ConfigError: When the smaller model has another tokenizer, or the model not more layers than that.
+        ConfigError: When the smaller model has another tokenizer or a context that is too short, or the model not more layers
+            than that, or no way to leave them out.
     """
     if speculate is None:
         return Speculation()
     if speculate == "auto":
         return Speculation({"prompt_lookup_num_tokens": LOOKUP_TOKENS})
     if speculate.isdecimal():
-        layers = model.config.num_hidden_layers
-        if not 1 <= int(speculate) < layers:
-            raise ConfigError(
-                f"--speculate {speculate}: of the model's {layers} layers some can guess for it, not none or all."
-            )
+        _check_early_exit(model, int(speculate))
         return Speculation({"assistant_early_exit": int(speculate)})
     if load_tokenizer(speculate).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
             f"--speculate {speculate}: its tokenizer is another than the model's, so it cannot guess for it."
         )
-    return Speculation(assistant=load_for_generation(speculate))
+    assistant = load_for_generation(speculate)
+    limit = getattr(assistant.config, "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        raise ConfigError(
+            f"--speculate {speculate}: its context is {limit} tokens, and the text may become {length} long: lower "
+            "max_new_tokens, or name another."
+        )
+    return Speculation(assistant=assistant)
+
+
+@torch.no_grad()
+def _check_early_exit(model: PreTrainedModel, wanted: int) -> None:
+    """Raises `ConfigError` where the first layers alone give no token: `generate` lowers `num_hidden_layers` for them."""
+    layers = getattr(model.config, "num_hidden_layers", 0)
+    if not 1 <= wanted < layers:
+        raise ConfigError(
+            f"--speculate {wanted}: of the model's {layers} layers some can guess for it, not none or all."
+        )
+    model.config.num_hidden_layers = wanted
+    try:
+        states = model(
+            torch.zeros(1, 1, dtype=torch.long, device=model.device), output_hidden_states=True
+        ).hidden_states
+        obeyed = len(states) == wanted + 1
+    except (IndexError, RuntimeError):
+        obeyed = False
+    finally:
+        model.config.num_hidden_layers = layers
+    if not obeyed:
+        raise ConfigError(
+            f"--speculate {wanted}: {type(model).__name__} runs all its layers whatever its config says, so the first cannot "
+            "guess for it: look guesses up (auto), or name a smaller model."
+        )

@@ -16,7 +16,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from .cache import PrefixCache
+from .cache import PrefixCache, growing_cache
 from .filters import FilterChain, StopStrings, TextFilter
 
 
@@ -82,13 +82,16 @@ def stream_tokens(
 
     def run() -> None:
         try:
-            sequence = (prefix or PrefixCache(model)).generate(
-                **inputs,
-                generation_config=config,
-                streamer=streamer,
-                assistant_model=assistant_model,
-                stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)]),
-            )
+            options = {
+                "generation_config": config,
+                "streamer": streamer,
+                "assistant_model": assistant_model,
+                "stopping_criteria": StoppingCriteriaList([_Cancelled(cancelled)]),
+            }
+            if prefix is not None:
+                sequence = prefix.generate(**inputs, **options)
+            else:
+                sequence = model.generate(**inputs, **options, **growing_cache(model))
             ending.answer_ids = sequence[0, len(prompt) :].tolist()
         except BaseException as error:
             failures.append(error)

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from ..errors import ConfigError, DataError
 from ..evaluation.figures import Measure, paired_differences
+from ..evaluation.mode import evaluating
 from ..evaluation.scoring import negative_log_likelihoods
-from .anatomy import Anatomy, anatomy, evaluating, output_changed
+from .anatomy import Anatomy, anatomy, output_changed
 
 KINDS = ("head", "mlp", "layer")
 
@@ -117,9 +118,9 @@ def _removed(body: Anatomy, part: Part, mean: torch.Tensor | None) -> Iterator[N
 def _module(body: Anatomy, part: Part) -> nn.Module:
     """Where a part is found: for a head, the matrix that reads it."""
     body.check_layer(part.layer)
-    if part.kind == "layer":
+    if part.kind == "layer" and part.head is None:
         return body.layers[part.layer]
-    if part.kind == "mlp":
+    if part.kind == "mlp" and part.head is None:
         return body.mlp(part.layer)
     if part.kind == "head" and part.head is not None:
         body.check_head(part.head)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError
+from ..evaluation.mode import evaluating
 
 _ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "ff")
@@ -180,17 +181,6 @@ def output_changed(module: nn.Module, change: Callable[[torch.Tensor, torch.Tens
         yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout while the block runs."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import maximum_flow
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError, DataError
-from .anatomy import evaluating
+from ..evaluation.mode import evaluating
 
 Floats = npt.NDArray[np.float64]
 
@@ -57,7 +57,8 @@ def eager_attention(model: PreTrainedModel) -> Iterator[str | None]:
     try:
         yield own
     finally:
-        model.set_attn_implementation(own)
+        # Not `set_attn_implementation`, which takes a name with "flash" in it, as our own for batches, for a kernel of the Hub.
+        model.config._attn_implementation = own
 
 
 @torch.no_grad()

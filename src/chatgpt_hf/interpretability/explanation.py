@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.corpus import load_corpus
 from ..errors import ConfigError, DataError
+from ..evaluation.mode import evaluating
 from .ablation import AblationEffects, ablation_effects, all_parts
 from .attention import AttentionMaps, HeadScores, attention_flow, attention_maps, attention_rollout, head_scores
 from .attribution import METHODS, Attribution, attribute
@@ -119,12 +120,14 @@ def explain(
     name: str,
     texts: Texts | None = None,
     report: Callable[[str], None] = lambda sentence: None,
+    progress: bool = False,
 ) -> Explanation:
     """Everything about one passage.
 
     Args:
         texts: For the tuned lens and the ablation, which are left out without.
         report: Is told what is being done.
+        progress: Whether the ablation, which takes an evaluation for each part, shows a bar.
     """
     notes: list[str] = []
     ids = passage.tensor(model)
@@ -133,7 +136,7 @@ def explain(
         report(what)
         try:
             return compute()
-        except ConfigError as error:
+        except (ConfigError, DataError) as error:
             notes.append(f"{what} is left out. {error}")
             return None
 
@@ -160,7 +163,7 @@ def explain(
     # A text is followed by what the model would say next; an answer is explained itself.
     explained, begin = list(passage.ids), passage.begin
     if not passage.is_answer:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             begin, following = len(explained), model(input_ids=ids, use_cache=False).logits[0, -1].argmax()
         explained.append(int(following))
     baseline = _baseline_id(tokenizer)
@@ -183,7 +186,9 @@ def explain(
         )
         ablation = attempt(
             "Ablation",
-            lambda: ablation_effects(model, texts.ablation_rows, [(part,) for part in all_parts(model)]),
+            lambda: ablation_effects(
+                model, texts.ablation_rows, [(part,) for part in all_parts(model)], progress=progress
+            ),
         )
     return Explanation(
         name=name,

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError, DataError
+from ..evaluation.mode import evaluating
 from .anatomy import Anatomy, anatomy, residual_streams
 
 
@@ -88,7 +89,8 @@ def look_through(model: PreTrainedModel, ids: torch.Tensor, *, tuned: TunedLens 
 @torch.no_grad()
 def check_last_layer(parts: Anatomy, last: torch.Tensor, ids: torch.Tensor) -> None:
     """Raises `ConfigError` where norm and head do not make the model's logits of its last residual stream."""
-    logits = parts.model(input_ids=ids, use_cache=False).logits.float()
+    with evaluating(parts.model):
+        logits = parts.model(input_ids=ids, use_cache=False).logits.float()
     if not torch.allclose(parts.unembed(last), logits, rtol=1e-2, atol=1e-3 * logits.abs().max().item()):
         raise ConfigError(
             f"Between the last layer of {type(parts.model).__name__} and its logits there is more than a norm and a head, so "
@@ -151,4 +153,6 @@ def train_tuned_lens(
 
 def _divergence(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(own, other) in nats over the last dimension, of log-probabilities (..., vocab)."""
-    return nn.functional.kl_div(other, own, log_target=True, reduction="none").sum(-1)
+    terms = nn.functional.kl_div(other, own, log_target=True, reduction="none")
+    # A token of probability 0 in both would be 0 times infinity minus infinity; 0 log 0 is 0.
+    return terms.masked_fill(own.isneginf(), 0.0).sum(-1)

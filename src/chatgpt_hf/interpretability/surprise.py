@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..evaluation.mode import evaluating
 from .passage import token_text
 
 
@@ -64,7 +65,8 @@ def token_probabilities(
         return []
     # What the last token leads to is not asked for.
     ids = torch.tensor([[*prompt_ids, *answer_ids[:-1]]], device=model.device)
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer_ids)).logits[0]
+    with evaluating(model):
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer_ids)).logits[0]
     log_probabilities = logits.float().log_softmax(-1)
     probabilities = log_probabilities.exp()
     # A logit of -inf has the probability 0, and 0 log 0 is 0.

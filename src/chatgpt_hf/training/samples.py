@@ -19,6 +19,7 @@ from transformers import (
 
 from ..checkpoints import write_atomically
 from ..errors import ConfigError
+from ..evaluation.mode import evaluating
 from ..evaluation.padding import pad
 from ..report import FOLDER_NAME, SAMPLES_HISTORY_NAME, read_samples
 from ..tokenization_chatgpt import encode_documents
@@ -65,23 +66,18 @@ def sample_text(
             "shorten the prompt."
         )
     batch = pad(rows, side="left", pad_token_id=tokenizer.pad_token_id)
-    was_training = model.training
-    model.eval()
-    try:
-        with separate_randomness(model.device, seed):
-            output = model.generate(
-                **{name: value.to(model.device) for name, value in batch.items()},
-                max_new_tokens=min(max_new_tokens, limit - longest),
-                do_sample=True,
-                temperature=temperature,
-                top_k=top_k,
-                # A model that has diverged says nonsense, and whether the run goes on is not decided here.
-                remove_invalid_values=True,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            )
-    finally:
-        model.train(was_training)
+    with evaluating(model), separate_randomness(model.device, seed):
+        output = model.generate(
+            **{name: value.to(model.device) for name, value in batch.items()},
+            max_new_tokens=min(max_new_tokens, limit - longest),
+            do_sample=True,
+            temperature=temperature,
+            top_k=top_k,
+            # A model that has diverged says nonsense, and whether the run goes on is not decided here.
+            remove_invalid_values=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        )
     return tokenizer.batch_decode(output, skip_special_tokens=True)
 
 

@@ -16,7 +16,6 @@ from ..errors import ChatGPTError, ConfigError
 from ..inference.loading import load_for_generation
 from ..inference.parameters import sampling
 from ..inference.session import ChatSession
-from ..inference.streaming import Ending
 from ..interpretability.surprise import token_probabilities
 from ..tokenization_chatgpt import load_tokenizer
 from .tokens import tokens_html
@@ -124,7 +123,6 @@ class Handlers:
         session.system_prompt = system.strip() or None
         session.reset()
         session.messages += earlier
-        session.ending = Ending()
         answer = ""
         self._writing = session
         try:
@@ -163,7 +161,7 @@ class Handlers:
 
     def forget(self, request: gr.Request) -> None:
         """Another conversation is open: there is no last answer to look into."""
-        self._sessions.of(request).ending = Ending()
+        self._sessions.of(request).reset()
 
     def _refuse_while_writing(self, request: gr.Request) -> None:
         if self._sessions.of(request) is self._writing:
