@@ -78,19 +78,20 @@ class Planted:
 
 @pytest.fixture(scope="session")
 def planted() -> Planted:
-    """Two layers trained on random tokens that come again, until the second half holds no surprise: some seconds.
+    """Three layers trained on random tokens that come again, until the second half holds no surprise: some seconds.
 
     After how many tokens they come again changes, so that looking back by a fixed distance does not do. The convolution
     mixes each token's predecessor into it, which in its absence a head of the first layer has to learn to do: with it, as
-    with the smeared keys of Olsson et al. 2022, induction heads form at once.
+    with the smeared keys of Olsson et al. 2022, induction heads form at once. They form in the first layer, and with more
+    training tend to be all of it: it ends before, so that there are other heads beside them too.
     """
     vocabulary, length = range(64), 20
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     config = ChatGPTConfig(
         vocab_size=64,
         hidden_size=64,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=64,
         qk_norm=False,
@@ -103,14 +104,17 @@ def planted() -> Planted:
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98)),
     ]
-    for step in range(280):
+    for step in range(400):
         period = 8 + step % 18
-        ids = repeated_tokens(vocabulary, rows=64, length=period, seed=step)
+        ids = repeated_tokens(vocabulary, rows=32, length=period, seed=step)
         labels = ids.clone()
         labels[:, : period + 1] = -100
-        model(input_ids=ids, labels=labels).loss.backward()
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        if loss.item() < 0.05:
+            break
     rows = repeated_tokens(vocabulary, rows=16, length=length, seed=10**6).tolist()
     return Planted(model.eval(), vocabulary, length, rows)

@@ -1,5 +1,6 @@
 """Removed parts against weights set to zero, and the planted heads, without which the model knows nothing."""
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -106,10 +107,13 @@ def test_without_the_planted_heads(planted: Any) -> None:
     scores = head_scores(planted.model, planted.vocabulary, length=planted.length)
     found = [Part("head", int(layer), int(head)) for layer, head in np.argwhere(scores.induction > 0.3)]
     others = [part for part in all_parts(planted.model, ["head"]) if part not in found]
-    assert 1 <= len(found) <= len(others)
-    generator = np.random.default_rng(0)
-    random = [[others[index] for index in generator.permutation(len(others))[: len(found)]] for _ in range(5)]
-    effects = ablation_effects(planted.model, planted.rows, [found, *random], begin=planted.length + 1)
+    assert found
+    assert 2 * len(found) <= len(others)
+    choices = list(combinations(others, len(found)))
+    random = [choices[index] for index in np.random.default_rng(0).choice(len(choices), 8, replace=False)]
+    assert len({frozenset(draw) for draw in random}) == 8
+    # The others all at once are more than any draw of them takes away.
+    effects = ablation_effects(planted.model, planted.rows, [found, *random, others], begin=planted.length + 1)
     assert effects.loss < 0.2
     # Nothing is known any more: a guess among 64 tokens costs 4.16 nats.
     assert effects.low[0] > 3
