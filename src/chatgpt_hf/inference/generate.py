@@ -42,8 +42,10 @@ def stream_text(
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
     Raises:
-        ConfigError: When the prompt is longer than the model's context, a bad word has no tokens, or what guesses has another
-            tokenizer.
+        ConfigError: When the prompt is longer than the model's context, a bad word has no tokens, nothing can guess so
+            (`make_speculation`) or beside `compile`, or the model cannot be quantized so.
+        CheckpointError: When there is no model, or it is not whole.
+        TokenizerError: When there is no tokenizer, or it does not fit the model.
     """
     if compile and speculate is not None:
         raise ConfigError("--compile is for one token a step: leave --speculate out.")

@@ -76,7 +76,11 @@ class Anatomy:
         return found[0]
 
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the model's last norm and head make of a residual stream: (..., hidden) to logits (..., vocab) in float32."""
+        """What the model's last norm and head make of a residual stream: (..., hidden) to logits (..., vocab) in float32.
+
+        Raises:
+            ConfigError: When the model shows no such norm or head.
+        """
         head = self.model.get_output_embeddings()
         norm = self._final_norm()
         if head is None or norm is None:
