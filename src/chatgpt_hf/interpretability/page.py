@@ -232,8 +232,15 @@ def _lens_details(lens: Lens, tokenizer: PreTrainedTokenizerBase) -> dict[str, A
 def _heads(explanation: Explanation) -> list[dict[str, Any]]:
     if explanation.heads is None:
         return []
-    names = ("previous_token", "first_token", "induction")
-    return [{"name": name.replace("_", " "), "rows": getattr(explanation.heads, name).tolist()} for name in names]
+    notes = {
+        "previous_token": "How much a head looks at the token before: such heads put neighbors together.",
+        "first_token": "How much it looks at the very first token, where heads look that have nothing to say.",
+        "induction": "How much it looks at what followed the same token earlier: such heads go on with what was there before.",
+    }
+    return [
+        {"name": name.replace("_", " "), "note": note, "rows": getattr(explanation.heads, name).tolist()}
+        for name, note in notes.items()
+    ]
 
 
 def _ablation(explanation: Explanation) -> list[dict[str, Any]]:
