@@ -49,6 +49,12 @@ def test_mistakes(refused: Callable[..., str], chat_folder: Path, tmp_path: Path
     assert "the model's context 128" in refused("explain", chat_folder, *options, "--text", "word " * 200)
     assert "nowhere" in refused("explain", chat_folder, *options, "--text", "a", "--corpus", tmp_path / "nowhere")
     assert "is a folder" in refused("explain", chat_folder, "--out", tmp_path, "--text", "a")
+    assert "name a file" in refused("explain", chat_folder, "--out", "", "--text", "a")
+    for out in ("/proc/page.html", "/proc/new/page.html", tmp_path / f"{'x' * 300}.html"):
+        # Before anything was computed.
+        assert f"cannot be written to {out}" in refused("explain", tmp_path / "none", "--out", out, "--text", "a")
+    for option in ("--text", "--prompt"):
+        assert f"{option} is not text: its character 2" in refused("explain", chat_folder, *options, option, "a\udcff")
     assert "no folder" in refused("explain", tmp_path / "none", *options, "--text", "a")
     base = shutil.copytree(chat_folder, tmp_path / "base")
     (base / "chat_template.jinja").unlink()

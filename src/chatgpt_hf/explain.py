@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .checkpoints import load_for_inference
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .inference.session import ChatSession
 from .interpretability.explanation import corpus_texts, explain
 from .interpretability.page import check_page_file, write_page
@@ -32,12 +32,18 @@ def write_explanation(
 
     Raises:
         ConfigError: When it is not one of text and prompt that is given.
-        DataError: When the text is empty or longer than the model's context, or the corpus is too short.
+        DataError: When the text is empty, no UTF-8 or longer than the model's context, or the corpus is too short.
         OutputError: When the page cannot be written.
     """
     if (text is None) == (prompt is None):
         raise ConfigError("Give --text or --prompt, one of the two: a text, or a message whose answer is explained.")
     check_page_file(file)
+    for name, given in (("--text", text), ("--prompt", prompt)):
+        try:
+            (given or "").encode()
+        except UnicodeEncodeError as error:
+            # So Python passes on the bytes of an argument that are no UTF-8.
+            raise DataError(f"{name} is not text: its character {error.start + 1} is no UTF-8.") from error
     # Gradients and integrals need more digits than half precision has.
     model, tokenizer = load_for_inference(name_or_path).float(), load_tokenizer(name_or_path)
     if prompt is not None:
