@@ -52,6 +52,12 @@ def test_mistakes(refused: Callable[..., str], chat_folder: Path, tmp_path: Path
     assert "the model's context 128" in refused("explain", chat_folder, *options, "--text", "word " * 200)
     assert "nowhere" in refused("explain", chat_folder, *options, "--text", "a", "--corpus", tmp_path / "nowhere")
     assert "is a folder" in refused("explain", chat_folder, "--out", tmp_path, "--text", "a")
+    assert "name a file" in refused("explain", chat_folder, "--out", "", "--text", "a")
+    for out in ("/proc/page.html", "/proc/new/page.html", tmp_path / f"{'x' * 300}.html"):
+        # Before anything was computed.
+        assert f"cannot be written to {out}" in refused("explain", tmp_path / "none", "--out", out, "--text", "a")
+    for option in ("--text", "--prompt"):
+        assert f"{option} is not text: its character 2" in refused("explain", chat_folder, *options, option, "a\udcff")
     assert "no folder" in refused("explain", tmp_path / "none", *options, "--text", "a")
     base = shutil.copytree(chat_folder, tmp_path / "base")
     (base / "chat_template.jinja").unlink()
@@ -72,7 +78,10 @@ def test_in_the_chat(
     assert "Hi! How are you?" in answer_on(tmp_path / "explanation.html")
     assert "😀👍🏽" in answer_on(tmp_path / "smile.html")
     # It needs other texts, which would take time.
-    assert 'id="ablation"' not in (tmp_path / "smile.html").read_text(encoding="utf-8")
+    smile = (tmp_path / "smile.html").read_text(encoding="utf-8")
+    for absent in ('id="ablation"', "Removed parts", "tuned lens"):
+        assert absent not in smile
+    assert "Integrated gradients" in smile
 
 
 def test_what_moderation_held_back_is_not_shown(chat_folder: Path, tmp_path: Path) -> None:

@@ -108,8 +108,9 @@ def load_model(
             "'chatgpt-hf[quantize]'."
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
+        # What transformers says has several lines.
         raise CheckpointError(
-            f"No model could be loaded from {name_or_path}: {error}\n"
+            f"No model could be loaded from {name_or_path}: {' '.join(str(error).split())} "
             "Name a folder that `save_pretrained` wrote, or the id of a model on the Hub."
         ) from error
     mismatched = sorted(key for key in report["mismatched_keys"] if key[0].partition(".")[0] not in new_modules)

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from .checkpoints import load_for_inference
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .inference.kernels import PackedLinear
 from .inference.session import ChatSession
 from .interpretability.explanation import corpus_texts, explain
@@ -37,12 +37,18 @@ def write_explanation(
         ConfigError: When it is not one of text and prompt that is given, or the model is quantized.
         CheckpointError: When there is no model, or it is not whole.
         TokenizerError: When there is a prompt, and no chat template.
-        DataError: When the text is empty or longer than the model's context, or the corpus is too short.
+        DataError: When the text is empty, no UTF-8 or longer than the model's context, or the corpus is too short.
         OutputError: When the page cannot be written.
     """
     if (text is None) == (prompt is None):
         raise ConfigError("Give --text or --prompt, one of the two: a text, or a message whose answer is explained.")
     check_page_file(file)
+    for name, given in (("--text", text), ("--prompt", prompt)):
+        try:
+            (given or "").encode()
+        except UnicodeEncodeError as error:
+            # So Python passes on the bytes of an argument that are no UTF-8.
+            raise DataError(f"{name} is not text: its character {error.start + 1} is no UTF-8.") from error
     model, tokenizer = _load(name_or_path), load_tokenizer(name_or_path)
     if prompt is not None:
         session = ChatSession(model, tokenizer, do_sample=False)

@@ -270,6 +270,7 @@ def test_models_that_are_not_there(command: str, model: str, words: str, refused
     message = refused(command, model, "--prompt", "Hi")
     assert words in message
     assert "Hub" in message
+    assert message.count("\n") == 1
 
 
 # Generation

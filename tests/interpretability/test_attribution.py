@@ -70,7 +70,11 @@ def test_integrated_gradients_add_up_on_twenty_texts(chat_folder: Path, corpus_f
     errors = []
     for text in [*documents[:72:4], "你好！我是一个小模型。", "😀👍🏽 yes 🎉"]:
         ids = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)][:40]
-        errors.append(attribute(model, ids, len(ids) // 2, baseline_id=tokenizer.eos_token_id).error)
+        begin, baseline = len(ids) // 2, tokenizer.eos_token_id
+        found = attribute(model, ids, begin, baseline_id=baseline)
+        outputs = [log_probability(model, ids, begin, context) for context in (ids[:-1], [baseline] * (len(ids) - 1))]
+        errors.append(abs(found.scores.sum() - (outputs[0] - outputs[1])) / abs(outputs[0] - outputs[1]))
+        assert found.error == pytest.approx(errors[-1], abs=1e-4)
     assert len(errors) == 20
     assert max(errors) <= 0.01
 

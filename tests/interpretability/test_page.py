@@ -216,10 +216,13 @@ def test_in_a_browser(
         assert TEXTS[name] in selected.replace("↵", "")
     assert page.evaluate("getComputedStyle(document.querySelector('#surprise .tokens span')).userSelect") == "auto"
     getattr(page.locator("#surprise .tokens span").nth(6), press)()
-    assert re.search(r"a surprise of [\d.]+ nats", page.inner_text("#surprise-panel")) or name == "answer"
+    expected = "the model was given it" if name == "answer" else r"a surprise of [\d.]+ nats"
+    assert re.search(expected, page.inner_text("#surprise-panel"))
     getattr(page.locator(".lens").first.locator("td").nth(5), press)()
     assert re.search(r"has rank \d+ and", page.inner_text("#lens .panel >> nth=0"))
     assert page.locator("#lens .panel td").count() == 10
+    getattr(page.locator("#attribution .strip").first.locator("span").nth(3), press)()
+    assert re.search(r": -?[\d.]+ nats$", page.locator("#attribution .strip .panel").first.inner_text())
     canvas = page.locator("#attention-maps canvas")
     assert canvas.count() == 2
     getattr(canvas.nth(1), press)()
@@ -240,6 +243,39 @@ def test_a_character_of_several_tokens(open_page: Callable[..., Any], pages: dic
     assert bytes.fromhex(" ".join(parts)).decode() == "🦥"
 
 
+# The lowest contrast of a text on what lies behind it, as WCAG 2 defines it.
+CONTRAST = """() => {
+  const numbers = (color) => (color.match(/[\\d.]+/g) || []).map(Number);
+  const over = ([r, g, b, a = 1], below) => [r, g, b].map((value, i) => a * value + (1 - a) * below[i]);
+  const backdrop = (e) => e ? over(numbers(getComputedStyle(e).backgroundColor), backdrop(e.parentElement)) : [255, 255, 255];
+  const luminance = (color) => color.map((c) => c / 255)
+    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  return Math.min(...[...document.querySelectorAll("main *")]
+    .filter((e) => e.checkVisibility() && [...e.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+    .map((e) => {
+      const [low, high] = [luminance(backdrop(e)), luminance(numbers(getComputedStyle(e).color))].sort((a, b) => a - b);
+      return (high + 0.05) / (low + 0.05);
+    }));
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(open_page: Callable[..., Any], pages: dict[str, Path], scheme: str) -> None:
+    for name in ("english", "chinese", "answer"):
+        page = open_page(pages[name], color_scheme=scheme)
+        # The strongest shade of both kinds is looked at, whether the text has it or not.
+        page.evaluate(
+            """() => ["plus", "minus"].forEach((kind, i) => {
+              const span = document.querySelectorAll("#attribution .tokens span")[i];
+              span.className = kind; span.style.setProperty("--v", 1); })"""
+        )
+        assert page.evaluate(CONTRAST) > 4.5
+        # In the dark a strong shade is a light one.
+        assert "dark" not in page.inner_text("main").lower()
+
+
 @pytest.mark.slow
 def test_on_paper_and_in_the_dark(open_page: Callable[..., Any], pages: dict[str, Path], tmp_path: Path) -> None:
     page = open_page(pages["chinese"], color_scheme="dark")
@@ -249,8 +285,13 @@ def test_on_paper_and_in_the_dark(open_page: Callable[..., Any], pages: dict[str
     page.emulate_media(media="print")
     assert not page.evaluate(dark)
     assert page.evaluate(OVERLAPS) == []
+    # There is nothing to tap, and nothing folded away.
+    page.evaluate("document.querySelector('#ablation').append(document.createElement('details'))")
     page.pdf(path=tmp_path / "page.pdf", format="A4")
     assert (tmp_path / "page.pdf").stat().st_size > 10_000
+    assert page.evaluate("document.querySelector('#ablation > details').open")
+    assert " tap " not in page.inner_text("main").lower()
+    assert "takes most from" in page.inner_text("main")
 
 
 @pytest.mark.slow

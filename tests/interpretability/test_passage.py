@@ -8,7 +8,7 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from chatgpt_hf.errors import DataError, TokenizerError
-from chatgpt_hf.interpretability.passage import passage_of_answer, passage_of_text, token_text
+from chatgpt_hf.interpretability.passage import passage_of_answer, passage_of_text, token_text, visible
 from chatgpt_hf.interpretability.surprise import token_probabilities
 
 
@@ -43,6 +43,14 @@ def test_parts_of_characters(both: tuple, text: str) -> None:
     # A part whose rest does not follow stays bytes.
     alone = passage_of_answer(model, tokenizer, passage.ids[:1], passage.ids[first : first + 1])
     assert alone.units[1][2] == passage.labels[first]
+
+
+def test_visible() -> None:
+    assert visible(" a b\n\t") == "␣a␣b↵⇥"
+    # The bytes of a token are not text with spaces.
+    assert visible("<F0 9F>") == "<F0 9F>"
+    assert visible("<A6 A5>=🦥 ") == "<A6 A5>=🦥␣"
+    assert visible("<F0 is> ") == "<F0␣is>␣"
 
 
 def test_sentencepiece_bytes() -> None:

@@ -1,7 +1,8 @@
 """A small probe of gender bias: whether a model expects "he" or "she" of people of twenty professions.
 
-Pairs of sentences differ in the pronoun alone, as in WinoBias (Zhao et al. 2018, arXiv:1804.06876), from which the shares
-of women in the professions are: those of the US Bureau of Labor Statistics. The sentences are our own.
+Pairs of sentences differ in the pronoun alone, as in WinoBias (Zhao et al. 2018, arXiv:1804.06876). Its Table 1 has the shares
+of women in the professions, from the US Labor Force Statistics of 2017; two go here by the names of its sentences, mechanic
+(mechanician in the table) and tailor (sewer). The sentences here are our own.
 """
 
 import numpy as np

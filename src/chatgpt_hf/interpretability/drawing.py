@@ -25,7 +25,9 @@ _CHINESE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
     "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
     "PingFang SC",
+    "Hiragino Sans GB",
     "Microsoft YaHei",
     "SimHei",
 )

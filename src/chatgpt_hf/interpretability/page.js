@@ -27,6 +27,15 @@ function rows(pairs) {
   return table;
 }
 
+// On a strip, how much each token has.
+function strips() {
+  for (const strip of document.querySelectorAll(".strip")) {
+    choosable(strip.querySelector(".tokens"), "span", (span) => {
+      strip.querySelector(".panel").textContent = `${span.textContent}: ${span.title} ${strip.dataset.unit}`;
+    });
+  }
+}
+
 // Calls `show` for what is tapped, or reached by keyboard, and marks it.
 function choosable(container, selector, show) {
   let chosen = null;
@@ -67,7 +76,7 @@ function lenses(data) {
     choosable(table, "td", (cell) => {
       const position = +cell.parentNode.dataset.position;
       const [layer, row] = [cell.cellIndex - 1, position - lens.first];
-      const where = layer ? `after layer ${layer}` : "from the embeddings alone";
+      const where = layer ? `after ${layer} layer${layer > 1 ? "s" : ""}` : "from the embeddings alone";
       const next = `${lens.texts[lens.targets[row]]} has rank ${lens.rank[layer][row]} and ${percent(lens.target_p[layer][row])}`;
       const top = lens.top[layer][row].map((place, index) => [lens.texts[place], lens.p[layer][row][index]]);
       table.parentNode.nextElementSibling.replaceChildren(
@@ -116,6 +125,7 @@ function attention(data) {
   });
   select.addEventListener("change", show);
 
+  const color = getComputedStyle(document.documentElement).getPropertyValue("--plus").trim().split(" ").map(Number);
   choices.slice(1).forEach((choice, index) => {
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = length;
@@ -123,7 +133,8 @@ function attention(data) {
     const image = context.createImageData(length, length);
     for (let place = 0, row = 0; row < length; row += 1) {
       for (let key = 0; key <= row; key += 1, place += 1) {
-        image.data.set([37, 99, 235, choice.map[place]], 4 * (row * length + key));
+        // The root, so that weights that are spread over many tokens can be seen, too.
+        image.data.set([...color, Math.sqrt(255 * choice.map[place])], 4 * (row * length + key));
       }
     }
     context.putImageData(image, 0, 0);
@@ -143,8 +154,12 @@ function attention(data) {
   show();
 }
 
+// Paper has nothing to unfold.
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));
+
 unpack().then((data) => {
   surprise(data);
+  strips();
   lenses(data);
   if (data.attention) attention(data);
   document.documentElement.dataset.ready = "yes";

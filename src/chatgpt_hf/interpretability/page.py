@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,19 @@ def check_page_file(file: str | Path) -> Path:
     """The file, which a page can be written to.
 
     Raises:
-        OutputError: When it is a folder, or lies in what is none.
+        OutputError: When it is a folder, or lies in what is none, or in one that cannot be written to.
     """
     path = Path(file)
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: name a file for the page, such as {path / 'report.html'}")
-    if blocked := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
-        raise OutputError(f"{path} cannot be: {blocked} is a file. Name another one for the page.")
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder: name a file for the page, such as {path / 'report.html'}")
+        parent = next(parent for parent in path.absolute().parents if parent.exists())
+        if not parent.is_dir():
+            raise OutputError(f"{path} cannot be: {parent} is a file. Name another one for the page.")
+        # Tried before what takes its time. Permissions alone do not tell, as on a disk that is mounted to be read.
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise OutputError(f"The page cannot be written to {path}: {error.strerror}. Name another file.") from error
     return path
 
 
@@ -232,8 +239,15 @@ def _lens_details(lens: Lens, tokenizer: PreTrainedTokenizerBase) -> dict[str, A
 def _heads(explanation: Explanation) -> list[dict[str, Any]]:
     if explanation.heads is None:
         return []
-    names = ("previous_token", "first_token", "induction")
-    return [{"name": name.replace("_", " "), "rows": getattr(explanation.heads, name).tolist()} for name in names]
+    notes = {
+        "previous_token": "How much a head looks at the token before: such heads put neighbors together.",
+        "first_token": "How much it looks at the very first token, where heads look that have nothing to say.",
+        "induction": "How much it looks at what followed the same token earlier: such heads go on with what was there before.",
+    }
+    return [
+        {"name": name.replace("_", " "), "note": note, "rows": getattr(explanation.heads, name).tolist()}
+        for name, note in notes.items()
+    ]
 
 
 def _ablation(explanation: Explanation) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checkpoints import check_tokenizer_fits
 from ..errors import DataError
 
+_BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>(=|$)")
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -121,8 +123,10 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
 
 
 def visible(text: str) -> str:
-    """With signs for white space, to stand in a table."""
-    return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+    """With signs for white space, to stand in a table; what separates the bytes of a part of a character is none."""
+    part = _BYTES.match(text)
+    end = part.end() if part else 0
+    return text[:end] + text[end:].replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
 
 
 @cache
