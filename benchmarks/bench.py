@@ -1,4 +1,5 @@
-"""A short version of every benchmark, its ratios beside the stored ones: about five minutes on two cores that do nothing else.
+"""A short version of every benchmark, its ratios beside the stored ones: five to nine minutes on two cores that do
+nothing else.
 
 Every script of this folder writes with `--json FILE`, among other things, an object "ratios" of names and numbers: each is
 of two things measured side by side in that run, and a larger one is better. They are compared with `ratios.json`, never
