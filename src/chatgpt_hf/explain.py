@@ -6,13 +6,13 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from .checkpoints import load_for_inference
-from .errors import ConfigError, DataError
+from .errors import ConfigError
 from .inference.kernels import PackedLinear
 from .inference.session import ChatSession
 from .interpretability.explanation import corpus_texts, explain
 from .interpretability.page import check_page_file, write_page
 from .interpretability.passage import passage_of_answer, passage_of_text
-from .tokenization_chatgpt import load_tokenizer
+from .tokenization_chatgpt import check_text, load_tokenizer
 
 
 def write_explanation(
@@ -43,12 +43,8 @@ def write_explanation(
     if (text is None) == (prompt is None):
         raise ConfigError("Give --text or --prompt, one of the two: a text, or a message whose answer is explained.")
     check_page_file(file)
-    for name, given in (("--text", text), ("--prompt", prompt)):
-        try:
-            (given or "").encode()
-        except UnicodeEncodeError as error:
-            # So Python passes on the bytes of an argument that are no UTF-8.
-            raise DataError(f"{name} is not text: its character {error.start + 1} is no UTF-8.") from error
+    check_text("--text", text or "")
+    check_text("--prompt", prompt or "")
     model, tokenizer = _load(name_or_path), load_tokenizer(name_or_path)
     if prompt is not None:
         session = ChatSession(model, tokenizer, do_sample=False)

@@ -242,6 +242,14 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
         raise TokenizerError(f"no tokenizer could be loaded from {str(path_or_id)!r}: {error}") from error
 
 
+def check_text(name: str, text: str) -> None:
+    """Raises `DataError` where a text holds bytes that are no UTF-8, as which Python passes on those of arguments and lines."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name} is not text: its character {error.start + 1} is no UTF-8.") from error
+
+
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Encode documents, each between the bos and the eos token; their text never gives a special token.
 

@@ -1,11 +1,13 @@
 """Continuing a text."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from chatgpt_hf.errors import ChatGPTError, ConfigError
+from chatgpt_hf import ChatSession
+from chatgpt_hf.errors import ChatGPTError, ConfigError, DataError
 from chatgpt_hf.inference.generate import stream_text
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 
@@ -36,3 +38,13 @@ def test_gpt2_with_its_own_tokenizer(shared_data: Path, tmp_path: Path) -> None:
     assert len(pieces) > 1
     with pytest.raises(ChatGPTError, match="the model's context is 16"):
         list(stream_text(tmp_path, "Hello there " * 8))
+
+
+def test_bytes_that_are_no_text(refused: Callable[..., str], chat_folder: Path) -> None:
+    assert "--prompt is not text: its character 2 is no UTF-8" in refused(
+        "generate", chat_folder, "--prompt", "a\udcff"
+    )
+    session = ChatSession.from_pretrained(chat_folder)
+    with pytest.raises(DataError, match="The message is not text: its character 4 is no UTF-8"):
+        session.reply("Hel\udcfflo")
+    assert session.messages == []

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..checkpoints import check_tokenizer_fits
 from ..errors import ConfigError
-from ..tokenization_chatgpt import encode_documents, load_tokenizer
+from ..tokenization_chatgpt import check_text, encode_documents, load_tokenizer
 from .compiling import StaticPrefix, compile_config, missing_compiler
 from .kernels import use_cpu_kernels
 from .loading import load_for_generation
@@ -44,6 +44,7 @@ def stream_text(
     Raises:
         ConfigError: When the prompt is longer than the model's context, a bad word has no tokens, nothing can guess so
             (`make_speculation`) or beside `compile`, or the model cannot be quantized so.
+        DataError: When the prompt holds bytes that are no UTF-8.
         CheckpointError: When there is no model, or it is not whole.
         TokenizerError: When there is no tokenizer, or it does not fit the model.
     """
@@ -55,6 +56,7 @@ def stream_text(
         compile, model = False, use_cpu_kernels(model)
     tokenizer = load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
+    check_text("--prompt", prompt)
     ids = encode_prompt(tokenizer, prompt)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and len(ids) >= limit:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..checkpoints import check_tokenizer_fits, write_atomically
 from ..data.shapes import check_conversation
 from ..errors import ConfigError, DataError, TokenizerError
-from ..tokenization_chatgpt import encode_conversation, load_tokenizer
+from ..tokenization_chatgpt import check_text, encode_conversation, load_tokenizer
 from .cache import PrefixCache
 from .filters import TextFilter
 from .loading import load_for_generation
@@ -121,8 +121,10 @@ class ChatSession:
 
         Raises:
             ConfigError: When the message alone does not fit into the context.
+            DataError: When the message holds bytes that are no UTF-8.
             ContentFiltered: When the moderator does not let the message pass; the conversation stays as it is.
         """
+        check_text("The message", text)
         filters: list[TextFilter] = []
         if self.moderation is not None:
             self.moderation.check(text)
