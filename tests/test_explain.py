@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from chatgpt_hf import ChatSession, load_for_generation, load_tokenizer
+from chatgpt_hf.checkpoints import load_for_inference
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.explain import explain_last_answer
 from chatgpt_hf.inference import kernels
@@ -106,6 +107,10 @@ def test_a_quantized_model_is_refused(
     result = cli("chat", folder, stdin=f"Hello!\n/explain {page}\nHello!\n")
     assert result.code == 0
     assert "int8 is quantized" in result.err
+    session = ChatSession(load_for_inference(str(folder)), load_tokenizer(chat_folder))
+    session.reply("Hello!")
+    with pytest.raises(ConfigError, match="The session's model is quantized"):
+        explain_last_answer(session, page)
     assert not page.exists()
 
 

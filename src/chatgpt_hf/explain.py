@@ -78,12 +78,11 @@ def explain_last_answer(session: ChatSession, file: str | Path) -> Path:
     check_page_file(file)
     # A model that was loaded to answer gives no gradients: its weights are read again as they are stored.
     source = session.name_or_path
-    model = session.model if source is None else _load(source)
-    if any(isinstance(module, PackedLinear) for module in model.modules()):
-        raise ConfigError(
-            "The session's model was prepared for answering and gives no gradients: make the session by "
-            "ChatSession.from_pretrained, or of a model as from_pretrained loads it."
-        )
+    if source is None:
+        model = session.model
+        _check_gradients(model, "The session's model")
+    else:
+        model = _load(source)
     passage = passage_of_answer(model, session.tokenizer, ending.prompt_ids, ending.answer_ids)
     name = Path(source or session.model.name_or_path).name or "the model"
     return write_page(explain(model, session.tokenizer, passage, name=name), session.tokenizer, file)
@@ -91,9 +90,18 @@ def explain_last_answer(session: ChatSession, file: str | Path) -> Path:
 
 def _load(name_or_path: str) -> PreTrainedModel:
     model = load_for_inference(name_or_path)
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise ConfigError(
-            f"{name_or_path} is quantized, and its weights have no gradients: explain the model that it was made from."
-        )
+    _check_gradients(model, name_or_path)
     # Gradients and integrals need more digits than half precision has.
     return model.float()
+
+
+def _check_gradients(model: PreTrainedModel, name: str) -> None:
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise ConfigError(
+            f"{name} was prepared for answering and gives no gradients: make the session by ChatSession.from_pretrained, or of "
+            "a model as from_pretrained loads it."
+        )
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"{name} is quantized, and its weights have no gradients: explain the model that it was made from."
+        )

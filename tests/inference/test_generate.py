@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
-from chatgpt_hf import ChatSession
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatSession
 from chatgpt_hf.errors import ChatGPTError, ConfigError, DataError
+from chatgpt_hf.inference import streaming
+from chatgpt_hf.inference.cache import growing_cache
 from chatgpt_hf.inference.generate import stream_text
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 
@@ -48,3 +50,27 @@ def test_bytes_that_are_no_text(refused: Callable[..., str], chat_folder: Path) 
     with pytest.raises(DataError, match="The message is not text: its character 4 is no UTF-8"):
         session.reply("Hel\udcfflo")
     assert session.messages == []
+
+
+def test_a_model_without_keys_and_values(chat_folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(chat_folder)
+    model = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert len(list(stream_text(tmp_path, "A cat", max_new_tokens=5, temperature=0))) > 1
+
+
+def test_one_text_keeps_no_more_than_its_windows_see(
+    chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(chat_folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128}
+    config = ChatGPTConfig(
+        vocab_size=len(tokenizer), sliding_window=8, layer_types=["sliding_attention"], eos_token_id=None, **sizes
+    )
+    ChatGPTForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    made = []
+    monkeypatch.setattr(streaming, "growing_cache", lambda model: made.append(growing_cache(model)) or made[-1])
+    list(stream_text(tmp_path, "A cat", max_new_tokens=40, temperature=0))
+    assert made[0]["past_key_values"].layers[0].keys.shape[-2] == 7

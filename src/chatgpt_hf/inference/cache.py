@@ -70,11 +70,14 @@ class GrowingCache(DynamicCache):
         self.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
 
 
+def keeps_keys_and_values(model: PreTrainedModel) -> bool:
+    """Whether a model takes a `DynamicCache`; one with a state of its own kind, as Mamba, does not."""
+    return not model._is_stateful and model._supports_default_dynamic_cache()
+
+
 def growing_cache(model: PreTrainedModel) -> dict[str, GrowingCache]:
-    """A `GrowingCache` as `generate` takes it; nothing for models that keep a state of their own kind, as Mamba."""
-    if model._is_stateful or not model._supports_default_dynamic_cache():
-        return {}
-    return {"past_key_values": GrowingCache(model.config)}
+    """A new `GrowingCache` as `generate` takes it; nothing where the model takes none."""
+    return {"past_key_values": GrowingCache(model.config)} if keeps_keys_and_values(model) else {}
 
 
 class PrefixCache:
@@ -103,7 +106,7 @@ class PrefixCache:
         Returns:
             (1, seq + new), as `generate` does.
         """
-        if not growing_cache(self._model):
+        if not keeps_keys_and_values(self._model):
             sequence = self._model.generate(input_ids, **kwargs)
             self.processed_tokens += sequence.shape[1] - 1
             return sequence
