@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -23,6 +24,8 @@ from chatgpt_hf.evaluation.sandbox import Outcome, run_program
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux alone")
 
 NOBODY = 65534
+# A name that nobody else has left where programs try to write.
+NEW = f"new-{uuid4().hex}"
 Run = Callable[..., Outcome]
 
 
@@ -137,9 +140,9 @@ HOSTILE = {
     "write to a new file": ("open('OUTSIDE/new', 'w')", REFUSED),
     "write to a file": ("open('OUTSIDE/file', 'a')", REFUSED),
     "write upwards": ("open('../new', 'w')", REFUSED),
-    "write to the home folder": (f"open({str(Path.home() / 'new')!r}, 'w')", REFUSED),
-    "write to the folder of temporary files": (f"open({tempfile.gettempdir() + '/new'!r}, 'w')", REFUSED),
-    "write to /dev/shm": ("open('/dev/shm/new', 'w')", REFUSED),
+    "write to the home folder": (f"open({str(Path.home() / NEW)!r}, 'w')", REFUSED),
+    "write to the folder of temporary files": (f"open({str(Path(tempfile.gettempdir()) / NEW)!r}, 'w')", REFUSED),
+    "write to /dev/shm": (f"open('/dev/shm/{NEW}', 'w')", REFUSED),
     "write to the libraries": ("import os; open(os.path.dirname(os.__file__) + '/new.py', 'w')", REFUSED),
     "truncate": ("import os; os.truncate('OUTSIDE/file', 0)", REFUSED),
     "delete": ("import os; os.unlink('OUTSIDE/file')", REFUSED),
