@@ -2,7 +2,8 @@
 
 One set of weights, of GPT-2-small's shape and random: transformers' own GPT-2 class, ours plainly, ours as the commands load it
 (packed linear layers, a cache that does not copy; float32, bfloat16, and quantized), CTranslate2 and llama.cpp. Every means runs
-in a process of its own, which is where its peak of memory is read; they answer in turn, in rounds, and the median counts.
+in a process of its own, which is where its peak of memory is read; they answer in turn, in rounds. Speeds and ratios are the
+medians of those of the rounds.
 Answers are greedy, after prompts of 16 tokens; prefill is the time to the first token after 512.
 
 The floor is the time to read every weight of the layers and the head once, at the bandwidth that a sum over 400 MB reaches.
@@ -273,7 +274,8 @@ def report(results: dict[str, dict[str, Any]], cases: list[Case], rate: float, w
                 cells.append("")
                 continue
             middle = statistics.median(seconds)
-            ratio = statistics.median(first[label(case)]) / middle
+            # Round by round, since what else the machine has to do differs more between rounds than within one.
+            ratio = statistics.median(one / other for one, other in zip(first[label(case)], seconds, strict=True))
             speed = case[0] * (case[2] if case[2] > 1 else case[1]) / middle
             figures[arm][label(case)] = {"tokens_per_second": speed, "ratio": ratio}
             cells.append(f"{speed:.0f} ({ratio:.2f})")

@@ -56,7 +56,7 @@ def follow_the_window(config: PreTrainedConfig) -> PreTrainedConfig:
 
     Ours refuses a window that none of its layers has.
     """
-    if not hasattr(config, "attention_type"):
+    if not hasattr(config, "attention_types"):
         return config
 
     def assign(self: Any, name: str, value: Any) -> None:

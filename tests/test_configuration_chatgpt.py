@@ -432,10 +432,10 @@ def test_rope_scalings_run_train_and_survive_saving(scaling: dict[str, Any], len
 def test_ngram_tables_make_the_first_layer_keep_ids() -> None:
     config = ChatGPTConfig(num_hidden_layers=3, ngram_vocab_sizes=[64, 128])
     assert config.layer_types == ["hybrid", "full_attention", "full_attention"]
-    assert [config.attention_type(index) for index in range(3)] == ["full_attention"] * 3
+    assert config.attention_types == ["full_attention"] * 3
     sliding = ChatGPTConfig(num_hidden_layers=2, ngram_vocab_sizes=[64], sliding_window=8)
     assert sliding.layer_types == ["hybrid_sliding", "sliding_attention"]
-    assert sliding.attention_type(0) == "sliding_attention"
+    assert sliding.attention_types[0] == "sliding_attention"
     convolutions = ChatGPTConfig(num_hidden_layers=2, conv_kernel_size=4)
     assert convolutions.layer_types == ["hybrid", "hybrid"]
     assert convolutions.number_of_conv_states == 2

@@ -256,7 +256,7 @@ class ChatGPTConfig(PreTrainedConfig):
             raise ValueError(f"`ngram_vocab_sizes` must be None or sizes of at least 1, got {self.ngram_vocab_sizes}.")
         if self.conv_kernel_size is not None and self.conv_kernel_size < 2:
             raise ValueError(f"`conv_kernel_size` must be None or at least 2, got {self.conv_kernel_size}.")
-        attention = {self.attention_type(index) for index in range(self.num_hidden_layers)}
+        attention = set(self.attention_types)
         unknown = attention - {"full_attention", "sliding_attention"}
         if unknown:
             raise ValueError(
@@ -283,11 +283,11 @@ class ChatGPTConfig(PreTrainedConfig):
         """States of a hybrid layer's cache, by the name that transformers' caches read."""
         return 1 if self.conv_kernel_size is None else 2
 
-    def attention_type(self, layer_idx: int) -> str:
-        """`"full_attention"` or `"sliding_attention"`, also where the layer's cache holds more than keys and values."""
-        layer_types = self.layer_types
-        layer_type = layer_types[layer_idx] if layer_types else ""
-        return {"hybrid": "full_attention", "hybrid_sliding": "sliding_attention"}.get(layer_type, layer_type)
+    @property
+    def attention_types(self) -> list[str]:
+        """`"full_attention"` or `"sliding_attention"` by layer, also where a layer's cache holds more than keys and values."""
+        names = {"hybrid": "full_attention", "hybrid_sliding": "sliding_attention"}
+        return [names.get(kind, kind) for kind in self.layer_types or ()]
 
     def _check_rope_parameters(self) -> None:
         rope = self.rope_parameters or {}

@@ -224,7 +224,7 @@ class ChatGPTAttention(nn.Module):
         if config.scale_attn_by_inverse_layer_idx:
             self.scaling /= layer_idx + 1
         self.is_causal = True
-        sliding = config.attention_type(layer_idx) == "sliding_attention"
+        sliding = config.attention_types[layer_idx] == "sliding_attention"
         self.sliding_window = config.sliding_window if sliding else None
 
         query_size = config.num_attention_heads * self.head_dim
@@ -377,7 +377,7 @@ class ChatGPTPreTrainedModel(PreTrainedModel):
                 past_key_values=past_key_values,
                 position_ids=position_ids,
             )
-            for kind in {config.attention_type(index) for index in range(config.num_hidden_layers)}
+            for kind in set(config.attention_types)
         }
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -528,12 +528,13 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
         position_embeddings = self.rotary_emb(hidden_states, position_ids) if self.rotary_emb is not None else None
 
         # As many as the config says, which `generate` lowers for a while to `assistant_early_exit`. A slice costs 40 microseconds.
-        for index, layer in zip(range(self.config.num_hidden_layers), self.layers, strict=False):
+        layers = zip(range(self.config.num_hidden_layers), self.layers, self.config.attention_types, strict=False)
+        for _, layer, attention_type in layers:
             hidden_states = layer(
                 hidden_states,
                 embeddings=embeddings,
                 same_document=same_document,
-                attention_mask=masks[self.config.attention_type(index)],
+                attention_mask=masks[attention_type],
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
                 past_key_values=past_key_values,

@@ -90,8 +90,11 @@ def test_every_operation_on_a_layer() -> None:
             keys, values = torch.randn(2, batch, 4, length, 8)
             both(lambda target, k=keys, v=values, i=index: target.update(k, v, i))
 
-    for length in (300, 1, 1, 400, 1):
+    # By position first, then by heads.
+    for length in (40, 1, 3, 100, 1, 1, 400, 1):
         grow(2, length)
+    keys: torch.Tensor = cache.layers[0].keys
+    assert keys.stride(2) < keys.stride(1)
     both(lambda target: target.crop(-5))
     grow(2, 3)
     both(lambda target: target.batch_repeat_interleave(2))
@@ -105,6 +108,8 @@ def test_every_operation_on_a_layer() -> None:
     grow(1, 1)
     both(lambda target: target.reset())
     grow(3, 2)
+    keys = cache.layers[0].keys
+    assert keys.stride(2) > keys.stride(1)
 
 
 def test_nothing_is_copied_while_there_is_room() -> None:

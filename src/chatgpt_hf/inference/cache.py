@@ -10,6 +10,9 @@ from transformers.cache_utils import DynamicLayer
 # Positions of a new buffer beside those that are there. What is not written to takes no memory of its own, but an allocator that
 # lays a freed buffer under it does: with 256, 32 rows of GPT-2-small peaked at 680 MB, with 64 at 395.
 _ROOM = 64
+# Buffers of up to so many positions hold one after another, (seq, batch, heads, head_dim), larger ones by heads: the first is read
+# faster by the attention written out, and the second by `sdpa`, from about 128 positions on (docs/performance.md).
+_BY_POSITION = 128
 
 
 class GrowingLayer(DynamicLayer):
@@ -33,8 +36,8 @@ class GrowingLayer(DynamicLayer):
         length = before + key_states.shape[-2]
         if not self._fit(key_states.shape[0], length):
             # Twice the length, so that each position is copied once more at most on the average.
-            room = (*key_states.shape[:2], length + max(_ROOM, before), key_states.shape[-1])
-            keys, values = key_states.new_empty(room), value_states.new_empty((*room[:3], value_states.shape[-1]))
+            room = length + max(_ROOM, before)
+            keys, values = _new_buffer(key_states, room), _new_buffer(value_states, room)
             if before:
                 keys[:, :, :before], values[:, :, :before] = self.keys, self.values
             self._buffers = keys, values
@@ -54,6 +57,14 @@ class GrowingLayer(DynamicLayer):
             and self.keys.shape[0] == keys.shape[0] == batch_size
             and length <= keys.shape[-2]
         )
+
+
+def _new_buffer(states: torch.Tensor, room: int) -> torch.Tensor:
+    """(batch, num_key_value_heads, room, head_dim), like such states."""
+    batch_size, heads, _, size = states.shape
+    if room <= _BY_POSITION:
+        return states.new_empty((room, batch_size, heads, size)).permute(1, 2, 0, 3)
+    return states.new_empty((batch_size, heads, room, size))
 
 
 class GrowingCache(DynamicCache):

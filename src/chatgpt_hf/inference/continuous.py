@@ -11,6 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ..errors import ConfigError
+from .attention import ONE_QUERY
 
 # Positions in a page of keys and values.
 PAGE = 32
@@ -50,7 +51,7 @@ def prepare_batching(model: PreTrainedModel, context: int, max_concurrent: int) 
     """
     if model.device.type == "cuda":
         return {}
-    if model.config._attn_implementation == "sdpa":
+    if model.config._attn_implementation in ("sdpa", ONE_QUERY):
         model.config._attn_implementation = ATTENTION
     # On a CPU transformers would take most of the machine's memory.
     pages = math.ceil(min(context, 4096) / PAGE) + 1

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 
 from ..errors import ConfigError
+from .attention import ONE_QUERY
 
 # Weights from which on packing a float layer pays: a packed product begins 12 microseconds later than a plain one, which is
 # as long as one row takes a layer of 512 x 512.
@@ -124,15 +125,15 @@ class Int8DynamicLinear(PackedLinear):
         self._reduce_range = not torch.cpu._is_vnni_supported()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        rows = hidden_states.float()
-        if rows.numel() == self.in_features:
-            return _int8_product(rows, self._packed, self._reduce_range).to(hidden_states.dtype)
+        if hidden_states.dtype != torch.float32:
+            return self.forward(hidden_states.float()).to(hidden_states.dtype)
+        if hidden_states.numel() == self.in_features:
+            return _int8_product(hidden_states, self._packed, self._reduce_range)
         # The kernel has one scale for all rows, so a row with large values would leave few of the 256 steps to the others.
-        largest = rows.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
-        product = _int8_product(rows / largest, self._packed, self._reduce_range)
+        largest = hidden_states.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+        product = _int8_product(hidden_states / largest, self._packed, self._reduce_range)
         # The kernel added the bias, which was not divided: bias + largest * (product - bias).
-        product = product.mul_(largest) if self.bias is None else torch.lerp(self._bias, product, largest)
-        return product.to(hidden_states.dtype)
+        return product.mul_(largest) if self.bias is None else torch.lerp(self._bias, product, largest)
 
 
 class Int8WeightLinear(PackedLinear):
@@ -259,6 +260,8 @@ def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
                 setattr(parent, name, GELUTanh())
             if (packed := _packed_class(child)) is not None:
                 setattr(parent, name, packed(child))
+    if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
+        model.set_attn_implementation(ONE_QUERY)
     return model
 
 

@@ -108,7 +108,7 @@ def flops_per_token(config: ChatGPTConfig, block_size: int | None = None) -> flo
         block_size: Tokens in a row; None means the model's context.
     """
     length = block_size or config.max_position_embeddings
-    sliding = [config.attention_type(index) == "sliding_attention" for index in range(config.num_hidden_layers)]
+    sliding = [kind == "sliding_attention" for kind in config.attention_types]
     keys = sum(min(length, (config.sliding_window or length) if slides else length) for slides in sliding)
     return 6 * count_parameters(config).matrices + 12 * config.num_attention_heads * (config.head_dim or 0) * keys
 
