@@ -10,9 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -139,8 +140,24 @@ def workplace(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "reader")
 
 
-def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, input="Hello\n/quit\n", timeout=600)
+@pytest.fixture(scope="module")
+def run() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs `arguments` of `chatgpt-hf`, or `code`, in a folder, in a process of its own that was forked after the imports."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    forking = [sys.executable, str(Path(__file__).with_name("forked.py"))]
+    with subprocess.Popen(forking, **pipes, start_new_session=True) as process:
+        assert process.stdout.readline() == "ready\n"
+
+        def run_in(folder: Path, **job: Any) -> subprocess.CompletedProcess[str]:
+            streams = [folder.with_name(name) for name in ("typed", "printed", "errors")]
+            streams[0].write_text("Hello\n/quit\n")
+            process.stdin.write(json.dumps({**job, "folder": str(folder), "streams": list(map(str, streams))}) + "\n")
+            process.stdin.flush()
+            code = int(process.stdout.readline())
+            return subprocess.CompletedProcess([], code, *(file.read_text() for file in streams[1:]))
+
+        yield run_in
+        process.stdin.close()
 
 
 @contextmanager
@@ -177,7 +194,7 @@ def test_make_quickstart_runs_the_command_that_the_tests_run() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_command_runs(document: str, workplace: Path) -> None:
+def test_every_command_runs(document: str, workplace: Path, run: Callable[..., Any]) -> None:
     executable = Path(sys.executable).with_name("chatgpt-hf")
     for command in commands(document):
         words = shlex.split(command)
@@ -195,7 +212,7 @@ def test_every_command_runs(document: str, workplace: Path) -> None:
             with running([str(executable), *words[1:]], workplace):
                 continue
         training = words[1] in ("pretrain", "sft", "finetune")
-        result = run([str(executable), *words[1:], *(SMALL_RUN if training else []), *_smaller(words)], workplace)
+        result = run(workplace, arguments=[*words[1:], *(SMALL_RUN if training else []), *_smaller(words)])
         assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
 
 
@@ -209,7 +226,7 @@ EXAMPLES = [code for document in DOCUMENTS for code in blocks(document, "python"
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.splitlines()[0][:40])
-def test_every_example_runs(code: str, workplace: Path) -> None:
+def test_every_example_runs(code: str, workplace: Path, run: Callable[..., Any]) -> None:
     if "runs/quickstart-onnx" in code:
         export_model(workplace / "runs" / "quickstart", workplace / "runs" / "quickstart-onnx", "onnx")
     if "llama_cpp" in code:
@@ -220,8 +237,5 @@ def test_every_example_runs(code: str, workplace: Path) -> None:
     served = running([str(Path(sys.executable).with_name("chatgpt-hf")), "serve", "runs/quickstart"], workplace)
     with served if "http://127.0.0.1:8000" in code else nullcontext() as address:
         code = code.replace("http://127.0.0.1:8000", str(address))
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        result = subprocess.run(
-            [sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, env=environment, timeout=600
-        )
+        result = run(workplace, code=code)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, GrowingCache, use_cpu_kernels
 from chatgpt_hf.inference import attention
-from chatgpt_hf.inference.attention import ONE_QUERY, attend_from_one
+from chatgpt_hf.inference.attention import ATTENTION, attend_on_cpu
 from chatgpt_hf.modeling_chatgpt import eager_attention_forward
 
 MODULE: Any = SimpleNamespace(num_key_value_groups=1, training=False, is_causal=True)
@@ -42,30 +43,33 @@ def states(
 @pytest.mark.parametrize("scaling", [8**-0.5, 0.1])
 def test_one_query_against_attention_by_its_equation(calls: list[Any], scaling: float) -> None:
     query, key, value = states(1)
-    output, weights = attend_from_one(MODULE, query, key, value, None, scaling=scaling)
+    output, weights = attend_on_cpu(MODULE, query, key, value, None, scaling=scaling)
     expected, _ = eager_attention_forward(MODULE, query, key, value, None, scaling=scaling)
     torch.testing.assert_close(output, expected)
     assert weights is None
     assert calls == []
     if scaling == 8**-0.5:
-        torch.testing.assert_close(attend_from_one(MODULE, query, key, value, None)[0], expected)
+        torch.testing.assert_close(attend_on_cpu(MODULE, query, key, value, None)[0], expected)
 
 
-@pytest.mark.parametrize("case", ["several queries", "by heads", "a mask", "bfloat16", "shared keys", "training"])
+@pytest.mark.parametrize(
+    "case", ["several queries", "by heads", "a mask", "a bias", "bfloat16", "shared keys", "training"]
+)
 def test_everything_else_is_left_to_sdpa(calls: list[Any], case: str) -> None:
     query, key, value = states(
         5 if case == "several queries" else 1, 2 if case == "shared keys" else 4, by_position=case != "by heads"
     )
     mask = torch.rand(3, 1, 1, 20) > 0.3 if case == "a mask" else None
+    bias = torch.randn(3, 4, 1, 20) if case == "a bias" else None
     if case == "bfloat16":
         query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
     module = SimpleNamespace(
         **vars(MODULE) | {"training": case == "training", "num_key_value_groups": 4 // key.shape[1]}
     )
-    output, _ = attend_from_one(module, query, key, value, mask, scaling=0.3)
+    output, _ = attend_on_cpu(module, query, key, value, mask, scaling=0.3, position_bias=bias)
     assert calls
     reference = torch.ones(5, 20, dtype=torch.bool).tril() if case == "several queries" else mask
-    added = None if reference is None else torch.zeros(reference.shape).masked_fill(~reference, -torch.inf)
+    added = bias if reference is None else torch.zeros(reference.shape).masked_fill(~reference, -torch.inf)
     expected, _ = eager_attention_forward(module, query, key, value, added, scaling=0.3)
     torch.testing.assert_close(output, expected, **({"rtol": 0.02, "atol": 0.02} if case == "bfloat16" else {}))
 
@@ -81,8 +85,25 @@ def test_a_model_with_kernels_answers_by_it(calls: list[Any]) -> None:
     options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
     expected = model.generate(ids, max_new_tokens=150, **options)
     assert calls == []
-    assert use_cpu_kernels(model).config._attn_implementation == ONE_QUERY
+    assert use_cpu_kernels(model).config._attn_implementation == ATTENTION
     model.generate(ids, max_new_tokens=64, past_key_values=GrowingCache(config), **options)
     assert calls == [(3, 4, 16, 8)] * 2
     assert model.generate(ids, max_new_tokens=150, past_key_values=GrowingCache(config), **options).equal(expected)
     assert {shape[2] for shape in calls} == {16, 1}
+
+
+def test_a_model_with_kernels_is_batched_continuously_from_python() -> None:
+    """By `generate_batch` alone, without a word about attention."""
+    config = ChatGPTConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256
+    )
+    model = ChatGPTForCausalLM(config).eval()
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.3)
+    prompts = [torch.randint(2, 64, (length,)).tolist() for length in (3, 30, 9)]
+    generation = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    alone = [
+        model.generate(torch.tensor([ids]), generation_config=generation)[0, len(ids) :].tolist() for ids in prompts
+    ]
+    sizes = ContinuousBatchingConfig(use_cuda_graph=False, page_size=32, num_blocks=16, max_batch_tokens=256)
+    found = use_cpu_kernels(model).generate_batch(prompts, generation, continuous_batching_config=sizes)
+    assert [answer.generated_tokens for answer in found.values()] == alone

@@ -8,8 +8,9 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
-from chatgpt_hf.inference import continuous
-from chatgpt_hf.inference.continuous import ATTENTION, prepare_batching
+from chatgpt_hf.inference import attention
+from chatgpt_hf.inference.attention import ATTENTION
+from chatgpt_hf.inference.continuous import prepare_batching
 from chatgpt_hf.inference.prompts import Prompt, answers
 from chatgpt_hf.interpretability.attention import attention_maps
 
@@ -76,13 +77,13 @@ def test_answers_are_those_of_transformers_own_attention_and_of_one_by_one(
     sizes = prepare_batching(model, CONTEXT, 3)
     assert model.config._attn_implementation == ATTENTION
     shapes = set()
-    mask = continuous._mask
+    mask = attention._mask
 
     def watched(queries: int, keys: int, *others: Any) -> torch.Tensor | None:
         shapes.add((queries == 1, queries == keys))
         return mask(queries, keys, *others)
 
-    monkeypatch.setattr(continuous, "_mask", watched)
+    monkeypatch.setattr(attention, "_mask", watched)
     # So few tokens a step that prompts are computed in pieces.
     ours = batched(model, **(sizes | {"max_batch_tokens": 64}))
     # One new token, a whole prompt, a piece of one.

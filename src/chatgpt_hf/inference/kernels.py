@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 
 from ..errors import ConfigError
-from .attention import ONE_QUERY
+from .attention import use_cpu_attention
 
 # Weights from which on packing a float layer pays: a packed product begins 12 microseconds later than a plain one, which is
 # as long as one row takes a layer of 512 x 512.
@@ -260,8 +260,7 @@ def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
                 setattr(parent, name, GELUTanh())
             if (packed := _packed_class(child)) is not None:
                 setattr(parent, name, packed(child))
-    if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
-        model.set_attn_implementation(ONE_QUERY)
+    use_cpu_attention(model)
     return model
 
 

@@ -57,7 +57,7 @@ def eager_attention(model: PreTrainedModel) -> Iterator[str | None]:
     try:
         yield own
     finally:
-        # Not `set_attn_implementation`, which takes a name with "flash" in it, as our own for batches, for a kernel of the Hub.
+        # Not `set_attn_implementation`, which takes a name with "flash" in it, as our own for a CPU, for a kernel of the Hub.
         model.config._attn_implementation = own
 
 
