@@ -15,6 +15,7 @@ from transformers.activations import GELUTanh, NewGELUActivation
 
 from ..errors import ConfigError
 from .attention import use_cpu_attention
+from .pages import use_huge_pages
 
 # Weights from which on packing a float layer pays: a packed product begins 12 microseconds later than a plain one, which is
 # as long as one row takes a layer of 512 x 512.
@@ -22,6 +23,8 @@ SMALLEST = 2**18
 # The operator itself: on the way that `torch.ops` takes, its packed weight is looked for among objects of `torch.export` in each call,
 # in 6 microseconds.
 _int8_product = torch.ops.quantized.linear_dynamic.default._op
+# Weights from which on a processor's cache does not hold them, so that they come from memory for each token.
+_BEYOND_CACHE = 2**23
 # Layers that models of this and of other families give the same input.
 _SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # Rows from which on int8 weights are unpacked to bfloat16 and multiplied as such: `_weight_int8pack_mm` costs 28 microseconds a
@@ -261,6 +264,9 @@ def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
             if (packed := _packed_class(child)) is not None:
                 setattr(parent, name, packed(child))
     use_cpu_attention(model)
+    packed_layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    if sum(layer.in_features * layer.out_features for layer in packed_layers) >= _BEYOND_CACHE:
+        use_huge_pages()
     return model
 
 
