@@ -136,7 +136,7 @@ class Int8DynamicLinear(PackedLinear):
         largest = hidden_states.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
         product = _int8_product(hidden_states / largest, self._packed, self._reduce_range)
         # The kernel added the bias, which was not divided: bias + largest * (product - bias).
-        return product.mul_(largest) if self.bias is None else torch.lerp(self._bias, product, largest)
+        return product.mul_(largest) if self.bias is None else torch.lerp(self._bias, product, largest, out=product)
 
 
 class Int8WeightLinear(PackedLinear):
