@@ -28,9 +28,10 @@ def use_huge_pages() -> int:
     size, moved = int(_SIZE_FILE.read_text()), 0
     libc = ctypes.CDLL(None)
     for line in Path("/proc/self/maps").read_text().splitlines():
-        addresses, permissions, _, _, inode, *name = line.split()
+        addresses, permissions, _, _, inode, *name = line.split(maxsplit=5)
         # Threads' stacks are among these; hardly anything of them is in use.
-        if permissions != "rw-p" or inode != "0" or name not in ([], ["[heap]"]):
+        anonymous = inode == "0" and (not name or name[0].startswith(("[heap]", "[anon")))
+        if permissions != "rw-p" or not anonymous:
             continue
         first, end = (int(address, 16) for address in addresses.split("-"))
         first = -(-first // size) * size
