@@ -77,7 +77,7 @@ def _from_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scali
     # (seq, batch, heads, head_dim), and one position of queries.
     query, key, value = (states.permute(2, 0, 1, 3) for states in (query * scaling, key, value))
     weights = (key * query).sum(-1, keepdim=True).softmax(0)
-    return (value * weights).sum(0)[:, None]
+    return (value * weights).sum(0).unsqueeze(1)
 
 
 def _by_request(

@@ -43,8 +43,10 @@ class GrowingLayer(DynamicLayer):
             self._buffers = keys, values
         assert self._buffers is not None
         keys, values = self._buffers
-        keys[:, :, before:length], values[:, :, before:length] = key_states, value_states
-        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+        # By `narrow`, which is one operation where a subscript is three.
+        keys.narrow(2, before, length - before).copy_(key_states)
+        values.narrow(2, before, length - before).copy_(value_states)
+        self.keys, self.values = keys.narrow(2, 0, length), values.narrow(2, 0, length)
         return self.keys, self.values
 
     def _fit(self, batch_size: int, length: int) -> bool:
