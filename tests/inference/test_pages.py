@@ -35,8 +35,7 @@ def test_what_is_in_use_is_moved_and_stays_the_same() -> None:
     unused = torch.empty(64 * MB, dtype=torch.int32)
     before = huge_bytes(values.data_ptr())
     assert use_huge_pages() > 0
-    # Not all, where memory is in pieces.
-    assert huge_bytes(values.data_ptr()) >= before + 32 * MB
+    assert huge_bytes(values.data_ptr()) >= before + 60 * MB
     assert values.equal(torch.arange(16 * MB, dtype=torch.int32))
     # What nobody has written to takes no memory afterwards either.
     resident = int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
