@@ -1,7 +1,7 @@
 """Tokens per second of one model by several means, beside the share of what this machine's memory allows.
 
 One set of weights, of GPT-2-small's shape and random: transformers' own GPT-2 class, ours plainly, ours as the commands load it
-(packed linear layers, a cache that does not copy; float32, bfloat16, and quantized), CTranslate2 and llama.cpp. Every means runs
+(packed linear layers, a cache that does not copy; float32, bfloat16, and quantized), that with compiled steps, CTranslate2 and llama.cpp. Every means runs
 in a process of its own, which is where its peak of memory is read; they answer in turn, in rounds. Speeds and ratios are the
 medians of those of the rounds.
 Answers are greedy, after prompts of 16 tokens; prefill is the time to the first token after 512.
@@ -40,6 +40,9 @@ ARMS = {
     "ours int8": ("torchao", 1.0),
     "ours int8-weight-only": ("torchao", 1.0),
     "ours int4": ("torchao", 0.5 + 4 / 32),
+    "compiled float32": (None, 4.0),
+    "compiled bfloat16": (None, 2.0),
+    "compiled int8": ("torchao", 1.0),
     "ctranslate2 float32": ("ctranslate2", 4.0),
     "ctranslate2 int8": ("ctranslate2", 1.0),
     "llama.cpp float32": ("llama_cpp", 4.0),
@@ -72,11 +75,12 @@ def write_weights(folder: Path, arms: list[str], small: bool) -> None:
     tokenizer.save_pretrained(folder / "ours")
     convert_checkpoint(folder / "ours", folder / "stock", "gpt2")
     for arm in arms:
-        if arm.startswith("ours int"):
+        if arm.startswith(("ours int", "compiled int")):
             from chatgpt_hf.quantization import quantize_folder
 
             name = arm.split()[1]
-            quantize_folder(folder / "ours", folder / name, name)
+            if not (folder / name).exists():
+                quantize_folder(folder / "ours", folder / name, name)
     if any(arm.startswith("ctranslate2") for arm in arms):
         from ctranslate2.converters import TransformersConverter
         from tokenizers import Tokenizer
@@ -99,23 +103,38 @@ def write_weights(folder: Path, arms: list[str], small: bool) -> None:
             export_model(folder / "ours", folder / f"gguf-{kind}", "gguf", outtype=kind, check=False)
 
 
-def load_ours(folder: Path, kind: str, *, stock: bool = False, packed: bool = True) -> Answer:
+def load_ours(folder: Path, means: str, kind: str) -> Answer:
     import torch
     from transformers import GenerationConfig, GPT2LMHeadModel
 
     from chatgpt_hf import ChatGPTForCausalLM, GrowingCache, use_cpu_kernels
+    from chatgpt_hf.inference.compiling import StaticPrefix, compile_config
 
-    name = "stock" if stock else kind if kind.startswith("int") else "ours"
+    name = "stock" if means == "stock" else kind if kind.startswith("int") else "ours"
     options = {} if kind.startswith("int") else {"dtype": getattr(torch, kind)}
-    model = (GPT2LMHeadModel if stock else ChatGPTForCausalLM).from_pretrained(folder / name, **options).eval()
-    if packed and not stock:
+    model = (
+        (GPT2LMHeadModel if means == "stock" else ChatGPTForCausalLM).from_pretrained(folder / name, **options).eval()
+    )
+    if means in ("ours", "compiled"):
         use_cpu_kernels(model)
+    # A compiled step is for a cache of one size, which is kept for the next answer.
+    caches: dict[tuple[int, int], StaticPrefix] = {}
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
         ids = torch.tensor(prompts)
         config = GenerationConfig(do_sample=False, max_new_tokens=count, eos_token_id=None, pad_token_id=0)
-        cache = {"past_key_values": GrowingCache(model.config)} if packed and not stock else {}
-        found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, **cache)
+        cache: Any = None
+        if means == "ours":
+            cache = GrowingCache(model.config)
+        elif means == "compiled":
+            config.compile_config = compile_config()
+            config.compile_config.dynamic = False
+            cache = caches.setdefault(
+                (len(ids), ids.shape[1] + count), StaticPrefix(model, ids.shape[1] + count)
+            ).take([])
+        found = model.generate(
+            ids, attention_mask=torch.ones_like(ids), generation_config=config, past_key_values=cache
+        )
         return found[:, ids.shape[1] :].tolist()
 
     return answer
@@ -160,7 +179,7 @@ def load(arm: str, folder: Path, threads: int) -> Answer:
         return load_ctranslate2(folder, kind, threads)
     if means == "llama.cpp":
         return load_llama_cpp(folder, {"float32": "f32"}.get(kind, kind), threads)
-    return load_ours(folder, kind, stock=means == "stock", packed=means == "ours")
+    return load_ours(folder, means, kind)
 
 
 def own_memory() -> float:
@@ -247,7 +266,7 @@ def measure(
             for arm, (_, pipe) in workers.items():
                 if arm.startswith("llama.cpp") and case[0] > 1:
                     continue
-                pipe.send((prompts[case], case[2] if turn else 1))
+                pipe.send((prompts[case], case[2]))
                 ids, seconds = pipe.recv()
                 if turn:
                     results[arm]["seconds"][label(case)].append(seconds)

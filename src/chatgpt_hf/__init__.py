@@ -22,6 +22,7 @@ _EXPORTS = {
     "ChatSession": "inference.session",
     "GrowingCache": "inference.cache",
     "PrefixCache": "inference.cache",
+    "compile_config": "inference.compiling",
     "load_for_generation": "inference.loading",
     "quantize_model": "quantization",
     "use_cpu_kernels": "inference.kernels",

@@ -52,6 +52,17 @@ def test_one_query_against_attention_by_its_equation(calls: list[Any], scaling: 
         torch.testing.assert_close(attend_on_cpu(MODULE, query, key, value, None)[0], expected)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_to_be_compiled_against_attention_by_its_equation(masked: bool) -> None:
+    query, key, value = states(1, by_position=False)
+    mask = torch.rand(3, 1, 1, 20) > 0.3 if masked else None
+    additive = None if mask is None else torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
+    for scaling in (8**-0.5, 0.1):
+        expected, _ = eager_attention_forward(MODULE, query, key, value, additive, scaling=scaling)
+        torch.testing.assert_close(attention._to_compile(query, key, value, mask, scaling), expected)
+    assert attention._to_compile(query, key, value, mask, None).shape == expected.shape
+
+
 @pytest.mark.parametrize(
     "case", ["several queries", "by heads", "a mask", "a bias", "bfloat16", "shared keys", "training"]
 )

@@ -3,6 +3,7 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +181,35 @@ def test_what_a_prepared_model_cannot_do(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("quantization", [None, "int8", "int8-weight-only", "int4"])
+@torch.no_grad()
+def test_compiled_whole(quantization: str | None) -> None:
+    """Products stay products for `torch.compile`, those of one input one, and another model's are not taken for them."""
+    torch.compiler.reset()
+    products: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        products.append(sum(node.target == torch.ops.chatgpt_hf.packed_linear for node in graph.graph.nodes))
+        return graph.forward
+
+    for seed in range(2):
+        model = make("gpt2")
+        model.load_state_dict({name: value.roll(seed) for name, value in model.state_dict().items()})
+        model = use_cpu_kernels(model if quantization is None else quantize_model(model, quantization))
+        compiled = torch.compile(model, backend=count, fullgraph=True, dynamic=False)
+        for rows in (1, 5):
+            ids = torch.randint(101, (1, rows))
+            torch.testing.assert_close(compiled(ids).logits, model(ids).logits)
+    # Queries, keys and values; the output; two of the feed-forward layer; the head.
+    assert products == 4 * [2 * 4 + 1]
+
+
+@torch.no_grad()
+def test_the_operation_of_a_product_is_a_sound_one() -> None:
+    layer = FloatLinear(nn.Linear(16, 24))
+    torch.library.opcheck(torch.ops.chatgpt_hf.packed_linear.default, (torch.randn(3, 16), layer._number, 24))
+
+
 def test_a_layer_that_is_asked_again_looks_at_its_input_again() -> None:
     plain, attention = make().model.layers[0].self_attn, use_cpu_kernels(make()).model.layers[0].self_attn
     hidden = torch.randn(1, 3, 64)

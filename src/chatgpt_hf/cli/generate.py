@@ -45,9 +45,7 @@ def register(app: typer.Typer) -> None:
         quantize: QuantizeOption = None,
         compile: Annotated[
             bool,
-            typer.Option(
-                "--compile", help="Compile the steps first: for a GPU; on a CPU the packed layers are faster."
-            ),
+            typer.Option("--compile", help="Compile the steps first, in ten to thirty seconds: for long answers."),
         ] = False,
         seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")] = None,
         bad_words: Annotated[

@@ -53,17 +53,12 @@ def attend_on_cpu(
     """
     if cache is not None and cu_seq_lens_q is not None:
         return _by_request(module, query, key, value, scaling, cache, cu_seq_lens_q, **kwargs), None
-    if (
-        query.shape[2] == 1
-        and query.shape[1] == key.shape[1]
-        and key.stride(2) > key.stride(1)
-        and query.dtype == torch.float32
-        and attention_mask is None
-        and not module.training
-        and kwargs.get("position_bias") is None
-        and kwargs.get("softcap") is None
-    ):
-        return _from_one(query, key, value, scaling), None
+    plain = not module.training and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
+    if query.shape[2] == 1 and query.shape[1] == key.shape[1] and query.dtype == torch.float32 and plain:
+        if torch.compiler.is_compiling():
+            return _to_compile(query, key, value, attention_mask, scaling), None
+        if key.stride(2) > key.stride(1) and attention_mask is None:
+            return _from_one(query, key, value, scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
@@ -78,6 +73,24 @@ def _from_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scali
     query, key, value = (states.permute(2, 0, 1, 3) for states in (query * scaling, key, value))
     weights = (key * query).sum(-1, keepdim=True).softmax(0)
     return (value * weights).sum(0).unsqueeze(1)
+
+
+def _to_compile(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
+) -> torch.Tensor:
+    """Attention of one query as `torch.compile` makes one kernel of it, with what comes before and after (`sdpa` stays `sdpa`).
+
+    Args:
+        query: (batch, heads, 1, head_dim).
+        key: (batch, heads, seq, head_dim).
+        value: As the keys.
+        mask: (batch, 1, 1, seq), True where a key is seen; None means all.
+        scaling: None means 1 / sqrt(head_dim).
+    """
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1) @ value).transpose(1, 2)
 
 
 def _by_request(

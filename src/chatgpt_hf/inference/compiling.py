@@ -23,7 +23,11 @@ def missing_compiler(device: torch.device) -> str | None:
 
 
 def compile_config() -> CompileConfig:
-    """For `GenerationConfig`; transformers itself compiles for accelerators alone."""
+    """For `generate(past_key_values=StaticCache(...), compile_config=compile_config())`, on a CPU too.
+
+    transformers itself compiles for accelerators alone. Code for one batch size is faster than for any: who answers batches of
+    several sizes sets its `dynamic` to False, and each gets its own (windows of attention need None, PyTorch's default).
+    """
     config = CompileConfig()
     config._compile_all_devices = True
     return config

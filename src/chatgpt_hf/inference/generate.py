@@ -10,7 +10,6 @@ from ..checkpoints import check_tokenizer_fits
 from ..errors import ConfigError
 from ..tokenization_chatgpt import check_text, encode_documents, load_tokenizer
 from .compiling import StaticPrefix, compile_config, missing_compiler
-from .kernels import use_cpu_kernels
 from .loading import load_for_generation
 from .parameters import generation_config_with, restrictions, sampling
 from .speculation import make_speculation
@@ -37,7 +36,7 @@ def stream_text(
         bad_words: As `restrictions` takes it, and so is `watermark`.
         speculate: As `make_speculation` takes it.
         quantize: As `load_for_generation` takes it.
-        compile: Compile the steps, which takes a minute; without a compiler they are not, and `report` is told.
+        compile: Compile the steps, which takes ten to thirty seconds; without a compiler they are not, and `report` is told.
         report: Told at the end how many tokens a step made, if anything guessed.
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
@@ -50,10 +49,10 @@ def stream_text(
     """
     if compile and speculate is not None:
         raise ConfigError("--compile is for one token a step: leave --speculate out.")
-    model = load_for_generation(name_or_path, quantize, packed=not compile)
+    model = load_for_generation(name_or_path, quantize)
     if compile and (missing := missing_compiler(model.device)):
         report(f"Not compiled, for want of {missing}: the text is the same.")
-        compile, model = False, use_cpu_kernels(model)
+        compile = False
     tokenizer = load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
     check_text("--prompt", prompt)

@@ -5,8 +5,10 @@ to seven times as fast on one that was reordered for them first (docs/performanc
 only while it compiles (`torch._inductor.config.freezing`).
 """
 
+import itertools
 import warnings
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -31,6 +33,18 @@ _SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # row at 3,072 x 768, the unpacked product 600 altogether.
 _UNPACK_FROM = 24
 
+# `torch.compile` cannot look into packed weights, and takes a product by them for one operation that is told the layer's number.
+_numbers = itertools.count()
+_layers: WeakValueDictionary[int, "PackedLinear"] = WeakValueDictionary()
+_library = torch.library.Library("chatgpt_hf", "FRAGMENT")
+_library.define("packed_linear(Tensor hidden_states, int layer, int out_features) -> Tensor")
+_library.impl("packed_linear", lambda hidden_states, layer, _: _layers[layer].multiply(hidden_states), "CPU")
+
+
+@torch.library.register_fake("chatgpt_hf::packed_linear")
+def _packed_linear_shape(hidden_states: torch.Tensor, layer: int, out_features: int) -> torch.Tensor:
+    return hidden_states.new_empty((*hidden_states.shape[:-1], out_features))
+
 
 class PackedLinear(nn.Module):
     """Linear layers of one input without gradients, whose weights only their own kernel can read.
@@ -48,6 +62,17 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linears[0].in_features, sum(linear.out_features for linear in linears)
         self.bias = None if linears[0].bias is None else _join([linear.bias.detach() for linear in linears])
+        self._number = next(_numbers)
+        _layers[self._number] = self
+
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) to (..., out_features), by the kernel of the class."""
+        raise NotImplementedError
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            return torch.ops.chatgpt_hf.packed_linear(hidden_states, self._number, self.out_features)
+        return self.multiply(hidden_states)
 
     def _save_to_state_dict(self, *_: Any) -> None:
         raise ConfigError(
@@ -95,7 +120,7 @@ class FloatLinear(PackedLinear):
     def dtype(self) -> torch.dtype:
         return self._packed.dtype
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.reshape(-1, self.in_features)
         count = len(rows)
         # oneDNN compiles a kernel for each number of rows, in 1 to 2 milliseconds and 0.15 MB: prompts of all lengths share some.
@@ -127,14 +152,17 @@ class Int8DynamicLinear(PackedLinear):
         # Without VNNI, sums of two products are kept in 16 bits, and full 8-bit activations overflow them.
         self._reduce_range = not torch.cpu._is_vnni_supported()
 
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return _int8_product(hidden_states, self._packed, self._reduce_range)
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if hidden_states.dtype != torch.float32:
             return self.forward(hidden_states.float()).to(hidden_states.dtype)
         if hidden_states.numel() == self.in_features:
-            return _int8_product(hidden_states, self._packed, self._reduce_range)
+            return super().forward(hidden_states)
         # The kernel has one scale for all rows, so a row with large values would leave few of the 256 steps to the others.
         largest = hidden_states.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
-        product = _int8_product(hidden_states / largest, self._packed, self._reduce_range)
+        product = super().forward(hidden_states / largest)
         # The kernel added the bias, which was not divided: bias + largest * (product - bias).
         return product.mul_(largest) if self.bias is None else torch.lerp(self._bias, product, largest, out=product)
 
@@ -149,7 +177,7 @@ class Int8WeightLinear(PackedLinear):
         self._weight = _parts(linears, "qdata").clone(memory_format=torch.contiguous_format)
         self._scale = _parts(linears, "scale").flatten().bfloat16()
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.bfloat16().reshape(-1, self.in_features)
         if len(rows) < _UNPACK_FROM:
             product = torch.ops.aten._weight_int8pack_mm(rows, self._weight, self._scale)
@@ -176,7 +204,7 @@ class Int4WeightLinear(PackedLinear):
         levels = nn.functional.pad(_parts(linears, "qdata").int() + 8, (0, 0, 0, missing))
         self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.bfloat16().reshape(-1, self.in_features).contiguous()
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows, self._packed, self._group_size, self._scale_and_zero

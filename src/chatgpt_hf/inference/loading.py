@@ -9,15 +9,12 @@ from ..quantization import quantize_model
 from .kernels import use_cpu_kernels
 
 
-def load_for_generation(
-    name_or_path: str | Path, quantize: str | None = None, *, packed: bool = True
-) -> PreTrainedModel:
+def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -> PreTrainedModel:
     """A causal language model on the machine's accelerator, or with the CPU's kernels; it can answer and not learn.
 
     Args:
         name_or_path: Folder or Hub id.
         quantize: As `quantize_model` takes it; None leaves the weights as they are stored.
-        packed: Whether by the CPU's kernels, which cannot be compiled.
 
     Raises:
         CheckpointError: When there is no model, or it is not whole.
@@ -26,4 +23,4 @@ def load_for_generation(
     model = load_for_inference(name_or_path)
     if quantize is not None:
         quantize_model(model, quantize)
-    return use_cpu_kernels(model) if packed else model
+    return use_cpu_kernels(model)
