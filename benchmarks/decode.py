@@ -364,7 +364,7 @@ def draw_plot(figures: dict[str, Any], names: list[str], file: Path) -> None:
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 0.32 * len(arms) + 1.2), sharey=True)
     for axis, name in zip(axes, names, strict=True):
         values = [figures[arm].get(name, {}).get("ratio", 0) for arm in arms]
-        colors = ["#2563eb" if arm.startswith("ours") else "#a1a1aa" for arm in arms]
+        colors = ["#2563eb" if arm.startswith(("ours", "compiled")) else "#a1a1aa" for arm in arms]
         bars = axis.barh(arms, values, color=colors)
         axis.bar_label(bars, [f"{value:.1f}" if value else "" for value in values], padding=2, fontsize=8)
         axis.set_title(name, fontsize=10)
