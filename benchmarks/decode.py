@@ -1,7 +1,7 @@
 """Tokens per second of one model by several means, beside the share of what this machine's memory allows.
 
 One set of weights, of GPT-2-small's shape and random: transformers' own GPT-2 class, ours plainly, ours as the commands load it
-(packed linear layers, a cache that does not copy; float32, bfloat16, and quantized), that with compiled steps, CTranslate2 and llama.cpp. Every means runs
+(packed linear layers, a cache that does not copy; float32, bfloat16, and quantized), the same with compiled steps, CTranslate2 and llama.cpp. Every means runs
 in a process of its own, which is where its peak of memory is read; they answer in turn, in rounds. Speeds and ratios are the
 medians of those of the rounds.
 Answers are greedy, after prompts of 16 tokens; prefill is the time to the first token after 512.
@@ -10,7 +10,8 @@ The floor is the time to read every weight of the layers and the head once, at t
 
     python benchmarks/decode.py --json decode.json --plot decode.png
 
-CTranslate2 and llama.cpp are left out by name where they are not installed (pip install ctranslate2 llama-cpp-python).
+CTranslate2 and llama.cpp are left out by name where they are not installed (pip install ctranslate2 llama-cpp-python), and compiled
+steps where there is no C++ compiler.
 """
 
 import argparse
@@ -395,8 +396,15 @@ def main() -> None:
     arms = [arm for arm in ARMS if arm in (args.arms or (QUICK if args.quick else ARMS)) or arm == REFERENCE]
     for arm in list(arms):
         package = ARMS[arm][0]
-        if package and not find_spec(package):
-            print(f"Left out: {arm}, for want of {package}.", file=sys.stderr)
+        missing = package if package and not find_spec(package) else None
+        if missing is None and arm.startswith("compiled"):
+            import torch
+
+            from chatgpt_hf.inference.compiling import missing_compiler
+
+            missing = missing_compiler(torch.device("cpu"))
+        if missing is not None:
+            print(f"Left out: {arm}, for want of {missing}.", file=sys.stderr)
             arms.remove(arm)
     cases: list[Case] = [(1, PROMPT, tokens), (8, PROMPT, tokens), (MOST, PROMPT, tokens), (1, PREFILL, 1)]
     with tempfile.TemporaryDirectory() as work_folder:

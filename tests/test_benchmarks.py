@@ -140,6 +140,8 @@ def test_a_script_without_its_data_is_skipped_and_one_that_breaks_is_not(
 @pytest.mark.slow
 def test_decoding_by_every_means(tmp_path: Path) -> None:
     arms = ["plain float32", "ours float32", "ours int8", "ours int4"]
+    if missing_compiler(torch.device("cpu")) is None:
+        arms.append("compiled float32")
     file, plot = tmp_path / "figures.json", tmp_path / "plot.png"
     options = ("--tiny", "--tokens", 4, "--rounds", 1, "--json", file, "--plot", plot, "--profile", "--arms", *arms)
     shown = run("decode.py", *options)

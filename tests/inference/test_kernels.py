@@ -181,7 +181,15 @@ def test_what_a_prepared_model_cannot_do(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("quantization", [None, "int8", "int8-weight-only", "int4"])
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        None,
+        "int8",
+        pytest.param("int8-weight-only", marks=needs_bfloat16),
+        pytest.param("int4", marks=needs_bfloat16),
+    ],
+)
 @torch.no_grad()
 def test_compiled_whole(quantization: str | None) -> None:
     """Products stay products for `torch.compile`, those of one input one, and another model's are not taken for them."""

@@ -55,7 +55,7 @@ def attend_on_cpu(
         return _by_request(module, query, key, value, scaling, cache, cu_seq_lens_q, **kwargs), None
     plain = not module.training and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
     if query.shape[2] == 1 and query.shape[1] == key.shape[1] and query.dtype == torch.float32 and plain:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and (attention_mask is None or attention_mask.dtype == torch.bool):
             return _to_compile(query, key, value, attention_mask, scaling), None
         if key.stride(2) > key.stride(1) and attention_mask is None:
             return _from_one(query, key, value, scaling), None
