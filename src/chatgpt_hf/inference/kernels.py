@@ -7,6 +7,7 @@ only while it compiles (`torch._inductor.config.freezing`).
 
 import itertools
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -46,7 +47,7 @@ def _packed_linear_shape(hidden_states: torch.Tensor, layer: int, out_features: 
     return hidden_states.new_empty((*hidden_states.shape[:-1], out_features))
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Module, ABC):
     """Linear layers of one input without gradients, whose weights only their own kernel can read.
 
     The forward takes (..., in_features) and gives (..., out_features) in the same dtype, the layers' outputs one after another.
@@ -65,9 +66,9 @@ class PackedLinear(nn.Module):
         self._number = next(_numbers)
         _layers[self._number] = self
 
+    @abstractmethod
     def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features), by the kernel of the class."""
-        raise NotImplementedError
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():
