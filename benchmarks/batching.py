@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, use_cpu_kernels
 from chatgpt_hf.inference.continuous import prepare_batching
-from chatgpt_hf.inference.prompts import Prompt, answers
+from chatgpt_hf.inference.prompt_file import Prompt, answers
 
 # Layers, heads, width, vocabulary: the quickstart's model, and GPT-2's smallest.
 SIZES = {"quickstart": (4, 3, 192, 4096), "gpt2": (12, 12, 768, 50257)}

@@ -202,7 +202,7 @@ def machine() -> str:
     """The processor in words."""
     import torch
 
-    from chatgpt_hf.report import hardware_name
+    from chatgpt_hf.reporting.report import hardware_name
 
     return f"{hardware_name(torch.device('cpu'))}, torch {torch.__version__}"
 

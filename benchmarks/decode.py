@@ -77,7 +77,7 @@ def write_weights(folder: Path, arms: list[str], small: bool) -> None:
     convert_checkpoint(folder / "ours", folder / "stock", "gpt2")
     for arm in arms:
         if arm.startswith(("ours int", "compiled int")):
-            from chatgpt_hf.quantization import quantize_folder
+            from chatgpt_hf.inference.quantization import quantize_folder
 
             name = arm.split()[1]
             if not (folder / name).exists():
@@ -198,7 +198,7 @@ def work(arm: str, folder: Path, threads: int, pipe: Any) -> None:
     import torch
 
     # What every program with these libraries has is no means' own.
-    import chatgpt_hf.inference.kernels  # noqa: F401
+    import chatgpt_hf.inference.cpu.packed_linear  # noqa: F401
 
     torch.set_num_threads(threads)
     with contextlib.suppress(ImportError):

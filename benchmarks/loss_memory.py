@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from chatgpt_hf.loss_chatgpt import chunked_causal_lm_loss
+from chatgpt_hf.model.loss_chatgpt import chunked_causal_lm_loss
 
 PATHS = ("whole logits", "chunked")
 # How far apart the two may be, relative to the loss and to the norm of a gradient.

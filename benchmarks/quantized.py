@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from chatgpt_hf import load_builtin, load_model, load_tokenizer, use_cpu_kernels
 from chatgpt_hf.evaluation.scoring import negative_log_likelihoods
-from chatgpt_hf.quantization import QUANTIZATIONS, quantize_folder
+from chatgpt_hf.inference.quantization import QUANTIZATIONS, quantize_folder
 from chatgpt_hf.tokenization_chatgpt import encode_documents
 
 

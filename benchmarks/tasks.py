@@ -23,8 +23,7 @@ from bench import skip
 from rich.console import Console
 from rich.table import Table
 
-from chatgpt_hf.checkpoints import RECIPE_NAME
-from chatgpt_hf.training.run import RESULTS_NAME
+from chatgpt_hf.training.run_folder import RECIPE_NAME, RESULTS_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
 CLI = "from chatgpt_hf.cli import main; main()"

@@ -42,8 +42,8 @@ from transformers import (
 )
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
-from chatgpt_hf.configuration_chatgpt import GPT2_ARCHITECTURE
-from chatgpt_hf.report import hardware_name
+from chatgpt_hf.model.configuration_chatgpt import GPT2_ARCHITECTURE
+from chatgpt_hf.reporting.report import hardware_name
 from chatgpt_hf.training.callbacks import DivergenceGuard, StopOnSigterm
 from chatgpt_hf.training.hardware import matmul_peak, synchronize
 from chatgpt_hf.training.scaling import flops_per_token

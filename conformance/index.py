@@ -12,8 +12,8 @@ from urllib.request import Request, urlopen
 
 from packaging.version import Version
 
-from chatgpt_hf.checkpoints import atomic_folder
 from chatgpt_hf.data.prepare import cache_root
+from chatgpt_hf.files import atomic_folder
 
 CACHE = cache_root() / "conformance"
 

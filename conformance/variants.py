@@ -3,7 +3,7 @@
 from typing import Any
 
 from chatgpt_hf import ChatGPTConfig
-from chatgpt_hf.configuration_chatgpt import GPT2_ARCHITECTURE
+from chatgpt_hf.model.configuration_chatgpt import GPT2_ARCHITECTURE
 
 # Names of a line in the tables, and what makes the variant.
 VARIANTS: dict[str, dict[str, Any]] = {

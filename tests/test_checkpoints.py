@@ -13,21 +13,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from chatgpt_hf import ChatGPTForCausalLM, load_model
-from chatgpt_hf.checkpoints import (
+from chatgpt_hf.checkpoints import load_for_inference
+from chatgpt_hf.errors import CheckpointError, ConfigError, OutputError
+from chatgpt_hf.files import atomic_folder, clear_disk_errors, write_atomically
+from chatgpt_hf.training.run_folder import (
     DATA_NAME,
     RECIPE_NAME,
-    atomic_folder,
     check_output_dir,
-    clear_disk_errors,
     is_whole_checkpoint,
     last_whole_checkpoint,
-    load_for_inference,
     prepare_output_dir,
     read_data_state,
-    write_atomically,
     write_data_state,
 )
-from chatgpt_hf.errors import CheckpointError, ConfigError, OutputError
 
 
 def contents(folder: Path) -> dict[str, bytes]:

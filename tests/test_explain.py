@@ -13,8 +13,8 @@ from chatgpt_hf import ChatSession, load_for_generation, load_tokenizer
 from chatgpt_hf.checkpoints import load_for_inference
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.explain import explain_last_answer
-from chatgpt_hf.inference import kernels
-from chatgpt_hf.quantization import quantize_folder
+from chatgpt_hf.inference.cpu import packed_linear as kernels
+from chatgpt_hf.inference.quantization import quantize_folder
 
 pytest.importorskip("captum", reason="needs captum: pip install 'chatgpt-hf[explain]'")
 

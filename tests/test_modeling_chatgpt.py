@@ -28,8 +28,9 @@ from transformers import (
     modeling_utils,
 )
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, local_context_chatgpt, loss_chatgpt, modeling_chatgpt
-from chatgpt_hf.modeling_chatgpt import (
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
+from chatgpt_hf.model import local_context_chatgpt, loss_chatgpt, modeling_chatgpt
+from chatgpt_hf.model.modeling_chatgpt import (
     ChatGPTForQuestionAnswering,
     ChatGPTForSequenceClassification,
     ChatGPTForTokenClassification,

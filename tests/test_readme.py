@@ -29,9 +29,9 @@ from chatgpt_hf import (
 )
 from chatgpt_hf.export.export import export_model
 from chatgpt_hf.quickstart import quickstart
-from chatgpt_hf.training.arguments import parse_recipe
+from chatgpt_hf.tasks.arguments import TaskArguments
+from chatgpt_hf.training.arguments import FinetuneArguments, TaskModelArguments, parse_recipe
 from chatgpt_hf.training.finetune import finetune
-from chatgpt_hf.training.task_arguments import FinetuneArguments, TaskArguments, TaskModelArguments
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatGPTModel
-from chatgpt_hf.configuration_chatgpt import AUTO_MAP
+from chatgpt_hf.model.configuration_chatgpt import AUTO_MAP
 from chatgpt_hf.registration import AUTO_CLASSES
 
 SCRIPT = Path(__file__).parents[1] / "conformance" / "remote_code.py"

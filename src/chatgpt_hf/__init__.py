@@ -6,26 +6,27 @@ Importing the package registers the model with transformers' Auto classes. Every
 from importlib import import_module
 from typing import Any
 
+from ._moved import keep_old_names
 from .registration import register
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "ChatGPTConfig": "configuration_chatgpt",
-    "ChatGPTPreTrainedModel": "modeling_chatgpt",
-    "ChatGPTModel": "modeling_chatgpt",
-    "ChatGPTForCausalLM": "modeling_chatgpt",
-    "ChatGPTForSequenceClassification": "modeling_chatgpt",
-    "ChatGPTForTokenClassification": "modeling_chatgpt",
-    "ChatGPTForQuestionAnswering": "modeling_chatgpt",
+    "ChatGPTConfig": "model.configuration_chatgpt",
+    "ChatGPTPreTrainedModel": "model.modeling_chatgpt",
+    "ChatGPTModel": "model.modeling_chatgpt",
+    "ChatGPTForCausalLM": "model.modeling_chatgpt",
+    "ChatGPTForSequenceClassification": "model.modeling_chatgpt",
+    "ChatGPTForTokenClassification": "model.modeling_chatgpt",
+    "ChatGPTForQuestionAnswering": "model.modeling_chatgpt",
     "ChatGPTError": "errors",
     "ChatSession": "inference.session",
     "GrowingCache": "inference.cache",
     "PrefixCache": "inference.cache",
     "compile_config": "inference.compiling",
     "load_for_generation": "inference.loading",
-    "quantize_model": "quantization",
-    "use_cpu_kernels": "inference.kernels",
+    "quantize_model": "inference.quantization",
+    "use_cpu_kernels": "inference.cpu.packed_linear",
     "load_builtin": "data.builtin",
     "load_corpus": "data.corpus",
     "load_model": "checkpoints",
@@ -51,3 +52,4 @@ def __dir__() -> list[str]:
 
 
 register()
+keep_old_names()

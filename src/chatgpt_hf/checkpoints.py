@@ -1,13 +1,8 @@
-"""Folders with a model in them: read with the errors a user can act on, written whole or not at all."""
+"""Models loaded from folders, with errors that a user can act on."""
 
-import errno
 import json
-import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +18,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, is_peft_available
 
 from .errors import (
-    ChatGPTError,
     CheckpointError,
     ConfigError,
     ConversionError,
     MissingWeights,
-    OutputError,
     TokenizerError,
 )
+from .files import read_json
 from .tokenization_chatgpt import load_tokenizer
 
-# A run folder is ours when its resolved recipe lies in it.
-RECIPE_NAME = "recipe.yaml"
-# What the rows of a run are made of; beside the checkpoints, whose positions in a stream mean nothing for other rows.
-DATA_NAME = "data.json"
-TRAINER_STATE_NAME = "trainer_state.json"
 # Beside an adapter: some weights of its base.
 BASE_SAMPLE_NAME = "base_sample.json"
-_SAVING_PREFIX = ".saving-"
 
 
 def load_model(
@@ -229,217 +215,3 @@ def extend_vocabulary(model: PreTrainedModel, size: int) -> None:
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     for weight in {id(layer.weight): layer.weight for layer in layers if layer is not None}.values():
         weight[before:] = weight[:before].mean(dim=0)
-
-
-def check_new_folder(path: str | Path) -> Path:
-    """The folder, which may be written to: there is none yet, or an empty one.
-
-    Raises:
-        OutputError: When it holds something, or is a file.
-    """
-    folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is not an empty folder. Nothing was written; name another one.")
-    return folder
-
-
-def check_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
-    """The folder of a run, looked at and not touched: new, empty, with nothing but runs in it, or to go on with.
-
-    Raises:
-        OutputError: When it is a file, holds what is not ours, or holds a run that was not asked to go on.
-    """
-    folder = Path(output_dir)
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"--output_dir {folder} cannot be: {path} is a file. Name another folder.")
-    # The quickstart's base model lies inside the folder of its chat model.
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = [path for path in found if not path.name.startswith(_SAVING_PREFIX)]
-    content = [path.name for path in found if not (path / RECIPE_NAME).is_file()]
-    if content and RECIPE_NAME not in content:
-        raise OutputError(
-            f"--output_dir {folder} is not empty and not a run of ours (it holds {', '.join(content[:3])} and no "
-            f"{RECIPE_NAME}). Nothing was written; name another folder."
-        )
-    if content and not resume:
-        raise OutputError(
-            f"--output_dir {folder} already holds a run. Add --resume_from_checkpoint true (or --resume) to go on with "
-            "it, or name another folder."
-        )
-    return folder
-
-
-def prepare_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
-    """Makes the folder of a run, or takes the one that is there when `check_output_dir` lets it."""
-    folder = check_output_dir(output_dir, resume=resume)
-    with clear_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    # What a process that was killed while it wrote left behind.
-    for path in folder.glob(f"{_SAVING_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
-    return folder
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest `checkpoint-*` that was written to its end, or None; one that a crash cut short is passed over."""
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rsplit("-", 1)[1].isdigit()]
-    newest_first = sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
-    return next(filter(is_whole_checkpoint, newest_first), None)
-
-
-def is_whole_checkpoint(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end.
-
-    `Trainer` writes trainer_state.json last, so one whose state can be read, and whose weights have their full length,
-    is whole; in a run on a stream each process' position must be there too.
-    """
-    try:
-        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        for file in checkpoint.glob("*.safetensors"):
-            check_safetensors(file)
-        for rank in range(_processes_on_a_stream(checkpoint.parent)):
-            json.loads(_data_state_file(checkpoint, rank).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, CheckpointError):
-        return False
-    # FSDP and DeepSpeed write their shards into folders; the model's code lies beside its weights.
-    return any(("model" in path.name and path.suffix != ".py") or path.is_dir() for path in checkpoint.iterdir())
-
-
-def write_data_state(checkpoint: Path, state: dict[str, Any], rank: int, processes: int) -> None:
-    """Keeps the position of one process in its stream."""
-    content = json.dumps({"processes": processes, "state": state})
-    _data_state_file(checkpoint, rank).write_text(content, encoding="utf-8")
-
-
-def read_data_state(checkpoint: Path, rank: int, processes: int) -> dict[str, Any]:
-    """The position of one process in its stream, as `write_data_state` kept it.
-
-    Raises:
-        CheckpointError: When it is missing or cut short, or the run had another number of processes.
-    """
-    file = _data_state_file(checkpoint, rank)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}): the checkpoint does not say where its run was in the stream. Take an "
-            "earlier one."
-        ) from error
-    if content["processes"] != processes:
-        raise CheckpointError(
-            f"{checkpoint} is of a run of {content['processes']} processes on a stream, each with a part of it, and this "
-            f"run has {processes}: start {content['processes']}."
-        )
-    return content["state"]
-
-
-def read_data_record(folder: Path) -> dict[str, Any]:
-    """What `data.json` in the folder of a run says of its rows; empty where there is none."""
-    return read_json(folder / DATA_NAME)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no file.
-
-    Raises:
-        CheckpointError: When it cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}. Save or copy it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds no JSON object. Save or copy it again.")
-    return content
-
-
-def _data_state_file(checkpoint: Path, rank: int) -> Path:
-    return checkpoint / f"data_state_{rank}.json"
-
-
-def _processes_on_a_stream(folder: Path) -> int:
-    stream = read_data_record(folder).get("stream")
-    return stream["processes"] if stream else 0
-
-
-def check_checkpoint_fits(checkpoint: Path, model: PreTrainedModel) -> None:
-    """Raises `CheckpointError` where a checkpoint's weights are not the model's, by name and shape."""
-    stored: dict[str, tuple[int, ...]] = {}
-    # An adapter's weights fit a model that has adapters, and PEFT sees to it.
-    for file in checkpoint.glob("model*.safetensors"):
-        with safe_open(file, framework="pt") as weights:
-            stored |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    state = model.state_dict()
-    # Of tied weights only one is stored.
-    there = {state[name].data_ptr() for name in stored if name in state}
-    own = {
-        name: tuple(weight.shape) for name, weight in state.items() if name in stored or weight.data_ptr() not in there
-    }
-    if stored and own != stored:
-        name = min(name for name in own.keys() | stored.keys() if own.get(name) != stored.get(name))
-        raise CheckpointError(
-            f"{checkpoint} does not belong to this run: its {name} is {stored.get(name, 'missing')}, the model's "
-            f"{own.get(name, 'missing')}. Go on with the recipe that the run was begun with, or name another folder."
-        )
-
-
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files replace those of the same names in `folder` when the block ends without an error.
-
-    Raises:
-        OutputError: When the disk is full; `folder` is as it was before.
-    """
-    made = not folder.exists()
-    with clear_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=_SAVING_PREFIX, dir=folder))
-    try:
-        with clear_disk_errors(folder):
-            yield temporary
-            for path in sorted(temporary.rglob("*")):
-                target = folder / path.relative_to(temporary)
-                if path.is_dir():
-                    target.mkdir(exist_ok=True)
-                else:
-                    os.replace(path, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if made:
-            with suppress(OSError):
-                folder.rmdir()
-
-
-@contextmanager
-def clear_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a write that the disk refused into an `OutputError` that names the folder."""
-    try:
-        yield
-    except ChatGPTError:
-        raise
-    except Exception as error:
-        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        refused = isinstance(error, OSError) and error.errno in (*full, errno.EROFS, errno.EACCES, errno.EPERM)
-        # safetensors and torch.save report the same in their own classes.
-        texts = (
-            "No space left on device",
-            "File too large",
-            "Disk quota exceeded",
-            "PytorchStreamWriter",
-            "unexpected pos",
-        )
-        if not refused and not any(text in str(error) for text in texts):
-            raise
-        raise OutputError(
-            f"Could not write to {folder}: {error}. What was there before is intact; free some space, or name a folder "
-            "that can be written to, and run the same command again (add --resume_from_checkpoint true to a training run)."
-        ) from error
-
-
-def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary name beside `file`, then renames. The old file survives a failure."""
-    with atomic_folder(file.parent) as temporary:
-        write(temporary / file.name)

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from .checkpoints import load_for_inference
 from .errors import ConfigError
-from .inference.kernels import PackedLinear
+from .inference.cpu.packed_linear import PackedLinear
 from .inference.session import ChatSession
 from .interpretability.explanation import corpus_texts, explain
 from .interpretability.page import check_page_file, write_page

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import RECIPE_NAME, check_output_dir
 from .data.builtin import load_builtin
 from .evaluation.language_modeling import xz_bits_per_byte
 from .inference.session import ChatSession
@@ -20,7 +19,7 @@ from .training.arguments import (
     parse_recipe,
 )
 from .training.pretrain import pretrain
-from .training.run import RESULTS_NAME
+from .training.run_folder import RECIPE_NAME, RESULTS_NAME, check_output_dir
 from .training.sft import sft
 
 # The last one is held out: what the model says of it, it makes up.

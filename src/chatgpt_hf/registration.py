@@ -14,10 +14,10 @@ from transformers import (
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.models.auto import modeling_auto
 
-from .configuration_chatgpt import ChatGPTConfig
 from .conversion.families import MODEL_FAMILIES
-from .conversion.gpt2 import GPT2_WEIGHT_MAPPING
-from .modeling_chatgpt import (
+from .conversion.families.gpt2 import GPT2_WEIGHT_MAPPING
+from .model.configuration_chatgpt import ChatGPTConfig
+from .model.modeling_chatgpt import (
     ChatGPTForCausalLM,
     ChatGPTForQuestionAnswering,
     ChatGPTForSequenceClassification,

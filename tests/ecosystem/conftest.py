@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
-from chatgpt_hf.configuration_chatgpt import GPT2_ARCHITECTURE
+from chatgpt_hf.model.configuration_chatgpt import GPT2_ARCHITECTURE
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "modern": {"num_key_value_heads": 2},

@@ -13,7 +13,7 @@ from torchao.quantization import (
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
-from chatgpt_hf.configuration_chatgpt import GPT2_ARCHITECTURE
+from chatgpt_hf.model.configuration_chatgpt import GPT2_ARCHITECTURE
 
 IDS = torch.arange(4, 44).view(2, 20)
 ARCHITECTURES = {"modern": {}, "gpt2": GPT2_ARCHITECTURE}

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatGPTModel
-from chatgpt_hf.configuration_chatgpt import GPT2_ARCHITECTURE
+from chatgpt_hf.model.configuration_chatgpt import GPT2_ARCHITECTURE
 
 LAYERS, WINDOW = 4, 5
 TINY = {"vocab_size": 67, "hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4}

@@ -56,7 +56,7 @@ def test_there_and_back(client: Any, hub: Any, folder: Path, tmp_path: Path) -> 
         "result = [type(model).__module__, ids.tolist(), model(ids, labels=ids).loss.item()]"
     )
     ids = torch.tensor(loss[1])
-    assert loss[0] == "chatgpt_hf.modeling_chatgpt"
+    assert loss[0] == "chatgpt_hf.model.modeling_chatgpt"
     assert loss[2] == pytest.approx(local(ids, labels=ids).loss.item(), abs=1e-6)
 
 

@@ -12,9 +12,9 @@ from transformers import StaticCache
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, compile_config
 from chatgpt_hf.errors import ConfigError
-from chatgpt_hf.inference import kernels
-from chatgpt_hf.inference.attention import use_cpu_attention
 from chatgpt_hf.inference.compiling import missing_compiler
+from chatgpt_hf.inference.cpu import packed_linear as kernels
+from chatgpt_hf.inference.cpu.attention import use_cpu_attention
 from chatgpt_hf.inference.generate import stream_text
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0}

@@ -8,11 +8,11 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
-from chatgpt_hf.inference import attention
-from chatgpt_hf.inference.attention import ATTENTION
 from chatgpt_hf.inference.continuous import prepare_batching
-from chatgpt_hf.inference.prompts import Prompt, answers
-from chatgpt_hf.interpretability.attention import attention_maps
+from chatgpt_hf.inference.cpu import attention
+from chatgpt_hf.inference.cpu.attention import ATTENTION
+from chatgpt_hf.inference.prompt_file import Prompt, answers
+from chatgpt_hf.interpretability.attention_maps import attention_maps
 
 KINDS: dict[str, dict[str, Any]] = {
     "full": {},

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
-from chatgpt_hf.interpretability.attention import repeated_tokens
+from chatgpt_hf.interpretability.attention_maps import repeated_tokens
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,

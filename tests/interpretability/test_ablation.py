@@ -17,7 +17,7 @@ from chatgpt_hf.interpretability.ablation import (
     removed,
 )
 from chatgpt_hf.interpretability.anatomy import anatomy
-from chatgpt_hf.interpretability.attention import head_scores
+from chatgpt_hf.interpretability.attention_maps import head_scores
 from chatgpt_hf.interpretability.drawing import draw_ablation
 
 

@@ -11,21 +11,23 @@ from accelerate import PartialState
 
 from chatgpt_hf import ChatGPTConfig
 from chatgpt_hf.errors import ConfigError
+from chatgpt_hf.tasks.arguments import TaskArguments
 from chatgpt_hf.training.arguments import (
     ArchitectureArguments,
     ChatModelArguments,
     ChatSFTArguments,
     ConversationArguments,
     CorpusArguments,
+    FinetuneArguments,
     ModelArguments,
     PretrainArguments,
+    TaskModelArguments,
     find_recipe,
     parse_recipe,
     recipes_folder,
     resolve_recipe,
 )
 from chatgpt_hf.training.scaling import dial
-from chatgpt_hf.training.task_arguments import FinetuneArguments, TaskArguments, TaskModelArguments
 
 PRETRAIN = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
 SFT = (ChatModelArguments, ConversationArguments, ChatSFTArguments)

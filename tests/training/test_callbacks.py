@@ -13,9 +13,9 @@ from torch import nn
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
-from chatgpt_hf.checkpoints import last_whole_checkpoint
 from chatgpt_hf.errors import TrainingDiverged
 from chatgpt_hf.training.callbacks import DivergenceGuard, EpochOfStream, ProgressFromResume, StopOnSigterm
+from chatgpt_hf.training.run_folder import last_whole_checkpoint
 
 VOCAB = 32
 

@@ -22,7 +22,7 @@ from transformers import (
     pipeline,
 )
 
-import chatgpt_hf.pipelines  # noqa: F401
+import chatgpt_hf.model.pipelines  # noqa: F401
 from chatgpt_hf import (
     ChatGPTConfig,
     ChatGPTForQuestionAnswering,
@@ -32,9 +32,9 @@ from chatgpt_hf import (
     load_tokenizer,
 )
 from chatgpt_hf.evaluation.record import Evaluation
-from chatgpt_hf.training.arguments import parse_recipe
+from chatgpt_hf.tasks.arguments import TaskArguments
+from chatgpt_hf.training.arguments import FinetuneArguments, TaskModelArguments, parse_recipe
 from chatgpt_hf.training.finetune import finetune
-from chatgpt_hf.training.task_arguments import FinetuneArguments, TaskArguments, TaskModelArguments
 
 TYPES = (TaskModelArguments, TaskArguments, FinetuneArguments)
 ANIMALS = ("cat", "dog", "bird", "horse")
@@ -91,7 +91,7 @@ def test_text_classification(pooling: str, base_folder: Path, classes: str, tmp_
 
 FRESH = """
 import json, sys
-import chatgpt_hf.pipelines
+import chatgpt_hf.model.pipelines
 from transformers import pipeline
 task, folder, inputs = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 options = json.loads(sys.argv[4])
@@ -223,8 +223,7 @@ def test_imported_gpt2(classes: str, base_folder: Path, tmp_path: Path) -> None:
 
 
 def test_class_weights_and_accumulation() -> None:
-    from chatgpt_hf.training.task_base import balanced_weights
-    from chatgpt_hf.training.task_classification import ClassificationLoss
+    from chatgpt_hf.tasks.losses import ClassificationLoss, balanced_weights
 
     labels = torch.tensor([0, 0, 0, 1])
     weights = balanced_weights(labels.numpy(), 2)

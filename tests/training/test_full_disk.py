@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from chatgpt_hf import load_model
-from chatgpt_hf.checkpoints import last_whole_checkpoint
+from chatgpt_hf.training.run_folder import last_whole_checkpoint
 
 resource = pytest.importorskip("resource", reason="limits on file sizes are POSIX's")
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chatgpt_hf.checkpoints import is_whole_checkpoint, last_whole_checkpoint
+from chatgpt_hf.training.run_folder import is_whole_checkpoint, last_whole_checkpoint
 
 pytestmark = pytest.mark.skipif(
     "forkserver" not in multiprocessing.get_all_start_methods(), reason="processes are forked from a server"

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from chatgpt_hf import pretrain, sft
-from chatgpt_hf.checkpoints import last_whole_checkpoint
 from chatgpt_hf.data.corpus import load_corpus, split_by_hash
 from chatgpt_hf.errors import ChatGPTError, CheckpointError, ConfigError, DataError, OutputError, TrainingDiverged
 from chatgpt_hf.training.arguments import (
@@ -27,6 +26,7 @@ from chatgpt_hf.training.arguments import (
     PretrainArguments,
     parse_recipe,
 )
+from chatgpt_hf.training.run_folder import last_whole_checkpoint
 
 PRETRAIN_TYPES = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
 SFT_TYPES = (ChatModelArguments, ConversationArguments, ChatSFTArguments)

@@ -16,7 +16,7 @@ from transformers import (
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
 from chatgpt_hf.errors import ConfigError
-from chatgpt_hf.report import read_samples
+from chatgpt_hf.reporting.report import read_samples
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 from chatgpt_hf.training.samples import SampleText, sample_text, separate_randomness
 

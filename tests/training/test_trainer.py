@@ -14,9 +14,9 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments, default_data_collator
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
-from chatgpt_hf.checkpoints import read_data_state
 from chatgpt_hf.errors import CheckpointError
 from chatgpt_hf.training.optim import hidden_matrices
+from chatgpt_hf.training.run_folder import read_data_state
 from chatgpt_hf.training.trainer import PretrainTrainer, Stopwatch
 
 VOCAB, BLOCK = 32, 8

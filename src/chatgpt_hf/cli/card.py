@@ -33,8 +33,8 @@ def register(app: typer.Typer) -> None:
 
         Example: chatgpt-hf card runs/quickstart --license apache-2.0 --language en --write
         """
-        from ..card import CARD_NAME, make_card, write_card
         from ..hub.files import check_model_folder
+        from ..reporting.card import CARD_NAME, make_card, write_card
 
         check_model_folder(folder)
         given = {

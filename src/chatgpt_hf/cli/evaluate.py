@@ -63,7 +63,7 @@ def register(app: typer.Typer) -> None:
 
         Example: chatgpt-hf evaluate runs/quickstart/base --corpus builtin:python-docs
         """
-        from .. import measure
+        from .. import evaluate as measure
         from ..errors import ConfigError
 
         wanted = {"--corpus": corpus, "--dataset": dataset, "--code": code, "--benchmarks": benchmarks, "--bias": bias}
@@ -119,8 +119,8 @@ def register(app: typer.Typer) -> None:
 
 def _fields(arguments: list[str]) -> dict[str, Any]:
     """The fields of a task that are given, read as a recipe's are."""
+    from ..tasks.arguments import TaskArguments
     from ..training.arguments import RecipeParser, parse_recipe
-    from ..training.task_arguments import TaskArguments
 
     (parsed,) = parse_recipe((TaskArguments,), None, arguments)
     return {name: getattr(parsed, name) for name in RecipeParser((TaskArguments,)).given(arguments)}

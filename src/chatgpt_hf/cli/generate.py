@@ -70,7 +70,7 @@ def register(app: typer.Typer) -> None:
             "repetition_penalty": repetition_penalty,
         }
         if prompts is not None:
-            from ..inference.prompts import generate_file
+            from ..inference.prompt_file import generate_file
 
             if output is None:
                 raise ConfigError("--prompts needs --output: the .jsonl file for the answers.")

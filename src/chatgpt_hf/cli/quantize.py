@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
         Example: chatgpt-hf quantize runs/quickstart runs/quickstart-int8 --to int8
         """
-        from ..quantization import quantize_folder
+        from ..inference.quantization import quantize_folder
 
         folder = quantize_folder(model, output_dir, to)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -10,14 +10,15 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
-from ..checkpoints import atomic_folder, check_new_folder, check_tokenizer_fits, load_model, refuse_adapter
-from ..configuration_chatgpt import ChatGPTConfig
+from ..checkpoints import check_tokenizer_fits, load_model, refuse_adapter
 from ..errors import CheckpointError, ConversionError, TokenizerError
-from ..modeling_chatgpt import ChatGPTForCausalLM
+from ..files import atomic_folder, check_new_folder
+from ..model.configuration_chatgpt import ChatGPTConfig
+from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..tokenization_chatgpt import load_tokenizer
 from .characters import META_NAME, PICKLED_META_NAME, read_character_tokenizer, refuse_pickled_meta
 from .families import FAMILIES, MODEL_FAMILIES, find_file, known_families
-from .family import FileFamily, ModelFamily, State
+from .families.family import FileFamily, ModelFamily, State
 
 # Largest difference of float32 logits that rounding explains, for weights of any published GPT-2.
 TOLERANCE = 1e-4

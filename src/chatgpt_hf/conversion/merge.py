@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ..checkpoints import ADAPTER_CONFIG_NAME, atomic_folder, check_new_folder, load_model
+from ..checkpoints import ADAPTER_CONFIG_NAME, load_model
 from ..errors import ConversionError
+from ..files import atomic_folder, check_new_folder
 from ..tokenization_chatgpt import load_tokenizer
 from .convert import TOLERANCE, logits_difference
 

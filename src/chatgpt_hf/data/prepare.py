@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..checkpoints import atomic_folder
 from ..errors import ConfigError, DataError, TokenizerError
+from ..files import atomic_folder
 from ..tokenization_chatgpt import encode_document_arrays
 from .packing import iterate_rows, rows_table
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, NamedTuple
 
-from ..checkpoints import atomic_folder
 from ..errors import DataError
+from ..files import atomic_folder
 from .figures import Difference, Figure, paired_differences
 from .record import EVALUATION_FOLDER, EXAMPLES_NAME, RESULTS_NAME, Evaluation
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import write_atomically
 from ..errors import ConfigError, DataError
+from ..files import write_atomically
 from .figures import Measure
 from .harness_data import BENCHMARKS, check_names, write_tasks
 from .mode import evaluating

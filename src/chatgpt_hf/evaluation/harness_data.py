@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from ..checkpoints import atomic_folder
 from ..data.files import has_content, open_bytes
 from ..errors import ConfigError, DataError
+from ..files import atomic_folder
 
 _TEMPLATES = Path(__file__).parent / "harness_tasks"
 _MMLU_COLUMNS = ["question", "choice0", "choice1", "choice2", "choice3", "answer"]

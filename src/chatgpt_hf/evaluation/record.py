@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoints import atomic_folder
 from ..errors import DataError
+from ..files import atomic_folder
 from .figures import AGGREGATES, Figure, Measure, bootstraps
 
 # In a model's folder, with a folder for each of its evaluations.

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..checkpoints import atomic_folder, check_new_folder, check_tokenizer_fits, load_model, refuse_adapter
+from ..checkpoints import check_tokenizer_fits, load_model, refuse_adapter
 from ..conversion.convert import find_tokenizer
 from ..errors import ConversionError, TokenizerError
-from ..modeling_chatgpt import ChatGPTForCausalLM
+from ..files import atomic_folder, check_new_folder
+from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from .gguf import OUTTYPES, check_gguf, check_llama_cpp, round_weights, run_gguf, write_gguf
 from .graphs import GRAPH_FORMATS, check_graph, export_graph, graph_logits, load_graph
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ..configuration_chatgpt import ChatGPTConfig
 from ..conversion.families import MODEL_FAMILIES
 from ..errors import ConversionError
-from ..modeling_chatgpt import ChatGPTForCausalLM
+from ..model.configuration_chatgpt import ChatGPTConfig
+from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..tokenization_chatgpt import IM_END, pre_tokenization
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")

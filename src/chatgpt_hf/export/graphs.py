@@ -24,10 +24,10 @@ from transformers.exporters.auto import AutoHfExporter
 from transformers.exporters.base import EXPORT_MANIFEST_FILE
 from transformers.integrations.executorch import TorchExportableModuleWithStaticCache
 
-from ..configuration_chatgpt import ChatGPTConfig
-from ..conversion.family import refuse_other
+from ..conversion.families.family import refuse_other
 from ..errors import ConversionError
-from ..modeling_chatgpt import ChatGPTForCausalLM
+from ..model.configuration_chatgpt import ChatGPTConfig
+from ..model.modeling_chatgpt import ChatGPTForCausalLM
 
 # Each format's packages, its own runtime among them.
 _PACKAGES: dict[str, tuple[str, ...]] = {

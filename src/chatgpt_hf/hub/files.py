@@ -15,17 +15,11 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
-from ..card import CARD_NAME
-from ..checkpoints import (
-    BASE_SAMPLE_NAME,
-    DATA_NAME,
-    RECIPE_NAME,
-    check_safetensors,
-    is_whole_checkpoint,
-    last_whole_checkpoint,
-    read_json,
-)
+from ..checkpoints import BASE_SAMPLE_NAME, check_safetensors
 from ..errors import CheckpointError, ConfigError
+from ..files import read_json
+from ..reporting.card import CARD_NAME
+from ..training.run_folder import DATA_NAME, RECIPE_NAME, is_whole_checkpoint, last_whole_checkpoint
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")

@@ -9,8 +9,9 @@ from pathlib import Path
 from huggingface_hub.hf_api import RepoFile
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
-from ..checkpoints import check_safetensors, clear_disk_errors
+from ..checkpoints import check_safetensors
 from ..errors import CheckpointError, HubError, OutputError
+from ..files import clear_disk_errors
 from .connection import check_repo_id, client, hub_errors
 from .files import WEIGHTS, is_weights, matches, stays
 

@@ -9,9 +9,18 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from .. import __version__
-from ..card import CARD_NAME, check_card, given_metadata, make_card, read_card, read_facts, render_card, write_card
-from ..checkpoints import RECIPE_NAME
 from ..errors import ConfigError, HubError
+from ..reporting.card import (
+    CARD_NAME,
+    check_card,
+    given_metadata,
+    make_card,
+    read_card,
+    read_facts,
+    render_card,
+    write_card,
+)
+from ..training.run_folder import RECIPE_NAME
 from .connection import check_repo_id, client, hub_errors
 from .files import WEIGHTS, check_model_folder, checkpoint_files, matches, published_files
 

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..errors import ConfigError
-from .attention import use_cpu_attention
+from .cpu.attention import use_cpu_attention
 
 # Positions in a page of keys and values.
 PAGE = 32

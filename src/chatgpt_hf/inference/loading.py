@@ -5,8 +5,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from ..checkpoints import load_for_inference
-from ..quantization import quantize_model
-from .kernels import use_cpu_kernels
+from .cpu.packed_linear import use_cpu_kernels
+from .quantization import quantize_model
 
 
 def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -> PreTrainedModel:

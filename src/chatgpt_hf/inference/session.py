@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import check_tokenizer_fits, write_atomically
+from ..checkpoints import check_tokenizer_fits
 from ..data.shapes import check_conversation
 from ..errors import ConfigError, DataError, TokenizerError
+from ..files import write_atomically
 from ..tokenization_chatgpt import check_text, encode_conversation, load_tokenizer
 from .cache import PrefixCache
 from .filters import TextFilter

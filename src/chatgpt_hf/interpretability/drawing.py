@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError
 from .ablation import AblationEffects
-from .attention import AttentionMaps, HeadScores
+from .attention_maps import AttentionMaps, HeadScores
 from .attribution import Attribution
 from .lens import Lens
 from .passage import token_text, visible

@@ -14,7 +14,7 @@ from ..data.corpus import load_corpus
 from ..errors import ConfigError, DataError
 from ..evaluation.mode import evaluating
 from .ablation import AblationEffects, ablation_effects, all_parts
-from .attention import AttentionMaps, HeadScores, attention_flow, attention_maps, attention_rollout, head_scores
+from .attention_maps import AttentionMaps, HeadScores, attention_flow, attention_maps, attention_rollout, head_scores
 from .attribution import METHODS, Attribution, attribute
 from .lens import Lens, look_through, train_tuned_lens
 from .passage import Passage

@@ -11,8 +11,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
-from ..checkpoints import write_atomically
 from ..errors import OutputError
+from ..files import write_atomically
 from .explanation import Explanation
 from .lens import Lens
 from .passage import token_text, visible

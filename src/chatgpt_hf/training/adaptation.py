@@ -7,13 +7,15 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from ..checkpoints import atomic_folder, load_model, sample_of, write_atomically
+from ..checkpoints import load_model, sample_of
 from ..data.prepare import cache_root, tokenizer_fingerprint
+from ..files import atomic_folder, write_atomically
+from ..tasks.arguments import TaskArguments
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
-from .arguments import ArchitectureArguments, CorpusArguments, ModelArguments, PretrainArguments
+from .arguments import ArchitectureArguments, CorpusArguments, FinetuneArguments, ModelArguments, PretrainArguments
 from .pretrain import pretrain
-from .run import RESULTS_NAME, resumes
-from .task_arguments import FinetuneArguments, TaskArguments
+from .run import resumes
+from .run_folder import RESULTS_NAME
 from .vocabulary import transfer_vocabulary
 
 FOLDER_NAME = "adapted"

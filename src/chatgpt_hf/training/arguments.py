@@ -14,8 +14,8 @@ import yaml
 from transformers import PreTrainedConfig, SchedulerType, TrainingArguments
 from trl import SFTConfig, TrlParser
 
-from ..configuration_chatgpt import ChatGPTConfig
 from ..errors import ConfigError
+from ..model.configuration_chatgpt import ChatGPTConfig
 from ..tokenization_chatgpt import load_tokenizer
 from .optim import MuonFactory
 
@@ -265,6 +265,55 @@ class ChatSFTArguments(OptimizerOptions, SFTConfig):
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Deprecated by transformers; see activation_checkpointing."}
     )
+    # The order of `TrainingArguments`, which is the only one that the parser takes apart rightly.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="none", metadata={"help": "tensorboard, wandb, trackio ..."}
+    )
+
+
+@dataclass
+class TaskModelArguments(ChatModelArguments):
+    """Which model to start from, and how much of it is trained."""
+
+    from_scratch: bool = field(
+        default=False,
+        metadata={
+            "help": "Take its architecture and tokenizer with new weights: what pretraining is worth. --adapt_epochs still "
+            "reads the task's texts."
+        },
+    )
+    dropout: float | None = field(
+        default=None,
+        metadata={"help": "Dropout of embeddings and residuals while training; the model's own if not given."},
+    )
+    freeze_base: bool = field(default=False, metadata={"help": "Train the new head alone."})
+
+
+@dataclass
+class FinetuneArguments(OptimizerOptions, TrainingArguments):
+    """`TrainingArguments`, with what a run of ours has in place of its defaults."""
+
+    default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.002, "others": 5e-5}
+
+    optim: str = field(default="muon", metadata=OPTIM_HELP)
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": LEARNING_RATE_HELP.format(**default_learning_rates)}
+    )
+    lr_scheduler_type: SchedulerType | str = field(
+        default="linear", metadata={"help": "Any schedule of transformers."}
+    )
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Steps of warm-up, or their share of all when below 1."}
+    )
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps from one log to the next."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "no, steps, epoch or best."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "random, sequential or group_by_length, which pads least."}
+    )
+    output_dir: str = field(default="runs/finetune", metadata={"help": "Folder of the run: a plain model folder."})
     # The order of `TrainingArguments`, which is the only one that the parser takes apart rightly.
     report_to: None | str | list[str] = field(  # noqa: RUF036
         default="none", metadata={"help": "tensorboard, wandb, trackio ..."}

@@ -13,8 +13,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..checkpoints import last_whole_checkpoint
 from ..errors import TrainingDiverged
+from .run_folder import last_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -7,25 +7,21 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 
-from ..checkpoints import (
-    BASE_SAMPLE_NAME,
-    RECIPE_NAME,
-    atomic_folder,
-    check_tokenizer_fits,
-    sample_of,
-    write_atomically,
-)
+from ..checkpoints import BASE_SAMPLE_NAME, check_tokenizer_fits, sample_of
 from ..errors import ConfigError
 from ..evaluation.record import EVALUATION_FOLDER
-from ..pipelines import save_pipeline_code
-from ..report import Report, training_facts
-from ..task_report import write_task_report
+from ..files import atomic_folder, write_atomically
+from ..model.pipelines import save_pipeline_code
+from ..reporting.report import Report, training_facts
+from ..reporting.task_report import write_task_report
+from ..tasks.arguments import TaskArguments
+from ..tasks.registry import Task, make_task
 from ..tokenization_chatgpt import load_tokenizer
 from .adaptation import adapt
 from .adapters import lora_config
+from .arguments import FinetuneArguments, TaskModelArguments
 from .run import check_block_size, check_run, push_run, save_model_folder, save_results, start_run, train_and_save
-from .task_arguments import FinetuneArguments, TaskArguments, TaskModelArguments
-from .tasks import TaskRecipe, make_task
+from .run_folder import RECIPE_NAME
 
 # In the run's folder, where adapters were trained: they alone. The folder itself holds the merged model.
 ADAPTER_FOLDER = "adapter"
@@ -106,7 +102,7 @@ def finetune(
 
 
 def _measure(
-    task: TaskRecipe,
+    task: Task,
     model: PreTrainedModel,
     trainer: Trainer,
     folder: Path,
@@ -153,7 +149,7 @@ def _measure(
     return results
 
 
-def _trained_part(model: PreTrainedModel, model_arguments: TaskModelArguments, task: TaskRecipe) -> PreTrainedModel:
+def _trained_part(model: PreTrainedModel, model_arguments: TaskModelArguments, task: Task) -> PreTrainedModel:
     if model_arguments.freeze_base:
         if not task.new_modules:
             raise ConfigError(
@@ -169,7 +165,7 @@ def _trained_part(model: PreTrainedModel, model_arguments: TaskModelArguments, t
     return get_peft_model(model, config)
 
 
-def _choose_best(arguments: FinetuneArguments, task: TaskRecipe, task_arguments: TaskArguments) -> None:
+def _choose_best(arguments: FinetuneArguments, task: Task, task_arguments: TaskArguments) -> None:
     """Fills in what `Trainer` needs to keep the best checkpoint, where that was asked for."""
     if task_arguments.early_stopping_patience is not None:
         arguments.load_best_model_at_end = True

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from ..checkpoints import load_model
-from ..configuration_chatgpt import ChatGPTConfig
 from ..errors import ConfigError
-from ..modeling_chatgpt import ChatGPTForCausalLM
+from ..model.configuration_chatgpt import ChatGPTConfig
+from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..tokenization_chatgpt import load_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
 from .hardware import GPUS, find_gpu, free_memory, matmul_peak, synchronize, training_device

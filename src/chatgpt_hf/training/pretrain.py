@@ -13,8 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, default_data_collator
 
-from ..checkpoints import RECIPE_NAME, check_tokenizer_fits, load_model
-from ..configuration_chatgpt import ChatGPTConfig
+from ..checkpoints import check_tokenizer_fits, load_model
 from ..data.mixture import load_mixture, stream_mixture
 from ..data.packing import IGNORE_INDEX
 from ..data.prepare import PreparedRows, prepare_rows, tokenizer_fingerprint
@@ -22,11 +21,13 @@ from ..data.sources import CorpusSource, parse_sources
 from ..data.streaming import StreamingRows
 from ..errors import ConfigError
 from ..evaluation.language_modeling import evaluate_language_modeling
-from ..modeling_chatgpt import ChatGPTForCausalLM
-from ..report import Report, training_facts
+from ..model.configuration_chatgpt import ChatGPTConfig
+from ..model.modeling_chatgpt import ChatGPTForCausalLM
+from ..reporting.report import Report, training_facts
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
 from .run import check_block_size, check_run, push_run, save_results, start_run, train_and_save
+from .run_folder import RECIPE_NAME
 from .samples import SampleText, sample_text
 from .scaling import flops_per_token
 from .trainer import PretrainTrainer

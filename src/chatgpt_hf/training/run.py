@@ -16,25 +16,23 @@ from transformers import (
     set_seed,
 )
 
-from ..checkpoints import (
-    DATA_NAME,
-    RECIPE_NAME,
-    TRAINER_STATE_NAME,
-    atomic_folder,
-    check_checkpoint_fits,
-    check_output_dir,
-    clear_disk_errors,
-    is_whole_checkpoint,
-    last_whole_checkpoint,
-    prepare_output_dir,
-    read_data_record,
-    write_atomically,
-)
 from ..errors import CheckpointError, ConfigError, TrainingInterrupted
+from ..files import atomic_folder, clear_disk_errors, write_atomically
 from ..hub.connection import check_access
 from ..hub.push import push
 from .arguments import default_arguments, resolve_recipe
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
+from .run_folder import (
+    DATA_NAME,
+    RECIPE_NAME,
+    TRAINER_STATE_NAME,
+    check_checkpoint_fits,
+    check_output_dir,
+    is_whole_checkpoint,
+    last_whole_checkpoint,
+    prepare_output_dir,
+    read_data_record,
+)
 
 logger = logging.getLogger(__name__)
 

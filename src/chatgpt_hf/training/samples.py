@@ -17,11 +17,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..checkpoints import write_atomically
 from ..errors import ConfigError
 from ..evaluation.mode import evaluating
 from ..evaluation.padding import pad
-from ..report import FOLDER_NAME, SAMPLES_HISTORY_NAME, read_samples
+from ..files import write_atomically
+from ..reporting.report import FOLDER_NAME, SAMPLES_HISTORY_NAME, read_samples
 from ..tokenization_chatgpt import encode_documents
 
 

@@ -15,10 +15,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..configuration_chatgpt import ChatGPTConfig
 from ..errors import ConfigError
-from ..loss_chatgpt import LOSS_CHUNK_ROWS
-from ..modeling_chatgpt import ChatGPTForCausalLM
+from ..model.configuration_chatgpt import ChatGPTConfig
+from ..model.loss_chatgpt import LOSS_CHUNK_ROWS
+from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from .hardware import free_memory, training_device
 
 HEAD_SIZE = 64

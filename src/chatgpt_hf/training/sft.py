@@ -9,26 +9,20 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
 from trl import SFTTrainer
 
-from ..checkpoints import (
-    BASE_SAMPLE_NAME,
-    RECIPE_NAME,
-    check_tokenizer_fits,
-    extend_vocabulary,
-    load_model,
-    sample_of,
-    write_atomically,
-)
+from ..checkpoints import BASE_SAMPLE_NAME, check_tokenizer_fits, extend_vocabulary, load_model, sample_of
 from ..data.conversations import load_conversations, share_supervised, show_masks, tokenize_conversations
 from ..data.packing import pack_documents
 from ..data.sources import parse_sources
 from ..errors import ConfigError, TokenizerError
 from ..evaluation.answers import AnswersResult, ends_with_an_answer, evaluate_answers
-from ..modeling_chatgpt import ChatGPTForCausalLM
-from ..report import Report, training_facts
+from ..files import write_atomically
+from ..model.modeling_chatgpt import ChatGPTForCausalLM
+from ..reporting.report import Report, training_facts
 from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
 from .adapters import lora_config, quantization
 from .arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
 from .run import check_block_size, check_run, push_run, save_results, start_run, train_and_save
+from .run_folder import RECIPE_NAME
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..checkpoints import atomic_folder, check_new_folder
 from ..data.corpus import load_corpus
+from ..files import atomic_folder, check_new_folder
 from ..tokenization_chatgpt import MAX_DIGITS, train_tokenizer
 
 

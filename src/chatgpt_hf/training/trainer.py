@@ -15,11 +15,11 @@ from transformers import SchedulerType, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..checkpoints import last_whole_checkpoint, read_data_state, write_data_state
 from ..errors import CheckpointError
 from .callbacks import EpochOfStream
 from .hardware import matmul_peak
 from .optim import hidden_matrices
+from .run_folder import last_whole_checkpoint, read_data_state, write_data_state
 from .samples import separate_randomness
 
 # Of all steps, where a recipe does not say. Long runs do with 20 % (Hägele et al. 2024, "Scaling laws and compute-optimal

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from sacrebleu.metrics import BLEU
 
-from chatgpt_hf.errors import ConfigError
-from chatgpt_hf.evaluation.figures import Measure
-from chatgpt_hf.evaluation.metrics.base import TextMetric, several, streams
+from ...errors import ConfigError
+from ..figures import Measure
+from .base import TextMetric, several, streams
 
 
 class Bleu(TextMetric):

@@ -8,10 +8,10 @@ from rouge_score import tokenize
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from chatgpt_hf.errors import ConfigError
-from chatgpt_hf.evaluation.figures import Measure
-from chatgpt_hf.evaluation.metrics.base import TextMetric, mean_measure, several
-from chatgpt_hf.evaluation.text import CJK
+from ...errors import ConfigError
+from ..figures import Measure
+from ..text import CJK
+from .base import TextMetric, mean_measure, several
 
 
 class Rouge(TextMetric):

@@ -1,0 +1,184 @@
+"""What a finished model reaches on any data, and what it is biased to: text, its own task, code, benchmarks, a probe of bias."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .checkpoints import check_tokenizer_fits, load_for_inference
+from .data.corpus import load_corpus
+from .errors import ConfigError
+from .evaluation.bias import evaluate_bias
+from .evaluation.code import evaluate_code, read_problems
+from .evaluation.figures import Figure
+from .evaluation.harness import evaluate_benchmarks
+from .evaluation.language_modeling import evaluate_language_modeling
+from .evaluation.record import EVALUATION_FOLDER, Evaluation
+from .tasks.arguments import TaskArguments
+from .tasks.registry import load_task_model, make_task
+from .tokenization_chatgpt import load_tokenizer
+from .training.run_folder import RECIPE_NAME
+
+Figures = dict[str, dict[str, Figure]]
+
+
+def measure_corpus(
+    name_or_path: str,
+    corpus: str,
+    *,
+    text_column: str = "text",
+    stride: int | None = None,
+    batch_size: int = 8,
+    out: Path | None = None,
+    command: str = "",
+) -> Figures:
+    """Perplexity, bits per byte, and nats per token and byte, over all documents of a corpus.
+
+    Args:
+        corpus: As pretraining takes it: a file, folder, glob, Hub id or `builtin:python-docs`; all its splits.
+        stride: New tokens per window of a document longer than the context; half the context if None.
+        out: Where the evaluation is kept; in the model's folder under `evaluation/` if None.
+        command: Measures it again; kept with the evaluation, and shown on the model's card.
+    """
+    splits = load_corpus(corpus, text_column=text_column)
+    texts = [text for split in splits.values() for text in split["text"]]
+    model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
+    check_tokenizer_fits(model, tokenizer)
+    result = evaluate_language_modeling(model, tokenizer, texts, stride=stride, batch_size=batch_size)
+    examples = [{"text": text[:1000]} for text in texts if text]
+    settings = {"stride": stride, "context": model.config.max_position_embeddings}
+    evaluation = Evaluation("language-modeling", corpus, result.measures(), examples, settings)
+    return _kept({f"language-modeling-{_slug(corpus)}": evaluation}, name_or_path, out, command)
+
+
+def measure_task(
+    name_or_path: str,
+    dataset: str,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    out: Path | None = None,
+    command: str = "",
+    **overrides: Any,
+) -> Figures:
+    """What a model fine-tuned by `chatgpt-hf finetune`, or any model with the task's head, makes of other rows of its task.
+
+    Args:
+        dataset: The rows; all are measured.
+        **overrides: Fields of `TaskArguments` in place of those in the folder's recipe, such as `task` where there is none.
+    """
+    arguments = _task_arguments(name_or_path, {**overrides, "dataset": [dataset]})
+    model, tokenizer = load_task_model(name_or_path, arguments.task), load_tokenizer(name_or_path)
+    check_tokenizer_fits(model, tokenizer)
+    task = make_task(arguments, seed, model=model)
+    found = task.evaluate(model.eval(), tokenizer, task.test, data=dataset, batch_size=batch_size)
+    return _kept({f"{name}-{_slug(dataset)}": value for name, value in found.items()}, name_or_path, out, command)
+
+
+def measure_code(
+    name_or_path: str,
+    problems: str,
+    *,
+    samples: int = 1,
+    ks: Sequence[int] = (1,),
+    temperature: float = 0.0,
+    max_new_tokens: int = 512,
+    batch_size: int = 8,
+    seed: int = 0,
+    out: Path | None = None,
+    command: str = "",
+) -> Figures:
+    """pass@k on a file in HumanEval's format; what the model writes is run in a sandbox."""
+    rows = read_problems(Path(problems))
+    model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
+    check_tokenizer_fits(model, tokenizer)
+    evaluation = evaluate_code(
+        model,
+        tokenizer,
+        rows,
+        samples=samples,
+        ks=tuple(ks),
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        data=problems,
+    )
+    return _kept({f"code-{_slug(problems)}": evaluation}, name_or_path, out, command)
+
+
+def measure_benchmarks(
+    name_or_path: str,
+    benchmarks: Sequence[str],
+    *,
+    data_folder: str | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 8,
+    seed: int | None = None,
+    out: Path | None = None,
+    command: str = "",
+) -> Figures:
+    """Standard benchmarks through lm-evaluation-harness; its own results lie beside ours."""
+    model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
+    check_tokenizer_fits(model, tokenizer)
+    results = evaluate_benchmarks(
+        model,
+        tokenizer,
+        list(benchmarks),
+        data_folder=data_folder,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    for evaluation in results.evaluations.values():
+        evaluation.command = command
+    results.save(_folder(name_or_path, out))
+    return {name: evaluation.figures() for name, evaluation in results.evaluations.items()}
+
+
+def measure_bias(name_or_path: str, *, batch_size: int = 8, out: Path | None = None, command: str = "") -> Figures:
+    """Whether the model expects "he" or "she" of people of twenty professions; its card shows what was found."""
+    model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
+    check_tokenizer_fits(model, tokenizer)
+    evaluation = evaluate_bias(model, tokenizer, batch_size=batch_size)
+    return _kept({evaluation.task: evaluation}, name_or_path, out, command)
+
+
+def _task_arguments(name_or_path: str, overrides: dict[str, Any]) -> TaskArguments:
+    known = {item.name for item in fields(TaskArguments)}
+    if unknown := [name for name in overrides if name not in known]:
+        raise ConfigError(f"{unknown[0]} is no field of a task; known are {', '.join(sorted(known))}.")
+    recipe = Path(name_or_path) / RECIPE_NAME
+    kept: dict[str, Any] = {}
+    if recipe.is_file():
+        kept = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+    given = {name: value for name, value in {**kept, **overrides}.items() if name in known and value is not None}
+    # Relative paths on the command line are the reader's, not those of the run.
+    given["data_dir"] = overrides.get("data_dir")
+    return TaskArguments(**given)
+
+
+def _kept(evaluations: dict[str, Evaluation], name_or_path: str, out: Path | None, command: str) -> Figures:
+    folder = _folder(name_or_path, out)
+    for evaluation in evaluations.values():
+        evaluation.command = command
+    return {name: evaluation.save(folder / name) for name, evaluation in evaluations.items()}
+
+
+def _folder(name_or_path: str, out: Path | None) -> Path:
+    if out is not None:
+        return out
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path) / EVALUATION_FOLDER
+    return Path("runs") / EVALUATION_FOLDER / _slug(name_or_path)
+
+
+def _slug(name: str) -> str:
+    """A source as the name of a folder."""
+    stem = Path(name).name.partition(".")[0] or name
+    return re.sub(r"[^\w]+", "-", stem).strip("-")

@@ -1,0 +1,5 @@
+"""Runs programs that a model wrote: `run.py` starts and watches them, `confined.py` is what runs inside."""
+
+from .run import Outcome, run_program
+
+__all__ = ["Outcome", "run_program"]

@@ -1,0 +1,104 @@
+"""Files and folders written whole or not at all, and JSON read with errors that name the file."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .errors import ChatGPTError, CheckpointError, OutputError
+
+# Folders that are being written have names that begin with this.
+SAVING_PREFIX = ".saving-"
+
+
+def check_new_folder(path: str | Path) -> Path:
+    """The folder, which may be written to: there is none yet, or an empty one.
+
+    Raises:
+        OutputError: When it holds something, or is a file.
+    """
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not an empty folder. Nothing was written; name another one.")
+    return folder
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file.
+
+    Raises:
+        CheckpointError: When it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}. Save or copy it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds no JSON object. Save or copy it again.")
+    return content
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files replace those of the same names in `folder` when the block ends without an error.
+
+    Raises:
+        OutputError: When the disk is full; `folder` is as it was before.
+    """
+    made = not folder.exists()
+    with clear_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=SAVING_PREFIX, dir=folder))
+    try:
+        with clear_disk_errors(folder):
+            yield temporary
+            for path in sorted(temporary.rglob("*")):
+                target = folder / path.relative_to(temporary)
+                if path.is_dir():
+                    target.mkdir(exist_ok=True)
+                else:
+                    os.replace(path, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
+def clear_disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a write that the disk refused into an `OutputError` that names the folder."""
+    try:
+        yield
+    except ChatGPTError:
+        raise
+    except Exception as error:
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        refused = isinstance(error, OSError) and error.errno in (*full, errno.EROFS, errno.EACCES, errno.EPERM)
+        # safetensors and torch.save report the same in their own classes.
+        texts = (
+            "No space left on device",
+            "File too large",
+            "Disk quota exceeded",
+            "PytorchStreamWriter",
+            "unexpected pos",
+        )
+        if not refused and not any(text in str(error) for text in texts):
+            raise
+        raise OutputError(
+            f"Could not write to {folder}: {error}. What was there before is intact; free some space, or name a folder "
+            "that can be written to, and run the same command again (add --resume_from_checkpoint true to a training run)."
+        ) from error
+
+
+def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a temporary name beside `file`, then renames. The old file survives a failure."""
+    with atomic_folder(file.parent) as temporary:
+        write(temporary / file.name)

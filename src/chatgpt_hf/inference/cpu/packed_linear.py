@@ -1,0 +1,333 @@
+"""Linear layers in the form that this CPU multiplies fastest, for models that only answer.
+
+`torch.nn.Linear` multiplies a weight as it lies in memory. oneDNN and FBGEMM, which every torch wheel for x86 carries, are two
+to seven times as fast on one that was reordered for them first (docs/performance.md has the figures); PyTorch itself does so
+only while it compiles (`torch._inductor.config.freezing`).
+"""
+
+import itertools
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import GELUTanh, NewGELUActivation
+
+from ...errors import ConfigError
+from .attention import use_cpu_attention
+from .huge_pages import use_huge_pages
+
+# Weights from which on packing a float layer pays: a packed product begins 12 microseconds later than a plain one, which is
+# as long as one row takes a layer of 512 x 512.
+SMALLEST = 2**18
+# The operator itself: on the way that `torch.ops` takes, its packed weight is looked for among objects of `torch.export` in each call,
+# in 6 microseconds.
+_int8_product = torch.ops.quantized.linear_dynamic.default._op
+# Weights from which on a processor's cache does not hold them, so that they come from memory for each token.
+_BEYOND_CACHE = 2**23
+# Layers that models of this and of other families give the same input.
+_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+# Rows from which on int8 weights are unpacked to bfloat16 and multiplied as such: `_weight_int8pack_mm` costs 28 microseconds a
+# row at 3,072 x 768, the unpacked product 600 altogether.
+_UNPACK_FROM = 24
+
+# `torch.compile` cannot look into packed weights, and takes a product by them for one operation that is told the layer's number.
+_numbers = itertools.count()
+_layers: WeakValueDictionary[int, "PackedLinear"] = WeakValueDictionary()
+_library = torch.library.Library("chatgpt_hf", "FRAGMENT")
+_library.define("packed_linear(Tensor hidden_states, int layer, int out_features) -> Tensor")
+_library.impl("packed_linear", lambda hidden_states, layer, _: _layers[layer].multiply(hidden_states), "CPU")
+
+
+@torch.library.register_fake("chatgpt_hf::packed_linear")
+def _packed_linear_shape(hidden_states: torch.Tensor, layer: int, out_features: int) -> torch.Tensor:
+    return hidden_states.new_empty((*hidden_states.shape[:-1], out_features))
+
+
+class PackedLinear(nn.Module, ABC):
+    """Linear layers of one input without gradients, whose weights only their own kernel can read.
+
+    The forward takes (..., in_features) and gives (..., out_features) in the same dtype, the layers' outputs one after another.
+
+    Args:
+        linears: One, or several with the same input and the same kind of weight.
+
+    Raises:
+        ConfigError: When it is to be saved, copied or moved.
+    """
+
+    def __init__(self, *linears: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linears[0].in_features, sum(linear.out_features for linear in linears)
+        self.bias = None if linears[0].bias is None else _join([linear.bias.detach() for linear in linears])
+        self._number = next(_numbers)
+        _layers[self._number] = self
+
+    @abstractmethod
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) to (..., out_features), by the kernel of the class."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            return torch.ops.chatgpt_hf.packed_linear(hidden_states, self._number, self.out_features)
+        return self.multiply(hidden_states)
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        raise ConfigError(
+            "This model was prepared for answering on this CPU and cannot be saved: save the one that it was made from."
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        raise ConfigError("This model was prepared for answering on this CPU and cannot be copied: load it once more.")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        # A pipeline moves its model to where it is already.
+        probe = torch.empty(0, dtype=self.dtype)
+        moved = fn(probe)
+        if (moved.dtype, moved.device) != (probe.dtype, probe.device):
+            raise ConfigError(
+                "This model was prepared for answering on this CPU and cannot be moved or cast: load it again, for the "
+                "other device."
+            )
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.bias is None else self.bias.dtype
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """An empty tensor: some models ask a layer's weight for its dtype or device."""
+        return torch.empty(0, dtype=self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class FloatLinear(PackedLinear):
+    """float32 or bfloat16 by oneDNN: the same product as `nn.Linear`, added up in another order."""
+
+    def __init__(self, *linears: nn.Linear) -> None:
+        super().__init__(*linears)
+        # Blocked for any number of rows: for a given one, other numbers are up to twice as slow.
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(
+            _join([linear.weight.detach() for linear in linears]), None
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._packed.dtype
+
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        rows = hidden_states.reshape(-1, self.in_features)
+        count = len(rows)
+        # oneDNN compiles a kernel for each number of rows, in 1 to 2 milliseconds and 0.15 MB: prompts of all lengths share some.
+        # Those for 3 to 6 rows read GPT-2-small's weights in 32 milliseconds (float32; 19 in bfloat16), those for 1, 2 and 8 in 40,
+        # 48 and 40 (22, 24 and 23).
+        if count <= 6:
+            shared = 4 if count <= 4 else 6
+        else:
+            shared = 1 << (count - 1).bit_length() if count <= 64 else count + -count % 64
+        if count < shared:
+            rows = nn.functional.pad(rows, (0, 0, 0, shared - count))
+        product = torch.ops.mkldnn._linear_pointwise.default(rows, self._packed, self.bias, "none", [], "")
+        return product[:count].view(*hidden_states.shape[:-1], self.out_features)
+
+
+class Int8DynamicLinear(PackedLinear):
+    """int8 weights by row, activations quantized to 8 bits on the way, both by FBGEMM or oneDNN in one kernel."""
+
+    def __init__(self, *linears: nn.Linear) -> None:
+        super().__init__(*linears)
+        self._bias = None if self.bias is None else self.bias.float()
+        scale, zero = _parts(linears, "scale").flatten().double(), torch.zeros(self.out_features, dtype=torch.long)
+        with warnings.catch_warnings():
+            # Such tensors will go from PyTorch (issue 184982), the kernel's plain form is `onednn.qlinear_pointwise`: by it,
+            # with activations quantized in eager operations, a token of GPT-2's smallest takes 9.2 ms and not 7.5.
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
+            quantized = torch._make_per_channel_quantized_tensor(_parts(linears, "qdata"), scale, zero, 0)
+        self._packed = torch.ops.quantized.linear_prepack(quantized, self._bias)
+        # Without VNNI, sums of two products are kept in 16 bits, and full 8-bit activations overflow them.
+        self._reduce_range = not torch.cpu._is_vnni_supported()
+
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return _int8_product(hidden_states, self._packed, self._reduce_range)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.dtype != torch.float32:
+            return self.forward(hidden_states.float()).to(hidden_states.dtype)
+        if hidden_states.numel() == self.in_features:
+            return super().forward(hidden_states)
+        # The kernel has one scale for all rows, so a row with large values would leave few of the 256 steps to the others.
+        largest = hidden_states.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+        product = super().forward(hidden_states / largest)
+        # The kernel added the bias, which was not divided: bias + largest * (product - bias).
+        return product.mul_(largest) if self.bias is None else torch.lerp(self._bias, product, largest, out=product)
+
+
+class Int8WeightLinear(PackedLinear):
+    """int8 weights by row, activations in bfloat16."""
+
+    def __init__(self, *linears: nn.Linear) -> None:
+        super().__init__(*linears)
+        # A copy, since the kernel reads 16 bytes from addresses that 16 divides, and ends the process on a tensor that lies
+        # elsewhere, as those of a safetensors file do.
+        self._weight = _parts(linears, "qdata").clone(memory_format=torch.contiguous_format)
+        self._scale = _parts(linears, "scale").flatten().bfloat16()
+
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        rows = hidden_states.bfloat16().reshape(-1, self.in_features)
+        if len(rows) < _UNPACK_FROM:
+            product = torch.ops.aten._weight_int8pack_mm(rows, self._weight, self._scale)
+        else:
+            product = nn.functional.linear(rows, self._weight.bfloat16()) * self._scale
+        product = product.view(*hidden_states.shape[:-1], self.out_features).to(hidden_states.dtype)
+        return product if self.bias is None else product + self.bias
+
+
+class Int4WeightLinear(PackedLinear):
+    """int4 weights in groups, activations in bfloat16."""
+
+    def __init__(self, *linears: nn.Linear) -> None:
+        super().__init__(*linears)
+        weight: Any = linears[0].weight
+        self._group_size = weight.block_size[1]
+        scale = _parts(linears, "scale").bfloat16()
+        # The kernel computes (q - 8) * scale + zero, with q from 0 to 15.
+        zero = -_parts(linears, "zero_point").to(scale.dtype) * scale
+        scale_and_zero = torch.stack((scale, zero), dim=-1).transpose(0, 1)
+        # It takes rows by 16; a vocabulary can have any number of them.
+        missing = -self.out_features % 16
+        self._scale_and_zero = nn.functional.pad(scale_and_zero, (0, 0, 0, missing)).contiguous()
+        levels = nn.functional.pad(_parts(linears, "qdata").int() + 8, (0, 0, 0, missing))
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        rows = hidden_states.bfloat16().reshape(-1, self.in_features).contiguous()
+        product = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            rows, self._packed, self._group_size, self._scale_and_zero
+        )[:, : self.out_features]
+        product = product.reshape(*hidden_states.shape[:-1], self.out_features).to(hidden_states.dtype)
+        return product if self.bias is None else product + self.bias
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Row after row; without a copy where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _parts(linears: tuple[nn.Linear, ...], name: str) -> torch.Tensor:
+    """A part of torchao's weights, of all layers."""
+    return _join([getattr(linear.weight, name) for linear in linears])
+
+
+class _Shared:
+    """One packed layer in the place of several with the same input, which is multiplied when the first of them is asked.
+
+    Whoever brings another input meanwhile, another thread for example, has it multiplied anew, and so has a layer that is asked
+    twice: its input may hold something else by then.
+    """
+
+    def __init__(self, packed: PackedLinear, sizes: list[int]) -> None:
+        self.packed, self.sizes = packed, sizes
+        # The input, and what comes of it, by the layers that were not asked yet.
+        self._last: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
+
+    def output(self, index: int, hidden_states: torch.Tensor) -> torch.Tensor:
+        last = self._last
+        if last is None or last[0] is not hidden_states or index not in last[1]:
+            self._last = last = hidden_states, dict(enumerate(self.packed(hidden_states).split(self.sizes, dim=-1)))
+        output = last[1].pop(index)
+        if not last[1]:
+            self._last = None
+        return output
+
+
+class SharedLinear(nn.Module):
+    """One of the layers of a `_Shared`."""
+
+    def __init__(self, shared: _Shared, index: int) -> None:
+        super().__init__()
+        # A module of its own, so that saving and moving the model reach it.
+        self.packed, self.index = shared.packed, index
+        self.in_features, self.out_features = shared.packed.in_features, shared.sizes[index]
+        self._shared = shared
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """As a packed layer's."""
+        return self.packed.weight
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self._shared.output(self.index, hidden_states)
+
+
+def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
+    """Puts a packed layer in the place of every linear layer that this CPU has a kernel for, in place.
+
+    What the model computes stays the same up to the order of sums, and for torchao's weights up to the rounding of
+    activations. Float layers too small to gain by it stay. It can answer afterwards, and neither learn nor be saved. A model
+    on another device is left as it is. The head of tied weights gets a copy of its own, since an embedding cannot be looked
+    up in a packed one.
+
+    Args:
+        model: Any; layers that are not plain `torch.nn.Linear`, as an adapter's, stay.
+    """
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return model
+    # Without the layers themselves, or all would be kept until the last is packed.
+    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
+        for names in _SAME_INPUT:
+            linears = [child for name in names if (child := getattr(parent, name, None)) is not None]
+            if len(linears) == len(names) and (packed := _packed_class(*linears)) is not None:
+                shared = _Shared(packed(*linears), [linear.out_features for linear in linears])
+                for index, name in enumerate(names):
+                    setattr(parent, name, SharedLinear(shared, index))
+        for name, child in list(parent.named_children()):
+            if isinstance(child, NewGELUActivation):
+                # The same function in one kernel and not in eight.
+                setattr(parent, name, GELUTanh())
+            if (packed := _packed_class(child)) is not None:
+                setattr(parent, name, packed(child))
+    use_cpu_attention(model)
+    packed_layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    if sum(layer.in_features * layer.out_features for layer in packed_layers) >= _BEYOND_CACHE:
+        use_huge_pages()
+    return model
+
+
+def _packed_class(*modules: nn.Module) -> type[PackedLinear] | None:
+    """The layer for plain linear layers of one kind, or None where they are not or this CPU has none that pays."""
+    linears = [module for module in modules if type(module) is nn.Linear]
+    if len(linears) < len(modules) or any(linear._forward_hooks or linear._forward_pre_hooks for linear in linears):
+        return None
+    kinds = {(type(linear.weight.data), linear.weight.dtype, linear.bias is None) for linear in linears}
+    if len({linear.in_features for linear in linears}) > 1 or len(kinds) > 1:
+        return None
+    return _class_for(linears[0].weight, sum(linear.weight.numel() for linear in linears))
+
+
+def _class_for(weight: Any, count: int) -> type[PackedLinear] | None:
+    """The layer for so many weights of a kind, or None."""
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    kind = type(weight.data).__name__
+    if kind == "Tensor":
+        if count < SMALLEST:
+            return None
+        if weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bfloat16):
+            return FloatLinear
+        return None
+    if kind == "Int8Tensor" and tuple(weight.block_size) == (1, weight.shape[1]):
+        if weight.act_quant_kwargs is not None:
+            return Int8DynamicLinear
+        return Int8WeightLinear if has_bfloat16 else None
+    if (
+        kind == "IntxUnpackedToInt8Tensor"
+        and str(weight.target_dtype) == "torch.int4"
+        and weight.block_size[1] in (32, 64, 128)
+    ):
+        return Int4WeightLinear if has_bfloat16 else None
+    return None

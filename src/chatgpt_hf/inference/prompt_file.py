@@ -1,0 +1,209 @@
+"""Answers to many prompts from a file, batched continuously, into a file that a later run goes on with."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from tqdm.auto import tqdm
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..checkpoints import check_tokenizer_fits
+from ..errors import ChatGPTError, DataError, OutputError
+from ..files import write_atomically
+from ..tokenization_chatgpt import encode_conversation, load_tokenizer
+from .continuous import check_continuous_batching, prepare_batching
+from .generate import encode_prompt
+from .loading import load_for_generation
+from .parameters import generation_config_with, sampling
+
+# What an answer adds to its line, in the place of fields of the same names: files for fine-tuning have a `completion`.
+_OWN_FIELDS = ("line", "completion", "finish_reason")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of a file.
+
+    Attributes:
+        line: Its number, from 1.
+        row: What it holds, but for fields that the output has of its own.
+        ids: What the model gets.
+        max_new_tokens: Of the answer.
+    """
+
+    line: int
+    row: dict[str, Any]
+    ids: list[int]
+    max_new_tokens: int
+
+
+def generate_file(
+    name_or_path: str | Path,
+    prompts: str | Path,
+    output: str | Path,
+    *,
+    max_new_tokens: int = 128,
+    max_concurrent: int = 16,
+    quantize: str | None = None,
+    **parameters: Any,
+) -> int:
+    """Answers every line of a file; one that was begun is gone on with.
+
+    A line is a JSON object with `prompt`, a text to continue, or `messages`, a conversation to answer. The output has an
+    object for each, in the order in which they were done: the line's own fields, its number as `line`, `completion`, and
+    `finish_reason`, which is `stop` or `length`.
+
+    Args:
+        name_or_path: Folder or Hub id of a causal language model.
+        prompts: The file.
+        output: The file to write or to go on with.
+        max_new_tokens: Longest completion, in tokens.
+        max_concurrent: Prompts that share the model's steps.
+        quantize: As `load_for_generation` takes it.
+        **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
+
+    Returns:
+        How many lines the output has now.
+
+    Raises:
+        DataError: When the file cannot be read, or, after all others were answered, when lines cannot be used.
+        OutputError: When the output belongs to other prompts.
+        ConfigError: When a parameter cannot be used, or the model cannot be batched continuously.
+    """
+    model, tokenizer = load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path))
+    check_tokenizer_fits(model, tokenizer)
+    parameters |= {**sampling(parameters.pop("temperature", None)), "max_new_tokens": max_new_tokens}
+    config = generation_config_with(model.generation_config, **parameters)
+    check_continuous_batching(model, config, "without --prompts one text is continued at a time")
+    context = model.config.max_position_embeddings
+    rows, faults = read_prompts(Path(prompts), tokenizer, context, max_new_tokens)
+    target = Path(output)
+    done = read_output(target, {row.line: row.row for row in rows})
+    left = [row for row in rows if row.line not in done]
+    ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
+    batching = ContinuousBatchingConfig(use_cuda_graph=False, **prepare_batching(model, context, max_concurrent))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        target.open("a", encoding="utf-8") as file,
+        tqdm(total=len(rows), initial=len(done), desc="Generating", unit="prompt") as progress,
+    ):
+        for row, ids, error in answers(model, left, config, batching):
+            if error is not None:
+                faults.append(f"line {row.line}: {error}")
+                continue
+            record = {
+                **row.row,
+                "line": row.line,
+                "completion": tokenizer.decode(ids, skip_special_tokens=True),
+                "finish_reason": "stop" if ids and ids[-1] in ends else "length",
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            progress.update()
+    if faults:
+        raise DataError(
+            f"{prompts}: {len(faults)} of {len(rows) + len(faults)} lines were not answered: {'; '.join(faults[:10])}{', and others' if len(faults) > 10 else ''}. "
+            f"The others are in {output}; mend these, and run the same command again."
+        )
+    return len(rows)
+
+
+def read_prompts(
+    file: Path, tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int
+) -> tuple[list[Prompt], list[str]]:
+    """The lines that can be used, and what is wrong with the others.
+
+    Raises:
+        DataError: When there is no such file, or it has no lines.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--prompts {file} cannot be read: {error}") from error
+    rows, faults = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            # JSON can spell what UTF-8 cannot.
+            json.dumps(row, ensure_ascii=False).encode()
+            ids = _ids(row, tokenizer)
+            if len(ids) >= context:
+                raise DataError(f"it takes {len(ids)} tokens, and the model's context is {context}")
+        except json.JSONDecodeError as error:
+            faults.append(f"line {number}: no JSON ({error.msg} at character {error.pos + 1})")
+        except UnicodeEncodeError:
+            faults.append(f"line {number}: it holds half a character (a lone surrogate), which is no text")
+        except (ChatGPTError, TemplateError) as error:
+            faults.append(f"line {number}: {error}")
+        else:
+            kept = {name: value for name, value in row.items() if name not in _OWN_FIELDS}
+            rows.append(Prompt(number, kept, ids, min(max_new_tokens, context - len(ids))))
+    if not rows and not faults:
+        raise DataError(f"--prompts {file} is empty: give a JSON object with prompt or messages on each line.")
+    return rows, faults
+
+
+def read_output(file: Path, rows: dict[int, dict[str, Any]]) -> set[int]:
+    """Numbers of the lines that are answered; a last record that was cut short is taken out of the file.
+
+    Raises:
+        OutputError: When it holds something else than answers to these rows.
+    """
+    if not file.exists():
+        return set()
+    *whole, cut = file.read_bytes().split(b"\n")
+    done = set()
+    for text in whole:
+        try:
+            record = json.loads(text)
+            same = rows[record["line"]].items() <= record.items() and "completion" in record
+        except (ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            raise OutputError(
+                f"{file} holds answers to other prompts, or something else. Nothing was written; name another --output."
+            )
+        done.add(record["line"])
+    if cut:
+        write_atomically(file, lambda temporary: temporary.write_bytes(b"".join(line + b"\n" for line in whole)))
+    return done
+
+
+def _ids(row: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the model gets.
+
+    Raises:
+        DataError: When the row has neither a text nor a conversation, or both.
+    """
+    if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
+        raise DataError("no object with either prompt or messages")
+    if "prompt" in row:
+        if not isinstance(row["prompt"], str):
+            raise DataError("prompt is no text")
+        return encode_prompt(tokenizer, row["prompt"])
+    return encode_conversation(tokenizer, row["messages"], add_generation_prompt=True)["input_ids"]
+
+
+def answers(
+    model: PreTrainedModel, rows: list[Prompt], config: GenerationConfig, batching: ContinuousBatchingConfig
+) -> Iterator[tuple[Prompt, list[int], str | None]]:
+    """Each row as it is done, with the ids of its answer or what went wrong."""
+    if not rows:
+        return
+    by_request = {str(row.line): row for row in rows}
+    with model.continuous_batching_context_manager(
+        generation_config=config, continuous_batching_config=batching, warmup=False
+    ) as manager:
+        for row in rows:
+            manager.add_request(row.ids, request_id=str(row.line), max_new_tokens=row.max_new_tokens)
+        while by_request:
+            result = manager.get_result(timeout=1)
+            if result is not None and result.is_finished():
+                yield by_request.pop(result.request_id), result.generated_tokens, result.error
+            elif result is None and not manager.is_running():
+                raise RuntimeError("transformers' generation thread ended before its requests did.")

@@ -1,0 +1,130 @@
+"""Weights in fewer bits, through transformers' own `TorchAoConfig`, so that a quantized folder is an ordinary one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TorchAoConfig
+from transformers.quantizers import AutoHfQuantizer
+from transformers.utils import is_torchao_available
+
+from ..checkpoints import check_tokenizer_fits, load_model
+from ..errors import ConfigError
+from ..files import atomic_folder, check_new_folder
+from ..tokenization_chatgpt import load_tokenizer
+
+if TYPE_CHECKING:
+    from torchao.core.config import AOBaseConfig
+
+# Weights that share a scale where four bits are to do.
+GROUP_SIZE = 32
+
+
+def _int8(device: torch.device) -> "AOBaseConfig":
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+
+    return Int8DynamicActivationInt8WeightConfig()
+
+
+def _int8_weight_only(device: torch.device) -> "AOBaseConfig":
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return Int8WeightOnlyConfig()
+
+
+def _int4(device: torch.device) -> "AOBaseConfig":
+    from torchao.quantization import Int4WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
+
+    if device.type == "cuda":
+        # PyTorch's own kernel; torchao's default packing needs one more package (mslk).
+        return Int4WeightOnlyConfig(group_size=GROUP_SIZE, int4_packing_format="tile_packed_to_4d")  # type: ignore[arg-type]
+    # The other has kernels for GPUs alone. This one keeps a byte for each weight in the file.
+    return IntxWeightOnlyConfig(torch.int4, PerGroup(GROUP_SIZE))  # type: ignore[attr-defined]
+
+
+# By the device that the model is on.
+QUANTIZATIONS: dict[str, Callable[[torch.device], "AOBaseConfig"]] = {
+    "int8": _int8,
+    "int8-weight-only": _int8_weight_only,
+    "int4": _int4,
+}
+
+
+def quantize_model(model: PreTrainedModel, quantization: str) -> PreTrainedModel:
+    """Quantizes every linear layer of a model in place, the head too; embeddings stay.
+
+    A head that is tied to the embedding becomes one of its own, since reading it is a third of the work of a small model.
+
+    Args:
+        model: In float32 or bfloat16; int4 makes it bfloat16 on a GPU.
+        quantization: `int8` (weights by row, activations by token on the way), `int8-weight-only` (by row), or `int4`
+            (weights in groups of 32).
+
+    Raises:
+        ConfigError: When there is no such quantization, torchao is missing, the model is quantized already, or a layer is too
+            small for a group.
+    """
+    _check_name(quantization)
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ConfigError("The model is quantized already: quantize the one that it was made from.")
+    if not is_torchao_available():
+        raise ConfigError("Quantizing needs one more package: pip install 'chatgpt-hf[quantize]'.")
+    if quantization == "int4":
+        _check_groups(model)
+    from torchao.quantization import quantize_
+
+    config = TorchAoConfig(QUANTIZATIONS[quantization](model.device), modules_to_not_convert=[])
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    if quantization == "int4" and model.device.type == "cuda":
+        # All that the kernel takes.
+        model.to(torch.bfloat16)
+    quantize_(model, config.quant_type)
+    # What `from_pretrained` leaves on a model that it quantizes; `save_pretrained` writes by it.
+    model.config.quantization_config = config
+    model.hf_quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
+    return model
+
+
+def _check_name(quantization: str) -> None:
+    if quantization not in QUANTIZATIONS:
+        raise ConfigError(f"There is no quantization {quantization}: name {', '.join(QUANTIZATIONS)}.")
+
+
+def _check_groups(model: PreTrainedModel) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module.in_features % GROUP_SIZE:
+            raise ConfigError(
+                f"int4 has one scale for {GROUP_SIZE} weights, and {name} has rows of {module.in_features}: hidden_size, "
+                f"intermediate_size and head_dim x num_attention_heads must be multiples of {GROUP_SIZE}. Quantize to int8."
+            )
+
+
+def quantize_folder(source: str | Path, folder: str | Path, quantization: str) -> Path:
+    """Writes a model folder with quantized weights, which `from_pretrained` loads wherever torchao is.
+
+    Args:
+        source: Folder or Hub id of a causal language model.
+        folder: Is made, or is empty.
+        quantization: As `quantize_model` takes it.
+
+    Raises:
+        ConfigError: As `quantize_model`.
+        CheckpointError: When there is no model, or it is not whole.
+        TokenizerError: When there is no tokenizer, or it does not fit the model.
+        OutputError: When the folder holds something.
+    """
+    _check_name(quantization)
+    target = check_new_folder(folder)
+    model = load_model(source)
+    tokenizer = load_tokenizer(str(source))
+    check_tokenizer_fits(model, tokenizer)
+    quantize_model(model, quantization)
+    with atomic_folder(target) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return target

@@ -1,0 +1,381 @@
+"""The model card: README.md with metadata, made from what a model's folder says of itself, and checked before it is sent."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
+
+from .. import __version__
+from ..errors import CardError
+from ..files import read_json, write_atomically
+from .footprint import KILOGRAMS_PER_KILOWATT_HOUR, WATTS_PER_CORE, estimate
+
+CARD_NAME = "README.md"
+REPORT_FILE = "report/report.json"
+# Fields of the metadata that a person may give; the others are found in the folder.
+GIVEN_FIELDS = ("license", "language", "datasets", "base_model")
+
+# Held-out figures that other models' cards know.
+_KNOWN_METRICS = {
+    "loss": "Loss (nats per token)",
+    "bits_per_byte": "Bits per byte",
+    "perplexity": "Perplexity per token",
+    "exact_match": "Exact match",
+    "rouge_l": "ROUGE-L",
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "f1": "F1",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rougeL": "ROUGE-L",
+}
+# The task of an evaluation by `chatgpt-hf evaluate --bias`.
+_BIAS = "bias"
+# Pipelines by the end of a model class' name, and by what PEFT calls the task of an adapter.
+_TASKS = {
+    "ForCausalLM": "text-generation",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "CAUSAL_LM": "text-generation",
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+}
+_SHAPE = {
+    "num_hidden_layers": "layers",
+    "hidden_size": "width",
+    "num_attention_heads": "attention heads",
+    "max_position_embeddings": "longest context, in tokens",
+    "vocab_size": "vocabulary",
+}
+# In the last line of a card that was made here: by the hash of its text, one that a person has changed is known.
+_MARK = re.compile(r"\n*<!-- Made by chatgpt-hf from this folder\. A text that is changed is kept\. (\w+) -->\s*\Z")
+_SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_LANGUAGE = re.compile(r"code|multilingual|[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+
+
+def make_card(folder: Path, name: str, given: Mapping[str, Any] | None = None) -> str:
+    """The card that a folder would be sent with.
+
+    Where README.md lies there with a text that a person wrote, it stays as it is but for what is given. Else the text is
+    made, and metadata of the README.md before it is kept.
+
+    Args:
+        folder: Of a model.
+        name: What readers are to load: a repo id, or a folder.
+        given: Metadata, by the names of `GIVEN_FIELDS`; what is None is not given.
+
+    Raises:
+        CardError: When the folder's README.md has metadata that cannot be read, or that the Hub refuses.
+    """
+    file = folder / CARD_NAME
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    before = read_card(file) if file.is_file() else None
+    if before is None or _is_made(before):
+        text = render_card(folder, name, read_facts(folder), metadata={**_kept(before), **given})
+    elif not given and before.data.to_dict():
+        text = file.read_text(encoding="utf-8-sig")
+    else:
+        made = read_facts(folder)
+        data = before.data if before.data.to_dict() else _metadata(folder, name, made)
+        for key, value in given.items():
+            data[key] = value
+        text = f"---\n{data.to_yaml()}\n---\n{before.text}"
+    check_card(text, file)
+    return text
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Puts the card into the folder, where it is not there already."""
+    file = folder / CARD_NAME
+    if not file.is_file() or file.read_bytes() != text.encode():
+        write_atomically(file, lambda path: path.write_bytes(text.encode()))
+
+
+def render_card(
+    folder: Path,
+    name: str,
+    facts: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    step: int | None = None,
+) -> str:
+    """The card of a model.
+
+    Args:
+        folder: Of the model.
+        name: What readers are to load: a repo id, or a folder.
+        facts: As in `report/report.json`; empty where there was no run of ours.
+        metadata: In place of what is found.
+        step: Of the run's checkpoint that the model is, for which the run's figures do not hold.
+    """
+    facts = dict(facts)
+    if step is not None:
+        facts["results"] = {}
+    data = _metadata(folder, name, facts, measured=step is None)
+    for key, value in (metadata or {}).items():
+        data[key] = value
+    config = read_json(folder / CONFIG_NAME)
+    title = name.rpartition("/")[2]
+    evaluations = [] if step is not None else _evaluations(folder)
+    bias = next((found for found in evaluations if found["task"] == _BIAS), None)
+    evaluations = [found for found in evaluations if found is not bias]
+    card = ModelCard.from_template(
+        data,
+        template_path=str(card_template()),
+        title=title,
+        name=name,
+        namespace=name.rpartition("/")[0],
+        version=__version__,
+        step=step,
+        task=data["pipeline_tag"],
+        description=facts.get("description") or f"a model for {data['pipeline_tag'].replace('-', ' ')}.",
+        shape=markdown_table(pairs("", _shape(config, facts))),
+        data_sources=facts.get("data"),
+        sources=markdown_table(facts.get("statistics") or []),
+        training=markdown_table(pairs("setting", facts.get("training") or {})),
+        figures=markdown_table(pairs("figure", facts.get("results") or {})),
+        evaluations=markdown_table([row for evaluation in evaluations for row in _evaluation_rows(evaluation)]),
+        commands="\n".join(evaluation["command"] for evaluation in evaluations),
+        bias=bias and {**bias, "figures": {name: _interval(figure) for name, figure in bias["figures"].items()}},
+        footprint=estimate(facts),
+        watts_per_core=WATTS_PER_CORE,
+        kilograms=KILOGRAMS_PER_KILOWATT_HOUR,
+        command=facts.get("command"),
+        recipe=(folder / "recipe.yaml").is_file() or "description" in facts,
+        report="description" in facts,
+        chat=facts["chat"] if "chat" in facts else (folder / "chat_template.jinja").is_file(),
+        own=config.get("model_type", "chatgpt") == "chatgpt",
+        remote_code="auto_map" in config,
+    )
+    body = card.text.rstrip()
+    mark = f"<!-- Made by chatgpt-hf from this folder. A text that is changed is kept. {_digest(body)} -->"
+    return f"---\n{card.data.to_yaml()}\n---\n{body}\n\n{mark}\n"
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What the report of a run of ours says; empty where there was none."""
+    return read_json(folder / REPORT_FILE)
+
+
+def kept_metadata(folder: Path) -> dict[str, Any]:
+    """What a person may have put into the metadata of a card that was made here; empty for any other card."""
+    try:
+        before = read_card(folder / CARD_NAME)
+    except (OSError, CardError):
+        return {}
+    return given_metadata(before) if _is_made(before) else {}
+
+
+def given_metadata(card: ModelCard) -> dict[str, Any]:
+    """What of a card's metadata a person may have given: licence, languages, data sets, base model."""
+    return {key: value for key, value in card.data.to_dict().items() if key.startswith(GIVEN_FIELDS)}
+
+
+def read_card(file: Path) -> ModelCard:
+    """A card from its file.
+
+    Raises:
+        CardError: When its metadata are no YAML, or no mapping, or its model-index has not the form of one.
+    """
+    return _parse(file.read_text(encoding="utf-8-sig"), file)
+
+
+def _parse(text: str, file: Path) -> ModelCard:
+    try:
+        return ModelCard(text)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        raise CardError(f"{file}: its metadata, between the lines of ---, cannot be read: {error}") from error
+
+
+def check_card(text: str, file: Path) -> None:
+    """Refuses what the Hub would refuse, as far as it can be known without asking.
+
+    Args:
+        text: Of the card.
+        file: Where it is from, for the message.
+
+    Raises:
+        CardError: Naming every field that is wrong, and what would be right.
+    """
+    data = _parse(text, file).data
+    wrong = [
+        *_wrong(data, "license", _SLUG.fullmatch, "an identifier such as apache-2.0, mit or other"),
+        *_wrong(
+            data, "language", _LANGUAGE.fullmatch, 'codes such as en or zh, in quotes where YAML reads a word ("no")'
+        ),
+        *_wrong(data, "library_name", _SLUG.fullmatch, "a name such as transformers", many=False),
+        *_wrong(data, "pipeline_tag", _SLUG.fullmatch, "a task such as text-generation", many=False),
+        *_wrong(data, "base_model", _is_repo_id, "the id of a model on the Hub, and no folder"),
+        *_wrong(data, "datasets", _is_repo_id, "ids of data sets on the Hub, and no files"),
+        *_wrong(data, "tags", bool, "a list of words"),
+        *_wrong(data, "metrics", bool, "a list of names"),
+    ]
+    if data.get("license") == "other" and not data.get("license_name"):
+        wrong.append("license is other, which needs license_name, and license_link or a file LICENSE")
+    for result in data.get("eval_results") or []:
+        names = (result.task_type, result.dataset_type, result.dataset_name, result.metric_type)
+        if not all(isinstance(value, str) and value for value in names):
+            wrong.append(f"model-index has a result without task, dataset or metric as text: {names}")
+        value = result.metric_value
+        if not isinstance(value, (str, dict)) and not (isinstance(value, (int, float)) and math.isfinite(value)):
+            wrong.append(f"model-index gives {result.metric_type} the value {value}, which is no number")
+    if wrong:
+        raise CardError(f"{file} has metadata that the Hub refuses: {'; '.join(wrong)}.")
+
+
+def hub_ids(names: Iterable[str | None]) -> list[str]:
+    """Those that are ids on the Hub: neither files or folders here, nor built in."""
+    return [name for name in names if name and _is_repo_id(name) and not Path(name).exists()]
+
+
+def card_template() -> Path:
+    """Where the model card's template lies: in the wheel, or at the root of a checkout."""
+    package = Path(__file__).parents[1]
+    shipped = package / "model_card.md"
+    return shipped if shipped.is_file() else package.parents[1] / "model_card.md"
+
+
+def _metadata(folder: Path, name: str, facts: Mapping[str, Any], *, measured: bool = True) -> ModelCardData:
+    adapter = read_json(folder / ADAPTER_CONFIG_NAME)
+    alone = bool(adapter) and not (folder / CONFIG_NAME).is_file()
+    # A run has looked whether its base was a folder; later, elsewhere, a relative path looks like an id.
+    base = facts.get("base_model") if facts else adapter.get("base_model_name_or_path")
+    task = facts.get("task") or _task(read_json(folder / CONFIG_NAME), adapter)
+    return ModelCardData(
+        base_model=next(iter(hub_ids([base])), None),
+        datasets=facts.get("datasets") or None,
+        language=facts.get("language"),
+        library_name="peft" if alone else "transformers",
+        pipeline_tag=task,
+        tags=["chatgpt_hf"],
+        model_name=name.rpartition("/")[2],
+        eval_results=(_eval_results(folder, facts, task) or None) if measured else None,
+    )
+
+
+def _task(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> str:
+    names = [*(config.get("architectures") or []), str(adapter.get("task_type"))]
+    return next((task for end, task in _TASKS.items() for name in names if name.endswith(end)), "feature-extraction")
+
+
+def _eval_results(folder: Path, facts: Mapping[str, Any], task: str) -> list[EvalResult]:
+    results = facts.get("results") or {}
+    data = str(facts.get("data"))
+    found: list[tuple[str, str, str | None, str, str, Any]] = [
+        (task, data, "test", name, title, results.get(f"held_out_{name}")) for name, title in _KNOWN_METRICS.items()
+    ]
+    for evaluation in _evaluations(folder):
+        # The card explains what the probe of bias found; as bare numbers its figures would say little.
+        figures = {} if evaluation["task"] == _BIAS else evaluation["figures"]
+        for name, figure in figures.items():
+            title = _KNOWN_METRICS.get(name, name)
+            found.append((evaluation["task"], evaluation["data"], None, name, title, figure["value"]))
+    return [
+        EvalResult(
+            task_type=kind,
+            dataset_type=source,
+            dataset_name=source,
+            dataset_split=split,
+            metric_type=name,
+            metric_name=title,
+            metric_value=value,
+        )
+        for kind, source, split, name, title, value in found
+        # The Hub reads the metadata as JSON, which has no infinity.
+        if value is not None and math.isfinite(value)
+    ]
+
+
+def _evaluations(folder: Path) -> list[dict[str, Any]]:
+    """What `chatgpt-hf evaluate` kept in the folder, those of which the command is known."""
+    found = [read_json(file) for file in sorted(folder.glob("evaluation/*/results.json"))]
+    return [evaluation for evaluation in found if evaluation.get("command")]
+
+
+def _evaluation_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": evaluation["task"],
+            "data": evaluation["data"],
+            "rows": evaluation["examples"],
+            "figure": name,
+            "value [95 % interval]": _interval(figure),
+        }
+        for name, figure in evaluation["figures"].items()
+    ]
+
+
+def _interval(figure: Mapping[str, float]) -> str:
+    return f"{figure['value']:.4g} [{figure['low']:.4g}, {figure['high']:.4g}]"
+
+
+def _shape(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = (facts.get("results") or {}).get("parameters")
+    found = {title: config.get(key) for key, title in _SHAPE.items()}
+    return {key: value for key, value in {"parameters": parameters, **found}.items() if value is not None}
+
+
+def _kept(card: ModelCard | None) -> dict[str, Any]:
+    """Metadata of a card that the next one takes over; its figures come from the report."""
+    kept = {} if card is None else card.data.to_dict()
+    return {key: value for key, value in kept.items() if key != "model-index"}
+
+
+def _is_made(card: ModelCard) -> bool:
+    """Whether the text was made here and not changed since. The metadata may have been."""
+    mark = _MARK.search(card.text)
+    return mark is not None and _digest(card.text[: mark.start()]) == mark[1]
+
+
+def _digest(text: str) -> str:
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _wrong(data: CardData, field: str, right: Any, wanted: str, *, many: bool = True) -> list[str]:
+    value = data.get(field)
+    if value is None:
+        return []
+    values = value if many and isinstance(value, list) else [value]
+    bad = [item for item in values if not isinstance(item, str) or not right(item)]
+    return [f"{field} is {', '.join(map(repr, bad))} and must be {wanted}"] if bad else []
+
+
+def _is_repo_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def pairs(name: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a table of names and values."""
+    return [{name: key, "value": value} for key, value in values.items()]
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table with a column for every key; empty where there are no rows."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [[name.replace("_", " ") for name in columns], ["---"] * len(columns)]
+    lines += [[_shown(row.get(name, "")) for name in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if rows else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        # A cell is one line, and a bar would end it.
+        return " ".join(str(value).split()).replace("|", "\\|")
+    if isinstance(value, int) or abs(value) >= 10_000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

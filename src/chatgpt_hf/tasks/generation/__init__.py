@@ -1,0 +1,1 @@
+"""Prompt to completion: summaries, translations, poems, code, relations."""

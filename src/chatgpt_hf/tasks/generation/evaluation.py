@@ -1,0 +1,136 @@
+"""How well a model completes prompts: how likely it finds what is right, and what it writes itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...evaluation.figures import Measure
+from ...evaluation.generation import generate_completions
+from ...evaluation.metrics import measures
+from ...evaluation.record import Evaluation
+from ...evaluation.scoring import negative_log_likelihoods
+from ...model.pipelines import fit_prompt
+from .triples import relation_measures
+
+LIKELIHOOD = "likelihood"
+
+# What a generative task is measured by, where a recipe says nothing else.
+DEFAULT_METRICS: dict[str, dict[str, dict[str, Any]]] = {
+    "translation": {"bleu": {}, "chrf": {}, "exact_match": {}},
+    "summarization": {"rouge": {}},
+    "text-generation": {"exact_match": {}, "token_f1": {}},
+}
+
+
+def encode_completion(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    completion: str,
+    *,
+    suffix: str = "",
+    max_length: int,
+    max_new_tokens: int,
+) -> tuple[list[int], list[int]]:
+    """The ids of a prompt, shortened to leave room, and of its completion with the end mark.
+
+    Args:
+        suffix: The end of the prompt that is kept when it is shortened.
+
+    Returns:
+        Prompt and completion; together at most `max_length`, the latter at most `max_new_tokens`. One that is longer is cut, and
+        has no end mark then.
+    """
+    shortened = fit_prompt(tokenizer, prompt, max_length - max_new_tokens, suffix=suffix)
+    before = tokenizer(shortened)["input_ids"]
+    after = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return before, after[:max_new_tokens]
+
+
+def evaluate_likelihood(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    *,
+    data: str,
+    batch_size: int = 8,
+    progress: bool = True,
+    **lengths: Any,
+) -> Evaluation:
+    """The perplexity of completions, given their prompts.
+
+    Args:
+        rows: Columns `prompt` and `completion`.
+        **lengths: As `encode_completion` takes them.
+    """
+    pairs = [
+        encode_completion(tokenizer, prompt, completion, **lengths)
+        for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)
+    ]
+    nats = negative_log_likelihoods(
+        model,
+        [(before + after, len(before)) for before, after in pairs],
+        pad_token_id=tokenizer.pad_token_id,
+        batch_size=batch_size,
+        desc="Scoring completions",
+        progress=progress,
+    )
+    tokens = np.array([len(after) for _, after in pairs])
+    sizes = np.array([len(text.encode()) for text in rows["completion"]])
+    found = {
+        "perplexity": Measure("perplexity", np.stack([nats, tokens], axis=1), higher_is_better=False),
+        "bits_per_byte": Measure("bits", np.stack([nats, sizes], axis=1), higher_is_better=False),
+    }
+    examples = [
+        {"text": prompt, "reference": completion}
+        for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)
+    ]
+    return Evaluation(LIKELIHOOD, data, found, examples)
+
+
+def evaluate_completions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    *,
+    task: str,
+    data: str,
+    metrics: Mapping[str, Mapping[str, Any]] | None = None,
+    suffix: str = "",
+    max_length: int,
+    max_new_tokens: int,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Evaluation:
+    """What the model writes after each prompt, greedily, against the completions.
+
+    Args:
+        rows: Columns `prompt` and `completion`.
+        metrics: Names in `chatgpt_hf.evaluation.metrics`, or `relations`, with their options; what suits the task if None.
+    """
+    prompts = [fit_prompt(tokenizer, prompt, max_length - max_new_tokens, suffix=suffix) for prompt in rows["prompt"]]
+    written = generate_completions(
+        model,
+        tokenizer,
+        [tokenizer(prompt)["input_ids"] for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+        desc="Writing",
+        do_sample=False,
+    )
+    said, right = [completion.text.strip() for completion in written], [text.strip() for text in rows["completion"]]
+    chosen = DEFAULT_METRICS[task] if metrics is None else metrics
+    found: dict[str, Measure] = {}
+    for name, options in chosen.items():
+        found |= relation_measures(said, right) if name == "relations" else measures(name, said, right, **options)
+    found |= measures("diversity", said)
+    ended = np.array([completion.ended for completion in written], dtype=float)
+    found["ended"] = Measure("mean", np.stack([ended, np.ones(len(ended))], axis=1))
+    examples = [
+        {"text": prompt, "prediction": answer, "reference": reference}
+        for prompt, answer, reference in zip(rows["prompt"], said, right, strict=True)
+    ]
+    return Evaluation(task, data, found, examples, {"metrics": {name: dict(value) for name, value in chosen.items()}})

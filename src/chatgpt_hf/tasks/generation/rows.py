@@ -1,0 +1,105 @@
+"""Prompts and completions for generative tasks, made from the columns of any source: translation, summaries, poems, code."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from datasets import Dataset, Features, Value
+
+from ...data.corpus import is_blank
+from ...data.sources import fill_template, template_columns
+from ...errors import ConfigError, DataError
+from ..tables import Rejected, load_tables, split_rows
+
+PARTS = ("prompt", "completion")
+_FEATURES = Features(dict.fromkeys(PARTS, Value("string")))
+
+
+@dataclass(frozen=True)
+class PairSplits:
+    """Prompts with what is to follow them.
+
+    Attributes:
+        train: Columns `prompt` and `completion`, texts that are not blank.
+        test: The same columns; None if nothing is held out.
+    """
+
+    train: Dataset
+    test: Dataset | None
+
+
+def load_pairs(
+    source: str,
+    *,
+    prompt_template: str = "{prompt}",
+    completion_template: str = "{completion}",
+    column_names: Sequence[str] | None = None,
+    test_fraction: float = 0.0,
+    split_by: str = "prompt",
+    eval_source: str | None = None,
+    skip_invalid: bool = False,
+) -> PairSplits:
+    """Fills two templates with the columns of each row.
+
+    Args:
+        source: A file, folder or glob of jsonl, json, csv, tsv, txt (with tabs) or parquet files, a Hub id,
+            `builtin:python-functions` or `builtin:relations`.
+        prompt_template: A text with column names in braces, as `"{title}\\n"`; a list is joined by line feeds.
+        completion_template: Likewise.
+        column_names: Of csv, tsv and txt files without a header. If not given, the first line is a header if it has one of the
+            templates' columns, and else the columns are `column0`, `column1` ...
+        test_fraction: The share to hold out, by a hash of the prompt, unless the source brings a `test` split.
+        split_by: `completion` takes the hash of the completion in its place, so that one text under two prompts (a poem with two
+            titles) is on one side.
+        eval_source: What is held out in place of that, with the same columns.
+        skip_invalid: Leave out rows with a blank column of the templates, with a warning that counts them, in place of an error.
+
+    Raises:
+        DataError: If the source cannot be read, a column is not there, or a row has nothing in one; the message names the row.
+        ConfigError: If a template is none, `split_by` unknown, or `test_fraction` not between 0 and 1.
+    """
+    templates = (prompt_template, completion_template)
+    rows = _read(source, templates, column_names, skip_invalid)
+    held_out = None if eval_source is None else _read(eval_source, templates, column_names, skip_invalid)
+    if split_by not in PARTS:
+        raise ConfigError(f"split_by is {split_by!r}: give one of {', '.join(PARTS)}")
+    key = PARTS.index(split_by)
+    rows = split_rows(rows, held_out, test_fraction, lambda pair: pair[key], source)
+    parts = {
+        name: Dataset.from_dict(
+            {column: [pair[index] for pair in part] for index, column in enumerate(_FEATURES)}, _FEATURES
+        )
+        for name, part in rows.items()
+    }
+    return PairSplits(parts["train"], parts["test"] if len(parts["test"]) else None)
+
+
+def _read(
+    source: str, templates: tuple[str, str], column_names: Sequence[str] | None, skip_invalid: bool
+) -> dict[str, list[tuple[str, str]]]:
+    wanted = list(dict.fromkeys(name for template in templates for name in template_columns(template)))
+    found: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
+    for table in load_tables(source, header={name.lower() for name in wanted}, column_names=column_names):
+        for split, rows in table.splits.items():
+            rejected = Rejected(table.where, skip_invalid)
+            if missing := [name for name in wanted if name not in rows.column_names]:
+                raise DataError(
+                    f"{table.where} has no column {missing[0]!r}; the templates of prompt and completion may name "
+                    f"{', '.join(rows.column_names)}."
+                )
+            found[str(split)] += _pairs(rows, templates, wanted, rejected)
+            rejected.log()
+    return found
+
+
+def _pairs(
+    rows: Dataset, templates: tuple[str, str], wanted: Sequence[str], rejected: Rejected
+) -> Iterator[tuple[str, str]]:
+    for number, row in enumerate(rows.select_columns(list(wanted)), start=1):
+        where = f"row {number} of {rejected.where}"
+        # A prompt with a name for nothing is no prompt, though its literal text is not blank.
+        blank = [name for name in wanted if is_blank(fill_template(f"{{{name}}}", row, where))]
+        if blank:
+            rejected.add(number, f"its {blank[0]} is empty")
+        else:
+            prompt, completion = (fill_template(template, row, where) for template in templates)
+            yield prompt, completion

@@ -1,0 +1,37 @@
+"""Relations written as JSON: whether it is any, and which of its triples are right."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...evaluation.figures import Measure
+
+Triple = tuple[str, str, str]
+_KEYS = ("head", "relation", "tail")
+
+
+def parse_triples(text: str) -> set[Triple] | None:
+    """The triples of `[{"head": ..., "relation": ..., "tail": ...}, ...]`; None where the text is not of this form."""
+    try:
+        rows = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(rows, list):
+        return None
+    triples = set()
+    for row in rows:
+        if not isinstance(row, dict) or set(row) != set(_KEYS) or not all(isinstance(row[key], str) for key in _KEYS):
+            return None
+        triples.add((row["head"], row["relation"], row["tail"]))
+    return triples
+
+
+def relation_measures(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
+    """F1 of triples over all texts, and the share of answers that parse; one that does not has no triple."""
+    counts, parsed = [], []
+    for said, right in zip(predictions, references, strict=True):
+        found, true = parse_triples(said), parse_triples(right) or set()
+        parsed.append([float(found is not None), 1.0])
+        counts.append([len((found or set()) & true), len(found or set()), len(true)])
+    return {"triple_f1": Measure("f1", np.array(counts)), "parses": Measure("mean", np.array(parsed))}

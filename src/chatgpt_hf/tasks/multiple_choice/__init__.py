@@ -1,0 +1,1 @@
+"""Choosing the right continuation among several."""

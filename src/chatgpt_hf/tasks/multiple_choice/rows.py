@@ -1,0 +1,177 @@
+"""Multiple choice: of several continuations, or several contexts, the one that is right."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from datasets import Dataset, Features, List, Value
+
+from ...data.corpus import is_blank
+from ...data.sources import fill_template, template_columns
+from ...errors import DataError
+from ..tables import Rejected, Table, load_tables, split_rows
+
+_QUESTIONS = ("query", "question", "ctx", "context", "prompt")
+_CHOICES = ("choices", "endings", "options")
+_LABELS = ("gold", "label", "answer", "answerKey")
+_OPTIONS = "context_options"
+_LETTERS = "ABCDEFGHIJ"
+_FEATURES = Features(
+    {"contexts": List(Value("string")), "continuations": List(Value("string")), "label": Value("int64")}
+)
+
+
+@dataclass(frozen=True)
+class ChoiceSplits:
+    """Questions with choices.
+
+    Attributes:
+        train: Columns `contexts` and `continuations`, lists with one text for each choice, and `label`, the index of the right
+            one. A choice is scored as its continuation after its context.
+        test: The same columns; None if nothing is held out.
+    """
+
+    train: Dataset
+    test: Dataset | None
+
+
+class _Columns(NamedTuple):
+    """Where things are in a table; `choices` is one column with a list or several with a text each."""
+
+    question: str
+    choices: tuple[str, ...]
+    label: str
+
+
+def load_choices(
+    source: str,
+    *,
+    template: str | None = None,
+    delimiter: str = " ",
+    test_fraction: float = 0.0,
+    eval_source: str | None = None,
+    skip_invalid: bool = False,
+) -> ChoiceSplits:
+    """Multiple choice from rows of one of these kinds.
+
+    - a question (`query`, `question`, `ctx`, `context` or `prompt`), a list of answers (`choices`, `endings` or `options`) and
+      the right one (`gold`, `label`, `answer` or `answerKey`), which is an index from 0, a letter or the answer itself;
+    - the same with a column for each answer, `choice0`, `choice1` ... or `A`, `B` ...; without a header the question comes
+      first and the right one last, as in MMLU's own csv files;
+    - `context_options`, a list of contexts, `continuation` and the right one, as in partial evaluation of WinoGrande
+      (Trinh and Le 2018).
+
+    Args:
+        source: A file, folder or glob of jsonl, json, csv, tsv or parquet files, or a Hub id.
+        template: In place of the question: a text with column names in braces: `"{query}\\nAnswer:"`.
+        delimiter: What stands between context and continuation, and belongs to the latter, unless either has white space there.
+        test_fraction: The share to hold out, by a hash of contexts and continuations, unless the source brings a `test` split.
+        eval_source: What is held out in place of that.
+        skip_invalid: Leave out rows that cannot be used, with a warning that counts them, in place of an error.
+
+    Raises:
+        DataError: If columns are not there, a row has fewer than two choices or an empty one, or the right one is not among
+            them; the message names the row.
+        ConfigError: If the template is none, or `test_fraction` not between 0 and 1.
+    """
+    if template is not None:
+        template_columns(template)
+    rows = _read(source, template, delimiter, skip_invalid)
+    held_out = None if eval_source is None else _read(eval_source, template, delimiter, skip_invalid)
+    rows = split_rows(rows, held_out, test_fraction, lambda row: str((row["contexts"], row["continuations"])), source)
+    parts = {
+        name: Dataset.from_dict({column: [row[column] for row in part] for column in _FEATURES}, _FEATURES)
+        for name, part in rows.items()
+    }
+    return ChoiceSplits(parts["train"], parts["test"] if len(parts["test"]) else None)
+
+
+def _read(source: str, template: str | None, delimiter: str, skip_invalid: bool) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    for table in load_tables(source, header={name.lower() for name in (*_QUESTIONS, *_CHOICES, *_LABELS)}):
+        for split, rows in table.splits.items():
+            rejected = Rejected(table.where, skip_invalid)
+            found[str(split)] += _usable(rows, _find_columns(table, rows), template, delimiter, rejected)
+            rejected.log()
+    return found
+
+
+def _find_columns(table: Table, rows: Dataset) -> _Columns:
+    names = list(rows.column_names)
+    if not table.has_header and len(names) >= 4:
+        return _Columns(names[0], tuple(names[1:-1]), names[-1])
+    label = next((name for name in _LABELS if name in names), None)
+    if label and {_OPTIONS, "continuation"} <= set(names):
+        return _Columns("continuation", (_OPTIONS,), label)
+    question = next((name for name in _QUESTIONS if name in names), None)
+    choices: tuple[str, ...] = next(((name,) for name in _CHOICES if name in names), ())
+    for series in ([f"choice{index}" for index in range(len(names))], _LETTERS):
+        choices = choices or tuple(name for name in series if name in names)
+    if question is None or not choices or label is None:
+        raise DataError(
+            f"{table.where} has the columns {', '.join(names)}, and multiple choice needs one of {', '.join(_QUESTIONS)}; one "
+            f"of {', '.join(_CHOICES)}, or choice0, choice1 ...; and one of {', '.join(_LABELS)}."
+        )
+    return _Columns(question, choices, label)
+
+
+def _usable(
+    rows: Dataset, columns: _Columns, template: str | None, delimiter: str, rejected: Rejected
+) -> Iterator[dict[str, Any]]:
+    for name in template_columns(template) if template else ():
+        if name not in rows.column_names:
+            raise DataError(
+                f"{rejected.where} has no column {name!r}; the template may name {', '.join(rows.column_names)}."
+            )
+    for number, row in enumerate(rows, start=1):
+        choices, keys = _choices_of(row, columns)
+        question = row[columns.question]
+        has_contexts = columns.choices == (_OPTIONS,)
+        if template is not None and not has_contexts:
+            question = fill_template(template, row, rejected.where)
+        label = _label_of(row[columns.label], choices, keys)
+        if not isinstance(question, str) or is_blank(question):
+            rejected.add(number, f"its {columns.question} is empty")
+        elif len(choices) < 2 or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+            rejected.add(
+                number, f"its {columns.choices[0]} are no two or more texts that are not empty, but {choices!r:.80}"
+            )
+        elif label is None:
+            rejected.add(
+                number,
+                f"its {columns.label} is {row[columns.label]!r}, and not one of 0 to {len(choices) - 1} or a choice",
+            )
+        else:
+            contexts = choices if has_contexts else [question] * len(choices)
+            texts = [question] * len(choices) if has_contexts else choices
+            pairs = zip(contexts, texts, strict=True)
+            continuations = [
+                text if context[-1].isspace() or text[0].isspace() else delimiter + text for context, text in pairs
+            ]
+            yield {"contexts": contexts, "continuations": continuations, "label": label}
+
+
+def _choices_of(row: Mapping[str, Any], columns: _Columns) -> tuple[list[Any], Sequence[str]]:
+    """The choices of a row and what they are called."""
+    if len(columns.choices) > 1:
+        # Cells that are empty make a question of fewer choices.
+        return [row[name] for name in columns.choices if not is_blank(row[name])], _LETTERS
+    value = row[columns.choices[0]]
+    if isinstance(value, Mapping):  # as ARC on the Hub
+        return list(value.get("text") or []), list(value.get("label") or [])
+    return (list(value), _LETTERS) if isinstance(value, list) else ([], _LETTERS)
+
+
+def _label_of(label: Any, choices: Sequence[Any], keys: Sequence[str]) -> int | None:
+    """The index of the right choice; None if it is none of them."""
+    if isinstance(label, str):
+        label = label.strip()
+        if label in keys:
+            index = list(keys).index(label)
+        elif label.isdecimal():
+            index = int(label)
+        else:
+            index = list(choices).index(label) if label in choices else -1
+    else:
+        index = label if isinstance(label, int) and not isinstance(label, bool) else -1
+    return index if 0 <= index < len(choices) else None

@@ -1,0 +1,1 @@
+"""Finding the answer to a question in a text."""

@@ -1,0 +1,194 @@
+"""Labelled rows as people bring them: with or without a header, and what becomes of rows that cannot be used."""
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pandas as pd
+from datasets import DatasetDict, Features, Value
+
+from ..data.corpus import check_test_fraction, is_held_out, load_file, load_rows, run_loader
+from ..data.files import format_of, has_content, open_bytes, source_files
+from ..errors import DataError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+
+
+class Table(NamedTuple):
+    """Rows with columns.
+
+    Attributes:
+        where: The file, or the built-in or Hub data set, for messages.
+        splits: `train`, and `test` if the data set has one.
+        has_header: Whether its columns have names of their own; without, they are `column0`, `column1` ...
+    """
+
+    where: str
+    splits: DatasetDict
+    has_header: bool
+
+
+class Rejected:
+    """Rows that cannot be used: the first is an error, unless such rows are to be left out; then they are counted."""
+
+    def __init__(self, where: str, skip_invalid: bool, unit: str = "row") -> None:
+        self.where = where
+        self.skip_invalid = skip_invalid
+        self.unit = unit
+        self.reasons: list[str] = []
+
+    def add(self, number: int, reason: str) -> None:
+        """Rejects a row.
+
+        Args:
+            number: Of the row, or of what `unit` names, counted from 1 and a header aside.
+            reason: What is wrong with it and what would be right, without a stop.
+
+        Raises:
+            DataError: Unless such rows are left out.
+        """
+        message = f"{self.unit} {number} of {self.where} cannot be used: {reason}"
+        if not self.skip_invalid:
+            raise DataError(f"{message[0].upper()}{message[1:]} (--skip_invalid leaves such ones out).")
+        self.reasons.append(message)
+
+    def log(self) -> None:
+        """Says how many rows were left out, and why the first was."""
+        if self.reasons:
+            count = len(self.reasons)
+            logger.warning("%d %ss of %s are left out; the first: %s.", count, self.unit, self.where, self.reasons[0])
+
+
+def split_rows(
+    rows: Mapping[str, list[T]],
+    held_out: Mapping[str, list[T]] | None,
+    test_fraction: float,
+    key: Callable[[T], str],
+    source: str,
+) -> dict[str, list[T]]:
+    """The rows to learn from and those that are held out.
+
+    Args:
+        rows: Of the source, by split: `train`, and perhaps `test`.
+        held_out: Of an evaluation source, likewise; its `test` or, without one, all of it is held out then.
+        test_fraction: Without: the share to hold out by a hash, unless the source brings a `test` split.
+        key: What is hashed. Rows with the same are on the same side, however the data grow or are ordered.
+        source: For messages.
+
+    Returns:
+        The splits `train` and `test`; the latter may be empty if nothing was to be held out.
+
+    Raises:
+        DataError: If there is nothing to learn from, or nothing is held out though it was to be.
+        ConfigError: If `test_fraction` is neither 0 nor between 0 and 1.
+    """
+    if test_fraction:
+        check_test_fraction(test_fraction)
+    train, test = rows.get("train", []), rows.get("test", [])
+    if held_out is not None:
+        test = held_out.get("test") or held_out.get("train", [])
+    elif test_fraction and not test:
+        sides = [is_held_out(key(row), test_fraction) for row in train]
+        train, test = ([row for row, held in zip(train, sides, strict=True) if held is side] for side in (False, True))
+    if not train:
+        raise DataError(f"{source} has nothing to learn from: give more rows, or hold out fewer.")
+    if not test and (test_fraction or held_out is not None):
+        raise DataError(
+            f"Of {source} nothing is held out: give more rows, a larger --test_fraction or an --eval_dataset."
+        )
+    learned = set(map(key, train))
+    if again := sum(key(row) in learned for row in test):
+        logger.warning("%d of %d held-out rows are among those that are learned.", again, len(test))
+    return {"train": train, "test": test}
+
+
+def load_tables(
+    source: str, *, header: Collection[str] = (), column_names: Sequence[str] | None = None
+) -> list[Table]:
+    """What `load_rows` reads, and also csv, tsv and txt files without a header; the latter hold tabs.
+
+    Args:
+        source: As for `load_rows`.
+        header: Names in lower case. The first line of a csv, tsv or txt file is a header if one of them is in it.
+        column_names: Of files without a header; then no first line is one, unless it is these names.
+
+    Raises:
+        DataError: As `load_rows`.
+    """
+    files = None if source.startswith("builtin:") else source_files(source)
+    if files is None:
+        return [Table(where, splits, True) for where, splits in load_rows(source)]
+    tables = []
+    for file in files:
+        if format_of(file) in (".csv", ".tsv", ".txt"):
+            tables.append(_load_delimited(file, header, column_names))
+        else:
+            tables += [Table(where, splits, True) for where, splits in load_rows(str(file))]
+    return tables
+
+
+def _load_delimited(path: Path, header: Collection[str], column_names: Sequence[str] | None) -> Table:
+    if not has_content(path):
+        raise DataError(f"{path} is empty: give at least one row")
+    separator = "," if format_of(path) == ".csv" else "\t"
+    quoting = csv.QUOTE_MINIMAL if separator == "," or _is_quoted(path) else csv.QUOTE_NONE
+    try:
+        with open_bytes(path) as stream:
+            head = pd.read_csv(
+                stream, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False, quoting=quoting
+            )
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    first = [cell.strip().lstrip("\ufeff") for cell in head.iloc[0]]
+    if format_of(path) == ".txt" and len(first) == 1:
+        raise DataError(f"{path} is a text without columns: put a tab between them, or give jsonl, json, csv or tsv")
+    if column_names is not None:
+        has_header = first == list(column_names)
+    else:
+        has_header = any(cell.lower() in header for cell in first)
+    if has_header and format_of(path) != ".txt":
+        return Table(str(path), DatasetDict(train=load_file(path, quoting=quoting)), True)
+    names = list(column_names or (first if has_header else [f"column{index}" for index in range(len(first))]))
+    if len(names) != len(first):
+        raise DataError(
+            f"{path} has {len(first)} columns, and {len(names)} names are given for them: {', '.join(names)}"
+        )
+    rows = run_loader(
+        path,
+        "csv",
+        sep=separator,
+        column_names=names,
+        skiprows=int(has_header),
+        quoting=quoting,
+        keep_default_na=False,
+        features=Features({name: Value("string") for name in names}),
+    )
+    return Table(str(path), DatasetDict(train=rows), has_header)
+
+
+def _is_quoted(path: Path) -> bool:
+    """Whether quotation marks enclose the cells of a tab-separated file, and are no part of the text.
+
+    They are part of it if every line has as many tabs as the first, and a cell that begins with one does not end with its
+    match: `"Is he right?" "I don't think so."`.
+    """
+    tabs = None
+    is_quoted = True
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="\n") as stream:
+        for line in stream:
+            if not (line := line.rstrip("\r\n")):
+                continue
+            cells = line.split("\t")
+            tabs = len(cells) if tabs is None else tabs
+            if len(cells) != tabs:
+                return True
+            is_quoted = is_quoted and all(not cell.startswith('"') or _QUOTED.fullmatch(cell) for cell in cells)
+    return is_quoted

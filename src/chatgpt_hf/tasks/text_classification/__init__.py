@@ -1,0 +1,1 @@
+"""Labels, several labels, or a number for a text."""

@@ -1,0 +1,255 @@
+"""Texts with labels for text classification and regression: columns and label names are found, or named."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import NamedTuple
+
+from datasets import ClassLabel, Dataset, Features, List, Value
+
+from ...data.corpus import is_blank
+from ...errors import ConfigError, DataError
+from ..labels import (
+    FEATURES,
+    PROBLEM_TYPES,
+    LabelEncoder,
+    Labelled,
+    find_label_names,
+    find_problem_type,
+    number_of,
+    read_label_names,
+)
+from ..tables import Rejected, Table, load_tables, split_rows
+
+logger = logging.getLogger(__name__)
+
+# Where a row has all of a group, its texts are joined by a line feed.
+_TEXT_COLUMNS = (
+    ("title", "description"),
+    ("title", "content"),
+    ("title", "text"),
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("text",),
+    ("sentence",),
+    ("review",),
+    ("content",),
+    ("document",),
+    ("comment",),
+    ("tweet",),
+    ("title",),
+)
+_LABEL_COLUMNS = (
+    *("label", "labels", "class", "category", "sentiment", "score", "target", "class index", "intent", "emotion"),
+    *("topic", "rating", "stars"),
+)
+_HEADER = {name for group in _TEXT_COLUMNS for name in group} | set(_LABEL_COLUMNS)
+
+
+@dataclass(frozen=True)
+class LabelledSplits:
+    """Texts with labels.
+
+    Attributes:
+        train: Columns `text` and `label`: an int, the index of a name; for several labels a list of 0.0 and 1.0, one for
+            each name; for regression a float.
+        test: The same columns; None if nothing is held out.
+        label_names: In the order of their indices; none for regression.
+        problem_type: One of `PROBLEM_TYPES`, as in a Hugging Face config.
+        text_columns: Where the text was found.
+        label_column: Where the label was found.
+    """
+
+    train: Dataset
+    test: Dataset | None
+    label_names: list[str]
+    problem_type: str
+    text_columns: tuple[str, ...]
+    label_column: str
+
+
+class _Columns(NamedTuple):
+    text: tuple[str, ...]
+    label: str
+
+
+def load_labelled(
+    source: str,
+    *,
+    text_column: str | Sequence[str] | None = None,
+    label_column: str | None = None,
+    label_names: str | PathLike[str] | Sequence[str] | None = None,
+    problem_type: str = "auto",
+    test_fraction: float = 0.0,
+    eval_source: str | None = None,
+    skip_invalid: bool = False,
+) -> LabelledSplits:
+    """Labelled texts from files with or without a header, or from the Hub.
+
+    In a file without a header the label is in the first or the last column, in the one with fewer or else shorter values, and
+    the other columns are text. Texts from several columns are joined by a line feed.
+
+    Args:
+        source: A file, folder or glob of csv, tsv, txt (with tabs), jsonl, json or parquet files, or a Hub id.
+        text_column: One column or several; found by its name if not given. Columns without a header are called `column0`,
+            `column1` ...
+        label_column: Likewise. It holds names, or whole numbers from 0 (or from 1, where `label_names` are given), or lists of
+            them, or numbers.
+        label_names: In the order of their indices, or the path of a file with one a line. If not given, the labels that
+            occur, sorted.
+        problem_type: One of `PROBLEM_TYPES`; `auto` takes lists for several labels, numbers with a fraction for
+            regression, and all else for a single label.
+        test_fraction: The share of texts to hold out, by a hash of the text, unless the source brings a `test` split.
+        eval_source: What is held out in place of that, with the same columns and labels.
+        skip_invalid: Leave out rows without a text or a label, with a warning that counts them, in place of an error.
+
+    Raises:
+        DataError: If a column is not there, a row has no text or no label, a label is not among the names, all labels are the
+            same, or numbers are to be told apart as classes; the message names the file and the row.
+        ConfigError: If `problem_type` is unknown or `test_fraction` not between 0 and 1.
+    """
+    if problem_type not in ("auto", *PROBLEM_TYPES):
+        raise ConfigError(f"problem_type is {problem_type!r}: give auto or one of {', '.join(PROBLEM_TYPES)}")
+    given = (text_column,) if isinstance(text_column, str) else tuple(text_column or ())
+    tables = _load(source, given, label_column)
+    columns = _find_columns(tables[0], given, label_column, problem_type)
+    rows = _read(tables, columns, skip_invalid)
+    held_out = None
+    if eval_source is not None:
+        held_out = _read(_load(eval_source, columns.text, columns.label), columns, skip_invalid)
+    rows = split_rows(rows, held_out, test_fraction, lambda row: row.text, source)
+    known = rows["train"] if eval_source is not None else rows["train"] + rows["test"]
+    problem_type = find_problem_type(known, problem_type)
+    if problem_type == "regression":
+        names: list[str] = []
+    elif label_names is not None:
+        names = read_label_names(label_names)
+    else:
+        names = _own_names(tables[0], columns.label) or find_label_names(known, problem_type)
+    if not tables[0].has_header and problem_type == "single_label_classification":
+        _check_first_line(known)
+    encode = LabelEncoder(known, names, problem_type)
+    features = Features({"text": Value("string"), "label": FEATURES[problem_type]})
+    parts_of = {
+        name: Dataset.from_dict({"text": [row.text for row in part], "label": [encode(row) for row in part]}, features)
+        for name, part in rows.items()
+    }
+    if len(set(map(str, parts_of["train"]["label"]))) < 2:
+        raise DataError(
+            f"All rows of {source} to learn from have the label {rows['train'][0].label!r}: give others too."
+        )
+    logger.info("%s: the text is in %s, the label in %s.", source, ", ".join(columns.text), columns.label)
+    test = parts_of["test"] if len(parts_of["test"]) else None
+    return LabelledSplits(parts_of["train"], test, names, problem_type, columns.text, columns.label)
+
+
+def _load(source: str, text: Sequence[str], label: str | None) -> list[Table]:
+    named = {name.lower() for name in (*text, *([label] if label else []))}
+    return load_tables(source, header=_HEADER | named)
+
+
+def _find_columns(table: Table, text: tuple[str, ...], label: str | None, problem_type: str) -> _Columns:
+    """The columns that are named or, where they are not, found."""
+    rows = table.splits["train"]
+    found = list(rows.column_names)
+    _check_columns(table.where, found, (*text, *([label] if label else [])))
+    by_lower_name = {name.lower(): name for name in found}
+    if label is None:
+        label = next((by_lower_name[name] for name in _LABEL_COLUMNS if name in by_lower_name), None)
+        if label is None and not table.has_header:
+            label = _label_by_values(rows, [name for name in found if name not in text], problem_type)
+        if label is None:
+            raise DataError(
+                f"{table.where} has the columns {', '.join(found)}, and which holds the label is not clear: name it with "
+                "--label_column."
+            )
+    if not text:
+        others = [name for name in found if name != label]
+        group = next((group for group in _TEXT_COLUMNS if all(name in by_lower_name for name in group)), None)
+        if not table.has_header or (group is None and len(others) == 1):
+            text = tuple(others)
+        elif group is not None:
+            text = tuple(by_lower_name[name] for name in group)
+        if not text or label in text:
+            raise DataError(
+                f"{table.where} has the columns {', '.join(found)}, and which holds the text is not clear: name it with "
+                "--text_column."
+            )
+    return _Columns(text, label)
+
+
+def _label_by_values(rows: Dataset, columns: list[str], problem_type: str) -> str | None:
+    """Of the first and the last column, the one with fewer or else shorter values, or the one with numbers."""
+    ends = {name: [value for value in rows[name][:] if value.strip()] for name in (*columns[:1], *columns[-1:])}
+    if problem_type == "regression":
+        numbers = [name for name, values in ends.items() if all(number_of(value) is not None for value in values)]
+        return numbers[0] if len(numbers) == 1 else None
+    sizes = {name: (len(set(values)), sum(map(len, values))) for name, values in ends.items()}
+    smallest = min(sizes, key=lambda name: sizes[name])
+    return smallest if list(sizes.values()).count(sizes[smallest]) == 1 else None
+
+
+def _check_columns(where: str, found: list[str], wanted: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in found:
+            raise DataError(f"{where} has no column {name!r}; it has {', '.join(found)}.")
+
+
+def _class_label(rows: Dataset, column: str) -> ClassLabel | None:
+    feature = rows.features[column]
+    feature = feature.feature if isinstance(feature, List) else feature
+    return feature if isinstance(feature, ClassLabel) else None
+
+
+def _own_names(table: Table, column: str) -> list[str] | None:
+    """The names that a data set itself has for the numbers in its label column."""
+    feature = _class_label(table.splits["train"], column)
+    return list(feature.names) if feature else None
+
+
+def _read(tables: Sequence[Table], columns: _Columns, skip_invalid: bool) -> dict[str, list[Labelled]]:
+    """The usable rows, by the split they are in: `train` or `test`."""
+    found: dict[str, list[Labelled]] = {"train": [], "test": []}
+    for table in tables:
+        for split, rows in table.splits.items():
+            _check_columns(table.where, rows.column_names, (*columns.text, columns.label))
+            rejected = Rejected(table.where, skip_invalid)
+            found[str(split)] += _usable(rows, columns, rejected)
+            rejected.log()
+    return found
+
+
+def _usable(rows: Dataset, columns: _Columns, rejected: Rejected) -> Iterator[Labelled]:
+    """The rows with a text and a label."""
+    own = _class_label(rows, columns.label)
+    texts = [rows[name][:] for name in columns.text]
+    for number, (label, *cells) in enumerate(zip(rows[columns.label][:], *texts, strict=True), start=1):
+        for name, cell in zip(columns.text, cells, strict=True):
+            if cell is not None and not isinstance(cell, str):
+                raise DataError(
+                    f"Row {number} of {rejected.where} has in the column {name!r} no text but {cell!r:.80}: name the column "
+                    "with the text with --text_column."
+                )
+        text = "\n".join(cell for cell in cells if not is_blank(cell))
+        # -1 is how data sets of the Hub write a label that is kept secret.
+        if label is None or (isinstance(label, str) and not label.strip()) or (own and label == -1):
+            rejected.add(number, f"it has no label in the column {columns.label!r}")
+        elif not text:
+            rejected.add(number, f"it has no text in the column {' or '.join(map(repr, columns.text))}")
+        else:
+            label = label.strip() if isinstance(label, str) else own.int2str(label) if own else label
+            yield Labelled(rejected.where, number, text, label)
+
+
+def _check_first_line(rows: Sequence[Labelled]) -> None:
+    """Refuses a first line that was taken for a row and looks like a header: its label occurs once, all others again."""
+    counts = Counter(str(row.label) for row in rows)
+    first = next((row for row in rows if row.number == 1), None)
+    once = [label for label, count in counts.items() if count == 1]
+    if first is not None and once == [str(first.label)] and len(counts) > 2:
+        raise DataError(
+            f"{first} has the label {first.label!r}, which no other row has, as if it were a header: if it is, name its "
+            "columns with --text_column and --label_column; if not, leave it out."
+        )

@@ -1,0 +1,113 @@
+"""Text classification: one label, several, or a number."""
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ...errors import ConfigError
+from ...evaluation.record import Evaluation
+from ...model.modeling_chatgpt import ChatGPTForSequenceClassification
+from ..arguments import TaskArguments
+from ..base import Task, was_cut, without_cut
+from ..baselines import classify_by_words
+from ..losses import ClassificationLoss, LossFunction, balanced_weights
+from .evaluation import evaluate_text_classification
+from .rows import load_labelled
+
+
+class TextClassification(Task):
+    """Rows of a text and its label; the model scores the last token."""
+
+    auto_class = AutoModelForSequenceClassification
+    own_class = ChatGPTForSequenceClassification
+    new_modules = ("score",)
+    peft_task_type = "SEQ_CLS"
+
+    def __init__(self, arguments: TaskArguments, seed: int, **kwargs: Any) -> None:
+        super().__init__(arguments, seed, **kwargs)
+        arguments = self.arguments
+        splits = load_labelled(
+            self.source(),
+            eval_source=self.eval_source(),
+            text_column=arguments.text_column,
+            label_column=arguments.label_column,
+            label_names=self.class_names(),
+            problem_type=arguments.problem_type,
+            test_fraction=arguments.test_fraction,
+            skip_invalid=arguments.skip_invalid,
+        )
+        self.train = splits.train
+        self.test = self.held_out(splits.test)
+        self.label_names = splits.label_names
+        self.problem_type = splits.problem_type
+        self.best_metric = "loss" if self.problem_type == "regression" else "accuracy"
+
+    def texts(self) -> list[str]:
+        return list(self.train["text"])
+
+    def load_model(self, name_or_path: str, **kwargs: Any) -> PreTrainedModel:
+        if self.arguments.classifier_pooling is not None:
+            config = AutoConfig.from_pretrained(name_or_path)
+            if config.model_type != "gpt2" and not hasattr(config, "classifier_pooling"):
+                raise ConfigError(
+                    f"--classifier_pooling: models of the family {config.model_type} read a text's class from its last token "
+                    "alone. Leave it out."
+                )
+        return super().load_model(name_or_path, **kwargs)
+
+    def config(self) -> dict[str, Any]:
+        pooling = self.arguments.classifier_pooling
+        return self._labels() | ({} if pooling is None else {"classifier_pooling": pooling})
+
+    def _labels(self) -> dict[str, Any]:
+        if self.problem_type == "regression":
+            return {"num_labels": 1, "problem_type": self.problem_type}
+        return {
+            "id2label": dict(enumerate(self.label_names)),
+            "label2id": {name: index for index, name in enumerate(self.label_names)},
+            "problem_type": self.problem_type,
+        }
+
+    def tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            encoded = tokenizer(batch["text"], truncation=True)
+            return {**encoded, "labels": batch["label"], "cut": was_cut(encoded)}
+
+        encoded = rows.map(encode, batched=True, remove_columns=rows.column_names, desc="Tokenizing")
+        return without_cut(encoded, self.arguments.max_length)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
+        return DataCollatorWithPadding(tokenizer)
+
+    def loss(self) -> LossFunction:
+        weights = None
+        if self.arguments.class_weights and self.problem_type == "single_label_classification":
+            weights = balanced_weights(np.array(self.train["label"]), len(self.label_names))
+        return ClassificationLoss(self.problem_type, weights)
+
+    def metrics(self, predictions: Any) -> dict[str, float]:
+        logits, labels = predictions.predictions, predictions.label_ids
+        if self.problem_type == "regression":
+            return {}
+        if self.problem_type == "multi_label_classification":
+            return {"accuracy": float(((logits > 0) == (labels > 0.5)).mean())}
+        return {"accuracy": float((logits.argmax(-1) == labels).mean())}
+
+    def evaluate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, *, data: str, batch_size: int
+    ) -> dict[str, Evaluation]:
+        found = evaluate_text_classification(model, tokenizer, rows, data=data, batch_size=batch_size)
+        return {self.arguments.task: found}
+
+    def baselines(self) -> dict[str, Evaluation]:
+        if self.problem_type != "single_label_classification":
+            return {}
+        return {"TF-IDF + logistic regression": classify_by_words(self.train, self.test, self.label_names)}

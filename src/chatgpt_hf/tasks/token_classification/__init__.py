@@ -1,0 +1,1 @@
+"""Labels for words, such as the names in a sentence (NER)."""

@@ -1,0 +1,120 @@
+"""Attention written out is the model's own, and is taken where it is meant to be."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig
+
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, GrowingCache, use_cpu_kernels
+from chatgpt_hf.inference.cpu import attention
+from chatgpt_hf.inference.cpu.attention import ATTENTION, attend_on_cpu
+from chatgpt_hf.model.modeling_chatgpt import eager_attention_forward
+
+MODULE: Any = SimpleNamespace(num_key_value_groups=1, training=False, is_causal=True)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the queries that transformers' `sdpa` got."""
+    seen: list[tuple[int, ...]] = []
+    original = attention.sdpa_attention_forward
+
+    def count(module: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(tuple(query.shape))
+        return original(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", count)
+    return seen
+
+
+def states(
+    queries: int, heads: int = 4, *, by_position: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query = torch.randn(3, 4, queries, 8)
+    if by_position:
+        key, value = torch.randn(2, 20, 3, heads, 8).permute(0, 2, 3, 1, 4)
+    else:
+        key, value = torch.randn(2, 3, heads, 20, 8)
+    return query, key, value
+
+
+@pytest.mark.parametrize("scaling", [8**-0.5, 0.1])
+def test_one_query_against_attention_by_its_equation(calls: list[Any], scaling: float) -> None:
+    query, key, value = states(1)
+    output, weights = attend_on_cpu(MODULE, query, key, value, None, scaling=scaling)
+    expected, _ = eager_attention_forward(MODULE, query, key, value, None, scaling=scaling)
+    torch.testing.assert_close(output, expected)
+    assert weights is None
+    assert calls == []
+    if scaling == 8**-0.5:
+        torch.testing.assert_close(attend_on_cpu(MODULE, query, key, value, None)[0], expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_to_be_compiled_against_attention_by_its_equation(masked: bool) -> None:
+    query, key, value = states(1, by_position=False)
+    mask = torch.rand(3, 1, 1, 20) > 0.3 if masked else None
+    additive = None if mask is None else torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
+    for scaling in (8**-0.5, 0.1):
+        expected, _ = eager_attention_forward(MODULE, query, key, value, additive, scaling=scaling)
+        torch.testing.assert_close(attention._to_compile(query, key, value, mask, scaling), expected)
+    assert attention._to_compile(query, key, value, mask, None).shape == expected.shape
+
+
+@pytest.mark.parametrize(
+    "case", ["several queries", "by heads", "a mask", "a bias", "bfloat16", "shared keys", "training"]
+)
+def test_everything_else_is_left_to_sdpa(calls: list[Any], case: str) -> None:
+    query, key, value = states(
+        5 if case == "several queries" else 1, 2 if case == "shared keys" else 4, by_position=case != "by heads"
+    )
+    mask = torch.rand(3, 1, 1, 20) > 0.3 if case == "a mask" else None
+    bias = torch.randn(3, 4, 1, 20) if case == "a bias" else None
+    if case == "bfloat16":
+        query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
+    module = SimpleNamespace(
+        **vars(MODULE) | {"training": case == "training", "num_key_value_groups": 4 // key.shape[1]}
+    )
+    output, _ = attend_on_cpu(module, query, key, value, mask, scaling=0.3, position_bias=bias)
+    assert calls
+    reference = torch.ones(5, 20, dtype=torch.bool).tril() if case == "several queries" else mask
+    added = bias if reference is None else torch.zeros(reference.shape).masked_fill(~reference, -torch.inf)
+    expected, _ = eager_attention_forward(module, query, key, value, added, scaling=0.3)
+    torch.testing.assert_close(output, expected, **({"rtol": 0.02, "atol": 0.02} if case == "bfloat16" else {}))
+
+
+def test_a_model_with_kernels_answers_by_it(calls: list[Any]) -> None:
+    """Once for a prompt in each layer, and then no more until the buffer is by heads; the ids are the plain model's."""
+    config = ChatGPTConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256
+    )
+    model = ChatGPTForCausalLM(config).eval()
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.3)
+    ids = torch.randint(2, 64, (3, 16))
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    expected = model.generate(ids, max_new_tokens=150, **options)
+    assert calls == []
+    assert use_cpu_kernels(model).config._attn_implementation == ATTENTION
+    model.generate(ids, max_new_tokens=64, past_key_values=GrowingCache(config), **options)
+    assert calls == [(3, 4, 16, 8)] * 2
+    assert model.generate(ids, max_new_tokens=150, past_key_values=GrowingCache(config), **options).equal(expected)
+    assert {shape[2] for shape in calls} == {16, 1}
+
+
+def test_a_model_with_kernels_is_batched_continuously_from_python() -> None:
+    """By `generate_batch` alone, without a word about attention."""
+    config = ChatGPTConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256
+    )
+    model = ChatGPTForCausalLM(config).eval()
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.3)
+    prompts = [torch.randint(2, 64, (length,)).tolist() for length in (3, 30, 9)]
+    generation = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    alone = [
+        model.generate(torch.tensor([ids]), generation_config=generation)[0, len(ids) :].tolist() for ids in prompts
+    ]
+    sizes = ContinuousBatchingConfig(use_cuda_graph=False, page_size=32, num_blocks=16, max_batch_tokens=256)
+    found = use_cpu_kernels(model).generate_batch(prompts, generation, continuous_batching_config=sizes)
+    assert [answer.generated_tokens for answer in found.values()] == alone

@@ -1,0 +1,58 @@
+"""Memory in huge pages holds what it held, and the kernel says that it is there."""
+
+import platform
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, use_cpu_kernels
+from chatgpt_hf.inference.cpu import huge_pages as pages
+from chatgpt_hf.inference.cpu import packed_linear as kernels
+from chatgpt_hf.inference.cpu.huge_pages import use_huge_pages
+
+MB = 2**20
+RELEASE = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+
+
+def huge_bytes(address: int) -> int:
+    """Bytes in huge pages of the mapping that holds an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no mapping holds the address")
+
+
+@pytest.mark.skipif(
+    platform.system() != "Linux" or RELEASE < (6, 1) or not pages._SIZE_FILE.is_file(),
+    reason="the kernel cannot collapse pages into huge ones (Linux 6.1 can)",
+)
+def test_what_is_in_use_is_moved_and_stays_the_same() -> None:
+    values = torch.arange(16 * MB, dtype=torch.int32)
+    unused = torch.empty(64 * MB, dtype=torch.int32)
+    before = huge_bytes(values.data_ptr())
+    assert use_huge_pages() > 0
+    assert huge_bytes(values.data_ptr()) >= before + 60 * MB
+    assert values.equal(torch.arange(16 * MB, dtype=torch.int32))
+    # What nobody has written to takes no memory afterwards either.
+    resident = int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    unused.fill_(1)
+    assert int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) > resident + 200_000
+
+
+def test_a_system_without_huge_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pages, "_SIZE_FILE", tmp_path / "none")
+    assert use_huge_pages() == 0
+
+
+@pytest.mark.parametrize(("width", "expected"), [(256, 0), (1024, 1)], ids=["in the processor's cache", "beyond it"])
+def test_weights_that_come_from_memory_get_them(monkeypatch: pytest.MonkeyPatch, width: int, expected: int) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(kernels, "use_huge_pages", lambda: calls.append(1))
+    config = ChatGPTConfig(vocab_size=64, hidden_size=width, num_hidden_layers=1, num_attention_heads=4)
+    use_cpu_kernels(ChatGPTForCausalLM(config))
+    assert len(calls) == expected

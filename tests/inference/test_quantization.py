@@ -1,0 +1,135 @@
+"""Quantized folders: ordinary ones, smaller, nearly as good, and refused clearly where they cannot be made or read."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_for_generation, load_tokenizer, quantize_model
+from chatgpt_hf.errors import CheckpointError, ConfigError, OutputError
+from chatgpt_hf.inference.quantization import QUANTIZATIONS, quantize_folder
+from chatgpt_hf.tokenization_chatgpt import encode_documents
+
+# Of perplexity, relative to float32.
+BOUNDS = {"int8": 0.01, "int8-weight-only": 0.01, "int4": 0.05}
+
+
+@pytest.fixture(scope="module")
+def folders(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A trained model, quantized in each way."""
+    made = {name: tmp_path_factory.mktemp("quantized") / name for name in QUANTIZATIONS}
+    for name, folder in made.items():
+        quantize_folder(base_folder, folder, name)
+    return made
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, rows: list[list[int]]) -> float:
+    losses = [
+        torch.nn.functional.cross_entropy(model(torch.tensor([row])).logits[0, :-1].float(), torch.tensor(row[1:]))
+        for row in rows
+    ]
+    return math.exp(torch.stack(losses).mean().item())
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_a_folder_is_an_ordinary_one(quantization: str, folders: dict[str, Path], base_folder: Path) -> None:
+    folder = folders[quantization]
+    tokenizer = load_tokenizer(folder)
+    rows = encode_documents(tokenizer, [f"The dog number {number} runs around the garden." for number in range(10)])
+    exact = perplexity(AutoModelForCausalLM.from_pretrained(base_folder), rows)
+    # By transformers and torchao alone, and with this CPU's kernels.
+    for model in (AutoModelForCausalLM.from_pretrained(folder), load_for_generation(folder)):
+        assert abs(perplexity(model, rows) / exact - 1) < BOUNDS[quantization]
+        ids = torch.tensor([rows[0][:6]])
+        options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
+        assert model.generate(ids, attention_mask=torch.ones_like(ids), **options).shape == (1, 11)
+    config = AutoModelForCausalLM.from_pretrained(folder).config
+    assert not config.tie_word_embeddings
+    assert type(config.quantization_config.quant_type).__name__.startswith("Int")
+
+
+def test_quantized_while_loaded_is_what_the_folder_holds(folders: dict[str, Path], base_folder: Path) -> None:
+    ids = torch.arange(4, 40)[None]
+    with torch.no_grad():
+        stored, loaded = load_for_generation(folders["int8"]), load_for_generation(base_folder, "int8")
+        torch.testing.assert_close(stored(ids).logits, loaded(ids).logits, rtol=0, atol=0)
+
+
+def test_size(folders: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+    model = ChatGPTForCausalLM(ChatGPTConfig(**sizes))
+    before = sum(parameter.numel() * 4 for parameter in model.parameters())
+    quantize_model(model, "int8").save_pretrained(tmp_path)
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.safetensors")) < 0.45 * before
+
+
+def test_the_commands(cli: Callable[..., Any], chat_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "int8"
+    result = cli("quantize", chat_folder, folder)
+    assert result.code == 0
+    assert f"Written to {folder}" in result.out
+    ask = ("--prompt", "Hello!", "--temperature", "0")
+    stored, loaded = cli("chat", folder, *ask), cli("chat", chat_folder, *ask, "--quantize", "int8")
+    assert stored.code == loaded.code == 0
+    assert stored.out == loaded.out == "Hi! How are you?\n"
+    text = cli("generate", chat_folder, "--prompt", "A cat", "--quantize", "int4", "--max_new_tokens", "3")
+    assert text.code == 0
+    assert text.out.startswith("A cat")
+
+
+def test_what_cannot_be_quantized(refused: Callable[..., str], folders: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3}
+    small = tmp_path / "small"
+    ChatGPTForCausalLM(ChatGPTConfig(**sizes)).save_pretrained(small)
+    load_tokenizer(folders["int8"]).save_pretrained(small)
+    with pytest.raises(ConfigError, match=r"q_proj has rows of 48.*multiples of 32"):
+        quantize_model(AutoModelForCausalLM.from_pretrained(small), "int4")
+    assert "quantized already" in refused("quantize", folders["int8"], tmp_path / "again")
+    assert "no quantization int3: name int8, int8-weight-only, int4" in refused(
+        "quantize", small, tmp_path / "three", "--to", "int3"
+    )
+    with pytest.raises(OutputError, match="not an empty folder"):
+        quantize_folder(folders["int8"], small, "int8")
+    assert not (tmp_path / "again").exists()
+
+
+def test_without_torchao(folders: dict[str, Path], base_folder: Path) -> None:
+    """In a process that cannot import it: transformers asks once whether it is there."""
+    script = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torchao":
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Hidden())
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torchao" else found(name, package)
+from chatgpt_hf.errors import ChatGPTError
+from chatgpt_hf import load_for_generation
+for arguments in ((sys.argv[1],), (sys.argv[2], "int8")):
+    try:
+        load_for_generation(*arguments)
+    except ChatGPTError as error:
+        print(type(error).__name__, error)
+"""
+    command = [sys.executable, "-c", script, str(folders["int8"]), str(base_folder)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    stored, loaded = result.stdout.splitlines()
+    assert stored.startswith(CheckpointError.__name__)
+    assert loaded.startswith(ConfigError.__name__)
+    for line in (stored, loaded):
+        assert "pip install 'chatgpt-hf[quantize]'" in line

@@ -1,0 +1,122 @@
+"""Multiple choice: the files of known benchmarks as they lie, and right answers that are none refused by their row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatgpt_hf.errors import ConfigError, DataError
+from chatgpt_hf.tasks.multiple_choice.rows import load_choices
+
+GOOD: dict[str, Any] = {"query": "Cats", "choices": ["bark", "purr"], "gold": 1}
+
+
+def jsonl(path: Path, *rows: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def refused(source: str, **options: Any) -> str:
+    with pytest.raises(DataError) as error:
+        load_choices(source, **options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "choices"),
+    [
+        ("arc_challenge_a.jsonl", 600, 4),
+        ("arc_easy_a.jsonl", 1200, 4),
+        ("boolq_a.jsonl", 1500, 2),
+        ("copa_a.jsonl", 50, 2),
+        ("hellaswag_val_0_2999.jsonl", 3000, 4),
+        ("openbook_qa_a.jsonl", 250, 4),
+        ("piqa_a.jsonl", 900, 2),
+        ("winogrande_a.jsonl", 700, 2),
+        ("mmlu/anatomy_test.csv", 135, 4),
+        ("mmlu/abstract_algebra_test.csv", 100, 4),
+    ],
+)
+def test_benchmarks_as_they_lie(shared_data: Path, name: str, count: int, choices: int) -> None:
+    splits = load_choices(str(shared_data / "eval" / name))
+    assert len(splits.train) == count
+    for row in splits.train:
+        assert len(row["contexts"]) == len(row["continuations"]) == choices
+        assert 0 <= row["label"] < choices
+    assert len(set(splits.train["label"])) == choices
+
+
+def test_what_is_right(shared_data: Path) -> None:
+    first = load_choices(str(shared_data / "eval/hellaswag_val_0_2999.jsonl")).train[0]
+    assert first["contexts"] == ["Roof shingle removal: A man is sitting on a roof. he"] * 4
+    assert first["continuations"][first["label"]] == " starts pulling up roofing on a roof."
+    first = load_choices(str(shared_data / "eval/winogrande_a.jsonl")).train[0]
+    assert first["contexts"][first["label"]] == "Sarah was a much better surgeon than Maria so Maria"
+    assert first["continuations"] == [" always got the easier cases."] * 2
+    third = load_choices(str(shared_data / "eval/mmlu/anatomy_dev.csv"), template="{question}\nAnswer:").train[2]
+    assert third["contexts"][0] == "The pleura\nAnswer:"
+    assert third["continuations"][third["label"]] == " extend into the neck."
+    # A context that ends with white space needs nothing between.
+    piqa = load_choices(str(shared_data / "eval/piqa_a.jsonl")).train[1]
+    assert piqa["contexts"][0] == "Question: dresser\n"
+    assert piqa["continuations"][1] == "finish, woodgrain with  bobby pin"
+
+
+def test_how_the_right_one_is_written(tmp_path: Path) -> None:
+    rows = [{**GOOD, "gold": gold} for gold in ("1", "B", "purr", " B ")]
+    assert load_choices(jsonl(tmp_path / "a.jsonl", *rows)).train["label"][:] == [1] * 4
+    arc = {"question": "Cats", "choices": {"text": ["bark", "purr"], "label": ["1", "2"]}, "answerKey": "2"}
+    assert load_choices(jsonl(tmp_path / "b.jsonl", arc)).train[0]["label"] == 1
+    bare = tmp_path / "c.csv"
+    bare.write_text('"Cats, of course",bark,purr,B\nDogs,bark,purr,A\n', encoding="utf-8")
+    splits = load_choices(str(bare), delimiter="")
+    assert splits.train["label"][:] == [1, 0]
+    assert splits.train[0]["contexts"][0] == "Cats, of course"
+    assert splits.train[0]["continuations"] == ["bark", "purr"]
+    named = tmp_path / "d.csv"
+    named.write_text("question,A,B,C,answer\nCats,bark,purr,,B\n", encoding="utf-8")
+    assert load_choices(str(named)).train[0]["continuations"] == [" bark", " purr"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"gold": 2}, "its gold is 2, and not one of 0 to 1"),
+        ({"gold": -1}, "its gold is -1"),
+        ({"gold": None}, "its gold is None"),
+        ({"choices": ["purr"], "gold": 0}, "no two or more texts"),
+        ({"choices": ["purr", " "]}, "no two or more texts"),
+        ({"choices": None}, "no two or more texts"),
+        ({"query": ""}, "its query is empty"),
+    ],
+)
+def test_rows_that_cannot_be_used(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    source = jsonl(tmp_path / "a.jsonl", GOOD, {**GOOD, **row})
+    message = refused(source)
+    assert f"Row 2 of {source}" in message
+    assert said in message
+    assert load_choices(source, skip_invalid=True).train["label"][:] == [1]
+
+
+def test_letters_that_are_no_choice(tmp_path: Path) -> None:
+    assert "'C'" in refused(jsonl(tmp_path / "a.jsonl", {**GOOD, "gold": "C"}))
+    assert "'meow'" in refused(jsonl(tmp_path / "a.jsonl", {**GOOD, "gold": "meow"}))
+
+
+def test_columns_and_templates_that_are_not_there(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", {"query": "Cats", "answers": ["bark", "purr"], "gold": 1})
+    assert "columns query, answers, gold" in refused(source)
+    source = jsonl(tmp_path / "b.jsonl", GOOD)
+    assert "no column 'title'; the template may name query, choices, gold" in refused(source, template="{title}")
+    with pytest.raises(ConfigError):
+        load_choices(source, template="no column")
+
+
+def test_held_out_by_hash(shared_data: Path) -> None:
+    source = str(shared_data / "eval/openbook_qa_a.jsonl")
+    splits = load_choices(source, test_fraction=0.2)
+    assert len(splits.train) + len(splits.test) == 250
+    assert 25 < len(splits.test) < 75
+    other = load_choices(source, eval_source=str(shared_data / "eval/copa_a.jsonl"))
+    assert (len(other.train), len(other.test)) == (250, 50)

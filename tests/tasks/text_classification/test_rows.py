@@ -1,0 +1,245 @@
+"""Labelled texts: what people's files look like is understood, and what cannot be learned is refused by its place."""
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from chatgpt_hf.errors import ConfigError, DataError
+from chatgpt_hf.tasks.text_classification.rows import load_labelled
+
+AG_NEWS = ["World", "Sports", "Business", "Sci/Tech"]
+ROWS = [("good fun", "pos"), ("a bore", "neg"), ("so good", "pos"), ("so dull", "neg")]
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def jsonl(path: Path, rows: list[dict[str, object]]) -> str:
+    return write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def refused(source: str, **options: object) -> str:
+    with pytest.raises(DataError) as error:
+        load_labelled(source, **options)
+    return str(error.value)
+
+
+def test_ag_news_as_it_lies(shared_data: Path) -> None:
+    splits = load_labelled(
+        str(shared_data / "classification/ag_news_5000.csv"), label_names=AG_NEWS, test_fraction=0.1
+    )
+    assert (splits.text_columns, splits.label_column) == (("column1", "column2"), "column0")
+    assert splits.train[0]["text"].startswith("Fears for T N pension after talks\nUnions representing workers")
+    assert splits.label_names == AG_NEWS
+    assert splits.train[0]["label"] == AG_NEWS.index("Business")  # written as 3, counted from 1
+    assert len(splits.train) + len(splits.test) == 5000
+    assert 400 < len(splits.test) < 600
+    # One side only, however often a text comes.
+    assert not set(splits.train["text"]) & set(splits.test["text"])
+    counts = Counter([*splits.train["label"], *splits.test["label"]])
+    assert [counts[index] for index in range(4)] == [1286, 1270, 1204, 1240]
+    assert load_labelled(str(shared_data / "classification/ag_news_5000.csv")).label_names == ["1", "2", "3", "4"]
+
+
+def test_sst2_as_it_lies(shared_data: Path) -> None:
+    folder = shared_data / "classification"
+    splits = load_labelled(str(folder / "sst2_train.tsv"), eval_source=str(folder / "sst2_dev.tsv"))
+    assert (splits.text_columns, splits.label_column) == (("column0",), "column1")
+    assert (len(splits.train), len(splits.test)) == (6920, 872)
+    assert splits.label_names == ["0", "1"]
+    assert splits.problem_type == "single_label_classification"
+    assert splits.test[0] == {"text": "one long string of cliches", "label": 0}
+
+
+def test_thucnews_as_it_lies(shared_data: Path) -> None:
+    folder = shared_data / "classification"
+    splits = load_labelled(str(folder / "thucnews_dev.txt"), label_names=folder / "thucnews_class.txt")
+    assert splits.test is None
+    assert len(splits.train) == 10_000
+    assert splits.train[0] == {"text": "体验2D巅峰 倚天屠龙记十大创新概览", "label": splits.label_names.index("game")}
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.csv", "text,label"),
+        ("a.csv", "Sentiment,Review"),
+        ("a.csv", "id,content,class"),
+        ("a.tsv", "sentence\tlabel"),
+    ],
+)
+def test_columns_are_found_by_their_names(tmp_path: Path, name: str, header: str) -> None:
+    separator = "\t" if name.endswith("tsv") else ","
+    cells = {"id": "7", **dict.fromkeys(("text", "Review", "content", "sentence"), 0)}
+    lines = [header]
+    for row in ROWS:
+        lines.append(separator.join(str(row[cells.get(c, 1)]) if c != "id" else "7" for c in header.split(separator)))
+    splits = load_labelled(write(tmp_path / name, "\n".join(lines)))
+    assert splits.label_names == ["neg", "pos"]
+    assert list(zip(splits.train["text"], splits.train["label"], strict=True)) == [
+        (text, int(label == "pos")) for text, label in ROWS
+    ]
+
+
+def test_named_columns_win(tmp_path: Path) -> None:
+    rows = [{"text": "wrong", "label": "x", "body": text, "head": f"On {text}", "kind": label} for text, label in ROWS]
+    source = jsonl(tmp_path / "a.jsonl", rows)
+    splits = load_labelled(source, text_column=["head", "body"], label_column="kind")
+    assert splits.train[0] == {"text": "On good fun\ngood fun", "label": 1}
+    csv = write(tmp_path / "a.csv", "body,kind\ngood,yes\nbad,no\n")
+    assert load_labelled(csv, text_column="body", label_column="kind").label_names == ["no", "yes"]
+    bare = write(tmp_path / "b.tsv", "yes\tgood\tx\nno\tbad\ty\n")
+    splits = load_labelled(bare, text_column="column1", label_column="column0")
+    assert splits.train[1] == {"text": "bad", "label": 0}
+
+
+def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"text": text, "kind": label} for text, label in ROWS])
+    assert "no column 'label'; it has text, kind" in refused(source, label_column="label")
+    assert "no column 'body'; it has text, kind" in refused(source, text_column="body", label_column="kind")
+    assert "columns text, kind" in refused(source)
+    assert "--label_column" in refused(source)
+    source = jsonl(tmp_path / "b.jsonl", [{"a": text, "b": text, "label": label} for text, label in ROWS])
+    assert "--text_column" in refused(source)
+    numbers = jsonl(tmp_path / "c.jsonl", [{"text": 3, "label": label} for _, label in ROWS])
+    assert "Row 1 of" in refused(numbers)
+
+
+def test_quotation_marks_that_are_text(tmp_path: Path) -> None:
+    said = '"Is he right?" "I don\'t think so."'
+    splits = load_labelled(write(tmp_path / "a.tsv", f'{said}\tno\n"Yes."\tyes\n"unclosed\tno\n'))
+    assert splits.train["text"][:] == [said, '"Yes."', '"unclosed']
+    splits = load_labelled(write(tmp_path / "b.tsv", f'text\tlabel\n{said}\tno\n"unclosed\tyes\n'))
+    assert splits.train["text"][:] == [said, '"unclosed']
+    splits = load_labelled(write(tmp_path / "c.tsv", '"a\tb"\tno\n"c ""d"""\tyes\n'))
+    assert splits.train["text"][:] == ["a\tb", 'c "d"']
+
+
+def test_several_labels(tmp_path: Path) -> None:
+    named = jsonl(
+        tmp_path / "a.jsonl",
+        [{"text": "x", "labels": ["b", "a"]}, {"text": "y", "labels": []}, {"text": "z", "labels": ["c"]}],
+    )
+    splits = load_labelled(named)
+    assert splits.problem_type == "multi_label_classification"
+    assert splits.label_names == ["a", "b", "c"]
+    assert splits.train["label"][:] == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert "list of labels" in refused(named, problem_type="single_label_classification")
+    vectors = jsonl(tmp_path / "b.jsonl", [{"text": "x", "labels": [0, 1, 1]}, {"text": "y", "labels": [0, 0, 1]}])
+    splits = load_labelled(vectors, label_names=["a", "b", "c"])
+    assert splits.train["label"][:] == [[0, 1, 1], [0, 0, 1]]
+    indices = jsonl(tmp_path / "c.jsonl", [{"text": "x", "labels": [0, 2]}, {"text": "y", "labels": [1]}])
+    assert load_labelled(indices, label_names=["a", "b", "c"]).train["label"][:] == [[1, 0, 1], [0, 1, 0]]
+    cells = write(tmp_path / "d.tsv", 'text\tlabels\nx\ta, b\ny\t["b"]\nz\t[broken\n')
+    assert "Row 3" in refused(cells, problem_type="multi_label_classification")
+    cells = write(tmp_path / "d.tsv", "text\tlabels\nx\ta, b\ny\tb\n")
+    splits = load_labelled(cells, problem_type="multi_label_classification")
+    assert splits.train["label"][:] == [[1, 1], [0, 1]]
+
+
+def test_amounts_are_for_regression(tmp_path: Path) -> None:
+    rows = [{"text": f"text {index}", "score": index / 4} for index in range(8)]
+    fractions = jsonl(tmp_path / "a.jsonl", rows)
+    splits = load_labelled(fractions)
+    assert (splits.problem_type, splits.label_names) == ("regression", [])
+    assert splits.train["label"][:] == [index / 4 for index in range(8)]
+    message = refused(fractions, problem_type="single_label_classification")
+    assert "Row 2 of" in message
+    assert "0.25" in message
+    assert "--problem_type regression" in message
+    whole = jsonl(tmp_path / "b.jsonl", [{**row, "score": float(index)} for index, row in enumerate(rows)])
+    assert "--problem_type regression" in refused(whole)
+    assert load_labelled(whole, problem_type="regression").train["label"][:3] == [0.0, 1.0, 2.0]
+    classes = load_labelled(whole, problem_type="single_label_classification")
+    assert classes.label_names == [str(index) for index in range(8)]
+    table = write(tmp_path / "c.tsv", "0.5\tsome\n2\tmore\n")
+    assert load_labelled(table, problem_type="regression").train[0] == {"text": "some", "label": 0.5}
+    words = jsonl(tmp_path / "d.jsonl", [{"text": "x", "score": "1"}, {"text": "y", "score": "much"}])
+    assert "'much'" in refused(words, problem_type="regression")
+
+
+def test_label_names(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.tsv", "one\t0\ntwo\t1\nthree\t0\n")
+    assert load_labelled(source, label_names=["a", "b"]).train["label"][:] == [0, 1, 0]
+    names = write(tmp_path / "names.txt", "b\na\n")
+    named = write(tmp_path / "b.tsv", "one\ta\ntwo\tb\n")
+    assert load_labelled(named, label_names=names).train["label"][:] == [1, 0]
+    message = refused(write(tmp_path / "c.tsv", "one\ta\ntwo\tb\nthree\tc\n"), label_names=names)
+    assert "Row 3 of" in message
+    assert "'c'" in message
+    assert "b, a" in message
+    assert "no file" in refused(named, label_names=str(tmp_path / "none.txt"))
+    assert "each once" in refused(named, label_names=["a", "a"])
+
+
+def test_an_unknown_label_in_the_validation_file(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.tsv", "good fun\tpos\na bore\tneg\n")
+    held_out = write(tmp_path / "b.tsv", "fine\tpos\nwell\tmixed\n")
+    message = refused(source, eval_source=held_out)
+    assert f"Row 2 of {held_out}" in message
+    assert "'mixed'" in message
+    assert "neg, pos" in message
+
+
+@pytest.mark.parametrize("what", ["label", "text"])
+def test_rows_without_a_label_or_a_text(tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    rows = [{"text": text, "label": label} for text, label in ROWS]
+    source = jsonl(tmp_path / "a.jsonl", [*rows, {**rows[0], what: None}, {**rows[0], what: " "}])
+    message = refused(source)
+    assert f"Row 5 of {source}" in message
+    assert f"'{what}'" in message
+    assert "--skip_invalid" in message
+    with caplog.at_level(logging.WARNING):
+        assert len(load_labelled(source, skip_invalid=True).train) == 4
+    assert f"2 rows of {source} are left out" in caplog.text
+    assert "Row 2" in refused(write(tmp_path / "b.tsv", "fine\tpos\nwell\nbad\tneg\n"))
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.tsv", "text\tlabel\nfine\tpos\nwell\tpos\n")
+    message = refused(source)
+    assert source in message
+    assert "'pos'" in message
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_bytes("schön\tpos\nschlecht\tneg\n".encode("latin-1"))
+    message = refused(str(path))
+    assert f"{path} is not UTF-8" in message
+    assert "line 1" in message
+
+
+def test_a_line_with_more_fields_than_the_first(tmp_path: Path) -> None:
+    assert "line 2" in refused(write(tmp_path / "a.tsv", "fine\tpos\na\tb\tneg\n"))
+
+
+def test_a_header_of_unknown_names_is_not_taken_for_a_row(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", "Statement,Verdict\n" + "".join(f"{text},{label}\n" for text, label in ROWS))
+    assert "'Verdict'" in refused(source)
+    assert len(load_labelled(source, text_column="Statement", label_column="Verdict").train) == 4
+
+
+def test_nothing_held_out_or_nothing_left(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"text": text, "label": label} for text, label in ROWS])
+    assert "--test_fraction" in refused(source, test_fraction=1e-6)
+    assert "hold out fewer" in refused(source, test_fraction=1 - 1e-6)
+    for wrong in ({"test_fraction": 1.5}, {"problem_type": "ranking"}):
+        with pytest.raises(ConfigError):
+            load_labelled(source, **wrong)
+
+
+def test_held_out_texts_that_are_learned_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"text": text, "label": label} for text, label in ROWS])
+    with caplog.at_level(logging.WARNING):
+        load_labelled(source, eval_source=source)
+    assert "4 of 4 held-out rows" in caplog.text
+
+
+def test_a_text_without_columns(tmp_path: Path) -> None:
+    assert "without columns" in refused(write(tmp_path / "a.txt", "Once upon a time.\nThere was.\n"))
