@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 from transformers.utils import logging as transformers_logging
 
 from chatgpt_hf import ChatGPTConfig, load_tokenizer
-from chatgpt_hf.data.builtin.python_docs import load_builtin
+from chatgpt_hf.data.builtin import load_builtin
 from chatgpt_hf.errors import ChatGPTError
 from chatgpt_hf.export.export import export_model
 from chatgpt_hf.export.gguf import OUTTYPES

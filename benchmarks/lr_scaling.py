@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chatgpt_hf.data.builtin.python_docs import load_builtin
+from chatgpt_hf.data.builtin import load_builtin
 
 BLOCK_SIZE = 256
 CLI = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()"]

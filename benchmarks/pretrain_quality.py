@@ -194,7 +194,7 @@ def optimizers(text: tuple[str, str]) -> Suite:
 
 def python_docs(data: Path) -> Suite:
     """The embedded corpus, with its own held-out part."""
-    from chatgpt_hf.data.builtin.python_docs import load_builtin
+    from chatgpt_hf.data.builtin import load_builtin
 
     parts = load_builtin("builtin:python-docs")
     return optimizers(("\n\n".join(parts["train"]["text"]), "\n\n".join(parts["test"]["text"])))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from chatgpt_hf import ChatSession
-from chatgpt_hf.data.builtin.python_docs import load_builtin
+from chatgpt_hf.data.builtin import load_builtin
 from chatgpt_hf.quickstart import QUESTIONS, quickstart
 from chatgpt_hf.training import sft
 

@@ -19,8 +19,8 @@ from uuid import uuid4
 import pytest
 
 from chatgpt_hf.errors import ConfigError
-from chatgpt_hf.evaluation.sandbox.run import run_program
-from chatgpt_hf.evaluation.sandbox.run.run import Outcome
+from chatgpt_hf.evaluation.sandbox import run_program
+from chatgpt_hf.evaluation.sandbox.run import Outcome
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux alone")
 
@@ -473,7 +473,7 @@ os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
 
 
 def test_other_systems_run_nothing(run: Run) -> None:
-    from chatgpt_hf.evaluation.sandbox.run import confined as sandboxed
+    from chatgpt_hf.evaluation.sandbox import confined as sandboxed
 
     source = Path(sandboxed.__file__).read_text(encoding="utf-8")
     source = source.replace("import ctypes\n", "")

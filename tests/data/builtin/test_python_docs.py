@@ -11,10 +11,11 @@ import sysconfig
 import pytest
 from datasets import Dataset, DatasetDict
 
-from chatgpt_hf.data.builtin.python_docs import load_builtin
-from chatgpt_hf.data.builtin.python_docs import python_docs as builtin
-from chatgpt_hf.data.builtin.python_docs.python_docs import BUILTIN_CORPORA
+from chatgpt_hf.data.builtin import load_builtin
+from chatgpt_hf.data.builtin import python_docs as builtin
 from chatgpt_hf.errors import DataError
+
+BUILTIN_CORPORA = ("builtin:python-docs", "builtin:python-qa")
 
 
 def normal(text: str) -> str:
@@ -125,7 +126,7 @@ def test_nothing_depends_on_the_machine(name):
 def test_same_rows_in_another_process():
     here = os.path.dirname(__file__)
     found = subprocess.run(
-        [sys.executable, "-c", "from test_builtin import digest; print(digest())"],
+        [sys.executable, "-c", "from test_python_docs import digest; print(digest())"],
         env={**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join([here, *filter(None, sys.path)])},
         capture_output=True,
         text=True,

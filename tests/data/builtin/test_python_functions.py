@@ -9,8 +9,8 @@ import sysconfig
 
 import pytest
 
-from chatgpt_hf.data.builtin.python_docs import load_builtin
-from chatgpt_hf.data.builtin.python_docs import python_functions as functions
+from chatgpt_hf.data.builtin import load_builtin
+from chatgpt_hf.data.builtin import python_functions as functions
 from chatgpt_hf.errors import DataError
 
 

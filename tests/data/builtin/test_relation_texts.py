@@ -5,8 +5,8 @@ import re
 
 from datasets import Dataset
 
-from chatgpt_hf.data.builtin.python_docs import load_builtin
-from chatgpt_hf.data.builtin.python_docs import relation_texts as relations
+from chatgpt_hf.data.builtin import load_builtin
+from chatgpt_hf.data.builtin import relation_texts as relations
 
 
 def names(rows: Dataset) -> set[str]:
