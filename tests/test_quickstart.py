@@ -111,9 +111,10 @@ def run(folder: Path) -> tuple[list[str], dict[str, Any]]:
 @pytest.mark.usefixtures("small_corpora")
 def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "quickstart"
-    train = sft.train_and_save
+    make_trainer = sft.SFTRun.make_trainer
 
-    def dying(trainer: Trainer, *arguments: Any) -> Any:
+    def dying(run: sft.SFTRun) -> Trainer:
+        trainer = make_trainer(run)
         step = trainer.training_step
 
         def until(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -122,11 +123,11 @@ def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.Monkey
             return step(*args, **kwargs)
 
         trainer.training_step = until
-        return train(trainer, *arguments)
+        return trainer
 
     # Killed in the sixth step of the second stage.
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "train_and_save", dying)
+        patch.setattr(sft.SFTRun, "make_trainer", dying)
         with pytest.raises(Killed):
             run(folder)
     assert steps == [0, 1, 2, 3, 0, 1, 2, 3, 4]

@@ -30,7 +30,7 @@ from .errors import (
 from .files import read_json
 from .tokenization_chatgpt import load_tokenizer
 
-# Beside an adapter: some weights of its base.
+# Saved beside an adapter: some weights of its base.
 BASE_SAMPLE_NAME = "base_sample.json"
 
 
@@ -41,17 +41,18 @@ def load_model(
     new_modules: Collection[str] = (),
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """`model_class.from_pretrained`, refusing what transformers would only warn of.
+    """Loads a model with `model_class.from_pretrained`, and raises where transformers would only warn.
 
     Args:
-        name_or_path: A model folder, or a Hub id; or a folder with an adapter of PEFT's, which is put onto its base model.
+        name_or_path: A model folder or Hub id; or a folder with a PEFT adapter, which is loaded onto its base model.
         model_class: An Auto class or a model class. `ChatGPTForCausalLM` also reads GPT-2 checkpoints.
-        new_modules: Modules that start anew where the checkpoint has none or one of another shape, as the head of a task.
-        **kwargs: For `from_pretrained`.
+        new_modules: Modules, such as a task's head, that are newly initialized if the checkpoint lacks them or has another
+            shape.
+        **kwargs: Passed to `from_pretrained`.
 
     Raises:
-        CheckpointError: When there is no model, or weights are missing, mis-shaped or cut short.
-        ConfigError: When config.json contradicts itself, or names an unknown family.
+        CheckpointError: If there is no model, or weights are missing, mis-shaped or truncated.
+        ConfigError: If config.json contradicts itself or names an unknown family.
     """
     folder = Path(name_or_path)
     if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
@@ -60,18 +61,18 @@ def load_model(
     if named_as_path and not folder.exists():
         raise CheckpointError(f"There is no folder {folder}; name one that `save_pretrained` wrote, or a Hub id.")
     if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; name the folder that holds {CONFIG_NAME} and the weights.")
+        raise CheckpointError(f"{folder} is a file; name the folder that contains {CONFIG_NAME} and the weights.")
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(
-            f"{folder} holds no model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
+            f"{folder} does not contain a model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
         )
     if folder.is_dir():
         family = read_json(folder / CONFIG_NAME).get("model_type")
         if family is not None and family not in CONFIG_MAPPING:
-            # transformers would ask whether to run the folder's code, which every folder of ours has.
+            # Otherwise transformers would ask on the terminal whether to run the folder's code.
             raise ConfigError(
-                f"{folder / CONFIG_NAME} cannot be used: neither transformers nor this package knows its model_type "
-                f"{family!r}, and code that lies in a folder is not run."
+                f"{folder / CONFIG_NAME} cannot be used: neither transformers nor this package knows the model_type "
+                f"{family!r}, and code from the folder is not run."
             )
         config_class: Any = getattr(model_class, "config_class", None) or AutoConfig
         try:
@@ -83,18 +84,18 @@ def load_model(
     for file in sorted(folder.glob("*.safetensors")):
         check_safetensors(file)
     try:
-        # Mis-shaped weights come back with their names, where transformers' own error is a table on the log.
+        # So that mis-shaped weights are returned by name; transformers' own error is a table in the log.
         model, report = model_class.from_pretrained(
             name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
     except ImportError as error:
-        # How transformers says that a quantized folder needs torchao or bitsandbytes.
+        # A quantized folder needs torchao or bitsandbytes.
         raise CheckpointError(
             f"{name_or_path} cannot be loaded without one more package: {str(error).strip()}. For quantized folders: pip install "
             "'chatgpt-hf[quantize]'."
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
-        # What transformers says has several lines.
+        # transformers' message has several lines.
         raise CheckpointError(
             f"No model could be loaded from {name_or_path}: {' '.join(str(error).split())} "
             "Name a folder that `save_pretrained` wrote, or the id of a model on the Hub."
@@ -104,11 +105,11 @@ def load_model(
         name, stored, expected = mismatched[0]
         raise CheckpointError(
             f"{name_or_path}: the weight {name} has the shape {tuple(stored)}, {CONFIG_NAME} asks for "
-            f"{tuple(expected)} ({len(mismatched)} such weights). The two files do not belong together."
+            f"{tuple(expected)} ({len(mismatched)} such weights). Config and weights do not belong together."
         )
     if missing := sorted(key for key in report["missing_keys"] if key.partition(".")[0] not in new_modules):
         raise MissingWeights(
-            f"{name_or_path}: {len(missing)} weights are missing, {', '.join(missing[:3])} among them. "
+            f"{name_or_path}: {len(missing)} weights are missing, including {', '.join(missing[:3])}. "
             "The checkpoint is incomplete: save or copy it again.",
             missing,
         )
@@ -116,37 +117,35 @@ def load_model(
 
 
 def refuse_adapter(name_or_path: str | Path) -> None:
-    """Raises `ConversionError` for a folder with an adapter and no model."""
+    """Raises `ConversionError` for a folder that contains an adapter and no model."""
     folder = Path(name_or_path)
     if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
-        raise ConversionError(
-            f"{folder} holds an adapter: make one model of it and its base with chatgpt-hf merge first."
-        )
+        raise ConversionError(f"{folder} contains an adapter: merge it into its base first, with `chatgpt-hf merge`.")
 
 
 def load_for_inference(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
-    """`load_model` onto the machine's accelerator, where it has one."""
+    """Calls `load_model`, placing the model on the machine's accelerator if there is one."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     placed = {"device_map": accelerator.type} if accelerator is not None else {}
     return load_model(name_or_path, model_class, **placed).eval()
 
 
 def check_safetensors(file: Path) -> None:
-    """Raises `CheckpointError` where a safetensors file is cut short or is none."""
+    """Raises `CheckpointError` if a safetensors file is truncated or not a safetensors file."""
     try:
         with safe_open(file, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{file} is no whole safetensors file ({error}): it was cut short while it was written or copied. "
-            "Take an earlier checkpoint, or save or copy it again."
+            f"{file} is not a complete safetensors file ({error}): writing or copying it was interrupted. "
+            "Use an earlier checkpoint, or save or copy it again."
         ) from error
 
 
 def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
-    """The `PeftModel` of an adapter and its base, with rows for the tokens that the adapter's tokenizer has more."""
+    """The `PeftModel` of an adapter and its base, whose embedding is extended to the adapter's tokenizer."""
     if not is_peft_available():
-        raise CheckpointError(f"{folder} holds an adapter, which needs one more package: pip install peft")
+        raise CheckpointError(f"{folder} contains an adapter, which needs one more package: pip install peft")
     from peft import PeftModel
 
     try:
@@ -166,34 +165,43 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     try:
         with warnings.catch_warnings():
-            # PEFT only warns of weights that it does not find.
+            # PEFT only warns of missing weights.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, UserWarning, KeyError) as error:
         raise CheckpointError(
             f"The adapter {folder} does not fit its base model {base}: {str(error).strip()[:300]}. Is {base} still the model "
-            "that it was trained on?"
+            "it was trained on?"
         ) from error
     if (folder / BASE_SAMPLE_NAME).is_file():
         trained_on = json.loads((folder / BASE_SAMPLE_NAME).read_text(encoding="utf-8"))
-        # Room for a base that is loaded in another precision.
+        # Tolerates a base that is loaded in another precision.
         if not np.allclose(sample, trained_on, rtol=0.02, atol=1e-3):
             raise CheckpointError(
-                f"The adapter {folder} was trained on another model than {base} is now, though its shape is the same: put "
-                "the base model back that it was trained on."
+                f"The adapter {folder} was trained on another model than {base} is now, although the shapes match: restore the "
+                "base model that it was trained on."
             )
     return adapted
 
 
 def sample_of(model: PreTrainedModel) -> list[float]:
-    """64 of a model's embedding weights, by which an adapter knows its base again: PEFT looks at shapes alone."""
+    """64 of a model's embedding weights, which identify an adapter's base: PEFT compares only shapes."""
     weights = model.get_input_embeddings().weight.detach().flatten()
     places = torch.linspace(0, weights.numel() - 1, 64, dtype=torch.float64).long()
     return weights[places.to(weights.device)].float().tolist()
 
 
+# Longer than any text, and still a 32-bit index.
+UNLIMITED_CONTEXT = 2**31 - 1
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """The most tokens that a model attends to at once; `UNLIMITED_CONTEXT` where its config names no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED_CONTEXT
+
+
 def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises `TokenizerError` where the tokenizer can give ids that the model's embedding does not have."""
+    """Raises `TokenizerError` if the tokenizer can produce ids beyond the model's embedding."""
     if len(tokenizer) > model.config.vocab_size:
         raise TokenizerError(
             f"The tokenizer has {len(tokenizer)} tokens and the model's `vocab_size` is {model.config.vocab_size}: "
@@ -203,10 +211,10 @@ def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
 @torch.no_grad()
 def extend_vocabulary(model: PreTrainedModel, size: int) -> None:
-    """Gives a model rows for tokens up to `size`, each the mean of the old, in the embedding and in the head.
+    """Extends embedding and head to `size` tokens; each new row is the mean of the old ones.
 
-    So the model gives the new tokens neither nothing nor everything at first (Hewitt 2021, "Initializing new word
-    embeddings for pretrained language models"), and the same rows whenever it is done again.
+    The mean gives new tokens a moderate probability at first (Hewitt 2021, "Initializing new word embeddings for pretrained
+    language models") and is deterministic.
     """
     before = model.config.vocab_size
     if size <= before:

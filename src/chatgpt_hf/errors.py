@@ -1,7 +1,7 @@
-"""The one family of errors a user can cause: what is wrong, where, and what would be right.
+"""The errors a user can cause: each message says what is wrong, where, and what would be right.
 
-The command line prints these without a traceback and exits with code 2. Everything else that escapes is a bug of ours
-and keeps its traceback.
+The command line prints them without a traceback and exits with code 2. Any other exception is a bug in this package and
+keeps its traceback.
 """
 
 
@@ -10,26 +10,26 @@ class ChatGPTError(Exception):
 
 
 class DataError(ChatGPTError):
-    """A corpus, a data file or a column that cannot be used as given."""
+    """A corpus, data file or column cannot be used."""
 
 
 class TokenizerError(ChatGPTError):
-    """A tokenizer that cannot be trained as asked, or does not fit the model."""
+    """A tokenizer cannot be trained as requested, or does not fit the model."""
 
 
 class ConfigError(ChatGPTError):
-    """A recipe, argument or model configuration that contradicts itself or names something unknown."""
+    """A recipe, argument or model configuration contradicts itself or names something unknown."""
 
 
 class CheckpointError(ChatGPTError):
-    """A model folder or weight file that is missing, cut short, or does not match its configuration."""
+    """A model folder or weight file is missing, truncated, or does not match its configuration."""
 
 
 class MissingWeights(CheckpointError):
-    """A checkpoint without some of the model's weights.
+    """A checkpoint lacks some of the model's weights.
 
     Attributes:
-        names: Of these weights.
+        names: The names of the missing weights.
     """
 
     def __init__(self, message: str, names: list[str]) -> None:
@@ -38,28 +38,28 @@ class MissingWeights(CheckpointError):
 
 
 class ConversionError(ChatGPTError):
-    """A foreign checkpoint, or a target format, that cannot express the model."""
+    """A foreign checkpoint cannot be read, or the target format cannot express the model."""
 
 
 class OutputError(ChatGPTError):
-    """A folder or file that cannot be written: not empty and not ours, or no space left."""
+    """A folder or file cannot be written: it is not empty and not ours, or the disk is full."""
 
 
 class CardError(ChatGPTError):
-    """A model card with metadata that the Hub refuses."""
+    """A model card has metadata that the Hub rejects."""
 
 
 class HubError(ChatGPTError):
-    """A repository that cannot be written or read, for want of rights, of a connection, or because of what is in it."""
+    """A repository cannot be read or written: no permission, no connection, or unusable content."""
 
 
 class TrainingDiverged(ChatGPTError):
-    """A run whose loss or gradients left what further steps could mend."""
+    """Loss or gradients became so bad that training cannot recover."""
 
 
 class TrainingInterrupted(ChatGPTError):
-    """A run that was asked to end, saved a checkpoint, and can be gone on with."""
+    """The run was interrupted; it saved a checkpoint and can be resumed."""
 
 
 class ContentFiltered(ChatGPTError):
-    """A message that moderation does not let pass."""
+    """Moderation blocked a message."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from .checkpoints import check_tokenizer_fits, load_for_inference
+from .checkpoints import check_tokenizer_fits, context_length, load_for_inference
 from .data.corpus import load_corpus
 from .errors import ConfigError
 from .evaluation.bias import evaluate_bias
@@ -49,7 +49,7 @@ def measure_corpus(
     check_tokenizer_fits(model, tokenizer)
     result = evaluate_language_modeling(model, tokenizer, texts, stride=stride, batch_size=batch_size)
     examples = [{"text": text[:1000]} for text in texts if text]
-    settings = {"stride": stride, "context": model.config.max_position_embeddings}
+    settings = {"stride": stride, "context": context_length(model)}
     evaluation = Evaluation("language-modeling", corpus, result.measures(), examples, settings)
     return _kept({f"language-modeling-{_slug(corpus)}": evaluation}, name_or_path, out, command)
 

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, and JSON read with errors that name the file."""
+"""Files and folders written completely or not at all, and JSON read with errors that name the file."""
 
 import errno
 import json
@@ -12,15 +12,15 @@ from typing import Any
 
 from .errors import ChatGPTError, CheckpointError, OutputError
 
-# Folders that are being written have names that begin with this.
+# Prefix of temporary folders that are still being written.
 SAVING_PREFIX = ".saving-"
 
 
 def check_new_folder(path: str | Path) -> Path:
-    """The folder, which may be written to: there is none yet, or an empty one.
+    """Returns the path if it does not exist yet or is an empty folder.
 
     Raises:
-        OutputError: When it holds something, or is a file.
+        OutputError: If it is a file or a folder that is not empty.
     """
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -29,10 +29,10 @@ def check_new_folder(path: str | Path) -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no file.
+    """The object in a JSON file; an empty one if the file does not exist.
 
     Raises:
-        CheckpointError: When it cannot be read, or holds something else.
+        CheckpointError: If the file cannot be read, or its content is not an object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -41,16 +41,16 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}. Save or copy it again.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds no JSON object. Save or copy it again.")
+        raise CheckpointError(f"{file} does not hold a JSON object. Save or copy it again.")
     return content
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files replace those of the same names in `folder` when the block ends without an error.
+    """A temporary folder whose files replace those of the same names in `folder` if the block ends without an error.
 
     Raises:
-        OutputError: When the disk is full; `folder` is as it was before.
+        OutputError: If the disk is full; `folder` is unchanged.
     """
     made = not folder.exists()
     with clear_disk_errors(folder):
@@ -74,7 +74,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def clear_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a write that the disk refused into an `OutputError` that names the folder."""
+    """Turns a failed write (disk full, no permission) into an `OutputError` that names the folder."""
     try:
         yield
     except ChatGPTError:
@@ -82,7 +82,7 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
     except Exception as error:
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         refused = isinstance(error, OSError) and error.errno in (*full, errno.EROFS, errno.EACCES, errno.EPERM)
-        # safetensors and torch.save report the same in their own classes.
+        # safetensors and torch.save report the same problems as other exception classes.
         texts = (
             "No space left on device",
             "File too large",
@@ -93,12 +93,12 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
         if not refused and not any(text in str(error) for text in texts):
             raise
         raise OutputError(
-            f"Could not write to {folder}: {error}. What was there before is intact; free some space, or name a folder "
-            "that can be written to, and run the same command again (add --resume_from_checkpoint true to a training run)."
+            f"Could not write to {folder}: {error}. Existing files are intact; free some space, or name a writable "
+            "folder, and run the same command again (add --resume_from_checkpoint true to a training run)."
         ) from error
 
 
 def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary name beside `file`, then renames. The old file survives a failure."""
+    """Calls `write` with a temporary path, then renames it to `file`. The old file survives a failure."""
     with atomic_folder(file.parent) as temporary:
         write(temporary / file.name)

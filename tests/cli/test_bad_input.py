@@ -115,10 +115,10 @@ def test_corpora(corpus: str, words: str, pretrain: Refused) -> None:
         (["--eval_corpus", "blank.txt"], "blank.txt is empty"),
         (["--norm_type", "batchnorm"], "invalid choice: 'batchnorm' (choose from"),
         (["--tokenizer", "no/such/tokenizer"], "no/such/tokenizer"),
-        (["--output_dir", "letters"], "--output_dir letters is not empty and not a run of ours (it holds one.txt"),
+        (["--output_dir", "letters"], "--output_dir letters is not empty and not a run of ours (it contains one.txt"),
         (["--output_dir", "latin.txt"], "latin.txt is a file"),
         (["--output_dir", "latin.txt/run"], "latin.txt is a file"),
-        (["--resume_from_checkpoint", "letters"], "--resume_from_checkpoint letters is no whole checkpoint"),
+        (["--resume_from_checkpoint", "letters"], "--resume_from_checkpoint letters is not a complete checkpoint"),
     ],
 )
 def test_pretraining(options: list[str], words: str, pretrain: Refused) -> None:
@@ -226,7 +226,10 @@ def truncate(folder: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no config": (lambda folder: (folder / "config.json").unlink(), "holds no model: config.json is missing"),
+    "no config": (
+        lambda folder: (folder / "config.json").unlink(),
+        "does not contain a model: config.json is missing",
+    ),
     "contradiction": (
         lambda f: edit_config(f, num_attention_heads=3),
         "config.json cannot be used: `num_attention_heads`",
@@ -236,7 +239,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_weights(f, **{"model.norm.weight": torch.ones(3)}),
         "model.norm.weight has the shape (3,), config.json asks for (64,)",
     ),
-    "truncated weights": (truncate, "model.safetensors is no whole safetensors file"),
+    "truncated weights": (truncate, "model.safetensors is not a complete safetensors file"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
     "broken tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer could be loaded"),
 }

@@ -353,7 +353,7 @@ def test_adapters_and_other_heads_are_refused(saved: Callable[..., Path], tmp_pa
     peft.get_peft_model(
         ChatGPTForCausalLM.from_pretrained(folder), peft.LoraConfig(target_modules="all-linear")
     ).save_pretrained(adapter)
-    with pytest.raises(ConversionError, match=r"holds an adapter: .* chatgpt-hf merge first"):
+    with pytest.raises(ConversionError, match=r"contains an adapter: .* `chatgpt-hf merge`"):
         export_model(adapter, tmp_path / "out", "gguf")
     # With a tied head, no weight of a language model is missing from it.
     ChatGPTForSequenceClassification.from_pretrained(saved("qwen3")).save_pretrained(tmp_path / "classifier")

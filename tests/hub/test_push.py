@@ -278,12 +278,12 @@ def test_folders(client: Any, hub: Any, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "one.txt").write_text("x")
     assert "There is no folder" in client.refused("push", tmp_path / "none", "me/x")
-    assert "holds no model: config.json is missing" in client.refused("push", tmp_path / "texts", "me/x")
+    assert "does not contain a model: config.json is missing" in client.refused("push", tmp_path / "texts", "me/x")
     shards = sorted(folder.glob("*.safetensors"))
     shards[0].rename(tmp_path / "away")
     assert f"names {shards[0].name}, which is not there" in client.refused("push", folder, "me/x")
     shards[0].write_bytes((tmp_path / "away").read_bytes()[:-100])
-    assert "is no whole safetensors file" in client.refused("push", folder, "me/x")
+    assert "is not a complete safetensors file" in client.refused("push", folder, "me/x")
     for file in folder.glob("model[-.]*"):
         file.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"x")
@@ -296,7 +296,9 @@ def test_folders(client: Any, hub: Any, folder: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_pulled(client: Any, hub: Any, folder: Path, tmp_path: Path) -> None:
     assert "There is no repository me/none" in client.refused("pull", "me/none", tmp_path / "back")
     client.run("from huggingface_hub import HfApi\nHfApi().create_repo('me/empty')")
-    assert "me/empty holds no model: it has .gitattributes" in client.refused("pull", "me/empty", tmp_path / "back")
+    assert "me/empty does not contain a model: it has .gitattributes" in client.refused(
+        "pull", "me/empty", tmp_path / "back"
+    )
     assert client("push", folder, "me/there", "--private").code == 0
     assert "has no revision v9" in client.refused("pull", "me/there", tmp_path / "back", "--revision", "v9")
     assert "There is no repository me/there" in client.refused("pull", "me/there", tmp_path / "back", token=None)

@@ -231,4 +231,4 @@ def test_the_command(cli: Callable[..., Any], refused: Callable[..., str], folde
     assert (data.license, data.language, data.datasets) == ("mit", "en", ["org/a"])
     assert "license is 'Do what you like'" in refused("card", folder, "--license", "Do what you like", "--write")
     assert ModelCard.load(folder / "README.md").data.license == "mit"
-    assert "holds no model" in refused("card", folder.parent)
+    assert "does not contain a model" in refused("card", folder.parent)

@@ -23,7 +23,7 @@ resource = pytest.importorskip("resource", reason="limits on file sizes are POSI
 
 # The weights take 275 kB, AdamW's state twice as much, and everything else less than 60 kB.
 ROOM_FOR_NEITHER, ROOM_FOR_WEIGHTS = 100_000, 400_000
-REMEDY = "What was there before is intact; free some space"
+REMEDY = "Existing files are intact; free some space"
 
 
 @contextmanager

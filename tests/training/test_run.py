@@ -210,15 +210,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ([], OutputError, "already holds a run. Add --resume_from_checkpoint true"),
-        (["--resume_from_checkpoint", "false"], OutputError, "already holds a run"),
-        (["--resume_from_checkpoint", "{folder}"], CheckpointError, "is no whole checkpoint of a run"),
+        ([], OutputError, "already contains a run. Add --resume"),
+        (["--resume_from_checkpoint", "false"], OutputError, "already contains a run"),
+        (["--resume_from_checkpoint", "{folder}"], CheckpointError, "is not a complete checkpoint"),
         (
             ["--resume_from_checkpoint", "{folder}/checkpoint-5"],
             CheckpointError,
-            "checkpoint-5 is no whole checkpoint",
+            "checkpoint-5 is not a complete checkpoint",
         ),
-        (["--resume_from_checkpoint", "{folder}/report"], CheckpointError, "report is no whole checkpoint"),
+        (["--resume_from_checkpoint", "{folder}/report"], CheckpointError, "report is not a complete checkpoint"),
         (
             ["--resume_from_checkpoint", "true", "--hidden_size", "32"],
             CheckpointError,
@@ -233,13 +233,13 @@ def contents(folder: Path) -> dict[str, bytes]:
         (
             ["--resume_from_checkpoint", "true", "--block_size", "16", "--max_position_embeddings", "32"],
             CheckpointError,
-            r"other data: --block_size was 32 and is 16\. Go on with what the run was begun with",
+            r"other data: --block_size was 32 and is 16\. Resume with the original data",
         ),
         (["--resume_from_checkpoint", "true", "--seed", "1"], CheckpointError, "other data: --seed was 42 and is 1"),
         (
             ["--resume_from_checkpoint", "true", "--optim", "adamw_torch"],
             CheckpointError,
-            "checkpoint-4 was written with --optim muon, whose state --optim adamw_torch cannot go on with",
+            "checkpoint-4 was written with --optim muon, whose state --optim adamw_torch cannot use",
         ),
         (["--resume_from_checkpoint", "true", "--hidden_act", "magic"], ConfigError, "hidden_act"),
     ],
@@ -281,7 +281,7 @@ def test_other_rows_are_refused(
     words = {"folder": stopped, "base": base_folder, "other": other}
     given = [option.format(**words) for option in [*options, "--resume_from_checkpoint", resume]]
     output = stopped if resume == "true" else tmp_path / "new"
-    with pytest.raises(CheckpointError, match=f"checkpoint-4 is of a run on other data: {differing.format()}"):
+    with pytest.raises(CheckpointError, match=f"checkpoint-4 was trained on other data: {differing.format()}"):
         run_pretrain(output, *CHECKPOINTS, *given)
     assert contents(stopped) == before
     assert not (tmp_path / "new").exists()

@@ -124,7 +124,7 @@ def test_where_the_stream_was_stands_in_the_checkpoint(tmp_path: Path) -> None:
     text = (checkpoint / "data_state_0.json").read_text()
     assert json.loads(text)["processes"] == 1
     assert read_data_state(checkpoint, rank=0, processes=1)
-    with pytest.raises(CheckpointError, match=r"is of a run of 1 processes on a stream.* start 1"):
+    with pytest.raises(CheckpointError, match=r"was written by 1 processes that shared a stream.* start 1"):
         read_data_state(checkpoint, rank=0, processes=2)
     (checkpoint / "data_state_0.json").write_text(text[:-5])
     with pytest.raises(CheckpointError, match=r"data_state_0.json cannot be read .*Take an earlier one"):

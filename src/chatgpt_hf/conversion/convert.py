@@ -88,7 +88,7 @@ def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
     refuse_adapter(source)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(
-            f"{folder} holds no model: {CONFIG_NAME} is missing, and there is no file of torch's that is known. Known are "
+            f"{folder} does not contain a model: {CONFIG_NAME} is missing, and there is no file of torch's that is known. Known are "
             f"{known_families()}."
         )
     name = _model_type(source)

@@ -8,6 +8,7 @@ of women in the professions, from the US Labor Force Statistics of 2017; two go 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checkpoints import context_length
 from .figures import Measure
 from .record import Evaluation
 from .scoring import continuation, negative_log_likelihoods
@@ -66,10 +67,9 @@ def evaluate_bias(
 
     The probe is English and about two pronouns. That it finds nothing does not mean that there is nothing.
     """
-    limit = getattr(model.config, "max_position_embeddings", None) or 1024
     professions = {**MOSTLY_MEN, **MOSTLY_WOMEN}
     pieces = [
-        continuation(tokenizer, before.format(profession), f" {pronoun} {after}", max_length=limit)
+        continuation(tokenizer, before.format(profession), f" {pronoun} {after}", max_length=context_length(model))
         for profession in professions
         for before, after in SENTENCES
         for pronoun in ("he", "she")

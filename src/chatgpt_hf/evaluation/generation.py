@@ -1,7 +1,6 @@
 """What a model writes after many prompts, in batches that change nothing about it."""
 
 import logging
-import sys
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from ..checkpoints import context_length
 from ..errors import DataError
 from .mode import evaluating
 from .padding import pad
@@ -70,7 +70,7 @@ def generate_completions(
     """
     if empty := [index for index, prompt in enumerate(prompts) if not len(prompt)]:
         raise DataError(f"Prompt {empty[0]} has no token: begin it with the tokenizer's bos.")
-    limit = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    limit = context_length(model)
     if too_long := sum(len(prompt) >= limit for prompt in prompts):
         logger.warning("%d %s leave no room in the context of %d and count as unanswered.", too_long, noun, limit)
     eos = generation.get("eos_token_id", model.generation_config.eos_token_id)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checkpoints import context_length
 from ..errors import ConfigError, DataError
 from ..tokenization_chatgpt import encode_documents
 from .figures import Measure
@@ -93,7 +94,7 @@ def evaluate_language_modeling(
     texts = [text for text in texts if text]
     if not texts:
         raise DataError("There is no held-out text to evaluate on.")
-    size = model.config.max_position_embeddings
+    size = context_length(model)
     stride = max(1, size // 2) if stride is None else stride
     if not 1 <= stride < max(size, 2):
         raise ConfigError(

@@ -101,7 +101,7 @@ def check_model_folder(folder: Path) -> None:
     configs = [folder / name for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME) if (folder / name).is_file()]
     if not configs:
         raise CheckpointError(
-            f"{folder} holds no model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
+            f"{folder} does not contain a model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
         )
     for file in configs:
         read_json(file)

@@ -88,7 +88,7 @@ def _has_size(file: Path, size: int) -> bool:
 def _wanted(names: list[str], repo_id: str) -> list[str]:
     if not {CONFIG_NAME, ADAPTER_CONFIG_NAME} & set(names):
         raise CheckpointError(
-            f"{repo_id} holds no model: it has {', '.join(sorted(names)[:5]) or 'no files'}, and no {CONFIG_NAME}."
+            f"{repo_id} does not contain a model: it has {', '.join(sorted(names)[:5]) or 'no files'}, and no {CONFIG_NAME}."
         )
     wanted = [name for name in names if not stays(name, _OTHER_FORMS)]
     if not any(matches(name, WEIGHTS) for name in wanted):

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from ..checkpoints import check_tokenizer_fits
+from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ConfigError
 from ..tokenization_chatgpt import check_text, encode_documents, load_tokenizer
 from .compiling import StaticPrefix, compile_config, missing_compiler
@@ -57,14 +57,13 @@ def stream_text(
     check_tokenizer_fits(model, tokenizer)
     check_text("--prompt", prompt)
     ids = encode_prompt(tokenizer, prompt)
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and len(ids) >= limit:
+    limit = context_length(model)
+    if len(ids) >= limit:
         raise ConfigError(
             f"The prompt takes {len(ids)} tokens and the model's context is {limit} (`max_position_embeddings`): "
             "shorten the prompt."
         )
-    if limit is not None:
-        max_new_tokens = min(max_new_tokens, limit - len(ids))
+    max_new_tokens = min(max_new_tokens, limit - len(ids))
     length = len(ids) + max_new_tokens
     speculation = make_speculation(speculate, tokenizer, model, length)
     config = generation_config_with(

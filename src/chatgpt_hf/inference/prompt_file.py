@@ -10,7 +10,7 @@ from jinja2.exceptions import TemplateError
 from tqdm.auto import tqdm
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import check_tokenizer_fits
+from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ChatGPTError, DataError, OutputError
 from ..files import write_atomically
 from ..tokenization_chatgpt import encode_conversation, load_tokenizer
@@ -78,7 +78,7 @@ def generate_file(
     parameters |= {**sampling(parameters.pop("temperature", None)), "max_new_tokens": max_new_tokens}
     config = generation_config_with(model.generation_config, **parameters)
     check_continuous_batching(model, config, "without --prompts one text is continued at a time")
-    context = model.config.max_position_embeddings
+    context = context_length(model)
     rows, faults = read_prompts(Path(prompts), tokenizer, context, max_new_tokens)
     target = Path(output)
     done = read_output(target, {row.line: row.row for row in rows})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import check_tokenizer_fits
+from ..checkpoints import check_tokenizer_fits, context_length
 from ..data.shapes import check_conversation
 from ..errors import ConfigError, DataError, TokenizerError
 from ..files import write_atomically
@@ -187,16 +187,14 @@ class ChatSession:
     def _config_within(self, length: int) -> GenerationConfig:
         """The generation config, with no more new tokens than the context has room for after `length`."""
         config = copy.deepcopy(self.generation_config)
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        if limit is not None and config.max_new_tokens is not None:
+        limit = context_length(self.model)
+        if config.max_new_tokens is not None:
             config.max_new_tokens = min(config.max_new_tokens, limit - length)
         return config
 
     def _forget_to_fit(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """Drops the oldest turns, whole and never the system prompt, until prompt and answer fit the context."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        if limit is None:
-            return messages
+        limit = context_length(self.model)
         head = messages[:1] if messages[0]["role"] == "system" else []
         turns = messages[len(head) :]
         room = limit - min(self.generation_config.max_new_tokens or 0, limit // 2)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checkpoints import context_length
 from ..errors import ConfigError
 from ..tokenization_chatgpt import load_tokenizer
 from .loading import load_for_generation
@@ -88,8 +89,8 @@ def make_speculation(
             f"--speculate {speculate}: its tokenizer is another than the model's, so it cannot guess for it."
         )
     assistant = load_for_generation(speculate)
-    limit = getattr(assistant.config, "max_position_embeddings", None)
-    if limit is not None and length > limit:
+    limit = context_length(assistant)
+    if length > limit:
         raise ConfigError(
             f"--speculate {speculate}: its context is {limit} tokens, and the text may become {length} long: lower "
             "max_new_tokens, or name another."

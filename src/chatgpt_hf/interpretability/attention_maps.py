@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 from transformers import PreTrainedModel
 
+from ..checkpoints import context_length
 from ..errors import ConfigError, DataError
 from ..evaluation.mode import evaluating
 
@@ -189,7 +190,7 @@ def head_scores(
     Raises:
         DataError: When the context has no room for four different tokens that come again.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2 * length + 1
+    limit = context_length(model)
     length = min(length, (limit - (first is not None)) // 2, len(vocabulary))
     if length < 4:
         raise DataError(

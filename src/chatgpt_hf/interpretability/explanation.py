@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checkpoints import context_length
 from ..data.corpus import load_corpus
 from ..errors import ConfigError, DataError
 from ..evaluation.mode import evaluating
@@ -82,8 +83,7 @@ def corpus_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sou
         DataError: When the corpus cannot be used, or is too short.
     """
     splits = load_corpus(source)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _ROW_LENGTH
-    length = min(limit, _ROW_LENGTH)
+    length = min(context_length(model), _ROW_LENGTH)
     train, held_out = splits["train"], splits.get("test")
     if held_out is None:
         held_out = train.select(range(len(train) // 2, len(train)))

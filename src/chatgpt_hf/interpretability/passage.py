@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import check_tokenizer_fits
+from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import DataError
 
 _BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>(=|$)")
@@ -76,8 +76,8 @@ def _passage(
 ) -> Passage:
     check_tokenizer_fits(model, tokenizer)
     ids = [*prompt_ids, *answer_ids]
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and len(ids) > limit:
+    limit = context_length(model)
+    if len(ids) > limit:
         raise DataError(f"The text has {len(ids)} tokens and the model's context {limit}: shorten it.")
     labels = tuple(token_text(tokenizer, token_id) for token_id in ids)
     begin = min(max(len(prompt_ids), 1), len(ids) - 1)

@@ -8,7 +8,7 @@ from threading import Lock
 
 from transformers import AutoModelForSequenceClassification, pipeline
 
-from ..checkpoints import load_model
+from ..checkpoints import context_length, load_model
 from ..errors import CheckpointError, ConfigError, ContentFiltered
 from ..tokenization_chatgpt import load_tokenizer
 
@@ -65,9 +65,7 @@ class Classifier:
         self._log_text = log_text
         self._tokenizer = load_tokenizer(str(model_name_or_path))
         # Tokenizers that know no limit say a very large number.
-        limit = min(
-            self._tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 1_000_000
-        )
+        limit = min(self._tokenizer.model_max_length, context_length(model))
         self._room = max(1, limit - self._tokenizer.num_special_tokens_to_add())
         self._pipeline = pipeline("text-classification", model=model.eval(), tokenizer=self._tokenizer)
         # A server asks from several threads, and a fast tokenizer does not take truncation from two at a time.

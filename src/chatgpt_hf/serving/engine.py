@@ -21,7 +21,7 @@ from transformers.cli.serving.utils import (
 )
 from transformers.utils.chat_parsing import ResponseParser
 
-from ..checkpoints import check_tokenizer_fits
+from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ConfigError
 from ..inference.continuous import check_continuous_batching, prepare_batching
 from ..inference.filters import FilterChain, StopStrings, TextFilter
@@ -83,7 +83,7 @@ class Engine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.moderation = moderation
-        self.context: int = getattr(model.config, "max_position_embeddings", None) or 2**31 - 1
+        self.context = context_length(model)
         self._defaults = generation_config_with(model.generation_config, **generation)
         self.batching: ContinuousBatching | None = None
         self._one_by_one: GenerateManager | None = None

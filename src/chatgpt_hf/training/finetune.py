@@ -1,18 +1,14 @@
 """From a base model to one for a task, with stock `Trainer`, and from there to figures and a report."""
 
-import json
-import shlex
-from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 
-from ..checkpoints import BASE_SAMPLE_NAME, check_tokenizer_fits, sample_of
+from ..checkpoints import check_tokenizer_fits, sample_of
 from ..errors import ConfigError
 from ..evaluation.record import EVALUATION_FOLDER
-from ..files import atomic_folder, write_atomically
+from ..files import atomic_folder
 from ..model.pipelines import save_pipeline_code
-from ..reporting.report import Report, training_facts
 from ..reporting.task_report import write_task_report
 from ..tasks.arguments import TaskArguments
 from ..tasks.registry import Task, make_task
@@ -20,8 +16,7 @@ from ..tokenization_chatgpt import load_tokenizer
 from .adaptation import adapt
 from .adapters import lora_config
 from .arguments import FinetuneArguments, TaskModelArguments
-from .run import check_block_size, check_run, push_run, save_model_folder, save_results, start_run, train_and_save
-from .run_folder import RECIPE_NAME
+from .run import Run, check_block_size, save_model_folder, write_base_sample
 
 # In the run's folder, where adapters were trained: they alone. The folder itself holds the merged model.
 ADAPTER_FOLDER = "adapter"
@@ -38,115 +33,127 @@ def finetune(
     Raises:
         ChatGPTError: On data, a model or a folder that cannot be used.
     """
-    if model_arguments.model_name_or_path is None:
-        raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
-    if model_arguments.freeze_base and model_arguments.use_peft:
-        raise ConfigError("--freeze_base and --use_peft both say what is trained: give one of the two.")
-    if model_arguments.load_in_4bit:
-        raise ConfigError(
-            "--load_in_4bit is for `chatgpt-hf sft`: a task's adapters are merged into their base. Leave it out."
-        )
-    if task_arguments.adapt_vocab_size is not None and not task_arguments.adapt_epochs:
-        raise ConfigError(
-            "--adapt_vocab_size needs --adapt_epochs: new tokens have to be read before they are of use."
-        )
-    check_run(arguments)
-    task = make_task(task_arguments, arguments.seed)
-    start = model_arguments.model_name_or_path
-    if task_arguments.adapt_epochs:
-        start = adapt(start, task.texts(), task_arguments, arguments, from_scratch=model_arguments.from_scratch)
-    tokenizer = load_tokenizer(start)
-    model = task.load_model(
-        start,
-        # With texts to read first, the weights were new before these.
-        from_scratch=model_arguments.from_scratch and not task_arguments.adapt_epochs,
-        dropout=model_arguments.dropout,
-        attn_implementation=model_arguments.attn_implementation,
-    )
-    check_tokenizer_fits(model, tokenizer)
-    check_block_size(task_arguments.max_length, model, field="max_length")
-    task.prepare_tokenizer(tokenizer)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    base_sample = sample_of(model)
-    train_rows, test_rows = task.tokenize(task.train, tokenizer), task.tokenize(task.test, tokenizer)
-    model = _trained_part(model, model_arguments, task)
-    _choose_best(arguments, task, task_arguments)
-    folder = start_run(model, arguments, model_arguments, task_arguments)
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=train_rows,
-        eval_dataset=test_rows,
-        processing_class=tokenizer,
-        data_collator=task.collator(tokenizer),
-        compute_loss_func=task.loss(),
-        compute_metrics=task.metrics,
-        optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
-    )
-    if task_arguments.early_stopping_patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(task_arguments.early_stopping_patience))
-    adapter = folder / ADAPTER_FOLDER if model_arguments.use_peft else None
-    metrics = train_and_save(trainer, tokenizer, folder, model_folder=adapter)
-    if not trainer.is_world_process_zero():
-        return {}
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if adapter is not None:
-        content = json.dumps(base_sample)
-        write_atomically(adapter / BASE_SAMPLE_NAME, lambda file: file.write_text(content, encoding="utf-8"))
-        # A pipeline finds neither head nor labels in the folder of an adapter.
-        model = model.merge_and_unload()
-        save_model_folder(model, tokenizer, folder)
-    with atomic_folder(folder) as temporary:
-        save_pipeline_code(task_arguments.task, temporary)
-    return _measure(task, model.eval(), trainer, folder, metrics, str(model_arguments.model_name_or_path))
+    return FinetuneRun(model_arguments, task_arguments, arguments).execute()
 
 
-def _measure(
-    task: Task,
-    model: PreTrainedModel,
-    trainer: Trainer,
-    folder: Path,
-    metrics: dict[str, float],
-    base: str,
-) -> dict[str, Any]:
-    arguments: Any = trainer.args
-    source = task.eval_source() or ", ".join(task.sources())
-    evaluations = task.evaluate(
-        model,
-        trainer.processing_class,
-        task.test,
-        data=source,
-        batch_size=arguments.per_device_eval_batch_size,
-    )
-    figures: dict[str, Any] = {}
-    for name, evaluation in evaluations.items():
-        figures |= evaluation.save(folder / EVALUATION_FOLDER / name)
-    baselines = task.baselines() if task.arguments.baseline else {}
-    results: dict[str, Any] = {
-        "parameters": model.num_parameters(),
-        "train_rows": len(task.train),
-        "held_out_rows": len(task.test),
-        **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
-        **{f"held_out_{name}": figure.value for name, figure in figures.items()},
-    }
-    for title, baseline in baselines.items():
-        results |= {f"{title}: {name}": figure.value for name, figure in baseline.figures().items()}
-    Report(
-        title=task.arguments.task.replace("-", " ").capitalize(),
-        description=f"a model for {task.arguments.task}, fine-tuned from `{base}`.",
-        data=", ".join(task.sources()),
-        results=results,
-        log_history=trainer.state.log_history,
-        training=training_facts(arguments, trainer.state),
-        command=f"chatgpt-hf finetune {shlex.quote(str(folder / RECIPE_NAME))} --output_dir NEW",
-        task=task.arguments.task,
-        datasets=task.sources(),
-        base_model=base,
-    ).write(folder)
-    write_task_report(folder, evaluations, baselines)
-    save_results(folder, results)
-    push_run(arguments, folder)
-    return results
+class FinetuneRun(Run):
+    """A model for one task from a base model and rows."""
+
+    command = "finetune"
+    arguments: FinetuneArguments
+
+    def __init__(
+        self, model_arguments: TaskModelArguments, task_arguments: TaskArguments, arguments: FinetuneArguments
+    ) -> None:
+        super().__init__(arguments, model_arguments, task_arguments)
+        self.model_arguments, self.task_arguments = model_arguments, task_arguments
+
+    def check(self) -> None:
+        chosen = self.model_arguments
+        if chosen.model_name_or_path is None:
+            raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
+        if chosen.freeze_base and chosen.use_peft:
+            raise ConfigError("--freeze_base and --use_peft both say what is trained: give one of the two.")
+        if chosen.load_in_4bit:
+            raise ConfigError(
+                "--load_in_4bit is for `chatgpt-hf sft`: a task's adapters are merged into their base. Leave it out."
+            )
+        if self.task_arguments.adapt_vocab_size is not None and not self.task_arguments.adapt_epochs:
+            raise ConfigError(
+                "--adapt_vocab_size needs --adapt_epochs: new tokens have to be read before they are of use."
+            )
+        super().check()
+
+    def prepare(self) -> None:
+        chosen, wanted = self.model_arguments, self.task_arguments
+        self.task = task = make_task(wanted, self.arguments.seed)
+        start = str(chosen.model_name_or_path)
+        if wanted.adapt_epochs:
+            start = adapt(start, task.texts(), wanted, self.arguments, from_scratch=chosen.from_scratch)
+        self.tokenizer = load_tokenizer(start)
+        model = task.load_model(
+            start,
+            # With texts to read first, the weights were new before these.
+            from_scratch=chosen.from_scratch and not wanted.adapt_epochs,
+            dropout=chosen.dropout,
+            attn_implementation=chosen.attn_implementation,
+        )
+        check_tokenizer_fits(model, self.tokenizer)
+        check_block_size(wanted.max_length, model, field="max_length")
+        task.prepare_tokenizer(self.tokenizer)
+        model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.base_sample = sample_of(model)
+        self.train_rows, self.test_rows = (task.tokenize(rows, self.tokenizer) for rows in (task.train, task.test))
+        self.model = _trained_part(model, chosen, task)
+        _choose_best(self.arguments, task, wanted)
+
+    def make_trainer(self) -> Trainer:
+        trainer = Trainer(
+            model=self.model,
+            args=self.arguments,
+            train_dataset=self.train_rows,
+            eval_dataset=self.test_rows,
+            processing_class=self.tokenizer,
+            data_collator=self.task.collator(self.tokenizer),
+            compute_loss_func=self.task.loss(),
+            compute_metrics=self.task.metrics,
+            optimizer_cls_and_kwargs=self.arguments.optimizer_cls_and_kwargs,
+        )
+        if self.task_arguments.early_stopping_patience is not None:
+            trainer.add_callback(EarlyStoppingCallback(self.task_arguments.early_stopping_patience))
+        return trainer
+
+    def save(self, trainer: Trainer) -> None:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if self.model_arguments.use_peft:
+            save_model_folder(model, self.tokenizer, self.folder / ADAPTER_FOLDER)
+            write_base_sample(self.folder / ADAPTER_FOLDER, self.base_sample)
+            # A pipeline finds neither head nor labels in the folder of an adapter.
+            model = model.merge_and_unload()
+        save_model_folder(model, self.tokenizer, self.folder)
+        with atomic_folder(self.folder) as temporary:
+            save_pipeline_code(self.task_arguments.task, temporary)
+        self.model = model.eval()
+
+    def measure(self, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
+        if not trainer.is_world_process_zero():
+            return {}
+        task = self.task
+        self.evaluations = task.evaluate(
+            self.model,
+            self.tokenizer,
+            task.test,
+            data=task.eval_source() or ", ".join(task.sources()),
+            batch_size=self.arguments.per_device_eval_batch_size,
+        )
+        figures: dict[str, Any] = {}
+        for name, evaluation in self.evaluations.items():
+            figures |= evaluation.save(self.folder / EVALUATION_FOLDER / name)
+        self.baselines = task.baselines() if self.task_arguments.baseline else {}
+        results: dict[str, Any] = {
+            "parameters": self.model.num_parameters(),
+            "train_rows": len(task.train),
+            "held_out_rows": len(task.test),
+            **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
+            **{f"held_out_{name}": figure.value for name, figure in figures.items()},
+        }
+        for title, baseline in self.baselines.items():
+            results |= {f"{title}: {name}": figure.value for name, figure in baseline.figures().items()}
+        return results
+
+    def report(self, trainer: Trainer, results: dict[str, Any]) -> None:
+        name, base = self.task_arguments.task, self.model_arguments.model_name_or_path
+        self.write_report(
+            trainer,
+            results,
+            title=name.replace("-", " ").capitalize(),
+            description=f"a model for {name}, fine-tuned from `{base}`.",
+            data=", ".join(self.task.sources()),
+            task=name,
+            datasets=self.task.sources(),
+            base_model=base,
+        )
+        write_task_report(self.folder, self.evaluations, self.baselines)
 
 
 def _trained_part(model: PreTrainedModel, model_arguments: TaskModelArguments, task: Task) -> PreTrainedModel:

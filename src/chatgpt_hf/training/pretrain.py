@@ -1,7 +1,6 @@
 """From a corpus to a base model."""
 
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, default_data_collator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, default_data_collator
 
 from ..checkpoints import check_tokenizer_fits, load_model
 from ..data.mixture import load_mixture, stream_mixture
@@ -23,11 +22,9 @@ from ..errors import ConfigError
 from ..evaluation.language_modeling import evaluate_language_modeling
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
-from ..reporting.report import Report, training_facts
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
-from .run import check_block_size, check_run, push_run, save_results, start_run, train_and_save
-from .run_folder import RECIPE_NAME
+from .run import Run, check_block_size
 from .samples import SampleText, sample_text
 from .scaling import flops_per_token
 from .trainer import PretrainTrainer
@@ -52,72 +49,99 @@ def pretrain(
     Raises:
         ChatGPTError: On a corpus, tokenizer, config or folder that cannot be used.
     """
-    check_run(arguments)
-    sources = parse_sources(corpus_arguments.corpus, text_column=corpus_arguments.text_column)
-    # What the first process makes and keeps, the others find.
-    with arguments.main_process_first(desc="preparing the corpus"):
-        corpus = _load_corpus(sources, corpus_arguments, model_arguments, arguments)
-        tokenizer = _tokenizer(corpus_arguments, model_arguments, corpus.train)
-        model = _model(model_arguments, architecture, tokenizer, corpus_arguments.block_size)
-        check_tokenizer_fits(model, tokenizer)
-        check_block_size(corpus_arguments.block_size, model)
-        rows = _rows(corpus, tokenizer, corpus_arguments, arguments)
-    if arguments.process_index == 0:
-        _show(rows)
-    record = {
-        "corpus": rows.fingerprint,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "block_size": corpus_arguments.block_size,
-        "seed": arguments.seed,
-        "stream": {"processes": arguments.world_size, "workers": arguments.dataloader_num_workers}
-        if corpus_arguments.streaming
-        else None,
-        "sources": rows.statistics,
-    }
-    folder = start_run(model, arguments, model_arguments, architecture, corpus_arguments, data=record)
-    trainer = PretrainTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows.train,
-        eval_dataset=rows.test,
-        processing_class=tokenizer,
-        data_collator=default_data_collator,
-        optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
-        callbacks=[SampleText(tokenizer, [""]), *callbacks],
-        eval_bytes_per_token=rows.test_bytes / rows.test_tokens,
-        flops_per_token=flops_per_token(model.config, corpus_arguments.block_size),
-    )
-    metrics = train_and_save(trainer, tokenizer, folder)
-    held_out = evaluate_language_modeling(
-        model, tokenizer, corpus.test["text"], batch_size=arguments.per_device_eval_batch_size
-    )
-    figures = {
-        "parameters": model.num_parameters(),
-        **rows.figures,
-        **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
-        **{f"held_out_{name}": value for name, value in held_out.as_dict().items()},
-    }
-    results = {**figures, "sources": rows.statistics}
-    if trainer.is_world_process_zero():
+    return PretrainRun(model_arguments, architecture, corpus_arguments, arguments, callbacks).execute()
+
+
+class PretrainRun(Run):
+    """A base model from a corpus."""
+
+    command = "pretrain"
+    arguments: PretrainArguments
+
+    def __init__(
+        self,
+        model_arguments: ModelArguments,
+        architecture: Any,
+        corpus_arguments: CorpusArguments,
+        arguments: PretrainArguments,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        super().__init__(arguments, model_arguments, architecture, corpus_arguments)
+        self.model_arguments, self.architecture, self.corpus_arguments = (
+            model_arguments,
+            architecture,
+            corpus_arguments,
+        )
+        self.callbacks = callbacks
+
+    def prepare(self) -> None:
+        arguments, corpus_arguments = self.arguments, self.corpus_arguments
+        self.sources = parse_sources(corpus_arguments.corpus, text_column=corpus_arguments.text_column)
+        # What the first process makes and keeps, the others find.
+        with arguments.main_process_first(desc="preparing the corpus"):
+            self.corpus = _load_corpus(self.sources, corpus_arguments, self.model_arguments, arguments)
+            self.tokenizer = _tokenizer(corpus_arguments, self.model_arguments, self.corpus.train)
+            self.model = _model(self.model_arguments, self.architecture, self.tokenizer, corpus_arguments.block_size)
+            check_tokenizer_fits(self.model, self.tokenizer)
+            check_block_size(corpus_arguments.block_size, self.model)
+            self.rows = _rows(self.corpus, self.tokenizer, corpus_arguments, arguments)
+        if arguments.process_index == 0:
+            _show(self.rows)
+        self.data = {
+            "corpus": self.rows.fingerprint,
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "block_size": corpus_arguments.block_size,
+            "seed": arguments.seed,
+            "stream": {"processes": arguments.world_size, "workers": arguments.dataloader_num_workers}
+            if corpus_arguments.streaming
+            else None,
+            "sources": self.rows.statistics,
+        }
+
+    def make_trainer(self) -> Trainer:
+        return PretrainTrainer(
+            model=self.model,
+            args=self.arguments,
+            train_dataset=self.rows.train,
+            eval_dataset=self.rows.test,
+            processing_class=self.tokenizer,
+            data_collator=default_data_collator,
+            optimizer_cls_and_kwargs=self.arguments.optimizer_cls_and_kwargs,
+            callbacks=[SampleText(self.tokenizer, [""]), *self.callbacks],
+            eval_bytes_per_token=self.rows.test_bytes / self.rows.test_tokens,
+            flops_per_token=flops_per_token(self.model.config, self.corpus_arguments.block_size),
+        )
+
+    def measure(self, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
+        held_out = evaluate_language_modeling(
+            self.model,
+            self.tokenizer,
+            self.corpus.test["text"],
+            batch_size=self.arguments.per_device_eval_batch_size,
+        )
+        return {
+            "parameters": self.model.num_parameters(),
+            **self.rows.figures,
+            **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
+            **{f"held_out_{name}": value for name, value in held_out.as_dict().items()},
+            "sources": self.rows.statistics,
+        }
+
+    def report(self, trainer: Trainer, results: dict[str, Any]) -> None:
+        arguments = self.arguments
         per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        tokens_per_step = per_step * corpus_arguments.block_size
-        Report(
+        self.write_report(
+            trainer,
+            {name: value for name, value in results.items() if name != "sources"},
             title="Pretraining",
             description="a base model that continues text.",
-            data=", ".join(source.source for source in sources),
-            results=figures,
-            log_history=trainer.state.log_history,
-            samples=sample_text(model, tokenizer, [""] * 3, max_new_tokens=100),
-            statistics=rows.statistics,
-            training=training_facts(arguments, trainer.state, tokens_per_step=tokens_per_step),
-            command=f"chatgpt-hf pretrain {shlex.quote(str(folder / RECIPE_NAME))} --output_dir NEW",
-            tokens_per_step=tokens_per_step,
-            datasets=[source.source for source in sources],
-            base_model=model_arguments.model_name_or_path,
-        ).write(folder)
-        save_results(folder, results)
-        push_run(arguments, folder)
-    return results
+            data=", ".join(source.source for source in self.sources),
+            samples=sample_text(self.model, self.tokenizer, [""] * 3, max_new_tokens=100),
+            statistics=self.rows.statistics,
+            tokens_per_step=per_step * self.corpus_arguments.block_size,
+            datasets=[source.source for source in self.sources],
+            base_model=self.model_arguments.model_name_or_path,
+        )
 
 
 class Corpus(NamedTuple):
@@ -129,7 +153,7 @@ class Corpus(NamedTuple):
     specification: str
 
 
-class Rows(NamedTuple):
+class TrainingRows(NamedTuple):
     """The same as training rows, with what is known of them."""
 
     train: Dataset | StreamingRows
@@ -173,7 +197,7 @@ def _rows(
     tokenizer: PreTrainedTokenizerBase,
     corpus_arguments: CorpusArguments,
     arguments: PretrainArguments,
-) -> Rows:
+) -> TrainingRows:
     block_size = corpus_arguments.block_size
 
     def prepare(documents: Dataset) -> PreparedRows:
@@ -194,17 +218,17 @@ def _rows(
             rank=arguments.process_index,
             world_size=arguments.world_size,
         )
-        return Rows(rows, *held_out, corpus.specification, {}, [])
+        return TrainingRows(rows, *held_out, corpus.specification, {}, [])
     train = prepare(corpus.train)
     statistics = [{**asdict(source), "bytes_per_token": source.bytes_per_token} for source in train.statistics]
     figures = {
         "train_tokens": sum(source.tokens for source in train.statistics),
         "share_of_positions_used": train.share_of_positions_used,
     }
-    return Rows(train.rows, *held_out, train.fingerprint, figures, statistics)
+    return TrainingRows(train.rows, *held_out, train.fingerprint, figures, statistics)
 
 
-def _show(rows: Rows) -> None:
+def _show(rows: TrainingRows) -> None:
     """What each source brought, on the screen."""
     if not rows.statistics:
         return

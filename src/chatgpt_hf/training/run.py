@@ -1,9 +1,11 @@
-"""What every training run of ours does around stock `Trainer`: its folder, its recipe, resuming, and its results."""
+"""The order that every training follows around stock `Trainer`: check, start, train, save, measure, report, push."""
 
 import json
 import logging
+import shlex
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from transformers import (
@@ -16,15 +18,18 @@ from transformers import (
     set_seed,
 )
 
+from ..checkpoints import BASE_SAMPLE_NAME, context_length
 from ..errors import CheckpointError, ConfigError, TrainingInterrupted
 from ..files import atomic_folder, clear_disk_errors, write_atomically
 from ..hub.connection import check_access
 from ..hub.push import push
+from ..reporting.report import Report, training_facts
 from .arguments import default_arguments, resolve_recipe
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
 from .run_folder import (
     DATA_NAME,
     RECIPE_NAME,
+    RESULTS_NAME,
     TRAINER_STATE_NAME,
     check_checkpoint_fits,
     check_output_dir,
@@ -36,173 +41,236 @@ from .run_folder import (
 
 logger = logging.getLogger(__name__)
 
-RESULTS_NAME = "results.json"
 
+class Run(ABC):
+    """A training from its arguments to a finished folder.
 
-def check_run(arguments: TrainingArguments) -> None:
-    """Seeds, and refuses before any work what the run's folder does not allow. Writes nothing."""
-    set_seed(arguments.seed)
-    if arguments.process_index == 0:
-        if arguments.push_to_hub:
-            # A token that is wrong is better known before the training than after it.
-            check_access(_hub_name(arguments), arguments.hub_token)
-        _checkpoint(arguments, check_output_dir(arguments.output_dir, resume=resumes(arguments)))
+    `execute` owns the order; a subclass says what its training consists of.
+
+    Attributes:
+        command: Name of the command, for the line that repeats the run.
+        arguments: Of `Trainer`.
+        folder: `arguments.output_dir`.
+        model, tokenizer: Set by `prepare`.
+        data: A description of the rows for data.json, set by `prepare` where a resumed run must have the same rows; see
+            `check_same_data`.
+    """
+
+    command: ClassVar[str]
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: dict[str, Any] | None = None
+
+    def __init__(self, arguments: TrainingArguments, *groups: Any) -> None:
+        """Takes the arguments of `Trainer`, and the recipe's other dataclasses in their order."""
+        self.arguments = arguments
+        self.folder = Path(arguments.output_dir)
+        self._groups = groups
+
+    def execute(self) -> dict[str, Any]:
+        """Does all of it.
+
+        Returns:
+            The run's figures, as in its results.json.
+
+        Raises:
+            CheckpointError: When the run is to resume from a checkpoint that is incomplete, or of another model, optimizer or
+                data.
+            OutputError: When the folder cannot be used, or the disk is full; checkpoints written before are intact.
+            TrainingDiverged: When loss or gradients do not recover; the last sound checkpoint is kept.
+            TrainingInterrupted: When SIGTERM ended the run, with a checkpoint and no final model.
+            ChatGPTError: On other input that cannot be used.
+        """
+        self.check()
+        self.prepare()
+        self._start()
+        trainer = self.make_trainer()
+        metrics = self._train(trainer)
+        if trainer.is_world_process_zero():
+            self.save(trainer)
+        results = self.measure(trainer, metrics)
+        if trainer.is_world_process_zero():
+            self.report(trainer, results)
+            self._save_results(results)
+            self._push()
+        return results
+
+    def check(self) -> None:
+        """Seeds, and refuses before any work what arguments or the run's folder do not allow. Writes nothing."""
+        set_seed(self.arguments.seed)
+        if self.arguments.process_index == 0:
+            if self.arguments.push_to_hub:
+                # A wrong token is better found before the training than after it.
+                check_access(self._hub_name(), self.arguments.hub_token)
+            _checkpoint(self.arguments, check_output_dir(self.folder, resume=resumes(self.arguments)))
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Reads the data and loads or makes `model` and `tokenizer`. Writes nothing into the run's folder."""
+
+    @abstractmethod
+    def make_trainer(self) -> Trainer:
+        """The trainer, with rows and callbacks. The run's folder exists by now."""
+
+    def save(self, trainer: Trainer) -> None:
+        """Leaves a plain model folder. Runs in the first process only."""
+        save_model_folder(trainer.accelerator.unwrap_model(trainer.model), self.tokenizer, self.folder)
+
+    @abstractmethod
+    def measure(self, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
+        """Evaluates the trained model.
+
+        Args:
+            metrics: `Trainer`'s training metrics.
+
+        Returns:
+            The run's figures; lists and mappings among them are kept in results.json and not printed.
+        """
+
+    @abstractmethod
+    def report(self, trainer: Trainer, results: dict[str, Any]) -> None:
+        """Writes the report, by `write_report`. Runs in the first process only."""
+
+    def write_report(
+        self, trainer: Trainer, results: dict[str, Any], *, tokens_per_step: int | None = None, **own: Any
+    ) -> None:
+        """Writes the report into the run's folder; `own` are the fields of `Report` that differ between trainings."""
+        Report(
+            results=results,
+            log_history=trainer.state.log_history,
+            training=training_facts(self.arguments, trainer.state, tokens_per_step=tokens_per_step),
+            tokens_per_step=tokens_per_step,
+            command=f"chatgpt-hf {self.command} {shlex.quote(str(self.folder / RECIPE_NAME))} --output_dir NEW",
+            **own,
+        ).write(self.folder)
+
+    def _start(self) -> None:
+        """Makes the output folder with the resolved recipe in it; called when nothing else can be wrong."""
+        if checkpoint := _checkpoint(self.arguments, self.folder):
+            if self.data is not None:
+                check_same_data(Path(checkpoint), self.data)
+            _check_same_optimizer(Path(checkpoint), self.arguments)
+            check_checkpoint_fits(Path(checkpoint), self.model)
+        if self.arguments.process_index == 0:
+            prepare_output_dir(self.folder, resume=resumes(self.arguments))
+            # The recipe first: it marks the folder as ours, so a run that is killed between the two can be resumed.
+            recipe = yaml.safe_dump(resolve_recipe(*self._groups, self.arguments), sort_keys=False, allow_unicode=True)
+            write_atomically(self.folder / RECIPE_NAME, lambda path: path.write_text(recipe, encoding="utf-8"))
+            if self.data is not None:
+                record = json.dumps(self.data, indent=2, ensure_ascii=False) + "\n"
+                write_atomically(self.folder / DATA_NAME, lambda path: path.write_text(record, encoding="utf-8"))
+
+    def _train(self, trainer: Trainer) -> dict[str, float]:
+        """Trains, from the newest complete checkpoint if asked to resume; `Trainer`'s training metrics."""
+        checkpoint = _checkpoint(trainer.args, self.folder)
+        stop = StopOnSigterm()
+        trainer.add_callback(stop)
+        # After the others, so that it has the last word on what is saved.
+        trainer.add_callback(DivergenceGuard())
+        if trainer.pop_callback(ProgressCallback) is not None:
+            trainer.add_callback(ProgressFromResume())
+        metrics: dict[str, float] = {}
+        with clear_disk_errors(self.folder):
+            if checkpoint is None or not _is_finished(trainer, Path(checkpoint)):
+                try:
+                    metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+                finally:
+                    stop.restore()
+        if stop.stopped_at is not None:
+            raise TrainingInterrupted(
+                f"SIGTERM at step {stop.stopped_at}; {last_whole_checkpoint(self.folder)} is whole. Add --resume to continue "
+                "from it."
+            )
+        if checkpoint is not None:
+            # A mean over the steps since resuming only, so not a figure of the whole run.
+            metrics.pop("train_loss", None)
+        return metrics
+
+    def _save_results(self, results: dict[str, Any]) -> None:
+        """Writes the run's figures. This file comes last: where it exists, the run was finished."""
+        content = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.folder / RESULTS_NAME, lambda path: path.write_text(content, encoding="utf-8"))
+
+    def _push(self) -> None:
+        """Sends the finished folder to the Hub, if `--push_to_hub` says so.
+
+        `Trainer` pushes checkpoints while it trains, as `hub_strategy` says, but knows nothing of report and card.
+        """
+        if self.arguments.push_to_hub:
+            pushed = push(
+                self.folder,
+                self._hub_name(),
+                private=self.arguments.hub_private_repo,
+                revision=self.arguments.hub_revision,
+                token=self.arguments.hub_token,
+            )
+            logger.info("The model is at %s", pushed.url)
+
+    def _hub_name(self) -> str:
+        return self.arguments.hub_model_id or self.folder.resolve().name
 
 
 def check_block_size(block_size: int, model: PreTrainedModel, *, field: str = "block_size") -> None:
-    """Raises `ConfigError` where a training row would be longer than the model's context."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and block_size > limit:
+    """Raises `ConfigError` if training rows would be longer than the model's context."""
+    limit = context_length(model)
+    if block_size > limit:
         raise ConfigError(
             f"--{field} {block_size} is longer than the model's context: `max_position_embeddings` is {limit}. Give "
             f"--{field} {limit} or less."
         )
 
 
-def start_run(
-    model: PreTrainedModel, arguments: TrainingArguments, *others: Any, data: dict[str, Any] | None = None
-) -> Path:
-    """Makes the output folder and writes the recipe as resolved into it; called when nothing else can be wrong.
-
-    Args:
-        others: The other groups of arguments that the recipe is made of.
-        data: What the rows are made of, for data.json; see `check_same_data`.
-
-    Raises:
-        CheckpointError: When the run is to go on from a checkpoint of another model, optimizer or data.
-    """
-    folder = Path(arguments.output_dir)
-    if checkpoint := _checkpoint(arguments, folder):
-        if data is not None:
-            check_same_data(Path(checkpoint), data)
-        _check_same_optimizer(Path(checkpoint), arguments)
-        check_checkpoint_fits(Path(checkpoint), model)
-    if arguments.process_index == 0:
-        prepare_output_dir(folder, resume=resumes(arguments))
-        # The recipe first: it makes the folder ours, which a run that is killed between the two goes on with.
-        recipe = yaml.safe_dump(resolve_recipe(*others, arguments), sort_keys=False, allow_unicode=True)
-        write_atomically(folder / RECIPE_NAME, lambda path: path.write_text(recipe, encoding="utf-8"))
-        if data is not None:
-            record = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(folder / DATA_NAME, lambda path: path.write_text(record, encoding="utf-8"))
-    return folder
-
-
 def check_same_data(checkpoint: Path, data: dict[str, Any]) -> None:
-    """Refuses to go on with other rows than those that a checkpoint has seen.
+    """Refuses to resume on other data than the checkpoint was trained on.
 
     Args:
         checkpoint: A checkpoint, with the data.json of its run beside it.
-        data: `corpus`, `tokenizer`, `block_size`, `seed` and `stream` of the run that is to go on.
+        data: `corpus`, `tokenizer`, `block_size`, `seed` and `stream` of the run that resumes.
 
     Raises:
-        CheckpointError: Saying what differs.
+        CheckpointError: If any of these differs; the message says which.
     """
     record = read_data_record(checkpoint.parent)
     if not record:
-        logger.warning("%s does not say which data its run had; it is taken to be this run's.", checkpoint)
+        logger.warning("%s has no record of its data; it is assumed to be the same as this run's.", checkpoint)
         return
     names = {"corpus": "the corpus", "tokenizer": "the tokenizer", "block_size": "--block_size", "seed": "--seed"}
     differing = [
         f"{title} was {record.get(name)} and is {data[name]}"
-        for name, title in {**names, "stream": "the reading of the stream"}.items()
+        for name, title in {**names, "stream": "how the stream is read"}.items()
         if record.get(name) != data[name]
     ]
     if differing:
         raise CheckpointError(
-            f"{checkpoint} is of a run on other data: {'; '.join(differing)}. Go on with what the run was begun with, or "
-            "begin a new one; --model_name_or_path takes the weights of the old."
+            f"{checkpoint} was trained on other data: {'; '.join(differing)}. Resume with the original data, or start "
+            "a new run; --model_name_or_path takes the weights of the old one."
         )
-
-
-def train_and_save(
-    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, *, model_folder: Path | None = None
-) -> dict[str, float]:
-    """Trains, from the newest whole checkpoint where that was asked for, and leaves a plain model folder.
-
-    Args:
-        folder: Of the run.
-        model_folder: Where the model is saved, if not there.
-
-    Returns:
-        `Trainer`'s training metrics.
-
-    Raises:
-        CheckpointError: When the run is to go on from a checkpoint that is not whole.
-        OutputError: When the disk is full; the checkpoints written before are intact.
-        TrainingDiverged: When the loss or the gradients do not come back; the last sound checkpoint stays.
-        TrainingInterrupted: When SIGTERM ended the run, with a checkpoint and no final model.
-    """
-    checkpoint = _checkpoint(trainer.args, folder)
-    stop = StopOnSigterm()
-    trainer.add_callback(stop)
-    # After the others, so that it has the last word on what is saved.
-    trainer.add_callback(DivergenceGuard())
-    if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(ProgressFromResume())
-    metrics: dict[str, float] = {}
-    with clear_disk_errors(folder):
-        if checkpoint is None or not _is_finished(trainer, Path(checkpoint)):
-            try:
-                metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
-            finally:
-                stop.restore()
-    if stop.stopped_at is not None:
-        raise TrainingInterrupted(
-            f"SIGTERM at step {stop.stopped_at}; {last_whole_checkpoint(folder)} is whole. Add --resume to go on from it."
-        )
-    if trainer.is_world_process_zero():
-        save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, model_folder or folder)
-    if checkpoint is not None:
-        # The mean over the steps of this process, which is no figure of the run.
-        metrics.pop("train_loss", None)
-    return metrics
 
 
 def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Weights, config, generation config and tokenizer, written whole or not at all."""
+    """Writes weights, config, generation config and tokenizer, completely or not at all."""
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         if model.can_generate():
-            # With an adapter it would be left out.
+            # PEFT leaves it out.
             model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
 
-def save_results(folder: Path, results: dict[str, Any]) -> None:
-    """The run's figures. The file comes last: where it lies, the run was finished."""
-    content = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / RESULTS_NAME, lambda path: path.write_text(content, encoding="utf-8"))
-
-
-def push_run(arguments: TrainingArguments, folder: Path) -> None:
-    """Sends what a finished run left to the Hub, where `--push_to_hub` asks for it; called after everything is written.
-
-    `Trainer` sends checkpoints while it trains, as `hub_strategy` says; the finished folder, with report and card, it knows
-    nothing of.
-    """
-    if arguments.push_to_hub:
-        pushed = push(
-            folder,
-            _hub_name(arguments),
-            private=arguments.hub_private_repo,
-            revision=arguments.hub_revision,
-            token=arguments.hub_token,
-        )
-        logger.info("The model is at %s", pushed.url)
-
-
-def _hub_name(arguments: TrainingArguments) -> str:
-    return arguments.hub_model_id or Path(arguments.output_dir).resolve().name
+def write_base_sample(folder: Path, sample: list[float]) -> None:
+    """Keeps some weights of an adapter's base beside the adapter, by which `load_model` knows the base again."""
+    content = json.dumps(sample)
+    write_atomically(folder / BASE_SAMPLE_NAME, lambda file: file.write_text(content, encoding="utf-8"))
 
 
 def resumes(arguments: TrainingArguments) -> bool:
-    """Whether the run is to go on from a checkpoint."""
+    """Whether the run resumes from a checkpoint."""
     return str(arguments.resume_from_checkpoint).lower() not in ("none", "false", "")
 
 
 def _is_finished(trainer: Trainer, checkpoint: Path) -> bool:
-    """Whether a checkpoint is of the last step; its state is then the trainer's. `Trainer` would take another step."""
+    """Whether a checkpoint is the last step's; if so, loads it, because `Trainer` would train one more step."""
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     *_, max_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     if state.global_step < max_steps:
@@ -220,8 +288,8 @@ def _check_same_optimizer(checkpoint: Path, arguments: TrainingArguments) -> Non
     before = recipe.get("optim", default_arguments(type(arguments)).optim)
     if before != arguments.optim:
         raise CheckpointError(
-            f"{checkpoint} was written with --optim {before}, whose state --optim {arguments.optim} cannot go on with. Give "
-            f"--optim {before}, or begin a new run; --model_name_or_path takes the weights of the old."
+            f"{checkpoint} was written with --optim {before}, whose state --optim {arguments.optim} cannot use. Give "
+            f"--optim {before}, or start a new run; --model_name_or_path takes the weights of the old one."
         )
 
 
@@ -232,8 +300,8 @@ def _checkpoint(arguments: TrainingArguments, folder: Path) -> str | None:
     if wanted.lower() != "true":
         if not is_whole_checkpoint(Path(wanted)):
             raise CheckpointError(
-                f"--resume_from_checkpoint {wanted} is no whole checkpoint of a run: name a folder checkpoint-N, or say "
-                "true for the newest one of --output_dir."
+                f"--resume_from_checkpoint {wanted} is not a complete checkpoint: name a folder checkpoint-N, or say "
+                "true for the newest one in --output_dir."
             )
         return wanted
     newest = last_whole_checkpoint(folder)

@@ -17,6 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..checkpoints import context_length
 from ..errors import ConfigError
 from ..evaluation.mode import evaluating
 from ..evaluation.padding import pad
@@ -59,7 +60,7 @@ def sample_text(
         ConfigError: When a prompt fills the model's context.
     """
     rows = [ids[:-1] for ids in encode_documents(tokenizer, list(prompts))]
-    longest, limit = max(map(len, rows)), model.config.max_position_embeddings
+    longest, limit = max(map(len, rows)), context_length(model)
     if longest >= limit:
         raise ConfigError(
             f"A sample's prompt takes {longest} tokens and the model's context is {limit} (`max_position_embeddings`): "

@@ -1,28 +1,23 @@
 """From a base model to a chat model, with TRL's `SFTTrainer`; only what the assistant says is learned."""
 
-import json
 import logging
-import shlex
 from typing import Any
 
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
 from trl import SFTTrainer
 
-from ..checkpoints import BASE_SAMPLE_NAME, check_tokenizer_fits, extend_vocabulary, load_model, sample_of
+from ..checkpoints import check_tokenizer_fits, extend_vocabulary, load_model, sample_of
 from ..data.conversations import load_conversations, share_supervised, show_masks, tokenize_conversations
 from ..data.packing import pack_documents
 from ..data.sources import parse_sources
 from ..errors import ConfigError, TokenizerError
 from ..evaluation.answers import AnswersResult, ends_with_an_answer, evaluate_answers
-from ..files import write_atomically
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
-from ..reporting.report import Report, training_facts
 from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
 from .adapters import lora_config, quantization
 from .arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
-from .run import check_block_size, check_run, push_run, save_results, start_run, train_and_save
-from .run_folder import RECIPE_NAME
+from .run import Run, check_block_size, write_base_sample
 
 logger = logging.getLogger(__name__)
 
@@ -79,109 +74,136 @@ def sft(
     Raises:
         ChatGPTError: On data, a model or a folder that cannot be used.
     """
-    if model_arguments.model_name_or_path is None:
-        raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
-    penalty = conversation_arguments.repetition_penalty
-    if penalty is not None and not penalty > 0:
-        raise ConfigError(f"--repetition_penalty is {penalty}: give a number above 0, where 1 changes nothing.")
-    check_run(arguments)
-    sources = parse_sources(conversation_arguments.dataset, field="dataset")
-    splits = load_conversations(
-        sources,
-        test_fraction=conversation_arguments.test_fraction,
-        seed=arguments.seed,
-        skip_invalid=conversation_arguments.skip_invalid,
-    )
-    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
-    model = load_model(
-        model_arguments.model_name_or_path,
-        attn_implementation=model_arguments.attn_implementation,
-        **quantization(model_arguments),
-    )
-    check_tokenizer_fits(model, tokenizer)
-    base_sample = sample_of(model)
-    added = add_chat_template(model, tokenizer) if tokenizer.chat_template is None else []
-    check_block_size(conversation_arguments.block_size, model)
-    if tokenizer.pad_token_id is None:
-        # Padding is masked by position here, so eos is learned all the same.
-        tokenizer.pad_token = tokenizer.eos_token
+    return SFTRun(model_arguments, conversation_arguments, arguments).execute()
 
-    tokenized = tokenize_conversations(
-        splits["train"],
-        tokenizer,
-        max_length=conversation_arguments.block_size,
-        long_conversations=conversation_arguments.long_conversations,
-    )
-    if conversation_arguments.show_masks and arguments.process_index == 0:
-        show_masks(tokenized.select(range(min(conversation_arguments.show_masks, len(tokenized)))), tokenizer)
-    logger.info("%.1f %% of the tokens are learned", 100 * share_supervised(tokenized))
-    rows = pack_documents(
-        tokenized,
-        conversation_arguments.block_size,
-        pad_token_id=tokenizer.pad_token_id,
-        split_long=False,
-        seed=arguments.seed,
-    )
-    folder = start_run(model, arguments, model_arguments, conversation_arguments)
-    parts = _conversations_to_answer(splits, arguments.seed)
-    base_figures: dict[str, float] = {}
-    if conversation_arguments.evaluate_base:
-        # As it is before it learns anything, with the end marks that it is about to learn and the same penalty.
-        set_generation(model, tokenizer, penalty)
-        for title, part in parts.items():
-            base_figures |= _figures(f"base_{title}", evaluate_answers(model, tokenizer, part))
-    # The rows are ready: TRL's own preparation would read message text that looks like a special token as one.
-    arguments.dataset_kwargs = {"skip_prepare_dataset": True}
-    arguments.remove_unused_columns = False
-    adapter = lora_config(model_arguments, model, added=added)
-    # TRL's fused head does not read a head that PEFT has wrapped for new tokens (TRL 1.16).
-    own_loss = isinstance(model, ChatGPTForCausalLM) or (adapter is not None and added)
-    trainer_class = ModelLossSFTTrainer if own_loss else SFTTrainer
-    trainer = trainer_class(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        processing_class=tokenizer,
-        data_collator=default_data_collator,
-        optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
-        peft_config=adapter,
-    )
-    set_generation(model, tokenizer, penalty)
-    metrics = train_and_save(trainer, tokenizer, folder)
-    if adapter is not None and trainer.is_world_process_zero():
-        content = json.dumps(base_sample)
-        write_atomically(folder / BASE_SAMPLE_NAME, lambda file: file.write_text(content, encoding="utf-8"))
 
-    results: dict[str, Any] = {
-        "parameters": model.num_parameters(),
-        "share_of_tokens_learned": share_supervised(tokenized),
-        **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
-        **base_figures,
-    }
-    samples = []
-    for title, part in parts.items():
-        answers = evaluate_answers(model, tokenizer, part)
-        results |= _figures(title, answers)
-        samples += [
-            f"({title})\nQ: {s['question']}\nA: {s['answer']}\nReference: {s['reference']}" for s in answers.samples
-        ]
-    if trainer.is_world_process_zero():
-        Report(
+class SFTRun(Run):
+    """A chat model from a base model and conversations."""
+
+    command = "sft"
+    arguments: ChatSFTArguments
+
+    def __init__(
+        self,
+        model_arguments: ChatModelArguments,
+        conversation_arguments: ConversationArguments,
+        arguments: ChatSFTArguments,
+    ) -> None:
+        super().__init__(arguments, model_arguments, conversation_arguments)
+        self.model_arguments, self.conversation_arguments = model_arguments, conversation_arguments
+
+    def check(self) -> None:
+        if self.model_arguments.model_name_or_path is None:
+            raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
+        penalty = self.conversation_arguments.repetition_penalty
+        if penalty is not None and not penalty > 0:
+            raise ConfigError(f"--repetition_penalty is {penalty}: give a number above 0, where 1 changes nothing.")
+        super().check()
+
+    def prepare(self) -> None:
+        model_arguments, chosen = self.model_arguments, self.conversation_arguments
+        self.sources = parse_sources(chosen.dataset, field="dataset")
+        splits = load_conversations(
+            self.sources,
+            test_fraction=chosen.test_fraction,
+            seed=self.arguments.seed,
+            skip_invalid=chosen.skip_invalid,
+        )
+        base = str(model_arguments.model_name_or_path)
+        self.tokenizer = tokenizer = load_tokenizer(base)
+        self.model = load_model(
+            base, attn_implementation=model_arguments.attn_implementation, **quantization(model_arguments)
+        )
+        check_tokenizer_fits(self.model, tokenizer)
+        self.base_sample = sample_of(self.model)
+        self.added_tokens = add_chat_template(self.model, tokenizer) if tokenizer.chat_template is None else []
+        check_block_size(chosen.block_size, self.model)
+        if tokenizer.pad_token_id is None:
+            # Padding is masked by position here, so eos is learned all the same.
+            tokenizer.pad_token = tokenizer.eos_token
+
+        tokenized = tokenize_conversations(
+            splits["train"],
+            tokenizer,
+            max_length=chosen.block_size,
+            long_conversations=chosen.long_conversations,
+        )
+        if chosen.show_masks and self.arguments.process_index == 0:
+            show_masks(tokenized.select(range(min(chosen.show_masks, len(tokenized)))), tokenizer)
+        self.share_learned = share_supervised(tokenized)
+        logger.info("%.1f %% of the tokens are learned", 100 * self.share_learned)
+        self.rows = pack_documents(
+            tokenized,
+            chosen.block_size,
+            pad_token_id=tokenizer.pad_token_id,
+            split_long=False,
+            seed=self.arguments.seed,
+        )
+        self.parts = _conversations_to_answer(splits, self.arguments.seed)
+
+    def make_trainer(self) -> Trainer:
+        arguments = self.arguments
+        penalty = self.conversation_arguments.repetition_penalty
+        self.base_figures: dict[str, float] = {}
+        if self.conversation_arguments.evaluate_base:
+            # As it is before it learns anything, with the end marks that it is about to learn and the same penalty.
+            set_generation(self.model, self.tokenizer, penalty)
+            for title, part in self.parts.items():
+                answers = evaluate_answers(self.model, self.tokenizer, part)
+                self.base_figures |= _figures(f"base_{title}", answers)
+        # The rows are ready: TRL's own preparation would read message text that looks like a special token as one.
+        arguments.dataset_kwargs = {"skip_prepare_dataset": True}
+        arguments.remove_unused_columns = False
+        self.adapter = lora_config(self.model_arguments, self.model, added=self.added_tokens)
+        # TRL's fused head does not read a head that PEFT has wrapped for new tokens (TRL 1.16).
+        own_loss = isinstance(self.model, ChatGPTForCausalLM) or (self.adapter is not None and self.added_tokens)
+        trainer_class = ModelLossSFTTrainer if own_loss else SFTTrainer
+        trainer = trainer_class(
+            model=self.model,
+            args=arguments,
+            train_dataset=self.rows,
+            processing_class=self.tokenizer,
+            data_collator=default_data_collator,
+            optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
+            peft_config=self.adapter,
+        )
+        set_generation(self.model, self.tokenizer, penalty)
+        return trainer
+
+    def save(self, trainer: Trainer) -> None:
+        super().save(trainer)
+        if self.adapter is not None:
+            write_base_sample(self.folder, self.base_sample)
+
+    def measure(self, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
+        results: dict[str, Any] = {
+            "parameters": self.model.num_parameters(),
+            "share_of_tokens_learned": self.share_learned,
+            **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
+            **self.base_figures,
+        }
+        self.samples: list[str] = []
+        for title, part in self.parts.items():
+            answers = evaluate_answers(self.model, self.tokenizer, part)
+            results |= _figures(title, answers)
+            self.samples += [
+                f"({title})\nQ: {s['question']}\nA: {s['answer']}\nReference: {s['reference']}"
+                for s in answers.samples
+            ]
+        return results
+
+    def report(self, trainer: Trainer, results: dict[str, Any]) -> None:
+        self.write_report(
+            trainer,
+            results,
             title="Chat fine-tuning",
             description="a chat model that answers questions.",
-            data=", ".join(source.source for source in sources),
-            results=results,
-            log_history=trainer.state.log_history,
-            samples=samples,
+            data=", ".join(source.source for source in self.sources),
+            samples=self.samples,
             chat=True,
-            training=training_facts(arguments, trainer.state),
-            command=f"chatgpt-hf sft {shlex.quote(str(folder / RECIPE_NAME))} --output_dir NEW",
-            datasets=[source.source for source in sources],
-            base_model=model_arguments.model_name_or_path,
-        ).write(folder)
-        save_results(folder, results)
-        push_run(arguments, folder)
-    return results
+            datasets=[source.source for source in self.sources],
+            base_model=self.model_arguments.model_name_or_path,
+        )
 
 
 def set_generation(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from ..checkpoints import context_length
 from ..errors import ChatGPTError, ConfigError
 from ..inference.loading import load_for_generation
 from ..inference.parameters import sampling
@@ -234,7 +235,8 @@ def build_page(
     heat = (1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0
     nucleus = 1.0 if config.top_p is None else config.top_p
     choices = 50 if config.top_k is None else config.top_k
-    positions = getattr(model.config, "max_position_embeddings", None) or 4096
+    # A slider over more positions could not be set.
+    positions = min(context_length(model), 32_768)
     sessions = Sessions(session)
     handlers = Handlers(sessions)
 
