@@ -75,17 +75,17 @@ def sft(refused: Refused, sft_options: list[str], work: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("corpus", "words"),
     [
-        ("no/such.txt", "no/such.txt is neither a file, a folder, a glob that matches"),
+        ("no/such.txt", "no/such.txt is not a file, a folder, a glob that matches"),
         ("empty.txt", "empty.txt is empty: give at least one document"),
-        ("blank.txt", "blank.txt is empty: its 1 documents hold nothing but white space"),
+        ("blank.txt", "blank.txt is empty: its 1 documents contain only white space"),
         (
             "latin.txt",
             "latin.txt is not UTF-8: invalid continuation byte at byte 0 of its text, in line 1. Convert it",
         ),
-        ("image.png", "image.png has none of the endings that are read: txt, md, jsonl"),
+        ("image.png", "image.png has an unsupported file ending; supported are txt, md, jsonl"),
         ("prompt.jsonl", "prompt.jsonl has no column 'text': set text_column to one of prompt, completion"),
         ("broken.jsonl", "broken.jsonl is broken JSON in line 2"),
-        ("letters", "the corpus is a single document without a line to cut it at: give more than one"),
+        ("letters", "the corpus is a single document without a line end to cut at: give more than one"),
         ("builtin:ruby-docs", "builtin:python-docs"),
     ],
 )
@@ -181,10 +181,13 @@ def test_rows_longer_than_the_context(refused: Refused, base_folder: Path, corpu
         (["--dataset", "no/such.jsonl"], "no/such.jsonl"),
         (
             ["--dataset", "score.jsonl"],
-            "score.jsonl has the columns score, text, which no known shape of conversations has",
+            "score.jsonl has the columns score, text, which fit no known shape of conversations",
         ),
         (["--dataset", "broken.jsonl"], "broken.jsonl is broken JSON in line 2"),
-        (["--dataset", "empty.txt"], "empty.txt is a text without columns: give jsonl, json, csv, tsv or parquet"),
+        (
+            ["--dataset", "empty.txt"],
+            "empty.txt is a text file without columns: give jsonl, json, csv, tsv or parquet",
+        ),
         (["--dataset", "questions.jsonl"], "None of the 1 conversations has an assistant turn to learn from"),
         (["--block_size", "8"], "has an assistant turn to learn from within 8 tokens"),
         (["--model_name_or_path", "letters"], "letters"),

@@ -1,4 +1,4 @@
-"""Conversations: learned is what the assistant says with its end mark, and nothing else."""
+"""Only what the assistant says, with its end mark, is learned from conversations."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from chatgpt_hf.data.packing import IGNORE_INDEX, pack_documents
 from chatgpt_hf.data.sources import parse_sources
 from chatgpt_hf.errors import DataError
 
-# Conversations in each, of every shape there is.
+# Number of conversations in each file; together the files have every shape.
 SHARED_FILES = {
     "belle_zh_seed_tasks.jsonl": 175,
     "dolly_hhrlhf_small_1000.jsonl": 1000,
@@ -49,7 +49,7 @@ def test_labels_are_the_assistants_words(tokenizer: PreTrainedTokenizerBase) -> 
         turns += [("user", f"About {answer}?"), ("assistant", answer)]
     rows = tokenize_conversations(Dataset.from_list([{"messages": conversation(*turns)}]), tokenizer)
     assert learned(rows[0], tokenizer) == "".join(f"{answer}<|im_end|>" for answer in said)
-    # What is said about <|im_end|> are ordinary tokens, the four ends are the special one.
+    # A quoted <|im_end|> becomes ordinary tokens; only the four ends are the special token.
     assert rows[0]["labels"].count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == len(said)
     for token, label in zip(rows[0]["input_ids"], rows[0]["labels"], strict=True):
         assert label in (token, IGNORE_INDEX)
@@ -90,7 +90,7 @@ def test_nothing_to_learn_is_an_error(tokenizer: PreTrainedTokenizerBase) -> Non
     only_questions = Dataset.from_list([{"messages": conversation(("user", "Hello?"))}] * 2)
     with pytest.raises(DataError, match="None of the 2 conversations has an assistant turn"):
         tokenize_conversations(only_questions, tokenizer)
-    # A template without the mark says nowhere what the assistant's words are.
+    # A template without the mark does not say which words are the assistant's.
     tokenizer.chat_template = tokenizer.chat_template.replace("{%- generation -%}", "").replace(
         "{%- endgeneration -%}", ""
     )
@@ -102,8 +102,8 @@ def test_nothing_to_learn_is_an_error(tokenizer: PreTrainedTokenizerBase) -> Non
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ("Hello", r"Row 2 holds no list of messages.*'Hello'"),
-        (["Hello", "Hi"], r"Row 2 holds no list of messages"),
+        ("Hello", r"Row 2 has no list of messages.*'Hello'"),
+        (["Hello", "Hi"], r"Row 2 has no list of messages"),
         (conversation(("user", "Hello"), ("robot", "Hi")), r"Row 2: .*'robot'.*system, user, assistant, tool"),
         ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}], r"Row 2: .*role 'assistant'"),
         ([{"role": "user", "text": "Hi"}], r"Row 2: .*role 'user'"),
@@ -145,7 +145,7 @@ def test_missing_source(source: str) -> None:
 
 def test_text_files_hold_no_conversations(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Hello")
-    with pytest.raises(DataError, match=r"a.txt is a text without columns: give jsonl"):
+    with pytest.raises(DataError, match=r"a.txt is a text file without columns: give jsonl"):
         load(tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_weights_mix_sources(tmp_path: Path) -> None:
     rows = load({"source": str(a), "weight": 1}, {"source": str(b), "weight": 3})["train"]
     questions = [messages[0]["content"] for messages in rows["messages"]]
     assert questions.count("b") / len(questions) == pytest.approx(0.75, abs=0.04)
-    # Until each has been used up: nothing is lost.
+    # Sources are drawn from until each has been used up: nothing is lost.
     assert len({messages[1]["content"] for messages in rows["messages"] if messages[0]["content"] == "a"}) == 300
     assert set(rows["source"]) == {str(a), str(b)}
 
@@ -184,7 +184,7 @@ def test_held_out_by_hash(tmp_path: Path) -> None:
     assert not said["train"] & said["test"]
     assert len(said["train"] | said["test"]) == 200
     assert 15 < len(said["test"]) < 65
-    # A conversation keeps its side whatever is around it.
+    # A conversation stays on its side, whatever the other rows are.
     assert {m[0]["content"] for m in again["test"]["messages"]} <= said["test"]
 
 
@@ -217,7 +217,7 @@ def test_long_conversations(what: str, tokenizer: PreTrainedTokenizerBase, caplo
         assert kept[1]["labels"] == whole["labels"][:48]
     else:
         pieces = [kept[index] for index in range(1, len(kept))]
-        # Every token is predicted once: nothing predicts the first of a row, which is the last of the row before.
+        # Every token is predicted once: nothing predicts a row's first token, a repeat of the last row's end.
         assert [label for piece in pieces for label in piece["labels"][1:] if label != IGNORE_INDEX] == [
             label for label in whole["labels"] if label != IGNORE_INDEX
         ]
@@ -248,7 +248,7 @@ def test_real_files_are_recognised_and_the_answers_learned(
 
 
 def said(message: dict[str, Any]) -> str:
-    """An assistant's text, calls of tools written out."""
+    """Returns an assistant's text, with tool calls written out."""
     calls = [
         json.dumps({"name": call["function"]["name"], "arguments": call["function"]["arguments"]}, ensure_ascii=False)
         for call in message.get("tool_calls") or []

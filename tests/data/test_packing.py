@@ -1,4 +1,4 @@
-"""Packed rows: full, every token once, and no document sees another."""
+"""Packed rows are full, have every token once, and keep documents from seeing each other."""
 
 from collections import Counter
 from itertools import pairwise
@@ -22,7 +22,7 @@ PAD = 1
 
 
 def documents(*lengths: int, first: int = 2) -> Dataset:
-    """Documents in which every token of the whole corpus is different, so that each can be followed."""
+    """Makes documents in which all tokens differ, so that each can be traced."""
     ids, start = [], first
     for length in lengths:
         ids.append(list(range(start, start + length)))
@@ -35,7 +35,7 @@ def pack(dataset: Dataset, block_size: int, **options: Any) -> Dataset:
 
 
 def pieces(row: dict[str, list[int]]) -> list[list[int]]:
-    """The documents of a row, cut where positions restart; padding left out."""
+    """Cuts a row into documents where positions restart; leaves out padding."""
     starts = [index for index, position in enumerate(row["position_ids"]) if position == 0] + [len(row["input_ids"])]
     cut = [row["input_ids"][begin:end] for begin, end in pairwise(starts)]
     return [piece for piece in cut if piece[0] != PAD]
@@ -66,7 +66,7 @@ def test_every_token_is_predicted_exactly_once(
             assert piece == list(range(piece[0], piece[0] + len(piece))), "two documents share a run of positions"
         for token, label, position in zip(row["input_ids"], row["labels"], row["position_ids"], strict=True):
             assert label == (IGNORE_INDEX if position == 0 or token == PAD else token)
-    # A token stands twice only where a document was cut: at the end of one piece and the beginning of the next.
+    # A token occurs twice only where a document was cut: at the end of one piece and the start of the next.
     found = [piece for row in rows for piece in pieces(row)]
     repeated = {token for token, count in Counter(token for piece in found for token in piece).items() if count > 1}
     assert repeated <= {piece[0] for piece in found} & {piece[-1] for piece in found}
@@ -126,7 +126,7 @@ def test_rows_are_full() -> None:
 
 
 def test_more_documents_than_are_packed_at_a_time() -> None:
-    # The library packs 10,000 documents together, and the second lot must not be cut from the first one's tokens.
+    # The library packs 10,000 documents together; the second batch must not be cut from the first one's tokens.
     rows = pack(documents(*[3] * 10_050), 96)
     assert sorted(token for ids in rows["input_ids"] for token in ids if token != PAD) == list(range(2, 2 + 30_150))
 
@@ -144,7 +144,7 @@ def test_without_splitting_the_end_is_dropped() -> None:
 
 
 def test_labels_go_with_their_tokens() -> None:
-    # What the rows say of each token: learned or not.
+    # Some of these tokens are learned and some are not.
     ids = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
     labels = [[IGNORE_INDEX, IGNORE_INDEX, 12, 13], [IGNORE_INDEX] * 3, [IGNORE_INDEX, 31, IGNORE_INDEX, 33, 34, 35]]
     rows = pack(Dataset.from_dict({"input_ids": ids, "labels": labels}), 8)
@@ -200,7 +200,7 @@ def test_a_document_gives_the_same_logits_packed_as_alone(positions: str, attent
             begin = batch["input_ids"][index].tolist().index(piece[0])
             alone = model(input_ids=torch.tensor([piece])).logits[0]
             torch.testing.assert_close(packed[index, begin : begin + len(piece)], alone, rtol=0, atol=2e-5)
-    assert len(rows) < len(found), "no row holds two documents, so nothing was tested"
+    assert len(rows) < len(found), "no row has two documents, so nothing was tested"
 
 
 def test_stock_trainer_trains_on_the_rows(base_folder: Path, corpus_file: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def documents() -> Dataset:
 
 
 def tokenized(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> bool:
-    """Whether a call tokenizes anything."""
+    """True if a call tokenizes anything."""
     calls = []
     encode = prepare.encode_document_arrays
     monkeypatch.setattr(prepare, "encode_document_arrays", lambda *a: calls.append(a) or encode(*a))
@@ -65,7 +65,7 @@ def test_what_has_not_changed_is_not_tokenized_again(
 
     assert changes(documents, tokenizer, 32)
     assert not changes(documents, tokenizer, 32)
-    # Another object with the same content, and a tokenizer that has been used in between.
+    # A different object with the same content, and a tokenizer that has been used in between.
     tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=5)
     assert not changes(Dataset.from_list(documents.to_list()), tokenizer, 32, num_proc=1)
     folder = tmp_path / "tokenizer"

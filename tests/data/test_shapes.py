@@ -1,4 +1,4 @@
-"""Every shape that conversations come in, and what is refused."""
+"""Reads every shape of conversations and refuses invalid ones."""
 
 from typing import Any
 
@@ -89,7 +89,7 @@ def test_empty_rows_at_the_start_do_not_decide() -> None:
 )
 def test_what_is_no_known_shape_lists_the_columns(row: dict[str, Any]) -> None:
     with pytest.raises(
-        DataError, match=f"a.csv has the columns {', '.join(row)}, which no known shape.*ShareGPT.*Alpaca"
+        DataError, match=f"a.csv has the columns {', '.join(row)}, which fit no known shape.*ShareGPT.*Alpaca"
     ):
         find_shape([row], "a.csv")
 
@@ -124,7 +124,7 @@ def test_conversations_that_can_be_learned(messages: list[dict[str, Any]]) -> No
         ([USER, {"role": "assistant", "content": " \n"}], r"message 2, the assistant's, is empty"),
         ([USER, {"role": "assistant", "content": None}], r"message 2, the assistant's, is empty"),
         ([{"content": "Q"}], r"message 1 has the unknown role None"),
-        (["Q"], r"message 1 is no mapping"),
+        (["Q"], r"message 1 is not a mapping"),
     ],
 )
 def test_conversations_that_cannot(messages: list[Any], message: str) -> None:
@@ -135,9 +135,12 @@ def test_conversations_that_cannot(messages: list[Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"conversations": [{"from": "alien", "value": "Q"}]}, r"a turn from 'alien'; known are system, human"),
-        ({"conversations": [{"from": "function_call", "value": "f(1)"}]}, r"function call is no JSON.*f\(1\)"),
-        ({"conversations": [{"from": "human", "value": "Q"}], "tools": "f, g"}, r"`tools` are no JSON"),
+        (
+            {"conversations": [{"from": "alien", "value": "Q"}]},
+            r"a turn from 'alien'; known speakers are system, human",
+        ),
+        ({"conversations": [{"from": "function_call", "value": "f(1)"}]}, r"function call is not JSON.*f\(1\)"),
+        ({"conversations": [{"from": "human", "value": "Q"}], "tools": "f, g"}, r"`tools` are not JSON"),
         ({"instruction": "Q", "output": ""}, r"message 2, the assistant's, is empty"),
     ],
 )

@@ -40,18 +40,18 @@ def test_the_text_column_is_for_items_without_their_own() -> None:
         ([], "name at least one"),
         (["a", " "], "empty item"),
         ([3], "item 3 is neither"),
-        (['{"source": "a"'], "no JSON object"),
+        (['{"source": "a"'], "is not a JSON object"),
         ([{"source": "a", "wait": 1}], "unknown field wait: the fields are source, weight, text_column, template"),
-        ([{"weight": 1}], "needs a text that is not empty as its source"),
+        ([{"weight": 1}], "needs a non-empty text as its source"),
         ([{"source": "a", "text_column": ""}], "as its text_column"),
         ([{"source": "a", "weight": 0}], "weight 0: give a number above 0"),
         (['{"source": "a", "weight": -0.5}'], "weight -0.5"),
         ([{"source": "a", "weight": "much"}], "weight 'much'"),
         ([{"source": "a", "weight": float("inf")}], "weight inf"),
         ([{"source": "a", "weight": True}], "weight True"),
-        ([{"source": "a", "weight": 1}, "b", "c"], "none to b, c: give one to every source, or to none"),
-        ([{"source": "a", "template": "{x}", "text_column": "y"}], "a text_column and a template"),
-        ([{"source": "a", "template": "no column"}], "is no template"),
+        ([{"source": "a", "weight": 1}, "b", "c"], "not to b, c: give every source a weight, or none"),
+        ([{"source": "a", "template": "{x}", "text_column": "y"}], "both a text_column and a template"),
+        ([{"source": "a", "template": "no column"}], "is not a template"),
     ],
 )
 def test_refused(corpus: list, message: str) -> None:
@@ -61,7 +61,7 @@ def test_refused(corpus: list, message: str) -> None:
 
 @pytest.mark.parametrize("template", ["", "text", "{", "{}", "{a!r}", "{a:>10}", "{{a}}"])
 def test_no_template(template: str) -> None:
-    with pytest.raises(ConfigError, match="is no template"):
+    with pytest.raises(ConfigError, match="is not a template"):
         template_columns(template)
 
 
@@ -71,7 +71,7 @@ def test_templates() -> None:
     row = {"title": "{year}", "year": 1900, "lines": ["one", "two"], "more": object()}
     assert fill_template(template, row, "here") == "{year} (1900)\none\ntwo\n{{year}}"
     assert fill_template("[{a}]", {"a": None}, "here") == "[]"
-    # Nothing but columns: a template is no way into an object.
+    # A template names only columns; it cannot reach into an object.
     assert template_columns("{a.__class__}") == ["a.__class__"]
     with pytest.raises(DataError, match="column 'a' of here"):
         fill_template("{a}", {"a": {"b": "c"}}, "here")

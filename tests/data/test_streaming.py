@@ -1,4 +1,4 @@
-"""A stream that is resumed gives what it would have given, whatever it reads and however many read it."""
+"""A resumed stream yields what it would have yielded, for every kind of source and number of readers."""
 
 import json
 from itertools import islice
@@ -101,7 +101,7 @@ def mixed(files: list[str], kind: str) -> IterableDataset:
 
 @pytest.mark.parametrize("kind", ["one", "turns", "weights", "builtin"])
 def test_a_resumed_stream_goes_on_exactly(kind: str, files: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
-    """The state after every row, through JSON; the small sources begin again several times on the way."""
+    """Saves the state after every row as JSON; the small sources repeat several times during the test."""
 
     def stream() -> StreamingRows:
         return StreamingRows(mixed(files, kind), tokenizer, BLOCK, window_tokens=150, seed=2)
@@ -150,7 +150,7 @@ def test_another_number_of_workers_is_refused(tokenizer: PreTrainedTokenizerBase
     next(iter(rows))
     other = StreamingRows(finite(TEXTS), tokenizer, BLOCK, world_size=2)
     other.load_state_dict(rows.state_dict())
-    with pytest.raises(ConfigError, match="divided by 1 and is now divided by 2"):
+    with pytest.raises(ConfigError, match="shared by 1 readers and is now shared by 2"):
         next(iter(other))
 
 

@@ -1,1 +1,1 @@
-"""Where text comes from, and how it becomes training rows."""
+"""Reads corpora and turns them into training rows."""

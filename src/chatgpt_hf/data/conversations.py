@@ -1,4 +1,4 @@
-"""Conversations to token ids, and which of them are learned: what the assistant says, with its end mark."""
+"""Tokenizes conversations and marks the tokens to learn: what the assistant says, with its end mark."""
 
 import json
 import logging
@@ -39,22 +39,22 @@ def load_conversations(
     seed: int = 0,
     skip_invalid: bool = False,
 ) -> DatasetDict:
-    """Conversations of one or several sources, in any of the shapes of `SHAPES`, mixed by weight as `load_mixture` does.
+    """Loads conversations from one or several sources, in any of the `SHAPES`, mixed by weight as in `load_mixture`.
 
     Args:
-        sources: What `parse_sources` returns. Each file of a source is recognised by itself.
-        test_fraction: The share of conversations to hold out, by a hash of the conversation, of each source that brings
-            no `test` split of its own.
-        seed: Order in which weighted sources are drawn from.
-        skip_invalid: Leave out rows that cannot be used, with a warning that counts them, in place of an error.
+        sources: The result of `parse_sources`. The shape of each file is recognized separately.
+        test_fraction: Share of conversations to hold out, by a hash of the conversation, from each source without its
+            own `test` split.
+        seed: Seed of the order in which weighted sources are drawn from.
+        skip_invalid: Leave out rows that cannot be used, with a warning that counts them, instead of raising an error.
 
     Returns:
-        The split `train`, and `test` if anything is held out: `messages`, a list of dicts with `role` and `content`;
-        `tools`, a list of JSON schemas or None; `source`.
+        The split `train`, and `test` if anything is held out. Columns: `messages`, a list of dicts with `role` and
+        `content`; `tools`, a list of JSON schemas or None; `source`.
 
     Raises:
-        DataError: When there is no such source, its columns are not known, or a row cannot be used; the message names
-            the row.
+        DataError: If a source does not exist, its columns are unknown, or a row cannot be used; the message names the
+            row.
     """
     train, test = [], []
     for source in sources:
@@ -83,7 +83,7 @@ def load_conversations(
 
 
 def _read(rows: Dataset, where: str, source: str, skip_invalid: bool) -> Dataset:
-    """The conversations of one table."""
+    """Reads the conversations of one table."""
     shape = find_shape(rows, where)
     invalid: list[str] = []
 
@@ -115,18 +115,18 @@ def tokenize_conversations(
     max_length: int | None = None,
     long_conversations: str = "cut",
 ) -> Dataset:
-    """Conversations as `input_ids` and `labels`, -100 on everything that the assistant does not say.
+    """Tokenizes conversations to `input_ids` and `labels`, with -100 on everything that the assistant does not say.
 
-    Rows without a target are dropped, and they and long ones counted on the log.
+    Drops rows without a target. Logs the number of dropped rows and of long conversations.
 
     Args:
-        dataset: Columns `messages` and perhaps `tools`, as `load_conversations` gives them.
-        max_length: Tokens that a row can have.
-        long_conversations: What becomes of longer ones: `cut` drops their end, `drop` the whole, and `keep` makes several
-            rows of them, each of which begins with the last token of the one before.
+        dataset: Conversations with a column `messages` and optionally `tools`, as `load_conversations` returns them.
+        max_length: Maximum number of tokens in a row.
+        long_conversations: How to treat longer ones: `cut` drops their end, `drop` drops the whole conversation, and
+            `keep` splits it over several rows, each starting with the last token of the row before.
 
     Raises:
-        DataError: When no row has a target, or one holds something else than messages.
+        DataError: If no row has a target, or a row has something other than messages.
     """
     long = 0
 
@@ -154,12 +154,12 @@ def tokenize_conversations(
         with_indices=True,
         remove_columns=dataset.column_names,
         features=Features({"input_ids": List(Value("int64")), "labels": List(Value("int64"))}),
-        # The counter is not in what a cache would bring back.
+        # A cached result would not restore the counter.
         load_from_cache_file=False,
         desc="Tokenizing conversations",
     )
     if long:
-        done = {"cut": "their end is cut off", "drop": "they are dropped", "keep": "they are spread over several rows"}
+        done = {"cut": "their end is cut off", "drop": "they are dropped", "keep": "they are split over several rows"}
         logger.warning(
             "%d of %d conversations are longer than %d tokens: %s.",
             long,
@@ -187,7 +187,7 @@ def _encode(messages: Any, tools: Any, tokenizer: PreTrainedTokenizerBase, index
     if not messages:
         return [], []
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise DataError(f"Row {index + 1} holds no list of messages with role and content, but {messages!r:.80}.")
+        raise DataError(f"Row {index + 1} has no list of messages with role and content, but {messages!r:.80}.")
     try:
         encoded = encode_conversation(tokenizer, messages, tools=tools)
     except DataError as error:
@@ -197,13 +197,13 @@ def _encode(messages: Any, tools: Any, tokenizer: PreTrainedTokenizerBase, index
 
 
 def share_supervised(rows: Dataset) -> float:
-    """Share of the tokens of `labels` that are learned."""
+    """Returns the share of the tokens in `labels` that are learned."""
     labels = [label for row in rows["labels"] for label in row]
     return sum(label != IGNORE_INDEX for label in labels) / len(labels)
 
 
 def show_masks(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Prints rows of `tokenize_conversations`, what is learned in colour and, for terminals without, between marks."""
+    """Prints rows of `tokenize_conversations`, with learned text in color or, without color, between marks."""
     console = Console(highlight=False)
     for number, row in enumerate(rows, start=1):
         learned = sum(label != IGNORE_INDEX for label in row["labels"])

@@ -1,7 +1,7 @@
-"""Where text comes from: files, folders, globs, Hub data sets and the built-in corpora, all as one column of documents.
+"""Loads text from files, folders, globs, Hub data sets and built-in corpora, always as one column of documents.
 
-The reading is done by the loaders of `datasets`. What is added is that every mistake in the user's data is found before
-or named after: the file, the line or byte offset, the columns there are.
+The loaders of `datasets` do the reading. This module finds every mistake in the user's data beforehand or names it
+afterwards, with the file, the line or byte offset, and the existing columns.
 """
 
 import csv
@@ -34,24 +34,25 @@ _TEXT = Features({"text": Value("string")})
 def load_corpus(
     source: str, *, text_column: str = "text", template: str | None = None, skip_broken_files: bool = False
 ) -> DatasetDict:
-    """Load documents from one source.
+    """Loads documents from one source.
 
-    A txt or md file is one document, with its line ends turned into line feeds; in the other formats each row is one.
-    Documents without anything but white space are left out, with a warning.
+    A txt or md file is one document, with line ends converted to line feeds; in the other formats each row is one.
+    Blank documents are left out, with a warning.
 
     Args:
-        source: `builtin:python-docs`; or a file, a folder (searched recursively, hidden files left out) or a glob of
+        source: `builtin:python-docs`; or a file, a folder (searched recursively, without hidden files) or a glob of
             txt, md, jsonl, json, csv, tsv or parquet files, all but the last also with `.gz` or `.zst`; or a Hub id.
-        text_column: The column that holds the documents, in formats that have columns.
-        template: In place of `text_column`: a text with column names in braces; a list is joined by line feeds.
-        skip_broken_files: Leave out files that cannot be used, with a warning that says why, in place of an error.
+        text_column: The column with the documents, in formats that have columns.
+        template: Used instead of `text_column`: a text with column names in braces; a list is joined by line feeds.
+        skip_broken_files: Leave out files that cannot be used, with a warning that says why, instead of raising an
+            error.
 
     Returns:
-        The split `train`, and `test` if the source holds something out itself, each with a string column `text`.
+        The split `train`, and `test` if the source has one, each with a string column `text`.
 
     Raises:
         DataError: If the source does not exist, is empty, or cannot be used; the message names the file and the place.
-        ConfigError: If the template is none, or a text column is given beside it.
+        ConfigError: If the template is invalid, or a text column is given as well.
     """
     _check_selection(text_column, template)
     if source.startswith("builtin:"):
@@ -82,20 +83,20 @@ def load_corpus(
             broken.append(str(error))
     parts = [_load_texts(texts), *parts] if texts else parts
     if not parts:
-        reason = f"cannot be used, {broken[0]}" if broken else "is empty: give at least one document"
+        reason = f"cannot be used: {broken[0]}" if broken else "is empty: give at least one document"
         raise DataError(f"{source} {reason}")
     for file in empty:
-        logger.warning("%s is empty and left out.", file)
+        logger.warning("%s is empty and was left out.", file)
     for message in broken:
-        logger.warning("A broken file is left out: %s", message)
+        logger.warning("Left out a broken file: %s", message)
     return DatasetDict(train=_without_blanks(concatenate_datasets(parts), source))
 
 
 def load_rows(source: str) -> list[tuple[str, DatasetDict]]:
-    """Load rows with all their columns, whatever these are, from any source of `load_corpus` but text files.
+    """Loads rows with all their columns from any source of `load_corpus` except text files.
 
     Returns:
-        A name for messages and the splits, of each file, or of the one built-in or Hub data set. Cells of csv and tsv
+        A name for messages and the splits of each file, or of the one built-in or Hub data set. Cells of csv and tsv
         files are text.
 
     Raises:
@@ -109,7 +110,7 @@ def load_rows(source: str) -> list[tuple[str, DatasetDict]]:
     tables = []
     for file in files:
         if is_one_document(file):
-            raise DataError(f"{file} is a text without columns: give jsonl, json, csv, tsv or parquet files")
+            raise DataError(f"{file} is a text file without columns: give jsonl, json, csv, tsv or parquet files")
         if not has_content(file):
             raise DataError(f"{file} is empty: give at least one row")
         tables.append((str(file), DatasetDict(train=load_file(file))))
@@ -119,22 +120,22 @@ def load_rows(source: str) -> list[tuple[str, DatasetDict]]:
 def stream_corpus(
     source: str, *, text_column: str = "text", template: str | None = None, skip_broken_files: bool = False
 ) -> dict[str, IterableDataset]:
-    """The documents of `load_corpus`, read from files or the Hub as they are asked for; blank ones are there.
+    """Streams the documents of `load_corpus` from files or the Hub as they are requested, including blank ones.
 
-    Memory does not grow with a file, except with one that is a single document and with one that is a JSON array.
+    Memory does not grow with a file, unless it is a single document or a JSON array.
 
     Args:
         source: As for `load_corpus`.
         text_column: As for `load_corpus`.
         template: As for `load_corpus`.
-        skip_broken_files: Leave out what follows in a file that turns out to be broken, with a warning, in place of an
-            error.
+        skip_broken_files: Leave out the rest of a file that turns out to be broken, with a warning, instead of raising
+            an error.
 
     Returns:
-        As `load_corpus`, the splits being iterable.
+        The same as `load_corpus`, with iterable splits.
 
     Raises:
-        DataError: If the source does not exist; and, while it is read, if a file is broken: the message names the place.
+        DataError: If the source does not exist; and, during reading, if a file is broken: the message names the place.
     """
     _check_selection(text_column, template)
     files = None if source.startswith("builtin:") else source_files(source)
@@ -160,15 +161,15 @@ def stream_corpus(
 
 
 def split_by_hash(dataset: Dataset, test_fraction: float = 0.05, column: str = "text") -> DatasetDict:
-    """Hold out documents by a hash of their text, so that each stays on its side however the corpus grows or moves.
+    """Holds out documents by a hash of their text, so each stays on its side when the corpus grows or is reordered.
 
     A corpus of a single document is cut at a line instead: the held-out part is the lines after the first
     `1 - test_fraction` of its characters.
 
     Args:
         dataset: The documents, one per row.
-        test_fraction: The share to hold out, between 0 and 1; of the documents it is met on average only.
-        column: The column that is hashed.
+        test_fraction: Share to hold out, between 0 and 1; with several documents it is met only on average.
+        column: The column to hash.
 
     Returns:
         The splits `train` and `test`, each in the order of `dataset`.
@@ -187,50 +188,50 @@ def split_by_hash(dataset: Dataset, test_fraction: float = 0.05, column: str = "
     held_out = [is_held_out(text, test_fraction) for text in cast("list[str]", dataset[column])]
     if all(held_out) or not any(held_out):
         raise DataError(
-            f"of {len(held_out)} documents {sum(held_out)} would be held out with test_fraction={test_fraction}, which "
-            "leaves one part empty: give more documents, another test_fraction, or a held-out corpus of its own"
+            f"test_fraction={test_fraction} would hold out {sum(held_out)} of {len(held_out)} documents, which leaves "
+            "one part empty: give more documents, another test_fraction, or a separate held-out corpus"
         )
     train, test = ([index for index, held in enumerate(held_out) if held is side] for side in (False, True))
     return DatasetDict(train=dataset.select(train), test=dataset.select(test))
 
 
 def cut_at_line(text: str, test_fraction: float) -> tuple[str, str]:
-    """The two parts that `split_by_hash` makes of a single document.
+    """Splits a single document into the two parts that `split_by_hash` returns.
 
     Raises:
-        DataError: If there is no line to cut it at.
+        DataError: If the document has no line end to cut at.
     """
     target = round(len(text) * (1 - test_fraction))
     cut = text.rfind("\n", 0, target) + 1 or text.find("\n", target) + 1
     train, test = text[:cut], text[cut:]
     if is_blank(train) or is_blank(test):
-        raise DataError("the corpus is a single document without a line to cut it at: give more than one")
+        raise DataError("the corpus is a single document without a line end to cut at: give more than one document")
     return train, test
 
 
 def is_blank(text: str | None) -> bool:
-    """Whether a document has nothing but white space; unlike `strip`, this does not copy it."""
+    """True if a document is empty or only white space; unlike `strip`, this does not copy it."""
     return not text or text.isspace()
 
 
 def is_held_out(text: str, test_fraction: float) -> bool:
-    """On which side of `split_by_hash` a document is."""
+    """True if `split_by_hash` holds this document out."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < int(test_fraction * 2**64)
 
 
 def check_test_fraction(test_fraction: float) -> None:
-    """Raises `ConfigError` if a share to hold out is not between 0 and 1."""
+    """Raises `ConfigError` if the share to hold out is not between 0 and 1."""
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction}: give a number between 0 and 1, both excluded")
 
 
 def _load_texts(files: list[Path]) -> Dataset:
-    """Load text files, each as one document.
+    """Loads text files, each as one document.
 
-    Not by the `text` loader of `datasets`: it decodes compressed files in the encoding of the locale.
+    Avoids the `text` loader of `datasets`, which decodes compressed files in the locale's encoding.
     """
-    # Size and time are arguments so that a file that has changed is not taken from the cache.
+    # Size and time are arguments so that a changed file is not taken from the cache.
     stamps = [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
     return cast(Dataset, Dataset.from_generator(_read_texts, features=_TEXT, gen_kwargs={"files": stamps}))
 
@@ -241,13 +242,13 @@ def _read_texts(files: list[tuple[str, int, int]]) -> Iterator[dict[str, str]]:
 
 
 def run_loader(path: Path, loader: str, **options: Any) -> Any:
-    """Run a loader of `datasets` over a file."""
+    """Runs a loader of `datasets` on a file."""
     if path.suffix.lower() == ".zst" and "zstd" not in fsspec.available_compressions():
         raise DataError(f"{path} is compressed with zstd, which needs one more package: pip install zstandard")
     try:
-        # The loaders take file names as patterns, hence the escape.
+        # The loaders treat file names as patterns, hence the escape.
         return load_dataset(loader, data_files=[glob.escape(str(path.absolute()))], split="train", **options)
-    # A loader lets through whatever the library below it raises, StopIteration included.
+    # A loader passes on any exception of the library below it, even StopIteration.
     except Exception as error:
         if "corresponds to no data" in str(error):
             raise DataError(f"{path} is empty: it has no rows") from error
@@ -255,11 +256,11 @@ def run_loader(path: Path, loader: str, **options: Any) -> Any:
 
 
 def load_file(path: Path, text_column: str | None = None, template: str | None = None, **options: Any) -> Any:
-    """Load one file that has columns: the loaders refuse several whose other columns differ.
+    """Loads one file that has columns; the loaders refuse several files whose other columns differ.
 
     Args:
-        text_column: A column that must be there, unless `template` names others; None reads whatever is there.
-        **options: For the loader of `datasets`.
+        text_column: A column that must exist, unless `template` names others; None accepts any columns.
+        **options: Options of the `datasets` loader.
     """
     suffix = format_of(path)
     if suffix in (".csv", ".tsv"):
@@ -270,11 +271,13 @@ def load_file(path: Path, text_column: str | None = None, template: str | None =
         except ValueError as error:
             raise DataError(f"{path} cannot be read as {suffix[1:]}: {error}") from error
         if not isinstance(head.index, pd.RangeIndex):
-            # pandas then takes the first field of every row for its name, and the rest would be one column off.
-            raise DataError(f"{path} has more fields in line 2 than in its header: quote texts that hold a separator")
+            # pandas would then use the first field of every row as its index and shift the rest by one column.
+            raise DataError(
+                f"{path} has more fields in line 2 than in its header: quote texts that contain a separator"
+            )
         if text_column is not None:
             _check_columns(list(head.columns), str(path), text_column, template)
-        # Everything in such a file is text, even a document that is a number or the word "null".
+        # Every cell of such a file is text, even a number or the word "null".
         features = Features({column: Value("string") for column in head.columns})
         return run_loader(path, "csv", sep=separator, features=features, keep_default_na=False, **options)
     if suffix == ".parquet":
@@ -289,7 +292,7 @@ def load_file(path: Path, text_column: str | None = None, template: str | None =
 
 
 def _load_json(path: Path) -> Dataset:
-    """Load a JSON or JSON Lines file; raises `DataError` naming the broken line."""
+    """Loads a JSON or JSON Lines file; raises a `DataError` that names the broken line."""
     try:
         return run_loader(path, "json")
     except DataError as error:
@@ -305,11 +308,11 @@ def _stream_files(
         except DataError as error:
             if not skip_broken_files:
                 raise
-            logger.warning("The rest of a broken file is left out: %s", error)
+            logger.warning("Left out the rest of a broken file: %s", error)
 
 
 def _stream_file(path: Path, text_column: str, template: str | None) -> Iterator[dict[str, str]]:
-    """The documents of one file, one after another."""
+    """Yields the documents of one file."""
     try:
         if is_one_document(path):
             yield {"text": read_text(path)}
@@ -318,20 +321,20 @@ def _stream_file(path: Path, text_column: str, template: str | None) -> Iterator
                 yield _document(row, f"line {line} of {path}", text_column, template)
         else:
             rows = load_file(path, text_column, template, streaming=True)
-            # `iter` reads the whole file in each worker of a data loader, where plain iteration would divide it.
+            # `iter` reads the whole file in each data loader worker; plain iteration would divide it.
             for batch in rows.iter(batch_size=100):
                 for cells in zip(*batch.values(), strict=True):
                     yield _document(dict(zip(batch, cells, strict=True)), str(path), text_column, template)
     except DataError:
         raise
-    # Whatever the library below raises, at any row: here it gets the name and the place.
+    # The library below may raise anything at any row; name the file and the place.
     except Exception as error:
         has_content(path)
         raise DataError(f"{path} cannot be read: {error.__cause__ or error}") from error
 
 
 def stream_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON Lines file, or of a JSON file as a whole, with the lines they are in (then: 1)."""
+    """Yields the objects of a JSON Lines file with their lines, or those of a whole JSON file with line 1."""
     with open_bytes(path) as stream:
         lines = ((number, data.decode("utf-8-sig").strip()) for number, data in enumerate(stream, start=1))
         for count, (number, line) in enumerate((number, line) for number, line in lines if line):
@@ -344,7 +347,7 @@ def stream_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(row, dict):
                 if count == 0 and format_of(path) == ".json":
                     break
-                raise DataError(f"{path} has in line {number} no JSON object")
+                raise DataError(f"{path} has no JSON object in line {number}")
             yield number, row
         else:
             return
@@ -354,18 +357,18 @@ def stream_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(json_fault(path) or f"{path} is broken JSON in line {error.lineno}: {error.msg}") from error
     rows = value if isinstance(value, list) else [value]
     if not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} holds something else than JSON objects")
+        raise DataError(f"{path} has something other than JSON objects")
     yield from ((1, row) for row in rows)
 
 
 def _load_hub_splits(source: str, **options: Any) -> DatasetDict:
-    """Load a data set of the Hub: its `train`, and its `test` if it has one."""
-    problem = f"{source} is neither a file, a folder, a glob that matches, builtin:python-docs, nor a Hub id"
+    """Loads a Hub data set: its `train` split, and its `test` split if it has one."""
+    problem = f"{source} is not a file, a folder, a glob that matches, builtin:python-docs, or a Hub id"
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or format_of(Path(source)):
         raise DataError(f"{problem}: check the spelling")
     try:
         splits = load_dataset(source, **options)
-    # Not found, offline, gated, more than one configuration: each comes as an exception of its own.
+    # Not found, offline, gated, more than one configuration: each raises a different exception.
     except Exception as error:
         raise DataError(f"{problem} that could be loaded: {error}") from error
     if "train" not in splits:
@@ -378,15 +381,15 @@ def _wanted(text_column: str, template: str | None) -> list[str]:
 
 
 def _check_selection(text_column: str, template: str | None) -> None:
-    """Raise `ConfigError` if the text is said to come from a column and from a template, or the template is none."""
+    """Raises `ConfigError` if both a text column and a template are given, or the template is invalid."""
     if template is not None:
         template_columns(template)
         if text_column != "text":
-            raise ConfigError(f"text_column is {text_column!r} and there is a template too: give one of the two")
+            raise ConfigError(f"text_column is {text_column!r} and a template is given too: give only one of them")
 
 
 def _check_columns(columns: list[str], where: str, text_column: str, template: str | None) -> None:
-    """Raise `DataError` if a column that is read is not among the columns."""
+    """Raises `DataError` if a required column is missing."""
     missing = [name for name in _wanted(text_column, template) if name not in columns]
     if missing:
         remedy = f"set text_column to one of {', '.join(columns)}"
@@ -396,37 +399,37 @@ def _check_columns(columns: list[str], where: str, text_column: str, template: s
 
 
 def _document(row: Mapping[str, Any], where: str, text_column: str, template: str | None) -> dict[str, str]:
-    """The document in one row; an empty cell is an empty document."""
+    """Returns the document in one row; an empty cell is an empty document."""
     _check_columns(list(row), where, text_column, template)
     if template is not None:
         return {"text": fill_template(template, row, where)}
     text = row[text_column]
     if text is not None and not isinstance(text, str):
-        raise DataError(f"column {text_column!r} of {where} is not of strings but holds {text!r:.80}")
+        raise DataError(f"column {text_column!r} of {where} must contain strings, but contains {text!r:.80}")
     return {"text": text or ""}
 
 
 def _with_text(dataset: Dataset, where: str, text_column: str, template: str | None) -> Dataset:
-    """Keep the documents alone, in a column `text`; raises `DataError` if a column is missing or not of text."""
+    """Keeps only the documents, in a column `text`; raises `DataError` if a column is missing or not text."""
     _check_columns(dataset.column_names, where, text_column, template)
     if template is not None:
         to_text = partial(_document, where=where, text_column=text_column, template=template)
         return dataset.map(to_text, remove_columns=dataset.column_names, features=_TEXT, desc="Filling the template")
     feature = dataset.features[text_column]
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
-        raise DataError(f"column {text_column!r} of {where} is not of strings but of {feature}")
+        raise DataError(f"column {text_column!r} of {where} must contain strings, but has the type {feature}")
     dataset = dataset.select_columns([text_column])
     dataset = dataset if text_column == "text" else dataset.rename_column(text_column, "text")
-    # A cast writes all documents once more.
+    # A cast writes all documents again.
     return dataset if dataset.features["text"].dtype == "string" else dataset.cast_column("text", Value("string"))
 
 
 def _without_blanks(dataset: Dataset, source: str) -> Dataset:
-    """Leave out documents of nothing but white space; raises `DataError` if no other is there."""
+    """Leaves out blank documents; raises `DataError` if all are blank."""
     kept = dataset.filter(lambda text: not is_blank(text), input_columns="text")
     if not kept:
-        raise DataError(f"{source} is empty: its {len(dataset)} documents hold nothing but white space")
+        raise DataError(f"{source} is empty: its {len(dataset)} documents contain only white space")
     if len(kept) == len(dataset):
         return dataset
-    logger.warning("%s: %d blank documents are left out.", source, len(dataset) - len(kept))
+    logger.warning("%s: left out %d blank documents.", source, len(dataset) - len(kept))
     return kept

@@ -1,4 +1,4 @@
-"""Files that hold text: which are read, how they are opened, and where one is broken."""
+"""Finds and opens text files, and reports where one is broken."""
 
 import codecs
 import glob
@@ -22,41 +22,41 @@ FORMATS = ", ".join(suffix[1:] for suffix in SUFFIXES) + " (all but parquet also
 
 
 def format_of(path: Path) -> str | None:
-    """The ending that says the format, a compression's aside; None if it is not one that is read."""
+    """Returns the format's suffix, without a compression suffix; None if the format is not supported."""
     name = re.sub(r"\.(gz|zst)$", "", path.name.lower())
     suffix = Path(name).suffix
     return suffix if suffix in SUFFIXES and not (suffix == ".parquet" and name != path.name.lower()) else None
 
 
 def is_one_document(path: Path) -> bool:
-    """Whether a file is one document, and not one per row."""
+    """True if a file is one document instead of one document per row."""
     return format_of(path) in (".txt", ".md")
 
 
 def source_files(source: str) -> list[Path] | None:
-    """The files that a path or glob stands for, in order; None if it is neither.
+    """Returns the files that a path or glob names, in order; None if nothing matches.
 
     Raises:
-        DataError: If none of them is of a format that is read.
+        DataError: If none of them has a supported format.
     """
     path = Path(source).expanduser()
     if os.path.isdir(path):
         files = _files_below(path)
     elif os.path.exists(path):
         if format_of(path) is None:
-            raise DataError(f"{source} has none of the endings that are read: {FORMATS}")
+            raise DataError(f"{source} has an unsupported file ending; supported are {FORMATS}")
         files = [path]
     elif matches := glob.glob(str(path), recursive=True):
         files = sorted({file for match in map(Path, matches) for file in _files_below(match)})
     else:
         return None
     if not files:
-        raise DataError(f"{source} holds no file with one of the endings that are read: {FORMATS}")
+        raise DataError(f"{source} contains no file with a supported ending: {FORMATS}")
     return files
 
 
 def _files_below(path: Path) -> list[Path]:
-    """A path itself, or all below it if it is a folder, as far as it is of a format that is read."""
+    """Returns a file itself, or all files below a folder, but only those with a supported format."""
     if not path.is_dir():
         return [path] if format_of(path) else []
     found = sorted(file for file in path.rglob("*") if not file.is_dir() and format_of(file))
@@ -64,7 +64,7 @@ def _files_below(path: Path) -> list[Path]:
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Open a file for reading its bytes, decompressed."""
+    """Opens a file to read its bytes, decompressed."""
     if path.suffix.lower() == ".gz":
         return cast(BinaryIO, gzip.open(path))
     if path.suffix.lower() == ".zst":
@@ -73,14 +73,14 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that is one document, with its line ends turned into line feeds."""
-    # One rare character makes every character of a string four bytes wide; read at once, narrower copies of all that
-    # comes before it would lie beside it.
+    """Returns the text of a file that is one document, with line ends converted to line feeds."""
+    # One rare character makes every character of a string four bytes wide. Reading the file at once would also keep
+    # narrower copies of the text before it.
     return "".join(text_chunks(path))
 
 
 def text_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str]:
-    """The characters `start` to `stop` of `read_text`, about a million at a time."""
+    """Yields the characters `start` to `stop` of `read_text`, about a million at a time."""
     position = 0
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as stream:
         for chunk in iter(partial(stream.read, 1 << 20), ""):
@@ -91,7 +91,7 @@ def text_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator
 
 
 def has_content(path: Path) -> bool:
-    """Read a file once: whether it holds any bytes; raises `DataError` if it is unreadable, or text but not UTF-8."""
+    """Reads a file once; True if it is not empty. Raises `DataError` if it is unreadable, or text but not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = line = 0
     try:
@@ -117,7 +117,7 @@ def has_content(path: Path) -> bool:
 
 
 def json_fault(path: Path) -> str | None:
-    """Where a JSON or JSON Lines file is broken; None if that is not what is wrong with it."""
+    """Describes where a JSON or JSON Lines file is broken; None if its JSON is fine."""
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as stream:
         text = stream.read()
     if format_of(path) == ".json":
@@ -125,12 +125,12 @@ def json_fault(path: Path) -> str | None:
             json.loads(text)
             return None
         except json.JSONDecodeError as error:
-            if error.msg != "Extra data":  # one value and then another: JSON Lines under the other name
+            if error.msg != "Extra data":  # several values: JSON Lines in a file named .json
                 return f"{path} is broken JSON in line {error.lineno}: {error.msg}"
     for number, line in enumerate(text.split("\n"), start=1):
         try:
             if line.strip() and not isinstance(json.loads(line), dict):
-                return f"{path} has in line {number} no JSON object"
+                return f"{path} has no JSON object in line {number}"
         except json.JSONDecodeError as error:
             return f"{path} is broken JSON in line {number}: {error.msg}"
     return None

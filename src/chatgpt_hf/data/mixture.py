@@ -1,4 +1,4 @@
-"""Several sources as one corpus with a held-out part: read at once, or as a stream."""
+"""Combines several sources into one corpus with a held-out part, loaded at once or streamed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .corpus import (
 from .files import has_content, is_one_document, read_text, source_files, text_chunks
 from .sources import CorpusSource, parse_sources, probabilities
 
-# Of a stream; in characters.
+# In characters; applies to streams.
 _LONGEST_DOCUMENT = 1 << 22
 _TEXT = Features({"text": Value("string")})
 _COLUMNS = Features({"text": Value("string"), "source": Value("string")})
@@ -30,11 +30,11 @@ _COLUMNS = Features({"text": Value("string"), "source": Value("string")})
 
 @dataclass(frozen=True)
 class StreamedCorpus:
-    """A corpus that is read while it is trained on.
+    """A corpus that is read during training.
 
     Attributes:
-        train: Documents without end, pass after pass over the sources; columns `text` and `source`.
-        test: The held-out documents that figures are measured on, with the same columns.
+        train: An endless stream of documents, pass after pass over the sources; columns `text` and `source`.
+        test: The held-out documents for evaluation, with the same columns.
     """
 
     train: IterableDataset
@@ -49,24 +49,24 @@ def load_mixture(
     skip_broken_files: bool = False,
     eval_corpus: str | None = None,
 ) -> DatasetDict:
-    """Load several sources as one corpus.
+    """Loads several sources as one corpus.
 
-    Without weights the training part has every document once, source after source. With weights documents are drawn
-    from the sources in random order until each has been used up: nothing is lost, and what is used up earlier starts
-    again. Weights count documents, not tokens: of two sources of equal weight, the one with the longer documents gives
-    more of the tokens.
+    Without weights, the training part has every document once, source after source. With weights, documents are drawn
+    from the sources in random order until each source has been used up. A source that is used up earlier starts again,
+    so nothing is lost. Weights count documents, not tokens: of two sources with equal weight, the one with longer
+    documents contributes more tokens.
 
     Args:
-        sources: What `parse_sources` returns.
-        test_fraction: The share of documents to hold out, by a hash of the document, of each source that brings no
-            `test` split of its own.
-        seed: Order in which weighted sources are drawn from.
-        skip_broken_files: Leave out files that cannot be used, with a warning, in place of an error.
-        eval_corpus: A source, as `parse_sources` reads it, that is the held-out part: its `test` split if it has one,
-            else all of it. Nothing is held out of `sources` then.
+        sources: The result of `parse_sources`.
+        test_fraction: Share of documents to hold out, by a hash of the document, from each source without its own
+            `test` split.
+        seed: Seed of the order in which weighted sources are drawn from.
+        skip_broken_files: Leave out files that cannot be used, with a warning, instead of raising an error.
+        eval_corpus: A source, as `parse_sources` reads it, to use as the held-out part: its `test` split if it has
+            one, else all of it. Then nothing is held out from `sources`.
 
     Returns:
-        The splits `train` and `test` with string columns `text` and `source`, the latter being `CorpusSource.source`.
+        The splits `train` and `test` with string columns `text` and `source`; the latter is `CorpusSource.source`.
 
     Raises:
         DataError: If a source cannot be used, or either part is empty.
@@ -107,25 +107,25 @@ def stream_mixture(
     eval_corpus: str | None = None,
     skip_broken_files: bool = False,
 ) -> StreamedCorpus:
-    """Several sources as one endless stream of documents, read from files or the Hub while it goes.
+    """Combines several sources into one endless stream of documents, read from files or the Hub on demand.
 
-    Each source is repeated pass after pass, in its own order. With weights the next document's source is drawn; without,
-    the sources take turns until each has given all its documents once, and then start again together. A source that is
-    one text file is one document and is cut at a line, as `split_by_hash` does, and again every four million characters,
-    so that memory does not grow with it while the stream is read.
+    Each source repeats, pass after pass, in its own order. With weights, the source of each document is drawn at
+    random. Without weights, the sources take turns until each has given all its documents once, and then start again
+    together. A source that is one text file is one document. It is cut at a line, as in `split_by_hash`, and again
+    every four million characters, so that memory does not grow with the file while the stream is read.
 
     Args:
-        sources: What `parse_sources` returns.
+        sources: The result of `parse_sources`.
         test_fraction: As for `load_mixture`; the same documents are held out.
         seed: As for `load_mixture`.
-        eval_documents: How many held-out documents to keep, the first of each source, in the share of its weight.
+        eval_documents: Number of held-out documents to keep: the first of each source, in proportion to its weight.
         eval_corpus: As for `load_mixture`.
-        skip_broken_files: Leave out what follows in a file that turns out to be broken, with a warning, in place of an
-            error.
+        skip_broken_files: Leave out the rest of a file that turns out to be broken, with a warning, instead of raising
+            an error.
 
     Raises:
-        DataError: If a source cannot be used, or has nothing to train on or nothing held out; and, while the stream is
-            read, if a file is broken.
+        DataError: If a source cannot be used, or has nothing to train on or nothing held out; and, during reading, if
+            a file is broken.
     """
     check_test_fraction(test_fraction)
     train, test = [], []
@@ -147,7 +147,7 @@ def stream_mixture(
         splits = _stream(_only(eval_corpus), skip_broken_files, None)
         test = list(islice(splits.get("test", splits["train"]), eval_documents))
         if not test:
-            raise DataError(f"The held-out part is empty: {eval_corpus} has no document that is not blank.")
+            raise DataError(f"The held-out part is empty: {eval_corpus} has only blank documents.")
     return StreamedCorpus(_endless(train, probabilities(sources), seed), Dataset.from_list(test, _COLUMNS))
 
 
@@ -158,14 +158,14 @@ def _load(source: CorpusSource, skip_broken_files: bool) -> DatasetDict:
         template=source.template,
         skip_broken_files=skip_broken_files,
     )
-    # A column of its own beside the text, which is not written anew.
+    # A separate column: the text is not rewritten.
     return DatasetDict(
         {name: split.add_column("source", [source.source] * len(split)) for name, split in splits.items()}
     )
 
 
 def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float | None) -> dict[str, IterableDataset]:
-    """The documents of a source that are not blank: `train`, and `test` if it has one or a share is held out."""
+    """Streams the non-blank documents of a source: `train`, and `test` if it has one or a share is held out."""
     files = None if source.source.startswith("builtin:") else source_files(source.source)
     if files is not None and len(files) == 1 and is_one_document(files[0]) and test_fraction is not None:
         has_content(files[0])
@@ -194,7 +194,7 @@ def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float 
 
 
 def _read_part(path: str, start: int, stop: int) -> Iterator[dict[str, str]]:
-    """A side of a corpus that is a single document, as several that end with a line if it is very long."""
+    """Yields one side of a single document; if it is very long, in several parts that end at line ends."""
     text = ""
     for chunk in text_chunks(Path(path), start, stop):
         text += chunk

@@ -1,10 +1,10 @@
-"""Tokenized documents to full training rows that keep the documents apart.
+"""Packs tokenized documents into full training rows that keep the documents apart.
 
-TRL's best-fit-decreasing packing (Ding et al. 2024, arXiv:2404.10830) decides who shares a row; what it leaves to a
-collator, restarting `position_ids`, is written into the rows here, so that stock `Trainer` with transformers'
-`default_data_collator` trains on them and no token sees another document, on every attention backend.
+TRL's best-fit-decreasing packing (Ding et al. 2024, arXiv:2404.10830) decides which documents share a row. TRL leaves
+restarting `position_ids` to a collator; this module writes them into the rows, so that stock `Trainer` with
+transformers' `default_data_collator` trains on them and no token sees another document, on every attention backend.
 
-Everything is done on one flat array of tokens, of which a piece is a start and a length: documents are cut, sorted into
+Everything works on one flat array of tokens, and a piece is a start and a length in it: documents are cut, sorted into
 rows and laid end to end without being copied.
 """
 
@@ -22,9 +22,9 @@ from ..errors import ConfigError, DataError
 from ..tokenization_chatgpt import encode_document_arrays
 
 IGNORE_INDEX = -100
-# So many tokens are packed together: memory stays small, and the one row that is left unfilled goes on to the next.
+# Tokens packed at a time. Memory stays small, and the one row left unfilled moves to the next window.
 _WINDOW_TOKENS = 1 << 21
-# So many rows are written at a time.
+# Rows written at a time.
 _CHUNK_ROWS = 1024
 ROW_COLUMNS = ("input_ids", "labels", "position_ids")
 
@@ -36,7 +36,7 @@ class Tokens(NamedTuple):
 
     Attributes:
         ids: Token ids, (tokens,).
-        labels: The ids, or `IGNORE_INDEX` where a token is not learned, (tokens,); None where all are.
+        labels: The ids, or `IGNORE_INDEX` where a token is not learned, (tokens,); None if all are.
         lengths: Tokens of each document, (documents,).
     """
 
@@ -46,17 +46,17 @@ class Tokens(NamedTuple):
 
     @classmethod
     def of(cls, documents: Sequence[_Ints]) -> "Tokens":
-        """Documents of which every token is learned."""
+        """Makes documents whose tokens are all learned."""
         ids = np.concatenate([np.zeros(0, np.int32), *documents], dtype=np.int32)
         return cls(ids, None, np.array([len(document) for document in documents], np.int64))
 
     def documents(self) -> list[_Ints]:
-        """The token ids of each document."""
+        """Returns the token ids of each document."""
         return np.split(self.ids, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
 
 
 class Rows(NamedTuple):
-    """Packed rows, each array (rows, block_size) of int32, and how many of the positions hold tokens of documents."""
+    """Packed rows: arrays (rows, block_size) of int32, and `used`, the number of positions that are not padding."""
 
     input_ids: _Ints
     labels: _Ints
@@ -65,11 +65,11 @@ class Rows(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """Which pieces of documents make up which row.
+    """The pieces of documents that make up each row.
 
     Attributes:
-        tokens: What the pieces are cut from.
-        starts: Where in `tokens.ids` each piece begins, (pieces,).
+        tokens: The documents that the pieces are cut from.
+        starts: Start of each piece in `tokens.ids`, (pieces,).
         lengths: Tokens of each piece, (pieces,).
         row: The row of each piece, in ascending order, (pieces,).
         block_size: Tokens in a row.
@@ -82,16 +82,16 @@ class Packing(NamedTuple):
     block_size: int
 
     def num_rows(self) -> int:
-        """How many rows there are."""
+        """Returns the number of rows."""
         return int(self.row[-1]) + 1 if len(self.row) else 0
 
     def assemble(self, rows: _Ints, pad_token_id: int) -> Rows:
-        """Writes some of the rows, in the order asked for; those that teach nothing are left out."""
+        """Builds the given rows, in the given order; leaves out rows with nothing to learn."""
         first, last = np.searchsorted(self.row, rows), np.searchsorted(self.row, rows, "right")
         pieces, _ = _expand(first, last - first)
         row = np.repeat(np.arange(len(rows)), last - first)
         used = np.bincount(row, self.lengths[pieces], minlength=len(rows)).astype(np.int64)
-        # A gap is a piece of its own, made of the padding that follows the last token.
+        # A gap becomes a separate piece that starts after the last token, where everything is padding.
         gaps = np.flatnonzero(used < self.block_size)
         order = np.argsort(np.append(row, gaps), kind="stable")
         end = len(self.tokens.ids)
@@ -109,11 +109,11 @@ class Packing(NamedTuple):
 
 
 def tokenize_corpus(dataset: Dataset, tokenizer: Any, *, num_proc: int | None = None) -> Dataset:
-    """The `text` column as documents of token ids between bos and eos, in one column `input_ids`."""
+    """Tokenizes the `text` column into one column `input_ids`; each document is between bos and eos."""
     return dataset.map(
         _encode_batch,
         batched=True,
-        # A document can be a whole book, and all of a batch are in memory at once.
+        # A document can be a whole book, and the whole batch is in memory at once.
         batch_size=100,
         fn_kwargs={"tokenizer": tokenizer},
         input_columns="text",
@@ -125,7 +125,7 @@ def tokenize_corpus(dataset: Dataset, tokenizer: Any, *, num_proc: int | None = 
 
 
 def _encode_batch(texts: Sequence[str], tokenizer: Any) -> dict[str, list[_Ints]]:
-    """What `tokenize_corpus` does with some documents."""
+    """Tokenizes one batch for `tokenize_corpus`."""
     return {"input_ids": encode_document_arrays(tokenizer, texts)}
 
 
@@ -140,23 +140,23 @@ def pack_documents(
     """Packs tokenized documents into rows of `block_size`.
 
     Args:
-        dataset: Column `input_ids`, and `labels` where not every token is learned.
+        dataset: Documents in a column `input_ids`, and `labels` if not every token is learned.
         block_size: Tokens in a row.
-        pad_token_id: Fills the gaps; never learned, and a document of its own to attention.
-        split_long: Use every position, so that only the last row has padding: a document that is longer than a row is
-            cut, and so are documents whose rows best fit leaves unfilled. Each piece begins with the last token of the
-            piece before it, which is not learned again, so every token but a document's first is predicted exactly
-            once. False keeps documents (conversations) whole: the end of a long one is dropped, gaps are padded.
-        seed: Order of the documents. The same seed gives the same rows.
+        pad_token_id: Fills the gaps. It is never learned, and attention treats a gap as a separate document.
+        split_long: Use every position, so that only the last row has padding: documents longer than a row are cut, and
+            so are documents in rows that best fit leaves unfilled. Each piece begins with the last token of the piece
+            before it, which is not learned again, so every token except a document's first is predicted exactly once.
+            False keeps documents (conversations) whole: it drops the end of long ones and pads the gaps.
+        seed: Seed of the document order. The same seed gives the same rows.
 
     Returns:
         Rows with `input_ids`, `labels` (-100 on the first token of each piece, which nothing predicts, and on padding)
         and `position_ids` (restarting for each piece), each a list of `block_size` integers. Rows with nothing to learn
-        are dropped. They are in memory: `prepare_rows` writes those of a large corpus to disk.
+        are dropped. The rows are in memory; `prepare_rows` writes those of a large corpus to disk.
 
     Raises:
-        DataError: When `dataset` has no tokens, or none to learn within `block_size`.
-        ConfigError: When `block_size` is below 2.
+        DataError: If `dataset` has no tokens, or none to learn within `block_size`.
+        ConfigError: If `block_size` is below 2.
     """
     batches = iterate_rows(dataset, block_size, pad_token_id=pad_token_id, split_long=split_long, seed=seed)
     return Dataset(pa.concat_tables([rows_table(rows) for rows in batches]))
@@ -165,7 +165,7 @@ def pack_documents(
 def iterate_rows(
     dataset: Dataset, block_size: int, *, pad_token_id: int, split_long: bool = True, seed: int = 0
 ) -> Iterator[Rows]:
-    """The rows of `pack_documents`, some thousand at a time."""
+    """Yields the rows of `pack_documents`, about a thousand at a time."""
     if block_size < 2:
         raise ConfigError(f"block_size is {block_size}: a row of fewer than 2 tokens has nothing to predict.")
 
@@ -185,13 +185,13 @@ def iterate_rows(
                 yield rows
     if not found:
         raise DataError(
-            f"No row of {block_size} tokens has anything to learn: the documents are empty, or what is to be learned "
-            "lies beyond block_size. Take a larger block_size."
+            f"No row of {block_size} tokens has anything to learn: the documents are empty, or the tokens to learn "
+            "come after the first block_size tokens. Use a larger block_size."
         )
 
 
 def rows_table(rows: Rows) -> pa.Table:
-    """Rows as an Arrow table of lists."""
+    """Converts rows to an Arrow table of lists."""
     count, block_size = rows.input_ids.shape
     offsets = np.arange(count + 1, dtype=np.int32) * block_size
     columns = [pa.ListArray.from_arrays(offsets, getattr(rows, name).reshape(-1)) for name in ROW_COLUMNS]
@@ -199,11 +199,11 @@ def rows_table(rows: Rows) -> pa.Table:
 
 
 def pack_tokens(tokens: Tokens, block_size: int, split_long: bool = True) -> tuple[Packing, Tokens]:
-    """Packs some documents, as `pack_documents` says.
+    """Packs some documents, as `pack_documents` describes.
 
     Returns:
         The rows; and, with `split_long`, the pieces of the one row that is not full, as documents for the next call or
-        for `pack_rest`. Without, rows have gaps and nothing is left.
+        for `pack_rest`. Without `split_long`, rows have gaps and nothing is left over.
     """
     starts, lengths = np.cumsum(tokens.lengths) - tokens.lengths, tokens.lengths
     if not split_long:
@@ -223,13 +223,13 @@ def pack_tokens(tokens: Tokens, block_size: int, split_long: bool = True) -> tup
 
 
 def pack_rest(rest: Tokens, block_size: int) -> Packing:
-    """What `pack_tokens` left over as one row, or none if nothing is left."""
+    """Packs what `pack_tokens` left over into one row; into no row if nothing was left."""
     starts, row = np.cumsum(rest.lengths) - rest.lengths, np.zeros(len(rest.lengths), np.int64)
     return Packing(rest, starts, rest.lengths, row, block_size)
 
 
 def _windows(dataset: Dataset, seed: int) -> Iterator[Tokens]:
-    """The documents in seeded order, about `_WINDOW_TOKENS` tokens at a time, or one that is longer."""
+    """Yields the documents in seeded order, about `_WINDOW_TOKENS` tokens or one longer document at a time."""
     columns = [name for name in ("input_ids", "labels") if name in dataset.column_names]
     dataset = dataset.select_columns(columns).with_format("arrow")
     counts = [
@@ -239,11 +239,11 @@ def _windows(dataset: Dataset, seed: int) -> Iterator[Tokens]:
     lengths = np.concatenate([np.zeros(0, np.int64), *counts])
     filled = np.flatnonzero(lengths)
     if len(filled) == 0:
-        raise DataError("The corpus holds no tokens to pack: every document is empty.")
+        raise DataError("The corpus has no tokens to pack: every document is empty.")
     order = filled[np.random.default_rng(seed).permutation(len(filled))]
     window = (np.cumsum(lengths[order]) - lengths[order]) // _WINDOW_TOKENS
     for indices in np.split(order, np.flatnonzero(np.diff(window)) + 1):
-        # A slice is mapped from disk, where a list of indices is copied.
+        # A slice is mapped from disk; rows for a list of indices are copied.
         table = dataset[indices] if len(indices) > 1 else dataset[int(indices[0]) : int(indices[0]) + 1]
         ids, *labels = (
             pc.list_flatten(table[name].combine_chunks()).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
@@ -262,14 +262,14 @@ def _joined(first: Tokens, second: Tokens) -> Tokens:
 
 
 def _expand(starts: _Ints, lengths: _Ints) -> tuple[_Ints, _Ints]:
-    """Where the tokens of pieces are in the flat array, and their positions in their pieces."""
+    """Returns the indices of the pieces' tokens in the flat array, and their positions within the pieces."""
     begins = np.cumsum(lengths) - lengths
     within = np.arange(lengths.sum()) - np.repeat(begins, lengths)
     return np.repeat(starts, lengths) + within, within
 
 
 def _cut(starts: _Ints, lengths: _Ints, block_size: int) -> tuple[_Ints, _Ints]:
-    """Cuts what is longer than a row into pieces that overlap by one token."""
+    """Cuts documents longer than a row into pieces that overlap by one token."""
     stride = block_size - 1
     pieces = np.maximum(1, -(-(lengths - 1) // stride))
     _, index = _expand(starts, pieces)
@@ -278,16 +278,16 @@ def _cut(starts: _Ints, lengths: _Ints, block_size: int) -> tuple[_Ints, _Ints]:
 
 
 def _best_fit(starts: _Ints, lengths: _Ints, block_size: int) -> tuple[_Ints, _Ints, _Ints]:
-    """Sorts pieces into rows: starts, lengths and rows, in the order of the rows."""
-    # Best fit begins with the longest, and gives each of these a row of its own.
+    """Sorts pieces into rows; returns their starts, lengths and rows, ordered by row."""
+    # Best fit starts with the longest pieces, so each piece as long as a row gets its own row.
     full = lengths == block_size
     count = int(full.sum())
     if count == len(lengths):
         return starts, lengths, np.arange(count)
     index, _ = _expand(starts[~full], lengths[~full])
     offsets = np.append(0, np.cumsum(lengths[~full])).astype(np.int32)
-    # TRL moves lists of anything, so it is given the places of the tokens in place of tokens. As an iterable data set
-    # they are neither hashed, nor written to a cache, nor shown with a progress bar.
+    # TRL can pack lists of anything, so it gets token indices instead of tokens. With an iterable data set it hashes
+    # nothing, writes no cache and shows no progress bar.
     pieces = Dataset(pa.table({"index": pa.ListArray.from_arrays(offsets, index)}), fingerprint="pieces")
     packed = pack_dataset(pieces.to_iterable_dataset(), block_size, "bfd", map_kwargs={"batch_size": len(pieces)})
     table = pa.concat_tables(packed.with_format("arrow").iter(batch_size=len(pieces)))
@@ -299,7 +299,7 @@ def _best_fit(starts: _Ints, lengths: _Ints, block_size: int) -> tuple[_Ints, _I
 
 
 def _lay_end_to_end(starts: _Ints, lengths: _Ints, block_size: int) -> tuple[_Ints, _Ints]:
-    """Cuts pieces where rows end; what follows a cut begins with the last token before it."""
+    """Cuts pieces where rows end; the piece after a cut begins with the last token before it."""
     pieces: list[tuple[int, int]] = []
     space = block_size
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):

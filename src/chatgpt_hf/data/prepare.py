@@ -1,4 +1,4 @@
-"""A finite corpus to training rows on disk: made once, and found again as long as nothing that matters has changed."""
+"""Turns a finite corpus into training rows on disk, and reuses them until something relevant changes."""
 
 import hashlib
 import json
@@ -22,16 +22,16 @@ from .packing import iterate_rows, rows_table
 
 logger = logging.getLogger(__name__)
 
-# Part of the folder's name: to be raised when the same arguments give other rows, or the files another form.
+# Part of the folder's name. Raise it when the same arguments give different rows or the file format changes.
 _VERSION = 1
 _ROWS_NAME = "rows.arrow"
-# Files are put in place in the order of their names, so this one comes last.
+# Files are moved into place in the order of their names, so this one comes last.
 _STATISTICS_NAME = "statistics.json"
 
 
 @dataclass(frozen=True)
 class SourceStatistics:
-    """What one source brought: documents, bytes of UTF-8, and tokens with each document's bos and eos."""
+    """Counts for one source: documents, UTF-8 bytes, and tokens including each document's bos and eos."""
 
     source: str
     documents: int
@@ -40,19 +40,19 @@ class SourceStatistics:
 
     @property
     def bytes_per_token(self) -> float:
-        """How much text a token stands for."""
+        """Average number of bytes per token."""
         return self.bytes / self.tokens
 
 
 @dataclass(frozen=True)
 class PreparedRows:
-    """Packed rows and what is known of them.
+    """Packed rows and facts about them.
 
     Attributes:
-        rows: `input_ids`, `labels` and `position_ids`, as `pack_documents` describes them, mapped from disk.
+        rows: `input_ids`, `labels` and `position_ids`, as `pack_documents` describes them, memory-mapped from disk.
         statistics: One entry per source, in the order of the documents.
-        share_of_positions_used: Positions of the rows that are not padding.
-        fingerprint: Identifies the documents and their sources, whatever the tokenizer and the block size.
+        share_of_positions_used: Share of the rows' positions that are not padding.
+        fingerprint: Identifies the documents and their sources, regardless of tokenizer and block size.
     """
 
     rows: Dataset
@@ -70,21 +70,21 @@ def prepare_rows(
     num_proc: int | None = None,
     cache_dir: Path | None = None,
 ) -> PreparedRows:
-    """Tokenizes and packs a corpus, or finds what an earlier call has left.
+    """Tokenizes and packs a corpus, or reuses the rows that an earlier call stored.
 
     Args:
-        documents: String columns `text` and `source`, as `load_mixture` gives them.
+        documents: Documents with string columns `text` and `source`, as `load_mixture` returns them.
         tokenizer: A fast tokenizer with a bos and an eos token.
         block_size: Tokens in a row.
-        seed: Order of the documents.
-        num_proc: Processes that tokenize; None leaves it to the threads of the tokenizer.
-        cache_dir: Where rows are kept, each corpus in a folder named by a hash of all of the above but `num_proc`.
-            None is `$CHATGPT_HF_CACHE`, or `~/.cache/chatgpt_hf`.
+        seed: Seed of the document order.
+        num_proc: Number of processes that tokenize; None uses the tokenizer's threads.
+        cache_dir: Folder for the rows. Each corpus gets a subfolder named by a hash of all arguments above except
+            `num_proc`. None means `$CHATGPT_HF_CACHE`, or `~/.cache/chatgpt_hf`.
 
     Raises:
-        DataError: If there is nothing to learn in the documents.
+        DataError: If the documents contain nothing to learn.
         ConfigError: If `block_size` is below 2.
-        TokenizerError: If the tokenizer is not a fast one, or has no bos or no eos token.
+        TokenizerError: If the tokenizer is not a fast one, or lacks a bos or eos token.
         OutputError: If the disk is full.
     """
     if block_size < 2:
@@ -96,13 +96,13 @@ def prepare_rows(
     folder = Path(cache_dir or cache_root()) / key
     found = _read(folder, fingerprint)
     if found is not None:
-        logger.info("Tokenized rows are taken from %s.", folder)
+        logger.info("Reusing the tokenized rows in %s.", folder)
         return found
     with atomic_folder(folder) as temporary, tempfile.TemporaryDirectory(dir=temporary) as scratch:
         tokens = documents.map(
             _encode,
             batched=True,
-            # A document can be a whole book, and all of a batch are in memory at once.
+            # A document can be a whole book, and the whole batch is in memory at once.
             batch_size=100,
             fn_kwargs={"tokenizer": tokenizer},
             features=Features({"input_ids": List(Value("int32")), "source": Value("string"), "bytes": Value("int64")}),
@@ -116,26 +116,26 @@ def prepare_rows(
         statistics = _statistics(tokens)
         _write(temporary, tokens, statistics, block_size, pad, seed)
     found = _read(folder, fingerprint)
-    assert found is not None, f"{folder} was written and cannot be read"
+    assert found is not None, f"{folder} was written but cannot be read"
     return found
 
 
 def cache_root() -> Path:
-    """Where what is made of data is kept: `$CHATGPT_HF_CACHE`, or `~/.cache/chatgpt_hf`."""
+    """Returns the folder for cached data: `$CHATGPT_HF_CACHE`, or `~/.cache/chatgpt_hf`."""
     return Path(os.environ.get("CHATGPT_HF_CACHE") or "~/.cache/chatgpt_hf").expanduser()
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Identifies how a tokenizer encodes documents.
+    """Returns a hash that identifies how a tokenizer encodes documents.
 
     Raises:
-        TokenizerError: If the tokenizer is not a fast one, whose whole state can be read.
+        TokenizerError: If the tokenizer is not a fast one; only those expose their whole state.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise TokenizerError("the tokenizer is not one of the tokenizers library: load its fast version")
+        raise TokenizerError("the tokenizer is not from the tokenizers library: load its fast version")
     state = json.loads(backend.to_str())
-    # These are left behind by whoever called the tokenizer last, and set anew by every call.
+    # The last call of the tokenizer left these behind; every call sets them again.
     state.pop("padding", None)
     state.pop("truncation", None)
     return _hash([state, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id])
@@ -168,7 +168,7 @@ def _statistics(tokens: Dataset) -> list[SourceStatistics]:
             counts = pc.cast(pc.list_value_length(table["input_ids"]), pa.int64())
             yield pa.table({"source": table["source"], "bytes": table["bytes"], "tokens": counts})
 
-    # One thread keeps the sources in the order of the documents.
+    # A single thread keeps the sources in the order of the documents.
     groups = pa.concat_tables(tables()).group_by("source", use_threads=False)
     sums = groups.aggregate([("bytes", "count"), ("bytes", "sum"), ("tokens", "sum")])
     columns = [sums[name].to_pylist() for name in ("source", "bytes_count", "bytes_sum", "tokens_sum")]
@@ -201,7 +201,7 @@ def _write(
 
 
 def _read(folder: Path, fingerprint: str) -> PreparedRows | None:
-    """What a folder holds; None if it is not there, or not whole."""
+    """Reads the rows in a folder; None if they are missing or incomplete."""
     file = folder / _ROWS_NAME
     try:
         about = json.loads((folder / _STATISTICS_NAME).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The shapes that conversations come in, recognised by their columns and turned into the ecosystem's `messages`."""
+"""Recognizes the shapes of conversation data by their columns and converts them to the ecosystem's `messages`."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from ..errors import DataError
 
 Row = Mapping[str, Any]
 
-# Who speaks, as data sets of the last years name them.
+# Speaker names in data sets of recent years.
 _SPEAKERS = {
     **dict.fromkeys(("system",), "system"),
     **dict.fromkeys(("human", "user", "prompter"), "user"),
@@ -23,7 +23,7 @@ class Conversation(NamedTuple):
     """One conversation.
 
     Attributes:
-        messages: Dicts with `role`, `content`, and whatever else they came with, such as `tool_calls`.
+        messages: Dicts with `role`, `content`, and any other keys of the source, such as `tool_calls`.
         tools: The tools that the assistant may call, as JSON schemas.
     """
 
@@ -35,9 +35,9 @@ class Shape(NamedTuple):
     """One way to write conversations down.
 
     Attributes:
-        name: For messages to the user.
-        fits: Whether a row has it.
-        read: The conversations of a row.
+        name: Description for messages to the user.
+        fits: True if a row has this shape.
+        read: Returns the conversations of a row.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Shape(NamedTuple):
 
 
 def find_shape(rows: Iterable[Row], where: str) -> Shape:
-    """The first shape of `SHAPES` that the first row that is not empty has.
+    """Returns the first of `SHAPES` that fits the first non-empty row.
 
     Args:
-        rows: Of a data set; only as many are read as are needed.
-        where: Names the data set.
+        rows: Rows of a data set; the function reads only as many as it needs.
+        where: Name of the data set, for messages.
 
     Raises:
-        DataError: When there is none; the message lists the columns that were found.
+        DataError: If no shape fits; the message lists the columns that were found.
     """
     columns: list[str] = []
     for row in rows:
@@ -64,13 +64,13 @@ def find_shape(rows: Iterable[Row], where: str) -> Shape:
                     return shape
             break
     raise DataError(
-        f"{where} has the columns {', '.join(columns) or 'none'}, which no known shape of conversations has. Known are "
+        f"{where} has the columns {', '.join(columns) or 'none'}, which fit no known shape of conversations. Known: "
         f"{'; '.join(shape.name for shape in SHAPES)}."
     )
 
 
 def _items(row: Row, column: str, *keys: str) -> list[dict[str, Any]] | None:
-    """The value of a column if it is a list of dicts that begins with one that has all the keys."""
+    """Returns a column's value if it is a list of dicts and the first dict has all the keys."""
     value = row.get(column)
     if isinstance(value, Sequence) and not isinstance(value, str) and value and isinstance(value[0], Mapping):
         return [dict(item) for item in value] if all(value[0].get(key) is not None for key in keys) else None
@@ -78,7 +78,7 @@ def _items(row: Row, column: str, *keys: str) -> list[dict[str, Any]] | None:
 
 
 def _first(row: Row, names: Sequence[str]) -> str | None:
-    """The first of the names that is a column of text."""
+    """Returns the first of the names that is a text column."""
     return next((name for name in names if isinstance(row.get(name), str)), None)
 
 
@@ -88,12 +88,12 @@ def _tools(row: Row) -> list[dict[str, Any]] | None:
         try:
             tools = json.loads(tools) if tools.strip() else None
         except json.JSONDecodeError as error:
-            raise DataError(f"its `tools` are no JSON: {error}") from error
+            raise DataError(f"its `tools` are not JSON: {error}") from error
     return list(tools) if tools else None
 
 
 def _without_empty(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without the keys that are there only because another message has them."""
+    """Drops the keys that a message has only because another message has them."""
     return {key: value for key, value in message.items() if value is not None}
 
 
@@ -115,7 +115,7 @@ def _sharegpt(row: Row) -> list[Conversation]:
         speaker, value = turn.get("from"), turn.get("value")
         role = _SPEAKERS.get(str(speaker))
         if role is None:
-            raise DataError(f"it has a turn from {speaker!r}; known are {', '.join(_SPEAKERS)}")
+            raise DataError(f"it has a turn from {speaker!r}; known speakers are {', '.join(_SPEAKERS)}")
         if speaker == "function_call":
             messages.append({"role": role, "content": "", "tool_calls": _tool_calls(value)})
         else:
@@ -124,7 +124,7 @@ def _sharegpt(row: Row) -> list[Conversation]:
 
 
 def _tool_calls(text: Any) -> list[dict[str, Any]]:
-    """A call, or several, written as JSON in a turn of its own."""
+    """Parses one or several calls, written as JSON in a separate turn."""
     try:
         calls = json.loads(text)
         calls = calls if isinstance(calls, list) else [calls]
@@ -132,7 +132,7 @@ def _tool_calls(text: Any) -> list[dict[str, Any]]:
             {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}} for call in calls
         ]
     except (TypeError, KeyError, json.JSONDecodeError) as error:
-        raise DataError(f"its function call is no JSON with name and arguments, but {text!r:.80}") from error
+        raise DataError(f"its function call is not JSON with name and arguments, but {text!r:.80}") from error
 
 
 def _dialogue(row: Row) -> list[Conversation]:
@@ -179,7 +179,7 @@ def _pair_columns(row: Row) -> tuple[str, str] | None:
 def _pair(row: Row) -> list[Conversation]:
     columns = _pair_columns(row)
     if columns is None:
-        raise DataError("it has no question, or no answer")
+        raise DataError("it has no question or no answer")
     question, answer = (row[column] for column in columns)
     return [Conversation([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])]
 
@@ -201,7 +201,7 @@ SHAPES = (
         _sharegpt,
     ),
     Shape(
-        "`messages`, a list of message, of two who take turns",
+        "`messages`, a list of message, by two speakers in turn",
         lambda row: _items(row, "messages", "message") is not None,
         _dialogue,
     ),
@@ -211,12 +211,12 @@ SHAPES = (
         _self_instruct,
     ),
     Shape(
-        f"Alpaca: `instruction`, perhaps `input`, `system` and `history`, and one of {', '.join(_ANSWERS)}",
+        f"Alpaca: `instruction`, optionally `input`, `system` and `history`, and one of {', '.join(_ANSWERS)}",
         lambda row: isinstance(row.get("instruction"), str) and _first(row, _ANSWERS) is not None,
         _alpaca,
     ),
     Shape(
-        f"two columns of text, one of {', '.join(_QUESTIONS)} and one of {', '.join(_ANSWERS)}",
+        f"two text columns, one of {', '.join(_QUESTIONS)} and one of {', '.join(_ANSWERS)}",
         lambda row: _pair_columns(row) is not None,
         _pair,
     ),
@@ -224,21 +224,22 @@ SHAPES = (
 
 
 def check_conversation(messages: Sequence[Mapping[str, Any]], *, allow_empty: bool = False) -> None:
-    """Refuses what a chat model cannot learn from.
+    """Raises if a chat model cannot learn from a conversation.
 
-    A system message may come first; then a user's and an assistant's take turns. An assistant's that calls tools is
-    followed by what the tools say, and that by the assistant again.
+    A system message may come first; then user and assistant take turns. After an assistant message that calls tools
+    come the tools' messages, and then the assistant again.
 
     Args:
-        allow_empty: Whether a message may say nothing, as a model's can.
+        allow_empty: Allow messages without text; a model's answer can be empty.
 
     Raises:
-        DataError: Naming the message, counted from 1, and what would be right.
+        DataError: If a message is invalid or out of turn; it names the message, counted from 1, and what would be
+            right.
     """
     before = None
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, Mapping):
-            raise DataError(f"message {number} is no mapping with role and content, but {message!r:.80}")
+            raise DataError(f"message {number} is not a mapping with role and content, but {message!r:.80}")
         role, content = message.get("role"), message.get("content")
         if role not in _FOLLOWS:
             raise DataError(f"message {number} has the unknown role {role!r}: use one of {', '.join(_FOLLOWS)}")
@@ -249,12 +250,12 @@ def check_conversation(messages: Sequence[Mapping[str, Any]], *, allow_empty: bo
         if before not in _FOLLOWS[role]:
             raise DataError(
                 f"message {number} is the {role}'s and comes {'first' if before is None else f'after {_article(before)}'}: "
-                "after a system message come user and assistant in turns, and a tool's after an assistant's that calls it"
+                "after a system message, user and assistant take turns; a tool's message follows an assistant's call"
             )
         before = "assistant calling" if role == "assistant" and calls else role
 
 
-# Who may come before whom; None is the beginning.
+# The roles that may come directly before each role; None is the beginning.
 _FOLLOWS: dict[str, tuple[str | None, ...]] = {
     "system": (None,),
     "user": (None, "system", "assistant"),
@@ -270,7 +271,7 @@ def _article(before: str) -> str:
 
 
 def read_rows(shape: Shape, rows: Iterable[Row]) -> Iterator[tuple[int, Conversation | DataError]]:
-    """Row numbers, from 1, and the conversations in them; an error in place of one that cannot be used."""
+    """Yields row numbers, from 1, with each conversation in the row, or with an error if it cannot be used."""
     for number, row in enumerate(rows, start=1):
         try:
             conversations = shape.read(row)

@@ -1,4 +1,4 @@
-"""Training rows from a stream of documents, resumed exactly from a state of a few kilobytes."""
+"""Makes training rows from a stream of documents and resumes exactly from a state of a few kilobytes."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -15,37 +15,37 @@ from ..tokenization_chatgpt import encode_document_arrays
 from .packing import ROW_COLUMNS, Packing, Tokens, pack_rest, pack_tokens
 
 _WINDOW_BLOCKS = 256
-# Documents are tokenized together until they have so many characters.
+# Documents are tokenized in batches of about this many characters.
 _ENCODED_CHARACTERS = 1 << 16
 _ASSEMBLED_ROWS = 64
 
 
 class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
-    """Packs a stream of documents into rows, a window of documents at a time.
+    """Packs a stream of documents into rows, one window of documents at a time.
 
-    A row is `input_ids`, `labels` and `position_ids`, each (block_size,), as `pack_documents` describes them.
+    A row has `input_ids`, `labels` and `position_ids`, each (block_size,), as `pack_documents` describes them.
 
-    The documents of a window are packed as those of a finite corpus are, its full rows are given in random order, and
-    the pieces of the row that is left unfilled go on to the next window. There is no shuffle buffer, so a state is small
-    and exact: where the window begins in the stream, what was carried into it, and how many of its rows were given. On
-    resuming, the window is read and packed again and these rows are skipped.
+    The documents of a window are packed like those of a finite corpus. Its full rows are yielded in random order; the
+    pieces of the one unfilled row move to the next window. There is no shuffle buffer, so a state is small and exact:
+    where the window begins in the stream, the pieces carried into it, and how many of its rows were yielded. On
+    resuming, the window is read and packed again and the rows already yielded are skipped.
 
-    Each of several processes and data loader workers reads the whole stream and takes its share of the documents.
+    Every process and data loader worker reads the whole stream and takes its share of the documents.
 
-    It is stateful in the sense of `torchdata.stateful_dataloader.StatefulDataLoader`: a state goes with the next
-    iteration, and one after that starts from the beginning.
+    The class follows the protocol of `torchdata.stateful_dataloader.StatefulDataLoader`: a loaded state applies to the
+    next iteration only; later ones start from the beginning.
 
     Args:
-        documents: Column `text`, as `stream_mixture` gives it; it may be endless.
-        tokenizer: With a bos and an eos token.
+        documents: The stream, with a column `text`, as `stream_mixture` returns it; may be endless.
+        tokenizer: A tokenizer with a bos and an eos token.
         block_size: Tokens in a row.
-        window_tokens: Tokens that are shuffled and packed together, at least; 256 rows by default.
-        seed: Order of the rows.
-        rank: This process, of `world_size`.
-        world_size: Processes that share the stream.
+        window_tokens: Minimum number of tokens to shuffle and pack together; 256 rows by default.
+        seed: Seed of the row order.
+        rank: Rank of this process, below `world_size`.
+        world_size: Number of processes that share the stream.
 
     Raises:
-        ConfigError: If `block_size` is below 2; or, on resuming, if the number of processes or workers has changed.
+        ConfigError: If `block_size` is below 2 or, on resuming, the number of processes or workers has changed.
         DataError: If the stream has no documents, or one that cannot be read.
     """
 
@@ -69,7 +69,7 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        # Plain Python all through, so that it can be written as JSON. `documents` counts those read by all units.
+        # Only plain Python types, so that it can be saved as JSON. `documents` counts those that all units have read.
         self._beginning: dict[str, Any] = {
             "source": documents.state_dict(),
             "documents": 0,
@@ -81,11 +81,11 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         self._state = self._beginning
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the iteration is: after the last row that was given."""
+        """Returns the position of the iteration, after the last row that was yielded."""
         return dict(self._state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Makes the next iteration go on from a state."""
+        """Makes the next iteration resume from a state."""
         self._state = self._loaded = dict(state_dict)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -95,12 +95,12 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         state, self._loaded = self._loaded or self._beginning, None
         if state.get("units", units) != units:
             raise ConfigError(
-                f"The stream was divided by {state['units']} and is now divided by {units} (processes times data loader "
-                "workers): go on with as many of both as the run was begun with."
+                f"The stream was shared by {state['units']} readers and is now shared by {units} (processes times "
+                "data loader workers): resume with as many processes and workers as the run started with."
             )
         self._state = state = {**state, "units": units}
         self.documents.load_state_dict(state["source"])
-        # `iter` reads the whole stream, where plain iteration would divide its files among workers.
+        # `iter` reads the whole stream; plain iteration would divide its files among workers.
         stream = self.documents.iter(batch_size=1)
         ended = False
         while not ended:
@@ -119,7 +119,7 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
                     yield row
             if count == 0:
                 raise DataError("The stream has no documents to train on.")
-            # A document can be a whole book: this window's makes room for the next.
+            # A document can be a whole book: free this window's memory before reading the next.
             del packing, rows
             state = {
                 "source": self.documents.state_dict(),
@@ -133,7 +133,7 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
     def _read_window(
         self, stream: Iterator[dict[str, list[str]]], count: int, unit: int, units: int
     ) -> tuple[list[npt.NDArray[np.int32]], int, bool]:
-        """Reads on until this unit has a window: its documents, how many all have by then, whether the stream ended."""
+        """Reads one window for this unit: its documents, the count for all units, and whether the stream ended."""
         read: list[npt.NDArray[np.int32]] = []
         tokens, ended = 0, False
         while tokens < self.window_tokens and not ended:

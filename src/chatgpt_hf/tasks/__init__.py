@@ -1,1 +1,1 @@
-"""The tasks that a model is fine-tuned for: a folder for each kind, with its rows, its training and its evaluation."""
+"""The tasks that a model is fine-tuned for, one folder per kind: rows, training and evaluation."""

@@ -1,11 +1,11 @@
-"""What a recipe for a task may say, beside the arguments that all recipes share."""
+"""Recipe arguments of a task, in addition to those that all recipes share."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-# The names of the pipelines that a fine-tuned folder works in.
+# Names of the pipelines that work with a fine-tuned folder.
 TaskName = Literal[
     "text-classification",
     "token-classification",
@@ -21,7 +21,7 @@ GENERATIVE_TASKS = ("summarization", "translation", "text-generation")
 
 @dataclass
 class TaskArguments:
-    """What is to be learned, from which rows."""
+    """The task to learn, and its rows."""
 
     task: TaskName = field(default="text-classification", metadata={"help": f"One of {', '.join(TASKS)}."})
     dataset: list[str] = field(
@@ -108,7 +108,7 @@ class TaskArguments:
     )
 
     def __post_init__(self) -> None:
-        # A recipe may name one source as it is, and the command line writes mappings as JSON.
+        # A recipe may name one source without a list, and use mappings where the command line has JSON.
         if isinstance(self.dataset, str | Mapping):
             self.dataset = [self.dataset]  # type: ignore[list-item]
         for name in ("label_map", "generation_metrics"):

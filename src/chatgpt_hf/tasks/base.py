@@ -1,4 +1,4 @@
-"""What a task has to say of itself, so that one run can fine-tune for any of them."""
+"""The interface that every task implements, so that one run can fine-tune for any of them."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -19,29 +19,29 @@ from .arguments import TaskArguments
 from .losses import LossFunction
 
 _OWN_DROPOUTS = ("embedding_dropout", "residual_dropout")
-# What they are called in other families.
+# Plus their names in other families.
 _DROPOUTS = (*_OWN_DROPOUTS, "embd_pdrop", "resid_pdrop", "hidden_dropout", "dropout")
 
 logger = logging.getLogger(__name__)
 
 
 class Task(ABC):
-    """One task with its rows, read when it is made.
+    """One task with its rows, which it reads when it is created.
 
     Attributes:
-        train, test: The rows as people read them; `test` is measured on.
-        best_metric: The evaluation figure by which `load_best_model_at_end` chooses.
-        surroundings: Special tokens that the tokenizer puts around a text, as `TemplateProcessing` takes them.
+        train, test: The rows as people read them; `test` is for evaluation.
+        best_metric: The evaluation metric by which `load_best_model_at_end` chooses.
+        surroundings: Special tokens that the tokenizer puts around a text, in the syntax of `TemplateProcessing`.
     """
 
     auto_class: ClassVar[Any]
-    # In place of the Auto class, for GPT-2's checkpoints: its own heads do not know padding by its mask.
+    # Used instead of the Auto class for GPT-2's checkpoints: GPT-2's own heads do not recognize padding by its mask.
     own_class: ClassVar[Any]
     new_modules: ClassVar[tuple[str, ...]]
     peft_task_type: ClassVar[str]
     surroundings: ClassVar[str] = "{bos} $A {eos}"
     best_metric: str = "loss"
-    # Figures of `Trainer`'s evaluations from its predictions, where the loss is not all; it keeps all logits for them.
+    # Computes metrics for `Trainer`'s evaluations if the loss is not enough; `Trainer` then keeps all logits.
     metrics: Callable[[Any], dict[str, float]] | None = None
 
     train: Dataset
@@ -51,11 +51,11 @@ class Task(ABC):
         """Reads the rows.
 
         Args:
-            model: One that is to be measured on all of the rows, with the labels that it knows; None where it is to be
-                trained on a part of them.
+            model: A model to evaluate on all rows, with the labels that it knows; None to train a model on part of
+                them.
 
         Raises:
-            DataError: When they cannot be used.
+            DataError: If the rows cannot be used.
         """
         self.arguments = arguments if model is None else replace(arguments, test_fraction=0.0, eval_dataset=None)
         self.seed = seed
@@ -64,31 +64,31 @@ class Task(ABC):
         )
 
     def sources(self) -> list[str]:
-        """Where the rows come from, relative paths below `data_dir`.
+        """Returns the sources of the rows, with relative paths below `data_dir`.
 
         Raises:
-            ConfigError: When no dataset is named.
+            ConfigError: If no dataset is named.
         """
         if not self.arguments.dataset:
             raise ConfigError("--dataset is missing: name the file, folder or Hub id with the rows to learn from.")
         return [self._below(source) for source in self.arguments.dataset]
 
     def source(self) -> str:
-        """The one source of a task that cannot join several."""
+        """Returns the source of a task that cannot join several."""
         sources = self.sources()
         if len(sources) > 1:
             raise ConfigError(
-                f"--dataset names {len(sources)} sources and {self.arguments.task} takes one: give a folder or a glob."
+                f"--dataset names {len(sources)} sources, but {self.arguments.task} takes one: use a folder or glob."
             )
         return sources[0]
 
     def eval_source(self) -> str | None:
-        """Where the rows to measure on come from, if not from the same place."""
+        """Returns the source of the evaluation rows, if it is a different one."""
         named = self.arguments.eval_dataset
         return named if named is None else self._below(named)
 
     def class_names(self) -> str | list[str] | None:
-        """The names of the classes, or the file with them."""
+        """Returns the names of the classes, or the file with them."""
         if self.model_labels is not None:
             return self.model_labels
         named = self.arguments.class_names
@@ -100,68 +100,68 @@ class Task(ABC):
         return str(Path(self.arguments.data_dir) / source)
 
     def held_out(self, rows: Dataset | None) -> Dataset:
-        """The rows to measure on: those held out, or all where nothing is trained.
+        """Returns the rows to evaluate on: those held out, or all if no model is trained.
 
         Raises:
-            DataError: When there are none.
+            DataError: If there are none.
         """
         if self.model_labels is not None and rows is None:
             return self.train
         if rows is None or not len(rows):
             raise DataError(
-                "No rows are held out to measure on: give --eval_dataset, or a --test_fraction that leaves some."
+                "No rows are held out for evaluation: give --eval_dataset, or a --test_fraction that holds some out."
             )
         return rows
 
     @abstractmethod
     def tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """Rows as the model takes them; every one has `labels` or what stands for them."""
+        """Tokenizes rows for the model; every result has `labels` or their equivalent."""
 
     @abstractmethod
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
-        """What makes a batch of tokenized rows."""
+        """Returns the collator that makes batches of tokenized rows."""
 
     @abstractmethod
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, *, data: str, batch_size: int
     ) -> dict[str, Evaluation]:
-        """What the model does with the rows, through the pipeline that people will use; the first tells most."""
+        """Evaluates the model through the pipeline that people will use; the first result is the main one."""
 
     def texts(self) -> list[str]:
-        """The texts to learn from, for language modelling before the task.
+        """Returns the training texts, for language modeling before the task.
 
         Raises:
-            ConfigError: When the task itself is language modelling.
+            ConfigError: If the task itself is language modeling.
         """
         raise ConfigError(f"--adapt_epochs: {self.arguments.task} learns its texts anyway; leave it out.")
 
     def config(self) -> dict[str, Any]:
-        """Fields of the model's config that the task sets."""
+        """Returns the fields of the model's config that the task sets."""
         return {}
 
     def settings(self) -> dict[str, Any]:
-        """What the task's pipeline has to know, kept in `config.task_specific_params`."""
+        """Returns the settings of the task's pipeline, kept in `config.task_specific_params`."""
         return {}
 
     def loss(self) -> LossFunction | None:
-        """A loss in place of the model's own."""
+        """Returns a loss to use instead of the model's own."""
         return None
 
     def baselines(self) -> dict[str, Evaluation]:
-        """What simpler means reach on the same rows, by name."""
+        """Evaluates simple baselines on the same rows; returns the results by name."""
         return {}
 
     def load_model(
         self, name_or_path: str, *, from_scratch: bool = False, dropout: float | None = None, **kwargs: Any
     ) -> PreTrainedModel:
-        """The model to start from, with a new head where it has none that fits.
+        """Loads the model to start from, with a new head if it has none that fits.
 
         Args:
-            from_scratch: Give all of it new weights.
-            dropout: Of embeddings and residuals.
+            from_scratch: Give the whole model new weights.
+            dropout: Dropout of embeddings and residuals.
 
         Raises:
-            ConfigError: When the model's family has no such dropouts.
+            ConfigError: If the model's family has no such dropouts.
         """
         config = AutoConfig.from_pretrained(name_or_path)
         model_class = self.own_class if config.model_type == "gpt2" else self.auto_class
@@ -182,19 +182,20 @@ class Task(ABC):
         return model
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Makes the tokenizer do by itself what the task needs, so that any pipeline gives the model the same ids.
+        """Configures the tokenizer for the task, so that every pipeline gives the model the same ids.
 
-        It puts special tokens around a text, reads no special token out of it, and cuts it at the length that was learned.
+        The tokenizer then puts special tokens around a text, treats special tokens in the text as plain text, and cuts
+        the text at the training length.
 
         Raises:
-            TokenizerError: When it has no eos token.
+            TokenizerError: If the tokenizer has no eos token.
         """
         if tokenizer.eos_token is None:
-            raise TokenizerError("The model's tokenizer has no eos token, and every input ends with one: set it.")
+            raise TokenizerError("The model's tokenizer has no eos token, but every input ends with one: set it.")
         if tokenizer.bos_token is None:
             tokenizer.bos_token = tokenizer.eos_token
         if tokenizer.pad_token is None:
-            # What is padding is told by the mask, so eos can be both.
+            # The mask tells what is padding, so eos can serve as both.
             tokenizer.pad_token = tokenizer.eos_token
         named = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -209,7 +210,7 @@ class Task(ABC):
 
 
 def without_cut(rows: Dataset, max_length: int) -> Dataset:
-    """Rows without their column `cut`, which says whether a text did not fit; these are counted on the log."""
+    """Drops the column `cut`, which marks texts that did not fit, and logs their number."""
     if count := sum(rows["cut"]):
         logger.warning(
             "%d of %d texts are longer than %d tokens (--max_length) and are cut.", count, len(rows), max_length
@@ -218,5 +219,5 @@ def without_cut(rows: Dataset, max_length: int) -> Dataset:
 
 
 def was_cut(encoded: BatchEncoding) -> list[bool]:
-    """Of each text of a batch, whether the tokenizer left some of it out."""
+    """Returns for each text of a batch whether the tokenizer cut it."""
     return [bool(encoding.overflowing) for encoding in encoded.encodings or ()]

@@ -1,4 +1,4 @@
-"""What simpler means reach on the same rows, to stand beside a model: words counted, and the most frequent answer."""
+"""Simple baselines on the same rows, to compare a model with: word counts, and the most frequent answer."""
 
 from collections import Counter
 
@@ -11,13 +11,13 @@ from .token_classification.evaluation import tagging_record
 
 
 def classify_by_words(train: Dataset, test: Dataset, label_names: list[str]) -> Evaluation:
-    """TF-IDF of words and pairs of them, and of up to four characters for text without spaces, with logistic regression."""
+    """Logistic regression on TF-IDF of words and word pairs, or of 1 to 4 characters for text without spaces."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
     texts = train["text"]
-    # Chinese and its like have hardly any spaces.
+    # Chinese and similar languages have hardly any spaces.
     spaced = np.mean([text.count(" ") / max(1, len(text)) for text in texts]) > 0.05
     options = {"ngram_range": (1, 2)} if spaced else {"analyzer": "char", "ngram_range": (1, 4)}
     model = make_pipeline(TfidfVectorizer(sublinear_tf=True, **options), LogisticRegression(C=10, max_iter=1000))
@@ -28,7 +28,7 @@ def classify_by_words(train: Dataset, test: Dataset, label_names: list[str]) -> 
 
 
 def most_frequent_tags(train: Dataset, test: Dataset, label_names: list[str]) -> Evaluation:
-    """Each word has the tag that it had most often; O where it was never seen."""
+    """Gives each word the tag that it had most often in training, or O if it never occurred there."""
     seen: dict[str, Counter[int]] = {}
     for words, tags in zip(train["tokens"], train["tags"], strict=True):
         for word, tag in zip(words, tags, strict=True):
@@ -39,7 +39,7 @@ def most_frequent_tags(train: Dataset, test: Dataset, label_names: list[str]) ->
 
 
 def tag_by_words(train: Dataset, test: Dataset, label_names: list[str]) -> Evaluation:
-    """Logistic regression on a word's characters, its shape and the words beside it; each word is tagged by itself."""
+    """Tags each word separately, by logistic regression on its characters, its shape and the words next to it."""
     from sklearn.feature_extraction import DictVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

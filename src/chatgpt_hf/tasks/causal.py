@@ -11,7 +11,7 @@ from .base import Task
 
 
 class CausalTask(Task):
-    """What a model learns that goes on with a text: rows packed without leaks, the loss on what is to be learned."""
+    """A task learned by continuing text: rows are packed without leaks, and only target tokens count in the loss."""
 
     auto_class = AutoModelForCausalLM
     own_class = ChatGPTForCausalLM
@@ -21,11 +21,11 @@ class CausalTask(Task):
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().prepare_tokenizer(tokenizer)
-        # Where prompts are continued in batches, they have to end together.
+        # Prompts that are continued in one batch have to end at the same position.
         tokenizer.padding_side = "left"
 
     def pack(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """Rows of `input_ids` and `labels` as full training rows."""
+        """Packs rows of `input_ids` and `labels` into full training rows."""
         packed = pack_documents(
             rows,
             self.arguments.max_length,

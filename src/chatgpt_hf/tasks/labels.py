@@ -1,4 +1,4 @@
-"""Labels as they are written, and the numbers that a model learns: names, indices, lists of them, amounts."""
+"""Converts written labels (names, indices, lists of them, quantities) to the numbers that a model learns."""
 
 import json
 import math
@@ -18,16 +18,16 @@ FEATURES = {
     "multi_label_classification": List(Value("float32")),
     "regression": Value("float32"),
 }
-_TO_REGRESSION = "--problem_type regression learns amounts"
+_TO_REGRESSION = "--problem_type regression learns quantities"
 
 
 class Labelled(NamedTuple):
-    """A text with its label as it is written.
+    """A text with its label as written.
 
     Attributes:
         where: The file.
-        number: The row in it, counted from 1.
-        text: What is labelled.
+        number: The row in the file, counted from 1.
+        text: The labeled text.
         label: A string, a number or a list of these.
     """
 
@@ -41,35 +41,36 @@ class Labelled(NamedTuple):
 
 
 def read_label_names(names: str | PathLike[str] | Sequence[str]) -> list[str]:
-    """Label names in the order of their indices.
+    """Returns label names in the order of their indices.
 
     Args:
-        names: Themselves, or the path of a file with one a line.
+        names: The names, or the path of a file with one name per line.
 
     Raises:
-        DataError: If there is no such file, there are fewer than two names, or one comes twice.
+        DataError: If there is no such file, there are fewer than two names, or a name occurs twice.
     """
     if isinstance(names, (str, PathLike)):
         path = Path(names)
         if not path.is_file():
-            raise DataError(f"There is no file {path} with the names of the labels, one a line.")
+            raise DataError(f"There is no file {path} with label names, one per line.")
         has_content(path)
         names = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
-        raise DataError(f"Give two or more label names, each once, and not {', '.join(names) or 'none'}.")
+        raise DataError(f"Give two or more label names, each once, not {', '.join(names) or 'none'}.")
     return list(names)
 
 
 def find_problem_type(rows: Sequence[Labelled], asked: str = "auto") -> str:
-    """Which of `PROBLEM_TYPES` labels are for.
+    """Returns the one of `PROBLEM_TYPES` that fits the labels.
 
     Args:
-        rows: All that there are.
-        asked: What they are to be for; `auto` takes lists for several labels, numbers with a fraction for regression, and
-            all else for a single label.
+        rows: All rows.
+        asked: The requested type. `auto` chooses several labels for lists, regression for numbers with a fraction, and
+            a single label for everything else.
 
     Raises:
-        DataError: If a label does not fit what is asked, or the numbers may be classes or amounts; the message names the row.
+        DataError: If a label does not fit the requested type, or numbers may be classes or quantities; the message
+            names the row.
     """
     if asked == "multi_label_classification":
         return asked
@@ -79,7 +80,7 @@ def find_problem_type(rows: Sequence[Labelled], asked: str = "auto") -> str:
         raise DataError(f"{row} has a list of labels: --problem_type multi_label_classification learns those.")
     if asked == "regression":
         if row := next((row for row in rows if number_of(row.label) is None), None):
-            raise DataError(f"{row} has the label {row.label!r}, which is no number: regression learns numbers.")
+            raise DataError(f"{row} has the label {row.label!r}, which is not a number: regression learns numbers.")
         return asked
     numbers = [number_of(row.label) for row in rows]
     if any(number is None for number in numbers):
@@ -88,17 +89,17 @@ def find_problem_type(rows: Sequence[Labelled], asked: str = "auto") -> str:
         if number is not None and not number.is_integer():
             if asked == "auto":
                 return "regression"
-            raise DataError(f"{row} has the label {row.label!r}, a number and no class: {_TO_REGRESSION}.")
+            raise DataError(f"{row} has the label {row.label!r}, which is a number but not a class: {_TO_REGRESSION}.")
     if asked == "auto" and (row := next((row for row in rows if _is_float(row.label)), None)):
         raise DataError(
-            f"{row} has the label {row.label!r}, an amount or a class: {_TO_REGRESSION}, --problem_type "
-            "single_label_classification takes each number for a class."
+            f"{row} has the label {row.label!r}, a quantity or a class: {_TO_REGRESSION}, --problem_type "
+            "single_label_classification treats each number as a class."
         )
     return "single_label_classification"
 
 
 def find_label_names(rows: Sequence[Labelled], problem_type: str) -> list[str]:
-    """The labels that occur as names: whole numbers in their order, others in that of the alphabet; none for regression."""
+    """Returns the labels that occur, as names: whole numbers by value, others by alphabet; none for regression."""
     if problem_type == "regression":
         return []
     if problem_type == "multi_label_classification" and (width := _vector_width(rows)):
@@ -108,14 +109,14 @@ def find_label_names(rows: Sequence[Labelled], problem_type: str) -> list[str]:
 
 
 class LabelEncoder:
-    """Turns labels as they are written into what is learned.
+    """Converts written labels to the numbers that a model learns.
 
-    Labels are names or, where none of them is, indices: from 1 if 0 never occurs and the number of names does, else from 0.
-    Of several labels a row may also have zeros and ones, one for each name.
+    Labels are names or, if none of them is a name, indices: from 1 if 0 never occurs and the number of names does,
+    else from 0. With several labels, a row may also have zeros and ones, one for each name.
     """
 
     def __init__(self, rows: Sequence[Labelled], names: Sequence[str], problem_type: str) -> None:
-        """Finds out how the labels of all `rows` are written."""
+        """Determines how the labels of all `rows` are written."""
         self.names = list(names)
         self.problem_type = problem_type
         self._has_vectors = problem_type == "multi_label_classification" and _vector_width(rows) == len(names)
@@ -126,7 +127,7 @@ class LabelEncoder:
             self._index = {str(index + first): index for index in range(len(names))}
 
     def __call__(self, row: Labelled) -> int | float | list[float]:
-        """What is learned of a row's label.
+        """Converts a row's label.
 
         Raises:
             DataError: If a label is unknown.
@@ -135,7 +136,7 @@ class LabelEncoder:
             return float(row.label)
         if self._has_vectors:
             if not isinstance(row.label, list) or len(row.label) != len(self.names):
-                raise DataError(f"{row} has the labels {row.label!r}, and not {len(self.names)} zeros and ones.")
+                raise DataError(f"{row} has the labels {row.label!r} instead of {len(self.names)} zeros and ones.")
             return [float(item) for item in row.label]
         indices = []
         for label in _labels_of(row, self.problem_type):
@@ -149,7 +150,7 @@ class LabelEncoder:
 
 
 def number_of(value: Any) -> float | None:
-    """A value as a number, if it is one and finite."""
+    """Converts a value to a number; None if it is not a finite number."""
     try:
         number = math.nan if isinstance(value, (bool, list)) else float(value)
     except (TypeError, ValueError):
@@ -158,7 +159,7 @@ def number_of(value: Any) -> float | None:
 
 
 def _is_float(value: Any) -> bool:
-    """Whether a value is a number that is not written as a whole one."""
+    """True if a value is a number that is not written as a whole number."""
     return isinstance(value, float) or (
         isinstance(value, str) and not _is_whole(value) and number_of(value) is not None
     )
@@ -169,13 +170,13 @@ def _is_whole(name: str) -> bool:
 
 
 def _as_name(label: Any) -> str:
-    """A label as its name: 1, 1.0 and "1" have the same."""
+    """Returns a label's name: 1, 1.0 and "1" have the same name."""
     number = number_of(label) if _is_float(label) else None
     return str(int(number)) if number is not None and number.is_integer() else str(label)
 
 
 def _labels_of(row: Labelled, problem_type: str) -> list[Any]:
-    """The labels of a row; a cell of a csv or tsv file has several as a JSON list, or between commas."""
+    """Returns the labels of a row; a csv or tsv cell gives several as a JSON list or separated by commas."""
     label = row.label
     if problem_type != "multi_label_classification" or not isinstance(label, str):
         return label if isinstance(label, list) else [label]
@@ -188,7 +189,7 @@ def _labels_of(row: Labelled, problem_type: str) -> list[Any]:
 
 
 def _vector_width(rows: Sequence[Labelled]) -> int | None:
-    """How many zeros and ones each row has, if that is what all rows have; names would not come twice in a row."""
+    """Returns the length of the rows' 0/1 vectors; None if the labels are not vectors, but names without repeats."""
     lists = [row.label for row in rows]
     if not lists or not all(isinstance(label, list) for label in lists) or len({len(label) for label in lists}) > 1:
         return None

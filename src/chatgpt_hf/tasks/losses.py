@@ -1,4 +1,4 @@
-"""Losses of tasks with classes, and the weights of rare ones."""
+"""Losses of classification tasks, and weights for rare classes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +10,12 @@ LossFunction = Callable[..., torch.Tensor]
 
 
 class ClassificationLoss:
-    """The loss of `problem_type`, summed over a batch and divided by the items of all batches that are accumulated.
+    """The loss of `problem_type`, summed over a batch and divided by the number of items in all accumulated batches.
 
-    `Trainer` counts these: rows, or rows times labels. So one batch of 8 and eight of 1 give the same gradient.
+    `Trainer` counts the items: rows, or rows times labels. So one batch of 8 and eight of 1 give the same gradient.
 
     Args:
-        weights: (classes,) for a single label. The items count as one each, whatever they weigh.
+        weights: Class weights (classes,) for a single label. Each item counts as one, regardless of its weight.
     """
 
     def __init__(self, problem_type: str, weights: torch.Tensor | None = None) -> None:
@@ -43,6 +43,6 @@ class ClassificationLoss:
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> torch.Tensor:
-    """The weight of each class against its frequency, rows / (classes * count), as scikit-learn's `balanced`."""
+    """Weighs each class inversely to its frequency: rows / (classes * count), like scikit-learn's `balanced`."""
     counts = np.bincount(labels, minlength=classes)
     return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""The tasks that a base model is fine-tuned for, by the names of their pipelines."""
+"""Finds the tasks that a base model is fine-tuned for by the names of their pipelines."""
 
 from transformers import PreTrainedModel
 
@@ -9,10 +9,10 @@ from .base import Task
 
 
 def task_class(task: str) -> type[Task]:
-    """The class of a task.
+    """Returns the class of a task.
 
     Raises:
-        ConfigError: When there is no such task.
+        ConfigError: If there is no such task.
     """
     if task == "text-classification":
         from .text_classification.task import TextClassification
@@ -38,24 +38,24 @@ def task_class(task: str) -> type[Task]:
 
 
 def make_task(arguments: TaskArguments, seed: int, *, model: PreTrainedModel | None = None) -> Task:
-    """The task of a recipe, its rows read.
+    """Creates the task of a recipe and reads its rows.
 
     Args:
-        model: One that is to be measured on all of the rows, in place of one that is to be trained.
+        model: A model to evaluate on all rows; None to train one.
 
     Raises:
-        ConfigError: When there is no such task.
-        DataError: When its rows cannot be used.
+        ConfigError: If there is no such task.
+        DataError: If its rows cannot be used.
     """
     return task_class(arguments.task)(arguments, seed, model=model)
 
 
 def load_task_model(name_or_path: str, task: str) -> PreTrainedModel:
-    """A model that was fine-tuned for a task, on the machine's accelerator.
+    """Loads a model that was fine-tuned for a task, on the machine's accelerator.
 
     Raises:
-        ConfigError: When it has no head for the task.
-        CheckpointError: When there is no model, or it is incomplete.
+        ConfigError: If it has no head for the task.
+        CheckpointError: If there is no model, or it is incomplete.
     """
     found = task_class(task)
     try:

@@ -1,4 +1,4 @@
-"""Labelled rows as people bring them: with or without a header, and what becomes of rows that cannot be used."""
+"""Reads tables of labeled rows, with or without a header, and rejects rows that cannot be used."""
 
 import csv
 import io
@@ -26,9 +26,9 @@ class Table(NamedTuple):
     """Rows with columns.
 
     Attributes:
-        where: The file, or the built-in or Hub data set, for messages.
+        where: The file, or the name of the built-in or Hub data set, for messages.
         splits: `train`, and `test` if the data set has one.
-        has_header: Whether its columns have names of their own; without, they are `column0`, `column1` ...
+        has_header: True if the columns have their own names; otherwise they are `column0`, `column1` ...
     """
 
     where: str
@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
 
 class Rejected:
-    """Rows that cannot be used: the first is an error, unless such rows are to be left out; then they are counted."""
+    """Collects rows that cannot be used: raises on the first or, with `skip_invalid`, counts them."""
 
     def __init__(self, where: str, skip_invalid: bool, unit: str = "row") -> None:
         self.where = where
@@ -49,19 +49,19 @@ class Rejected:
         """Rejects a row.
 
         Args:
-            number: Of the row, or of what `unit` names, counted from 1 and a header aside.
-            reason: What is wrong with it and what would be right, without a stop.
+            number: Number of the row, or of what `unit` names, counted from 1 without a header.
+            reason: What is wrong with it and what would be right, without a full stop.
 
         Raises:
-            DataError: Unless such rows are left out.
+            DataError: Unless `skip_invalid` is set.
         """
         message = f"{self.unit} {number} of {self.where} cannot be used: {reason}"
         if not self.skip_invalid:
-            raise DataError(f"{message[0].upper()}{message[1:]} (--skip_invalid leaves such ones out).")
+            raise DataError(f"{message[0].upper()}{message[1:]} (--skip_invalid leaves it out).")
         self.reasons.append(message)
 
     def log(self) -> None:
-        """Says how many rows were left out, and why the first was."""
+        """Logs how many rows were left out, and why the first one was."""
         if self.reasons:
             count = len(self.reasons)
             logger.warning("%d %ss of %s are left out; the first: %s.", count, self.unit, self.where, self.reasons[0])
@@ -74,20 +74,21 @@ def split_rows(
     key: Callable[[T], str],
     source: str,
 ) -> dict[str, list[T]]:
-    """The rows to learn from and those that are held out.
+    """Splits rows into those to learn from and those to hold out.
 
     Args:
-        rows: Of the source, by split: `train`, and perhaps `test`.
-        held_out: Of an evaluation source, likewise; its `test` or, without one, all of it is held out then.
-        test_fraction: Without: the share to hold out by a hash, unless the source brings a `test` split.
-        key: What is hashed. Rows with the same are on the same side, however the data grow or are ordered.
-        source: For messages.
+        rows: Rows of the source by split: `train`, and optionally `test`.
+        held_out: Rows of an evaluation source, likewise; its `test` split or, without one, all of it is held out.
+        test_fraction: Share to hold out by a hash if there is no evaluation source and no `test` split.
+        key: Returns the string to hash. Rows with the same string stay on the same side when the data grow or are
+            reordered.
+        source: Name of the source, for messages.
 
     Returns:
-        The splits `train` and `test`; the latter may be empty if nothing was to be held out.
+        The splits `train` and `test`; the latter is empty if nothing should be held out.
 
     Raises:
-        DataError: If there is nothing to learn from, or nothing is held out though it was to be.
+        DataError: If there is nothing to learn from, or nothing is held out although something should be.
         ConfigError: If `test_fraction` is neither 0 nor between 0 and 1.
     """
     if test_fraction:
@@ -102,26 +103,27 @@ def split_rows(
         raise DataError(f"{source} has nothing to learn from: give more rows, or hold out fewer.")
     if not test and (test_fraction or held_out is not None):
         raise DataError(
-            f"Of {source} nothing is held out: give more rows, a larger --test_fraction or an --eval_dataset."
+            f"No rows of {source} are held out: give more rows, a larger --test_fraction or an --eval_dataset."
         )
     learned = set(map(key, train))
     if again := sum(key(row) in learned for row in test):
-        logger.warning("%d of %d held-out rows are among those that are learned.", again, len(test))
+        logger.warning("%d of %d held-out rows are also training rows.", again, len(test))
     return {"train": train, "test": test}
 
 
 def load_tables(
     source: str, *, header: Collection[str] = (), column_names: Sequence[str] | None = None
 ) -> list[Table]:
-    """What `load_rows` reads, and also csv, tsv and txt files without a header; the latter hold tabs.
+    """Reads what `load_rows` reads, and also csv, tsv and (tab-separated) txt files without a header.
 
     Args:
         source: As for `load_rows`.
-        header: Names in lower case. The first line of a csv, tsv or txt file is a header if one of them is in it.
-        column_names: Of files without a header; then no first line is one, unless it is these names.
+        header: Names in lower case. The first line of a csv, tsv or txt file is a header if it contains one of them.
+        column_names: Column names of files without a header. If given, a first line is a header only if it consists of
+            these names.
 
     Raises:
-        DataError: As `load_rows`.
+        DataError: As for `load_rows`.
     """
     files = None if source.startswith("builtin:") else source_files(source)
     if files is None:
@@ -149,7 +151,9 @@ def _load_delimited(path: Path, header: Collection[str], column_names: Sequence[
         raise DataError(f"{path} cannot be read: {error}") from error
     first = [cell.strip().lstrip("\ufeff") for cell in head.iloc[0]]
     if format_of(path) == ".txt" and len(first) == 1:
-        raise DataError(f"{path} is a text without columns: put a tab between them, or give jsonl, json, csv or tsv")
+        raise DataError(
+            f"{path} is a text file without columns: put tabs between them, or give jsonl, json, csv or tsv"
+        )
     if column_names is not None:
         has_header = first == list(column_names)
     else:
@@ -159,7 +163,7 @@ def _load_delimited(path: Path, header: Collection[str], column_names: Sequence[
     names = list(column_names or (first if has_header else [f"column{index}" for index in range(len(first))]))
     if len(names) != len(first):
         raise DataError(
-            f"{path} has {len(first)} columns, and {len(names)} names are given for them: {', '.join(names)}"
+            f"{path} has {len(first)} columns, but {len(names)} names are given for them: {', '.join(names)}"
         )
     rows = run_loader(
         path,
@@ -175,10 +179,10 @@ def _load_delimited(path: Path, header: Collection[str], column_names: Sequence[
 
 
 def _is_quoted(path: Path) -> bool:
-    """Whether quotation marks enclose the cells of a tab-separated file, and are no part of the text.
+    """True if quotation marks enclose the cells of a tab-separated file; False if they are part of the text.
 
-    They are part of it if every line has as many tabs as the first, and a cell that begins with one does not end with its
-    match: `"Is he right?" "I don't think so."`.
+    They are part of the text if every line has as many tabs as the first, and a cell that begins with a quotation mark
+    does not end with its match: `"Is he right?" "I don't think so."`.
     """
     tabs = None
     is_quoted = True

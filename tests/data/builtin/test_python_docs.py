@@ -1,4 +1,4 @@
-"""The embedded corpus: what it holds, that nothing held out leaks into training, and that it never varies."""
+"""The embedded corpus has the expected content, leaks nothing held out into training, and never varies."""
 
 import hashlib
 import json
@@ -109,7 +109,7 @@ def test_questions_follow_the_split_of_their_document(docs, qa):
         for name in qa[split]["name"]:
             for dotted in (name, f"builtins.{name}"):
                 assert dotted not in documents[other]
-                # The part before the last dot owns the name if it is a class; a module has a document of its own.
+                # The part before the last dot owns the name if it is a class; a module has a separate document.
                 owner = documents[other].get(dotted.rpartition(".")[0], "")
                 assert not owner.startswith("class ") or name.startswith("random.")
 

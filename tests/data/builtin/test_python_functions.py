@@ -1,4 +1,4 @@
-"""Functions of the standard library as prompt and completion: whole, described, and none of them on both sides."""
+"""Functions of the standard library as prompt and completion are whole, documented, and never on both sides."""
 
 import ast
 import json
@@ -24,7 +24,7 @@ def test_prompt_and_completion_are_a_function() -> None:
         (function,) = ast.parse(row["prompt"] + row["completion"]).body
         assert isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
         assert row["name"].endswith(f".{function.name}")
-        # The prompt alone is the signature and the docstring.
+        # The prompt is only the signature and the docstring.
         (stub,) = ast.parse(row["prompt"]).body
         assert [type(node) for node in stub.body] == [ast.Expr]
         assert len(ast.get_docstring(stub)) >= 15

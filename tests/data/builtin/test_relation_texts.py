@@ -1,4 +1,4 @@
-"""The constructed set of relations: what a text states is in its triples, and held-out names are new."""
+"""In the constructed set of relations, triples match their texts and held-out names are new."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from chatgpt_hf.data.builtin import relation_texts as relations
 
 
 def names(rows: Dataset) -> set[str]:
-    """Every capitalised word that is a name, first and last ones apart."""
+    """Returns every word that is a name; first and last names are separate."""
     parts = {*relations._GIVEN, *relations._FAMILY, *relations._TOWNS, *relations._COUNTRIES, *relations._FIRMS}
     return {word for text in rows["prompt"] for word in re.findall(r"\w+", text)} & parts
 

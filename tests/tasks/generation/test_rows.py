@@ -1,4 +1,4 @@
-"""Prompts and completions: from any columns, none of them blank."""
+"""Prompts and completions can come from any columns, but must not be blank."""
 
 import json
 import logging
@@ -34,12 +34,12 @@ def test_translations_as_they_lie(shared_data: Path) -> None:
     # A sentence with several translations is on one side.
     assert not set(splits.train["prompt"]) & set(splits.test["prompt"])
     pairs = [*splits.train, *splits.test]
-    # Quotation marks are text there.
+    # Quotation marks are part of the text in this file.
     assert {"prompt": '"Is he right?" "I don\'t think so."\n', "completion": '"他是對的嗎?" "我不這麼認為。"'} in pairs
     named = load_pairs(source, prompt_template="{en}\n", completion_template="{zh}", column_names=["en", "zh", "from"])
     assert named.train[0] == {"prompt": "Hi.\n", "completion": "嗨。"}
     assert len(named.train) == 8796
-    assert "3 columns, and 2 names" in refused(source, column_names=["prompt", "completion"])
+    assert "3 columns, but 2 names" in refused(source, column_names=["prompt", "completion"])
 
 
 def test_poems_as_they_lie(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:

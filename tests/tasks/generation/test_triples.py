@@ -1,4 +1,4 @@
-"""Relations as JSON: what parses, and which triples are right."""
+"""Checks which relations parse as JSON, and which triples are right."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Multiple choice: the files of known benchmarks as they lie, and right answers that are none refused by their row."""
+"""Reads known multiple-choice benchmarks unchanged, and names the row of an invalid answer."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_what_is_right(shared_data: Path) -> None:
     third = load_choices(str(shared_data / "eval/mmlu/anatomy_dev.csv"), template="{question}\nAnswer:").train[2]
     assert third["contexts"][0] == "The pleura\nAnswer:"
     assert third["continuations"][third["label"]] == " extend into the neck."
-    # A context that ends with white space needs nothing between.
+    # A context that ends with white space needs no delimiter.
     piqa = load_choices(str(shared_data / "eval/piqa_a.jsonl")).train[1]
     assert piqa["contexts"][0] == "Question: dresser\n"
     assert piqa["continuations"][1] == "finish, woodgrain with  bobby pin"
@@ -82,12 +82,12 @@ def test_how_the_right_one_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"gold": 2}, "its gold is 2, and not one of 0 to 1"),
+        ({"gold": 2}, "its gold is 2, but must be one of 0 to 1"),
         ({"gold": -1}, "its gold is -1"),
         ({"gold": None}, "its gold is None"),
-        ({"choices": ["purr"], "gold": 0}, "no two or more texts"),
-        ({"choices": ["purr", " "]}, "no two or more texts"),
-        ({"choices": None}, "no two or more texts"),
+        ({"choices": ["purr"], "gold": 0}, "must be two or more non-empty texts"),
+        ({"choices": ["purr", " "]}, "must be two or more non-empty texts"),
+        ({"choices": None}, "must be two or more non-empty texts"),
         ({"query": ""}, "its query is empty"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Windows and spans: every answer is found again in the window that holds it, in whole characters."""
+"""Every answer is found again in the window that contains it, in whole characters."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ CONTEXT = "罗马在意大利。 Paris, 法国 👍🏽 the <|endoftext|> capita
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    # So few merges that every Chinese character is three tokens.
+    # With so few merges, every Chinese character is three tokens.
     return train_tokenizer(["the capital is Paris, Rome"] * 4, 280, show_progress=False)
 
 
@@ -41,7 +41,7 @@ def evaluation_features(rows: Dataset, tokenizer: PreTrainedTokenizerBase, **len
 
 
 def logits_for(features: Dataset, spans: dict[int, tuple[int, int, float]]) -> list[list[np.ndarray]]:
-    """Logits that are high, by the amount given, at a first and last token of some features."""
+    """Makes logits with the given height at the first and last token of some features, and 0 elsewhere."""
     made = [[np.zeros(len(ids)) for ids in features["input_ids"]] for _ in range(2)]
     for feature, (first, last, height) in spans.items():
         made[0][feature][first] = made[1][feature][last] = height
@@ -65,7 +65,7 @@ def test_windows_cover_a_context_with_their_overlap(tokenizer: PreTrainedTokeniz
         assert len(before) == room
         assert before[-16:] == after[:16]
     assert pieces[0] + [token for piece in pieces[1:] for token in piece[16:]] == ids
-    # No window says only what the one before has said.
+    # No window only repeats the one before.
     assert len(pieces[-1]) > 16
     assert tokenizer.eos_token_id not in ids
     (single,) = windows(["Where is Rome?"], ["Short."], tokenizer, max_length=64, stride=63)[0]
@@ -102,7 +102,7 @@ def test_an_answer_that_a_window_cuts_is_none_there(tokenizer: PreTrainedTokeniz
     ]
     assert {text for text in texts if text} == {"e f g"}
     assert None in texts
-    # Longer than any window.
+    # This answer is longer than any window.
     rows = Dataset.from_list([row(context, 0, context)])
     trained = prepare_features(rows, tokenizer, max_length=21, stride=4)
     assert set(trained["start_positions"]) == set(trained["end_positions"]) == {0}
@@ -118,12 +118,12 @@ def test_no_answer(tokenizer: PreTrainedTokenizerBase) -> None:
     assert (answer.text, answer.start, answer.end) == ("", 0, 0)
     assert answer.score > 0.9
     assert best_answers(features, *logits_for(features, spans), {"a": CONTEXT})["a"][0].text
-    # One window that has the answer is enough for there to be one.
+    # One window with an answer is enough.
     inside = next(index for index, offset in enumerate(features[0]["offset_mapping"]) if offset)
     spans[0] = (inside, inside, 5.0)
     found = best_answers(features, *logits_for(features, spans), {"a": CONTEXT}, allow_no_answer=True)["a"][0]
     assert found.text == "罗"
-    # A question without a window, and one whose context is white space, have the empty answer.
+    # A question without a window, or whose context is white space, has the empty answer.
     assert best_answers([], [], [], {"a": CONTEXT})["a"] == [("", 1.0, 0, 0)]
 
 
@@ -134,7 +134,7 @@ def test_parts_of_a_character_are_one_answer(tokenizer: PreTrainedTokenizerBase)
     assert sorted(answer.text for answer in answers) == ["罗", "罗马", "马"]
     assert sum(answer.score for answer in answers) == pytest.approx(1)
     short = best_answers(features, *logits, {"a": "罗马"}, max_answer_length=2)["a"]
-    # Its last byte and the next one's first are both whole characters.
+    # The last byte of one character and the first of the next both expand to whole characters.
     assert "罗马" in [answer.text for answer in short]
 
 

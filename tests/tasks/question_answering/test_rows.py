@@ -1,4 +1,4 @@
-"""Questions in SQuAD's format: rows as Hugging Face has them, and no answer that is not where it is said to be."""
+"""Questions in SQuAD's format become rows in Hugging Face's form, without answers at a wrong place."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ def test_answers_that_are_elsewhere_are_dropped_and_listed(
     shared_data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = str(shared_data / "qa/cmrc2018_trial.json")
-    assert "Question 748" in refused(source)  # two ask nothing
+    assert "Question 748" in refused(source)  # two questions are empty
     with caplog.at_level(logging.WARNING):
         splits = load_squad(source, skip_invalid=True)
     assert len(splits.train) == 1002 - 5 - 2
@@ -60,7 +60,7 @@ def test_answers_that_are_elsewhere_are_dropped_and_listed(
     assert splits.mismatches[0].text == "俗名龙尖"
     assert splits.mismatches[0].answer_start == 14
     assert splits.mismatches[0].found == "名龙尖，"
-    assert "5 answers are not where they are said to be" in caplog.text
+    assert "Dropped 5 answers whose answer_start does not match their text" in caplog.text
     assert "TRIAL_210_QUERY_4: '以甲壳类、头足类和小鱼为食' at 353" in caplog.text
 
 
@@ -138,4 +138,4 @@ def test_files_that_are_no_squad(tmp_path: Path) -> None:
     assert "not UTF-8" in refused(str(broken))
     broken.write_text("", encoding="utf-8")
     assert "empty" in refused(str(broken))
-    assert "neither a file" in refused(str(tmp_path / "none.json"))
+    assert "is not a file" in refused(str(tmp_path / "none.json"))

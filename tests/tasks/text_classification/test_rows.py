@@ -1,4 +1,4 @@
-"""Labelled texts: what people's files look like is understood, and what cannot be learned is refused by its place."""
+"""Labeled texts are read from the files that people have, and errors name the place that cannot be learned."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ def test_ag_news_as_it_lies(shared_data: Path) -> None:
     assert splits.train[0]["label"] == AG_NEWS.index("Business")  # written as 3, counted from 1
     assert len(splits.train) + len(splits.test) == 5000
     assert 400 < len(splits.test) < 600
-    # One side only, however often a text comes.
+    # A text is only on one side, however often it occurs.
     assert not set(splits.train["text"]) & set(splits.test["text"])
     counts = Counter([*splits.train["label"], *splits.test["label"]])
     assert [counts[index] for index in range(4)] == [1286, 1270, 1204, 1240]

@@ -1,4 +1,4 @@
-"""Tagged words: CoNLL files of every kind are read as BIO, and what is broken is named by its line."""
+"""CoNLL files of every kind are read as BIO, and errors name the broken line."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ def jsonl(path: Path, *rows: dict[str, object]) -> str:
 
 
 def read(splits: TokenSplits) -> list[list[tuple[str, str]]]:
-    """Words with the names of their tags."""
+    """Returns words with the names of their tags."""
     return [
         [(word, splits.label_names[tag]) for word, tag in zip(row["tokens"], row["tags"], strict=True)]
         for row in splits.train
@@ -47,7 +47,7 @@ def test_wikigold_becomes_bio(shared_data: Path) -> None:
     splits = load_tagged(str(shared_data / "ner/wikigold_a.conll"))
     assert splits.label_names == ["O", *(f"{p}-{kind}" for kind in ("LOC", "MISC", "ORG", "PER") for p in "BI")]
     sentences = read(splits)
-    # 920 blank lines; those after -DOCSTART- end no sentence.
+    # The file has 920 blank lines; those after -DOCSTART- do not end a sentence.
     assert len(sentences) == 858
     assert sum(map(len, sentences)) == 20_544 - 62
     assert sentences[0][:8] == [
@@ -97,7 +97,7 @@ def test_the_forms_of_conll(tmp_path: Path) -> None:
         [("#", "O"), ("EU", "B-ORG"), ("rejects", "O")],
         [("Rome", "B-LOC"), ("Paris", "B-LOC"), ("fell", "O"), ("#", "B-MISC")],
     ]
-    # IOB1 begins a second entity of the same kind with B-, and one of another kind with I-.
+    # In IOB1, a second entity of the same kind begins with B-, one of another kind with I-.
     iob1 = write(tmp_path / "b.conll", "Rome\tI-LOC\nParis\tB-LOC\nRhine\tI-LOC\nBob\tI-PER\nMay\tI-PER\n")
     assert [tag for _, tag in read(load_tagged(iob1))[0]] == ["B-LOC", "B-LOC", "I-LOC", "B-PER", "I-PER"]
     spaced = write(tmp_path / "c.conll", "New York\tB-LOC\nis\tO\n")
@@ -110,7 +110,7 @@ def test_the_forms_of_conll(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        ("Paris", "'Paris' and no tag"),
+        ("Paris", "'Paris' but no tag"),
         ("Paris B- LOC", "3 fields"),
         ("Paris LOC", "'LOC'"),
         ("Paris S-LOC", "'S-LOC'"),
@@ -146,9 +146,9 @@ def test_rows(tmp_path: Path) -> None:
     ("row", "said"),
     [
         ({"tokens": ["a", "b"], "tags": ["O"]}, "2 words and 1 tags"),
-        ({"tokens": [], "tags": []}, "no list of texts"),
-        ({"tokens": ["a", ""], "tags": ["O", "O"]}, "no list of texts"),
-        ({"tokens": ["a"], "tags": None}, "tags are no list"),
+        ({"tokens": [], "tags": []}, "not a list of non-empty texts"),
+        ({"tokens": ["a", ""], "tags": ["O", "O"]}, "not a list of non-empty texts"),
+        ({"tokens": ["a"], "tags": None}, "tags are not a list"),
         ({"tokens": ["a"], "tags": ["LOC"]}, "'LOC'"),
     ],
 )
@@ -175,7 +175,7 @@ def test_nothing_to_learn(tmp_path: Path) -> None:
     assert "empty" in refused(write(tmp_path / "b.conll", ""))
     assert "no line" in refused(write(tmp_path / "c.conll", "\n\n"))
     assert "is a folder" in refused(str(tmp_path))
-    assert "neither a file" in refused(str(tmp_path / "none.conll"))
+    assert "is not a file" in refused(str(tmp_path / "none.conll"))
     (tmp_path / "d.conll").write_bytes("Köln B-LOC\n".encode("latin-1"))
     assert "not UTF-8" in refused(str(tmp_path / "d.conll"))
 

@@ -1,4 +1,4 @@
-"""The corpora that need no download: `load_builtin` knows their names, each module builds one or two of them."""
+"""The corpora that need no download: `load_builtin` knows their names, and each module builds one or two of them."""
 
 import functools
 
@@ -17,11 +17,11 @@ _BUILDERS = {
 
 @functools.cache
 def load_builtin(name: str) -> DatasetDict:
-    """Builds one of the embedded corpora; it takes seconds the first time and is remembered.
+    """Builds one of the embedded corpora, which takes seconds the first time and is then cached.
 
     Args:
         name: `"builtin:python-docs"` (columns `name`, `text`: one topic, module docstring, function or whole class),
-            `"builtin:python-qa"` (columns `name`, `messages`: one question of the user, one answer of the assistant),
+            `"builtin:python-qa"` (columns `name`, `messages`: one question by the user, one answer by the assistant),
             `"builtin:python-functions"` (columns `name`, `prompt`, `completion`: see `python_functions.py`) or
             `"builtin:relations"` (columns `prompt`, `completion`: see `relation_texts.py`).
 
@@ -29,9 +29,9 @@ def load_builtin(name: str) -> DatasetDict:
         The splits `train` and `test`, in a fixed order; `test` is held out.
 
     Raises:
-        DataError: If the name is not one of these, or this Python carries no library source.
+        DataError: If the name is unknown, or this Python has no library source.
     """
     if name not in _BUILDERS:
-        raise DataError(f"there is no built-in corpus {name!r}; the known ones are {', '.join(_BUILDERS)}")
+        raise DataError(f"there is no built-in corpus {name!r}; known are {', '.join(_BUILDERS)}")
     train, test = _BUILDERS[name]()
     return DatasetDict({"train": Dataset.from_list(train), "test": Dataset.from_list(test)})

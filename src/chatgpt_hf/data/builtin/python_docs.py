@@ -1,13 +1,13 @@
-"""The embedded corpus: real English that every Python installation carries, so nothing has to be downloaded.
+"""The embedded corpus: real English text from every Python installation, so nothing has to be downloaded.
 
-`builtin:python-docs` holds the language reference (`pydoc_data.topics`) and the docstrings of the standard library;
-`builtin:python-qa` holds short conversations made from the same docstrings. Pure-Python modules are read from their
+`builtin:python-docs` contains the language reference (`pydoc_data.topics`) and the docstrings of the standard library;
+`builtin:python-qa` contains short conversations made from the same docstrings. Pure-Python modules are read from their
 source with `ast` and never imported; C modules are imported, from a fixed list of those that are always built.
-Everything is a function of the Python release and platform alone.
+The result depends only on the Python release and platform.
 
-Both corpora are split by a hash of the public name of the top-level definition (`json.dumps`, `builtins.str`): the
-methods of a class follow the class and a question follows its docstring, so neither corpus has in its training part
-what the other holds out. What occurs word for word in both parts is removed from the held-out one.
+Both corpora are split by a hash of the public name of the top-level definition (`json.dumps`, `builtins.str`). The
+methods of a class go with the class and a question goes with its docstring, so neither corpus trains on text that the
+other holds out. Text that occurs verbatim in both parts is removed from the held-out part.
 """
 
 import ast
@@ -30,7 +30,7 @@ from ...errors import DataError
 
 HELD_OUT_SHARE = 0.1
 MIN_DOCUMENT = 40
-# A repeated paragraph shorter than this ("For example:") is idiom, a longer one is a copy.
+# A repeated paragraph shorter than this ("For example:") is an idiom; a longer one is a copy.
 MIN_COPY = 60
 
 # Tests, data tables, vendored or interactive programs: little prose, or prose about themselves.
@@ -42,7 +42,7 @@ _NATIVE = re.findall(
     unicodedata zlib _bisect _bz2 _codecs _collections _contextvars _csv _datetime _decimal _functools _heapq _io
     _locale _lzma _operator _queue _random _signal _socket _stat _struct _tracemalloc _weakref""",
 )
-# Modules a newcomer asks about; the rest of the library is left to the documents.
+# Modules that a newcomer asks about; only the documents cover the rest of the library.
 _QA_MODULES = re.findall(
     r"\S+",
     """abc argparse array ast asyncio base64 binascii bisect builtins bz2 calendar cmath codecs collections
@@ -56,10 +56,10 @@ _QA_MODULES = re.findall(
     zoneinfo""",
 )
 _RENAMED = {"posixpath": "os.path", "genericpath": "os.path", "_collections_abc": "collections.abc"}
-# How people say a name: str.join rather than builtins.str.join; the functions of random are methods of one instance.
+# How people say a name: str.join instead of builtins.str.join; the functions of random are methods of one instance.
 _SPOKEN = (("builtins.", ""), ("random.Random.", "random."))
 
-# Each name gets one wording of a kind, chosen by the hash of "<kind>:<name>"; for calls it brings its own answer.
+# Each name gets one wording per kind, chosen by the hash of "<kind>:<name>"; a call wording includes its answer.
 _PURPOSE = {
     "module": ("What is the {} module?", "What is the {} module for?", "Tell me about the {} module."),
     "class": ("What is {}?", "What is {} for?", "Can you explain {}?"),
@@ -102,7 +102,7 @@ class _Unit(NamedTuple):
 
 
 class _Module(NamedTuple):
-    """What one module says of itself; `exported` is None where `__all__` is missing or computed."""
+    """The documentation of one module; `exported` is None if `__all__` is missing or computed."""
 
     doc: str
     entries: dict[str, tuple[_Unit, ...]]
@@ -118,7 +118,7 @@ def _clean(doc: Any) -> str:
 
 
 def fraction(text: str) -> float:
-    """Maps a text to [0, 1), the same in every process, unlike `hash`."""
+    """Maps a text to [0, 1); unlike `hash`, it gives the same value in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
 
@@ -127,7 +127,7 @@ def _normal(text: str) -> str:
 
 
 def _statements(body: Iterable[Any]) -> Iterator[ast.stmt]:
-    """Yields the statements of a module, those behind platform tests and import fallbacks included."""
+    """Yields the statements of a module, including those inside platform tests and import fallbacks."""
     for node in body:
         if isinstance(node, (ast.If, ast.Try, ast.ExceptHandler)):
             for block in ("body", "handlers", "orelse", "finalbody"):
@@ -145,7 +145,7 @@ def _source_signature(spec: ast.arguments, bound: bool) -> str:
 
 
 def _source_entry(node: Any) -> tuple[_Unit, ...]:
-    """Reads a top-level function, or a class with its methods; `()` where there is nothing documented."""
+    """Reads a top-level function, or a class with its methods; returns `()` if nothing is documented."""
     doc = _clean(ast.get_docstring(node))
     if isinstance(node, _Function):
         return (_Unit("", "function", _source_signature(node.args, bound=False), doc),) if doc else ()
@@ -183,22 +183,22 @@ def _source_module(name: str, path: Path) -> _Module:
             target = ".".join([*base, *filter(None, [node.module])])
             imports += [(target, alias.name, alias.asname or alias.name) for alias in node.names]
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            # Where __all__ is computed or added to, every public name counts as exported.
+            # If __all__ is computed or extended, every public name counts as exported.
             constant = isinstance(node.value, (ast.List, ast.Tuple)) and source.count(b"\n__all__") == 1
             exported = frozenset(ast.literal_eval(node.value)) if constant else None
     return _Module(_clean(ast.get_docstring(tree)), entries, exported, tuple(imports))
 
 
 def source_paths() -> Iterator[tuple[str, Path]]:
-    """Names and files of the standard library's modules, private ones included: public ones re-export from them.
+    """Yields the standard library's modules and files, including private ones, from which public ones re-export.
 
     Raises:
-        DataError: If this Python carries no library source.
+        DataError: If this Python has no library source.
     """
     root = Path(sysconfig.get_path("stdlib"))
     if not (root / "json").is_dir():
         raise DataError(
-            f"the built-in corpora are read from the source of the standard library, and {root} has none; "
+            f"the built-in corpora are read from the source of the standard library, but {root} has none; "
             "use a regular Python installation, or name a text file as the corpus"
         )
     for top in sorted(sys.stdlib_module_names):
@@ -214,7 +214,7 @@ def _source_modules() -> dict[str, _Module]:
 
 
 def _native_entry(obj: Any, kind: str) -> tuple[_Unit, ...]:
-    # The textual signature, unlike inspect.signature, keeps sys.maxsize as a name: the same on every machine.
+    # Unlike inspect.signature, the textual signature keeps sys.maxsize as a name, the same on every machine.
     signature = " ".join((getattr(obj, "__text_signature__", None) or "").split())
     signature = "" if "<" in signature else re.sub(r"^\(\$\w+(, /)?(, )?", "(", signature)
     members = []
@@ -236,7 +236,7 @@ def _native_module(name: str) -> _Module:
     module = importlib.import_module(name)
     entries = {}
     for key, value in sorted(vars(module).items()):
-        # Test runners and debuggers replace sys.excepthook and its like; the original stays under the dunder name.
+        # Test runners and debuggers replace sys.excepthook and the like; the original stays under the dunder name.
         obj = vars(module).get(f"__{key}__", value)
         if key.startswith("_") or not isinstance(obj, (type, types.BuiltinFunctionType)):
             continue
@@ -247,9 +247,9 @@ def _native_module(name: str) -> _Module:
 
 
 def _namespace(name: str, sources: dict[str, _Module]) -> dict[str, tuple[str, tuple[_Unit, ...]]]:
-    """Maps the names a module offers to the module that defines them and their documentation.
+    """Maps the names that a module offers to the module that defines them and their documentation.
 
-    What a module imports is its own only if it comes from its own private, C or inner modules: `json.JSONEncoder` from
+    An imported name counts only if it comes from the module's private, C or inner modules: `json.JSONEncoder` from
     `json.encoder`, `functools.partial` from `_functools`, `os.listdir` from `posix`; not `chain` from `itertools`.
     """
     module = sources.get(name) or _native_module(name)
@@ -270,7 +270,7 @@ def _namespace(name: str, sources: dict[str, _Module]) -> dict[str, tuple[str, t
 
 @functools.cache
 def _definitions() -> list[tuple[bool, str, str, bool, tuple[_Unit, ...]]]:
-    """Lists all documentation as (held out, public name, module, exported, docstrings), what is trained on first."""
+    """Lists all documentation as (held out, public name, module, exported, docstrings), training part first."""
     from pydoc_data.topics import topics
 
     sources = _source_modules()
@@ -279,7 +279,7 @@ def _definitions() -> list[tuple[bool, str, str, bool, tuple[_Unit, ...]]]:
         found[f"topics.{key}"] = ("", True, (_Unit("", "topic", "", _clean(topics[key])),))
     public = {name for name in {*sources, *_NATIVE} - {"nt", "posix"} if not re.search(r"(^|\.)_", name)} | {*_RENAMED}
     claimed = set()
-    # The shortest path to a definition is the one people use: asyncio.gather, not asyncio.tasks.gather.
+    # People use the shortest path to a definition: asyncio.gather, not asyncio.tasks.gather.
     for name in sorted(public, key=lambda name: (name.count("."), name)):
         module = sources.get(name) or _native_module(name)
         spoken = _RENAMED.get(name, name)
@@ -294,7 +294,7 @@ def _definitions() -> list[tuple[bool, str, str, bool, tuple[_Unit, ...]]]:
 
 
 def build_docs() -> tuple[_Rows, _Rows]:
-    """Writes one document per definition, leaving out docstrings and paragraphs that an earlier one has."""
+    """Writes one document per definition, without docstrings and paragraphs of earlier documents."""
     rows: tuple[_Rows, _Rows] = ([], [])
     seen: set[str] = set()
     for held_out, name, _, _, entry in _definitions():
@@ -305,7 +305,7 @@ def build_docs() -> tuple[_Rows, _Rows]:
             paragraphs = [p for p in unit.doc.split("\n\n") if len(p) < MIN_COPY or _normal(p) not in seen]
             seen.update(map(_normal, (unit.doc, *paragraphs)))
             dotted = f"{name}.{unit.member}" if unit.member else name
-            # A language topic opens with its own title.
+            # A language topic starts with its own title.
             if paragraphs and unit.kind != "topic":
                 blocks.append(f"{'class ' if unit.kind == 'class' else ''}{dotted}{unit.signature}")
             blocks += filter(None, paragraphs)
@@ -316,8 +316,8 @@ def build_docs() -> tuple[_Rows, _Rows]:
 
 
 def _summary(doc: str) -> str:
-    """Makes the first sentence of a docstring tidy: "" where it says nothing, else 15 to 200 characters and a stop."""
-    # C docstrings open with their signatures: "D.pop(k[,d]) -> v, remove specified key and return its value."
+    """Tidies the first sentence of a docstring: 15 to 200 characters with a full stop, or "" if it says nothing."""
+    # C docstrings start with their signatures: "D.pop(k[,d]) -> v, remove specified key and return its value."
     said = ""
     while not said and (match := re.match(r"[\w.]+\(.*?\)(?=\s*(?:->|--|:|\n|$))[ \t]*(->|--|:|)[ \t]*(.*)\n*", doc)):
         result, _, action = match[2].partition(", ")
@@ -341,7 +341,7 @@ def _summary(doc: str) -> str:
 
 
 def build_qa() -> tuple[_Rows, _Rows]:
-    """Asks of each docstring what it is about and, where the signature says something, how it is called."""
+    """Asks what each documented name is for and, if its signature says something, how to call it."""
     asked = {question: (False, f"chat.{name}", answer) for name, question, answer in _CHAT}
     told: set[str] = set()
     for held_out, top, module, is_exported, entry in _definitions():

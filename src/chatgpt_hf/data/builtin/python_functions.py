@@ -1,9 +1,9 @@
-"""`builtin:python-functions`: signature and docstring as the prompt, the body as the completion, from the standard library.
+"""`builtin:python-functions`: functions of the standard library; signature and docstring prompt for the body.
 
-The shape is HumanEval's (Chen et al. 2021): the prompt ends with the docstring and its line feed, and with the completion it
-is a whole function. Methods are written as functions are, without the indentation of their class. The split is by a hash of the
-qualified name of the top-level definition, so the methods of a class are on one side; what is in the training part word for
-word is left out of the held-out one.
+The format is HumanEval's (Chen et al. 2021): the prompt ends with the docstring and its line feed, and prompt and
+completion together are a whole function. Methods are written like functions, without the indentation of their class.
+The split uses a hash of the qualified name of the top-level definition, so the methods of a class are on one side.
+Text that occurs verbatim in the training part is left out of the held-out part.
 """
 
 import ast
@@ -14,17 +14,17 @@ from collections.abc import Iterator
 
 from .python_docs import HELD_OUT_SHARE, fraction, source_paths
 
-# In characters: longer ones are seldom what a docstring describes.
+# In characters: a docstring seldom describes longer functions.
 _LONGEST_PROMPT = 1500
 _LONGEST_BODY = 1500
 _SHORTEST_DOC = 15
 
 
 def build() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The pairs to learn from and the held-out ones: `name`, `prompt` and `completion`, which joined are a function.
+    """Returns the training and held-out rows: `name`, and `prompt` and `completion`, which together are a function.
 
     Raises:
-        DataError: If this Python carries no library source.
+        DataError: If this Python has no library source.
     """
     train: dict[tuple[str, str], str] = {}
     test: dict[tuple[str, str], str] = {}
@@ -34,7 +34,7 @@ def build() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
-        # Form feeds, which `splitlines` splits at too, end no line of Python.
+        # Not `splitlines`: it also splits at form feeds, which do not end a line in Python.
         lines = source.split("\n")
         for top, name, node in _functions(tree):
             if pair := _pair(node, lines):
@@ -50,7 +50,7 @@ def build() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 
 def _functions(tree: ast.Module) -> Iterator[tuple[str, str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """The top-level definition, the name in the module and the node of each function and method with a docstring."""
+    """Yields the top-level name, the qualified name and the node of each function and method with a docstring."""
     for node in tree.body:
         inner = node.body if isinstance(node, ast.ClassDef) else ()
         for child in (node, *inner):
@@ -60,7 +60,7 @@ def _functions(tree: ast.Module) -> Iterator[tuple[str, str, ast.FunctionDef | a
 
 
 def _pair(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> tuple[str, str] | None:
-    """Prompt and completion of a function; None if it does nothing, is long, or is not written line by line."""
+    """Splits a function into prompt and completion; None if it does nothing, is long, or cannot be split by lines."""
     docstring, *body = node.body
     said = ast.get_docstring(node) or ""
     if not body or len(said) < _SHORTEST_DOC or not docstring.end_lineno or not node.end_lineno:
@@ -77,7 +77,7 @@ def _pair(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> tup
         (parsed,) = ast.parse(text).body
     except SyntaxError:
         return None
-    # A string with lines of its own indentation changes when the lines around it move.
+    # Removing the indentation changes a string that has several lines.
     if ast.dump(parsed) != ast.dump(_without_decorators(node)):
         return None
     return prompt, completion

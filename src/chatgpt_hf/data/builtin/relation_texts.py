@@ -1,10 +1,11 @@
 """`builtin:relations`: short texts about invented people, places and companies, and the relations they state, as JSON.
 
-A constructed set for relation extraction, not a sample of real text. Each text has one to three sentences that state a relation,
-worded in one of several ways, active and passive, sometimes with a pronoun for a person named before, and in every third text a
-sentence that names people or places and states none. The completion is a JSON list of `{"head", "relation", "tail"}` in the order
-of the text. Names are put together from syllables; those of the held-out texts never occur in training, in whole or as a first
-or last name, so that a model has to copy what it reads. Everything is a function of this file alone.
+A constructed set for relation extraction, not a sample of real text. Each text has one to three sentences that state a
+relation. The wording varies, active and passive, and sometimes a pronoun refers to a person named before. Every third
+text also has a sentence that names people or places but states no relation. The completion is a JSON list of
+`{"head", "relation", "tail"}` in the order of the text. Names are built from syllables. Names of the held-out texts
+never occur in training, neither whole nor as a first or last name, so a model must copy what it reads. The result
+depends only on this file.
 """
 
 import json
@@ -50,12 +51,12 @@ _FIRMS = [
     )
 ]
 _KINDS = {
-    "person": [],  # a given and a family name
+    "person": [],  # built from a given and a family name
     "town": _TOWNS,
     "country": _COUNTRIES,
     "company": _FIRMS,
 }
-# For each relation: what it holds between, and how it is said. In the second group the person is a pronoun.
+# Each relation: the kinds of its head and tail, and its wordings. The second group has a pronoun for the person.
 _RELATIONS: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     "born_in": (
         "person",
@@ -113,7 +114,7 @@ _SILENT = (
 
 
 def build() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The texts to learn from and the held-out ones, each text once: `prompt` and, as JSON, `completion`."""
+    """Returns the training and held-out rows, each text once: `prompt` and, as JSON, `completion`."""
     sides: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for number in range(TEXTS):
         held_out = fraction(f"text:{number}") < HELD_OUT_SHARE
@@ -128,7 +129,7 @@ def _choose(key: str, items: Sequence[T]) -> T:
 
 
 def _side(names: list[str], held_out: bool) -> list[str]:
-    """The names of one side: every fifth is held out."""
+    """Returns the names of one side; one fifth is held out."""
     ranked = sorted(names, key=lambda name: fraction(f"name:{name}"))
     cut = len(names) // 5
     return ranked[:cut] if held_out else ranked[cut:]
@@ -143,7 +144,7 @@ def _name(key: str, kind: str, held_out: bool) -> str:
 
 
 def _write(key: str, held_out: bool) -> tuple[str, list[dict[str, str]]]:
-    """One text and its triples."""
+    """Writes one text and its triples."""
     sentences: list[str] = []
     triples: list[dict[str, str]] = []
     subjects = dict.fromkeys(_KINDS, "")
@@ -158,7 +159,7 @@ def _write(key: str, held_out: bool) -> tuple[str, list[dict[str, str]]]:
         tail = _name(f"{key}:{step}:tail", tail_kind, held_out)
         if tail == head or any(item["relation"] == relation and item["head"] == head for item in triples):
             continue
-        # A pronoun stands for the head of the sentence before, and there for nobody else.
+        # A pronoun must refer to the head of the previous sentence and to no one else in it.
         follows = bool(triples) and triples[-1]["head"] == head and triples[-1]["relation"] != "married_to"
         words = with_pronoun if follows and with_pronoun and fraction(f"{key}:{step}:they") < 0.5 else wordings
         wording = _choose(f"{key}:{step}:wording", words)

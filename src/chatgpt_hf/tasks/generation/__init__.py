@@ -1,1 +1,1 @@
-"""Prompt to completion: summaries, translations, poems, code, relations."""
+"""Completing prompts: summaries, translations, poems, code, relations."""

@@ -1,4 +1,4 @@
-"""How well a model completes prompts: how likely it finds what is right, and what it writes itself."""
+"""Evaluates how a model completes prompts: the likelihood of the right completions, and its own completions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from .triples import relation_measures
 
 LIKELIHOOD = "likelihood"
 
-# What a generative task is measured by, where a recipe says nothing else.
+# Metrics of each generative task, unless a recipe names others.
 DEFAULT_METRICS: dict[str, dict[str, dict[str, Any]]] = {
     "translation": {"bleu": {}, "chrf": {}, "exact_match": {}},
     "summarization": {"rouge": {}},
@@ -34,14 +34,14 @@ def encode_completion(
     max_length: int,
     max_new_tokens: int,
 ) -> tuple[list[int], list[int]]:
-    """The ids of a prompt, shortened to leave room, and of its completion with the end mark.
+    """Returns the ids of a prompt, shortened to leave room, and of its completion with the end mark.
 
     Args:
-        suffix: The end of the prompt that is kept when it is shortened.
+        suffix: The end of the prompt, which is kept when the prompt is shortened.
 
     Returns:
-        Prompt and completion; together at most `max_length`, the latter at most `max_new_tokens`. One that is longer is cut, and
-        has no end mark then.
+        Prompt and completion: together at most `max_length` tokens, the completion at most `max_new_tokens`. A longer
+        completion is cut, and then has no end mark.
     """
     shortened = fit_prompt(tokenizer, prompt, max_length - max_new_tokens, suffix=suffix)
     before = tokenizer(shortened)["input_ids"]
@@ -59,11 +59,11 @@ def evaluate_likelihood(
     progress: bool = True,
     **lengths: Any,
 ) -> Evaluation:
-    """The perplexity of completions, given their prompts.
+    """Measures the perplexity of completions, given their prompts.
 
     Args:
-        rows: Columns `prompt` and `completion`.
-        **lengths: As `encode_completion` takes them.
+        rows: Rows with columns `prompt` and `completion`.
+        **lengths: The keyword arguments of `encode_completion`.
     """
     pairs = [
         encode_completion(tokenizer, prompt, completion, **lengths)
@@ -104,11 +104,12 @@ def evaluate_completions(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Evaluation:
-    """What the model writes after each prompt, greedily, against the completions.
+    """Compares what the model writes after each prompt, greedily, with the completions.
 
     Args:
-        rows: Columns `prompt` and `completion`.
-        metrics: Names in `chatgpt_hf.evaluation.metrics`, or `relations`, with their options; what suits the task if None.
+        rows: Rows with columns `prompt` and `completion`.
+        metrics: Names in `chatgpt_hf.evaluation.metrics`, or `relations`, with their options; None uses the task's
+            defaults.
     """
     prompts = [fit_prompt(tokenizer, prompt, max_length - max_new_tokens, suffix=suffix) for prompt in rows["prompt"]]
     written = generate_completions(

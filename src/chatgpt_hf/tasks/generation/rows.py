@@ -1,4 +1,4 @@
-"""Prompts and completions for generative tasks, made from the columns of any source: translation, summaries, poems, code."""
+"""Makes prompts and completions for generative tasks (translation, summaries, poems, code) from any columns."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ _FEATURES = Features(dict.fromkeys(PARTS, Value("string")))
 
 @dataclass(frozen=True)
 class PairSplits:
-    """Prompts with what is to follow them.
+    """Prompts with their completions.
 
     Attributes:
-        train: Columns `prompt` and `completion`, texts that are not blank.
+        train: Columns `prompt` and `completion`, non-blank texts.
         test: The same columns; None if nothing is held out.
     """
 
@@ -43,19 +43,21 @@ def load_pairs(
     Args:
         source: A file, folder or glob of jsonl, json, csv, tsv, txt (with tabs) or parquet files, a Hub id,
             `builtin:python-functions` or `builtin:relations`.
-        prompt_template: A text with column names in braces, as `"{title}\\n"`; a list is joined by line feeds.
-        completion_template: Likewise.
-        column_names: Of csv, tsv and txt files without a header. If not given, the first line is a header if it has one of the
-            templates' columns, and else the columns are `column0`, `column1` ...
-        test_fraction: The share to hold out, by a hash of the prompt, unless the source brings a `test` split.
-        split_by: `completion` takes the hash of the completion in its place, so that one text under two prompts (a poem with two
+        prompt_template: A text with column names in braces, such as `"{title}\\n"`; a list is joined by line feeds.
+        completion_template: The same for the completion.
+        column_names: Column names of csv, tsv and txt files without a header. If not given, the first line is a header
+            if it has one of the templates' columns; otherwise the columns are `column0`, `column1` ...
+        test_fraction: Share to hold out, by a hash of the prompt, unless the source has a `test` split.
+        split_by: `completion` hashes the completion instead, so that one text under two prompts (a poem with two
             titles) is on one side.
-        eval_source: What is held out in place of that, with the same columns.
-        skip_invalid: Leave out rows with a blank column of the templates, with a warning that counts them, in place of an error.
+        eval_source: Source of the held-out rows to use instead, with the same columns.
+        skip_invalid: Leave out rows in which a column of the templates is blank, with a warning that counts them,
+            instead of raising an error.
 
     Raises:
-        DataError: If the source cannot be read, a column is not there, or a row has nothing in one; the message names the row.
-        ConfigError: If a template is none, `split_by` unknown, or `test_fraction` not between 0 and 1.
+        DataError: If the source cannot be read, a column is missing, or a row has a blank column; the message names
+            the row.
+        ConfigError: If a template is invalid, `split_by` is unknown, or `test_fraction` is not between 0 and 1.
     """
     templates = (prompt_template, completion_template)
     rows = _read(source, templates, column_names, skip_invalid)
@@ -96,7 +98,7 @@ def _pairs(
 ) -> Iterator[tuple[str, str]]:
     for number, row in enumerate(rows.select_columns(list(wanted)), start=1):
         where = f"row {number} of {rejected.where}"
-        # A prompt with a name for nothing is no prompt, though its literal text is not blank.
+        # A template filled with a blank cell is useless, even though its literal text is not blank.
         blank = [name for name in wanted if is_blank(fill_template(f"{{{name}}}", row, where))]
         if blank:
             rejected.add(number, f"its {blank[0]} is empty")

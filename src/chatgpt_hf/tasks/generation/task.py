@@ -1,4 +1,4 @@
-"""Prompt to completion: summaries, translations, poems, code, relations; and choices by the likelihood of each."""
+"""The task of completing prompts: summaries, translations, poems, code, relations."""
 
 import json
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ from ..causal import CausalTask
 from .evaluation import LIKELIHOOD, encode_completion, evaluate_completions, evaluate_likelihood
 from .rows import load_pairs
 
-# Completions that are written for the figures: more of them would take minutes on a laptop. All are scored.
+# Completions that the model writes for evaluation; more would take minutes on a laptop. All rows are scored.
 WRITTEN = 200
 
 
 class Generation(CausalTask):
-    """Rows of a prompt and its completion; the loss is on the completion and its end mark alone."""
+    """Rows of a prompt and its completion; the loss covers only the completion and its end mark."""
 
     def __init__(self, arguments: TaskArguments, seed: int, **kwargs: Any) -> None:
         super().__init__(arguments, seed, **kwargs)
@@ -83,9 +83,9 @@ class Generation(CausalTask):
         try:
             metrics = json.loads(given)
         except ValueError as error:
-            raise ConfigError(f"--generation_metrics is no JSON: {error}") from error
+            raise ConfigError(f"--generation_metrics is not JSON: {error}") from error
         if not isinstance(metrics, Mapping) or not all(isinstance(value, Mapping) for value in metrics.values()):
             raise ConfigError(
-                '--generation_metrics must map metrics to their options, as {"bleu": {"tokenize": "zh"}}.'
+                '--generation_metrics must map metrics to their options, such as {"bleu": {"tokenize": "zh"}}.'
             )
         return {name: dict(options) for name, options in metrics.items()}

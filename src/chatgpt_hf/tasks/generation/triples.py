@@ -1,4 +1,4 @@
-"""Relations written as JSON: whether it is any, and which of its triples are right."""
+"""Scores relations written as JSON: whether a text parses, and which of its triples are right."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _KEYS = ("head", "relation", "tail")
 
 
 def parse_triples(text: str) -> set[Triple] | None:
-    """The triples of `[{"head": ..., "relation": ..., "tail": ...}, ...]`; None where the text is not of this form."""
+    """Parses the triples of `[{"head": ..., "relation": ..., "tail": ...}, ...]`; None for any other text."""
     try:
         rows = json.loads(text)
     except ValueError:
@@ -28,7 +28,7 @@ def parse_triples(text: str) -> set[Triple] | None:
 
 
 def relation_measures(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
-    """F1 of triples over all texts, and the share of answers that parse; one that does not has no triple."""
+    """Measures F1 of triples over all texts, and the share of answers that parse; others have no triples."""
     counts, parsed = [], []
     for said, right in zip(predictions, references, strict=True):
         found, true = parse_triples(said), parse_triples(right) or set()

@@ -1,4 +1,4 @@
-"""Multiple choice by likelihood: the answer that a model finds likeliest is the one it gives."""
+"""Evaluates multiple choice by likelihood: a model's answer is the choice that it finds most likely."""
 
 from typing import Any
 
@@ -25,12 +25,12 @@ def evaluate_choices(
 ) -> Evaluation:
     """Scores every continuation after its context.
 
-    `accuracy` compares their likelihoods, `accuracy_norm` these divided by the continuations' lengths in bytes, as `acc` and
-    `acc_norm` of lm-evaluation-harness.
+    `accuracy` compares their likelihoods; `accuracy_norm` compares the likelihoods divided by the continuations'
+    lengths in bytes, like `acc` and `acc_norm` of lm-evaluation-harness.
 
     Args:
-        rows: Columns `contexts`, `continuations` (both lists, one entry a choice) and `label`.
-        max_length: Tokens of a context and its continuation; what is more is left out at the beginning.
+        rows: Rows with columns `contexts`, `continuations` (both lists with one entry per choice) and `label`.
+        max_length: Maximum number of tokens of a context with its continuation; longer ones are cut at the beginning.
     """
     items: list[dict[str, Any]] = rows.to_list()
     pieces, sizes = [], []

@@ -1,4 +1,4 @@
-"""Multiple choice: of several continuations, or several contexts, the one that is right."""
+"""Reads multiple choice: one of several continuations, or of several contexts, is right."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class ChoiceSplits:
     """Questions with choices.
 
     Attributes:
-        train: Columns `contexts` and `continuations`, lists with one text for each choice, and `label`, the index of the right
-            one. A choice is scored as its continuation after its context.
+        train: Columns `contexts` and `continuations`, lists with one text per choice, and `label`, the index of the
+            right one. A choice is scored as its continuation after its context.
         test: The same columns; None if nothing is held out.
     """
 
@@ -36,7 +36,7 @@ class ChoiceSplits:
 
 
 class _Columns(NamedTuple):
-    """Where things are in a table; `choices` is one column with a list or several with a text each."""
+    """The columns of a table; `choices` is one column with a list, or several with a text each."""
 
     question: str
     choices: tuple[str, ...]
@@ -52,27 +52,29 @@ def load_choices(
     eval_source: str | None = None,
     skip_invalid: bool = False,
 ) -> ChoiceSplits:
-    """Multiple choice from rows of one of these kinds.
+    """Loads multiple choice from rows of one of these kinds.
 
-    - a question (`query`, `question`, `ctx`, `context` or `prompt`), a list of answers (`choices`, `endings` or `options`) and
-      the right one (`gold`, `label`, `answer` or `answerKey`), which is an index from 0, a letter or the answer itself;
-    - the same with a column for each answer, `choice0`, `choice1` ... or `A`, `B` ...; without a header the question comes
-      first and the right one last, as in MMLU's own csv files;
+    - a question (`query`, `question`, `ctx`, `context` or `prompt`), a list of answers (`choices`, `endings` or
+      `options`) and the right one (`gold`, `label`, `answer` or `answerKey`), which is an index from 0, a letter or
+      the answer itself;
+    - the same with a column for each answer, `choice0`, `choice1` ... or `A`, `B` ...; without a header the question
+      comes first and the right one last, as in MMLU's own csv files;
     - `context_options`, a list of contexts, `continuation` and the right one, as in partial evaluation of WinoGrande
       (Trinh and Le 2018).
 
     Args:
         source: A file, folder or glob of jsonl, json, csv, tsv or parquet files, or a Hub id.
-        template: In place of the question: a text with column names in braces: `"{query}\\nAnswer:"`.
-        delimiter: What stands between context and continuation, and belongs to the latter, unless either has white space there.
-        test_fraction: The share to hold out, by a hash of contexts and continuations, unless the source brings a `test` split.
-        eval_source: What is held out in place of that.
-        skip_invalid: Leave out rows that cannot be used, with a warning that counts them, in place of an error.
+        template: Used instead of the question: a text with column names in braces: `"{query}\\nAnswer:"`.
+        delimiter: Put between context and continuation, as part of the latter, unless either has white space there.
+        test_fraction: Share to hold out, by a hash of contexts and continuations, unless the source has a `test`
+            split.
+        eval_source: Source of the held-out rows to use instead.
+        skip_invalid: Leave out rows that cannot be used, with a warning that counts them, instead of raising an error.
 
     Raises:
-        DataError: If columns are not there, a row has fewer than two choices or an empty one, or the right one is not among
-            them; the message names the row.
-        ConfigError: If the template is none, or `test_fraction` not between 0 and 1.
+        DataError: If columns are missing, a row has fewer than two choices or an empty one, or the right one is not
+            among them; the message names the row.
+        ConfigError: If the template is invalid, or `test_fraction` is not between 0 and 1.
     """
     if template is not None:
         template_columns(template)
@@ -109,7 +111,7 @@ def _find_columns(table: Table, rows: Dataset) -> _Columns:
         choices = choices or tuple(name for name in series if name in names)
     if question is None or not choices or label is None:
         raise DataError(
-            f"{table.where} has the columns {', '.join(names)}, and multiple choice needs one of {', '.join(_QUESTIONS)}; one "
+            f"{table.where} has the columns {', '.join(names)}, but multiple choice needs one of {', '.join(_QUESTIONS)}; one "
             f"of {', '.join(_CHOICES)}, or choice0, choice1 ...; and one of {', '.join(_LABELS)}."
         )
     return _Columns(question, choices, label)
@@ -134,12 +136,12 @@ def _usable(
             rejected.add(number, f"its {columns.question} is empty")
         elif len(choices) < 2 or not all(isinstance(choice, str) and choice.strip() for choice in choices):
             rejected.add(
-                number, f"its {columns.choices[0]} are no two or more texts that are not empty, but {choices!r:.80}"
+                number, f"its {columns.choices[0]} must be two or more non-empty texts, but are {choices!r:.80}"
             )
         elif label is None:
             rejected.add(
                 number,
-                f"its {columns.label} is {row[columns.label]!r}, and not one of 0 to {len(choices) - 1} or a choice",
+                f"its {columns.label} is {row[columns.label]!r}, but must be one of 0 to {len(choices) - 1} or a choice",
             )
         else:
             contexts = choices if has_contexts else [question] * len(choices)
@@ -152,18 +154,18 @@ def _usable(
 
 
 def _choices_of(row: Mapping[str, Any], columns: _Columns) -> tuple[list[Any], Sequence[str]]:
-    """The choices of a row and what they are called."""
+    """Returns the choices of a row and their names."""
     if len(columns.choices) > 1:
-        # Cells that are empty make a question of fewer choices.
+        # A question with empty cells has fewer choices.
         return [row[name] for name in columns.choices if not is_blank(row[name])], _LETTERS
     value = row[columns.choices[0]]
-    if isinstance(value, Mapping):  # as ARC on the Hub
+    if isinstance(value, Mapping):  # as in ARC on the Hub
         return list(value.get("text") or []), list(value.get("label") or [])
     return (list(value), _LETTERS) if isinstance(value, list) else ([], _LETTERS)
 
 
 def _label_of(label: Any, choices: Sequence[Any], keys: Sequence[str]) -> int | None:
-    """The index of the right choice; None if it is none of them."""
+    """Returns the index of the right choice; None if it is not among the choices."""
     if isinstance(label, str):
         label = label.strip()
         if label in keys:

@@ -1,4 +1,4 @@
-"""Multiple choice: the model prefers the continuation that it finds likeliest."""
+"""The task of multiple choice: the model chooses the continuation that it finds most likely."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from .rows import load_choices
 
 
 class MultipleChoice(CausalTask):
-    """Rows of contexts, continuations and the number of the right one; the loss is on the right continuation alone."""
+    """Rows of contexts, continuations and the index of the right one; the loss covers only the right continuation."""
 
     def __init__(self, arguments: TaskArguments, seed: int, **kwargs: Any) -> None:
         super().__init__(arguments, seed, **kwargs)

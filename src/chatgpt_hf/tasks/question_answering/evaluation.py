@@ -1,4 +1,4 @@
-"""How well a model finds answers in texts, through the pipeline that people use it with."""
+"""Evaluates how well a model finds answers in texts, through the pipeline that people use it with."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,12 +25,12 @@ def evaluate_question_answering(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Evaluation:
-    """Answers questions with `pipeline("question-answering")`; exact match and F1 are those of SQuAD's script.
+    """Answers questions with `pipeline("question-answering")`; exact match and F1 follow SQuAD's script.
 
     Args:
-        rows: Columns `id`, `question`, `context` and `answers`, as `data.squad` gives them. Where some have no answer, the model
-            may say so.
-        data: Where they came from, for the record.
+        rows: Rows with columns `id`, `question`, `context` and `answers`, as `load_squad` returns them. If some have
+            no answer, the model may give none.
+        data: Where the rows came from, for the record.
     """
     answer = QuestionAnsweringPipeline(model=model, tokenizer=tokenizer, batch_size=batch_size)
     items: list[dict[str, Any]] = rows.to_list()

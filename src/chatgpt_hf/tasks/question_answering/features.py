@@ -1,4 +1,4 @@
-"""Questions and contexts as training rows."""
+"""Turns questions and contexts into training rows."""
 
 from typing import Any
 
@@ -21,15 +21,16 @@ _FEATURES = Features(
 def prepare_features(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 384, stride: int = 128
 ) -> Dataset:
-    """The windows of questions, as Hugging Face's question-answering example makes them.
+    """Cuts questions' contexts into windows, like Hugging Face's question-answering example.
 
     Args:
-        rows: What `load_squad` returns.
+        rows: Rows that `load_squad` returns.
         tokenizer, max_length, stride: As for `spans.windows`.
 
     Returns:
-        Columns `input_ids`, `attention_mask`, and `start_positions` and `end_positions`, the tokens of the first answer or, where
-        a window does not hold all of it, 0; one row for each window, in the order of `rows`.
+        One row per window, in the order of `rows`, with columns `input_ids`, `attention_mask`, `start_positions` and
+        `end_positions`. The positions are the first and last token of the first answer, or 0 if the window lacks part
+        of it.
 
     Raises:
         DataError: If the tokenizer has no offsets or no bos token, or a question leaves no room for a context.

@@ -1,4 +1,4 @@
-"""Questions whose answers are spans of a text, in SQuAD's format (Rajpurkar et al. 2016 and 2018)."""
+"""Reads questions whose answers are spans of a text, in SQuAD's format (Rajpurkar et al. 2016 and 2018)."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -27,14 +27,14 @@ _LISTED = 10
 
 
 class Mismatch(NamedTuple):
-    """An answer that is not where it is said to be.
+    """An answer whose `answer_start` does not match its text.
 
     Attributes:
         where: The file.
-        id: Of the question.
+        id: The question's id.
         text: The answer.
-        answer_start: Where it is said to begin, in characters.
-        found: What is there.
+        answer_start: The given start, in characters.
+        found: The text at that place.
     """
 
     where: str
@@ -49,10 +49,10 @@ class SquadSplits:
     """Questions with the texts that answer them.
 
     Attributes:
-        train: Columns `id`, `question`, `context`, and `answers` with the lists `text` and `answer_start`, in characters. The
-            lists are empty if the text does not say.
+        train: Columns `id`, `question`, `context`, and `answers` with the lists `text` and `answer_start`, in
+            characters. The lists are empty if the context does not answer the question.
         test: The same columns; None if nothing is held out.
-        mismatches: The answers that were dropped, and with them the questions that had no other.
+        mismatches: The dropped answers. A question without another answer was dropped too.
     """
 
     train: Dataset
@@ -63,20 +63,22 @@ class SquadSplits:
 def load_squad(
     source: str, *, test_fraction: float = 0.0, eval_source: str | None = None, skip_invalid: bool = False
 ) -> SquadSplits:
-    """Questions and answers from files in SQuAD's format, version 1 or 2, or from rows with the same fields.
+    """Loads questions and answers from files in SQuAD's format, version 1 or 2, or from rows with the same fields.
 
-    Answers whose offset does not match their text are dropped, counted and listed on the log; none is moved.
+    Answers whose offset does not match their text are dropped, counted and listed in the log; none is moved.
 
     Args:
-        source: A json file of SQuAD's; jsonl, json or parquet files or a Hub id with columns `question`, `context`,
-            `answers` and perhaps `id`; or a folder or glob of such files.
-        test_fraction: The share of contexts to hold out, with all questions about them, by a hash of the context, unless the
-            source brings a `test` split.
-        eval_source: What is held out in place of that.
-        skip_invalid: Leave out questions that cannot be used, with a warning that counts them, in place of an error.
+        source: A json file in SQuAD's format; jsonl, json or parquet files or a Hub id with columns `question`,
+            `context`, `answers` and optionally `id`; or a folder or glob of such files.
+        test_fraction: Share of contexts to hold out, with all questions about them, by a hash of the context, unless
+            the source has a `test` split.
+        eval_source: Source of the held-out questions to use instead.
+        skip_invalid: Leave out questions that cannot be used, with a warning that counts them, instead of raising an
+            error.
 
     Raises:
-        DataError: If there is no such source, a field is missing or empty, or no question is left; the message names it.
+        DataError: If the source does not exist, a field is missing or empty, or no question is left; the message names
+            it.
         ConfigError: If `test_fraction` is not between 0 and 1.
     """
     mismatches: list[Mismatch] = []
@@ -84,11 +86,11 @@ def load_squad(
     held_out = None if eval_source is None else _read(eval_source, mismatches, skip_invalid)
     if mismatches:
         listed = "; ".join(
-            f"{item.id}: {item.text!r:.60} at {item.answer_start}, where {item.found!r:.60} stands"
+            f"{item.id}: {item.text!r:.60} at {item.answer_start}, where the context has {item.found!r:.60}"
             for item in mismatches[:_LISTED]
         )
         count = len(mismatches)
-        logger.warning("%d answers are not where they are said to be and were dropped: %s.", count, listed)
+        logger.warning("Dropped %d answers whose answer_start does not match their text: %s.", count, listed)
     rows = split_rows(rows, held_out, test_fraction, lambda row: str(row["context"]), source)
     parts = {
         name: Dataset.from_dict({column: [row[column] for row in part] for column in _FEATURES}, _FEATURES)
@@ -108,9 +110,9 @@ def _read(source: str, mismatches: list[Mismatch], skip_invalid: bool) -> dict[s
         for number, question in enumerate(questions, start=1):
             row, fault = _row(question, where, number, mismatches)
             if row is not None and row["id"] in seen:
-                # As in translations of one data set.
+                # Translations of one data set share ids.
                 row["id"] = f"{Path(where).stem}/{row['id']}"
-                fault = f"its id {row['id']} has been there before" if row["id"] in seen else None
+                fault = f"its id {row['id']} occurs more than once" if row["id"] in seen else None
             if fault is not None:
                 rejected.add(number, fault)
             elif row is not None:
@@ -121,7 +123,7 @@ def _read(source: str, mismatches: list[Mismatch], skip_invalid: bool) -> dict[s
 
 
 def _tables(source: str) -> Iterator[tuple[str, str, Iterator[Mapping[str, Any]]]]:
-    """A name for messages, the split, and questions with their contexts, of each file or data set."""
+    """Yields a name for messages, the split, and questions with their contexts, for each file or data set."""
     files = None if source.startswith("builtin:") else source_files(source)
     for file in files or ():
         if format_of(file) in (".json", ".jsonl"):
@@ -141,7 +143,7 @@ def _row_tables(source: str) -> Iterator[tuple[str, str, Iterator[Mapping[str, A
 
 
 def _questions(row: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
-    """The questions of SQuAD's nested lists, each with its context; a flat row is one itself."""
+    """Yields the questions in SQuAD's nested lists, each with its context; a flat row is a question itself."""
     if not any(isinstance(row.get(key), list) for key in ("data", "paragraphs", "qas")):
         yield row
         return
@@ -156,19 +158,19 @@ def _questions(row: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]
                     yield {**question, "context": paragraph["context"], "answers": answers}
     except (AttributeError, KeyError, TypeError) as error:
         raise DataError(
-            f"{where} is not in SQuAD's format: data, paragraphs, context and qas in each other ({error!r})."
+            f"{where} is not in SQuAD's format of nested data, paragraphs, context and qas ({error!r})."
         ) from error
 
 
 def _row(
     question: Mapping[str, Any], where: str, number: int, mismatches: list[Mismatch]
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """A question as a row, or what is wrong with it; neither if no answer is left."""
+    """Converts a question to a row, or returns what is wrong with it; neither if no answer is left."""
     identity = str(number if question.get("id") is None else question["id"])
     for field in ("question", "context"):
         text = question.get(field)
         if not isinstance(text, str) or not text.strip():
-            return None, f"the {field} of {identity} is missing or empty, and has to be a text"
+            return None, f"the {field} of {identity} is missing or empty, but must be a text"
     answers = question.get("answers")
     if isinstance(answers, Mapping):
         texts, starts = (
@@ -181,7 +183,7 @@ def _row(
     if not isinstance(answers, list):
         return (
             None,
-            f"{identity} has no answers: an empty list, with is_impossible in nested files, says that there is none",
+            f"{identity} has no answers: if there is none, give an empty list, with is_impossible in nested files",
         )
     kept: dict[str, list[Any]] = {"text": [], "answer_start": []}
     for answer in answers:

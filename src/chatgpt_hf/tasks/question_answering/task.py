@@ -1,4 +1,4 @@
-"""Question answering: the answer is a span of a text."""
+"""The task of question answering: the answer is a span of a text."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""Labels, several labels, or a number for a text."""
+"""One label, several labels, or a number for a text."""

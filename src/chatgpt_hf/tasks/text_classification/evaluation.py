@@ -1,4 +1,4 @@
-"""How well a model labels texts, through the pipeline that people use it with."""
+"""Evaluates how well a model labels texts, through the pipeline that people use it with."""
 
 from typing import Any
 
@@ -26,8 +26,8 @@ def evaluate_text_classification(
     """Labels texts with `pipeline("text-classification")`.
 
     Args:
-        rows: Columns `text` and `label`, the latter as `data.labelled` gives it.
-        data: Where they came from, for the record.
+        rows: Rows with columns `text` and `label`, as `load_labelled` returns them.
+        data: Where the rows came from, for the record.
     """
     texts, labels = rows["text"], rows["label"]
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
@@ -43,7 +43,7 @@ def evaluate_text_classification(
 def classification_record(
     texts: list[str], scores: np.ndarray, labels: Any, names: list[str], *, data: str
 ) -> Evaluation:
-    """The evaluation of scores (texts, classes) against labels: one a text, or 0 and 1 for each class."""
+    """Evaluates scores (texts, classes) against labels: one per text, or 0 or 1 for each class."""
     references = np.array(labels)
     several = references.ndim == 2
     true = references > 0.5 if several else references[:, None] == np.arange(len(names))

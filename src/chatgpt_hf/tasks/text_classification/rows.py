@@ -1,4 +1,4 @@
-"""Texts with labels for text classification and regression: columns and label names are found, or named."""
+"""Reads labeled texts for text classification and regression; finds columns and label names that are not given."""
 
 import logging
 from collections import Counter
@@ -25,7 +25,7 @@ from ..tables import Rejected, Table, load_tables, split_rows
 
 logger = logging.getLogger(__name__)
 
-# Where a row has all of a group, its texts are joined by a line feed.
+# If a row has all columns of a group, their texts are joined by a line feed.
 _TEXT_COLUMNS = (
     ("title", "description"),
     ("title", "content"),
@@ -53,13 +53,13 @@ class LabelledSplits:
     """Texts with labels.
 
     Attributes:
-        train: Columns `text` and `label`: an int, the index of a name; for several labels a list of 0.0 and 1.0, one for
-            each name; for regression a float.
+        train: Columns `text` and `label`. A label is an int, the index of a name; for several labels a list of 0.0 and
+            1.0, one per name; for regression a float.
         test: The same columns; None if nothing is held out.
-        label_names: In the order of their indices; none for regression.
+        label_names: Names in the order of their indices; none for regression.
         problem_type: One of `PROBLEM_TYPES`, as in a Hugging Face config.
-        text_columns: Where the text was found.
-        label_column: Where the label was found.
+        text_columns: The columns of the text.
+        label_column: The column of the label.
     """
 
     train: Dataset
@@ -86,29 +86,30 @@ def load_labelled(
     eval_source: str | None = None,
     skip_invalid: bool = False,
 ) -> LabelledSplits:
-    """Labelled texts from files with or without a header, or from the Hub.
+    """Loads labeled texts from files with or without a header, or from the Hub.
 
-    In a file without a header the label is in the first or the last column, in the one with fewer or else shorter values, and
-    the other columns are text. Texts from several columns are joined by a line feed.
+    In a file without a header, the label is in the first or the last column, whichever has fewer or else shorter
+    values; the other columns are text. Texts from several columns are joined by a line feed.
 
     Args:
         source: A file, folder or glob of csv, tsv, txt (with tabs), jsonl, json or parquet files, or a Hub id.
-        text_column: One column or several; found by its name if not given. Columns without a header are called `column0`,
+        text_column: One column or several; found by name if not given. Columns without a header are called `column0`,
             `column1` ...
-        label_column: Likewise. It holds names, or whole numbers from 0 (or from 1, where `label_names` are given), or lists of
+        label_column: Likewise. It has names, whole numbers from 0 (or from 1, if `label_names` are given), lists of
             them, or numbers.
-        label_names: In the order of their indices, or the path of a file with one a line. If not given, the labels that
-            occur, sorted.
-        problem_type: One of `PROBLEM_TYPES`; `auto` takes lists for several labels, numbers with a fraction for
-            regression, and all else for a single label.
-        test_fraction: The share of texts to hold out, by a hash of the text, unless the source brings a `test` split.
-        eval_source: What is held out in place of that, with the same columns and labels.
-        skip_invalid: Leave out rows without a text or a label, with a warning that counts them, in place of an error.
+        label_names: Names in the order of their indices, or the path of a file with one per line. If not given, the
+            labels that occur, sorted.
+        problem_type: One of `PROBLEM_TYPES`; `auto` chooses several labels for lists, regression for numbers with a
+            fraction, and a single label for everything else.
+        test_fraction: Share of texts to hold out, by a hash of the text, unless the source has a `test` split.
+        eval_source: Source of the held-out rows to use instead, with the same columns and labels.
+        skip_invalid: Leave out rows without a text or a label, with a warning that counts them, instead of raising an
+            error.
 
     Raises:
-        DataError: If a column is not there, a row has no text or no label, a label is not among the names, all labels are the
-            same, or numbers are to be told apart as classes; the message names the file and the row.
-        ConfigError: If `problem_type` is unknown or `test_fraction` not between 0 and 1.
+        DataError: If a column is missing, a row has no text or no label, a label is not among the names, all labels
+            are the same, or numbers may be classes or quantities; the message names the file and the row.
+        ConfigError: If `problem_type` is unknown, or `test_fraction` is not between 0 and 1.
     """
     if problem_type not in ("auto", *PROBLEM_TYPES):
         raise ConfigError(f"problem_type is {problem_type!r}: give auto or one of {', '.join(PROBLEM_TYPES)}")
@@ -138,7 +139,7 @@ def load_labelled(
     }
     if len(set(map(str, parts_of["train"]["label"]))) < 2:
         raise DataError(
-            f"All rows of {source} to learn from have the label {rows['train'][0].label!r}: give others too."
+            f"All training rows of {source} have the label {rows['train'][0].label!r}: add rows with other labels."
         )
     logger.info("%s: the text is in %s, the label in %s.", source, ", ".join(columns.text), columns.label)
     test = parts_of["test"] if len(parts_of["test"]) else None
@@ -151,7 +152,7 @@ def _load(source: str, text: Sequence[str], label: str | None) -> list[Table]:
 
 
 def _find_columns(table: Table, text: tuple[str, ...], label: str | None, problem_type: str) -> _Columns:
-    """The columns that are named or, where they are not, found."""
+    """Returns the named columns, and finds those that are not named."""
     rows = table.splits["train"]
     found = list(rows.column_names)
     _check_columns(table.where, found, (*text, *([label] if label else [])))
@@ -162,7 +163,7 @@ def _find_columns(table: Table, text: tuple[str, ...], label: str | None, proble
             label = _label_by_values(rows, [name for name in found if name not in text], problem_type)
         if label is None:
             raise DataError(
-                f"{table.where} has the columns {', '.join(found)}, and which holds the label is not clear: name it with "
+                f"{table.where} has the columns {', '.join(found)}, and it is unclear which has the label: name it with "
                 "--label_column."
             )
     if not text:
@@ -174,14 +175,14 @@ def _find_columns(table: Table, text: tuple[str, ...], label: str | None, proble
             text = tuple(by_lower_name[name] for name in group)
         if not text or label in text:
             raise DataError(
-                f"{table.where} has the columns {', '.join(found)}, and which holds the text is not clear: name it with "
+                f"{table.where} has the columns {', '.join(found)}, and it is unclear which has the text: name it with "
                 "--text_column."
             )
     return _Columns(text, label)
 
 
 def _label_by_values(rows: Dataset, columns: list[str], problem_type: str) -> str | None:
-    """Of the first and the last column, the one with fewer or else shorter values, or the one with numbers."""
+    """Picks the first or last column: the one with fewer or else shorter values; for regression, with numbers."""
     ends = {name: [value for value in rows[name][:] if value.strip()] for name in (*columns[:1], *columns[-1:])}
     if problem_type == "regression":
         numbers = [name for name, values in ends.items() if all(number_of(value) is not None for value in values)]
@@ -204,13 +205,13 @@ def _class_label(rows: Dataset, column: str) -> ClassLabel | None:
 
 
 def _own_names(table: Table, column: str) -> list[str] | None:
-    """The names that a data set itself has for the numbers in its label column."""
+    """Returns the data set's own names for the numbers in its label column."""
     feature = _class_label(table.splits["train"], column)
     return list(feature.names) if feature else None
 
 
 def _read(tables: Sequence[Table], columns: _Columns, skip_invalid: bool) -> dict[str, list[Labelled]]:
-    """The usable rows, by the split they are in: `train` or `test`."""
+    """Returns the usable rows by split, `train` or `test`."""
     found: dict[str, list[Labelled]] = {"train": [], "test": []}
     for table in tables:
         for split, rows in table.splits.items():
@@ -222,18 +223,18 @@ def _read(tables: Sequence[Table], columns: _Columns, skip_invalid: bool) -> dic
 
 
 def _usable(rows: Dataset, columns: _Columns, rejected: Rejected) -> Iterator[Labelled]:
-    """The rows with a text and a label."""
+    """Yields the rows with a text and a label."""
     own = _class_label(rows, columns.label)
     texts = [rows[name][:] for name in columns.text]
     for number, (label, *cells) in enumerate(zip(rows[columns.label][:], *texts, strict=True), start=1):
         for name, cell in zip(columns.text, cells, strict=True):
             if cell is not None and not isinstance(cell, str):
                 raise DataError(
-                    f"Row {number} of {rejected.where} has in the column {name!r} no text but {cell!r:.80}: name the column "
-                    "with the text with --text_column."
+                    f"Row {number} of {rejected.where} has {cell!r:.80} instead of a text in the column {name!r}: name "
+                    "the column of the text with --text_column."
                 )
         text = "\n".join(cell for cell in cells if not is_blank(cell))
-        # -1 is how data sets of the Hub write a label that is kept secret.
+        # Data sets on the Hub use -1 for a label that is kept secret.
         if label is None or (isinstance(label, str) and not label.strip()) or (own and label == -1):
             rejected.add(number, f"it has no label in the column {columns.label!r}")
         elif not text:
@@ -244,12 +245,12 @@ def _usable(rows: Dataset, columns: _Columns, rejected: Rejected) -> Iterator[La
 
 
 def _check_first_line(rows: Sequence[Labelled]) -> None:
-    """Refuses a first line that was taken for a row and looks like a header: its label occurs once, all others again."""
+    """Raises if a first line that was read as a row looks like a header: only its label occurs just once."""
     counts = Counter(str(row.label) for row in rows)
     first = next((row for row in rows if row.number == 1), None)
     once = [label for label, count in counts.items() if count == 1]
     if first is not None and once == [str(first.label)] and len(counts) > 2:
         raise DataError(
-            f"{first} has the label {first.label!r}, which no other row has, as if it were a header: if it is, name its "
+            f"{first} has the label {first.label!r}, which no other row has, so it looks like a header: if it is, name its "
             "columns with --text_column and --label_column; if not, leave it out."
         )

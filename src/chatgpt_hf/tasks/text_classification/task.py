@@ -1,4 +1,4 @@
-"""Text classification: one label, several, or a number."""
+"""The task of text classification: one label, several, or a number."""
 
 from typing import Any
 
@@ -58,8 +58,8 @@ class TextClassification(Task):
             config = AutoConfig.from_pretrained(name_or_path)
             if config.model_type != "gpt2" and not hasattr(config, "classifier_pooling"):
                 raise ConfigError(
-                    f"--classifier_pooling: models of the family {config.model_type} read a text's class from its last token "
-                    "alone. Leave it out."
+                    f"--classifier_pooling: models of the family {config.model_type} read a text's class only from its "
+                    "last token. Leave it out."
                 )
         return super().load_model(name_or_path, **kwargs)
 

@@ -1,4 +1,4 @@
-"""How well a model finds entities, through the pipeline that people use it with."""
+"""Evaluates how well a model finds entities, through the pipeline that people use it with."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ TASK = "token-classification"
 
 
 def join_words(words: Sequence[str]) -> tuple[str, list[int]]:
-    """Words as the text that the model reads, and where in it each begins."""
+    """Joins words to the text that the model reads; returns it and where each word begins."""
     starts, length = [], 0
     for word in words:
         starts.append(length)
@@ -23,10 +23,10 @@ def join_words(words: Sequence[str]) -> tuple[str, list[int]]:
 
 
 def first_tokens(offsets: Sequence[tuple[int, int]], starts: Sequence[int]) -> list[int | None]:
-    """The token that holds the first character of each word; None where the text was cut before it.
+    """Returns the token with the first character of each word; None if the text was cut before it.
 
     Args:
-        offsets: Of each token, as a fast tokenizer gives them; special tokens are empty.
+        offsets: Offsets of each token, as a fast tokenizer returns them; special tokens are empty.
         starts: Where each word begins.
     """
     places: dict[int, int] = {}
@@ -48,12 +48,12 @@ def evaluate_token_classification(
 ) -> Evaluation:
     """Tags words with `pipeline("token-classification")`; a word has the tag of its first token.
 
-    Words beyond the length that the tokenizer cuts at count as having no entity.
+    Words beyond the length at which the tokenizer cuts count as having no entity.
 
     Args:
         rows: Columns `tokens` (words) and `tags` (indices of `label_names`).
-        label_names: Of the rows; the model's own are in its config.
-        data: Where they came from, for the record.
+        label_names: Label names of the rows; the model's own are in its config.
+        data: Where the rows came from, for the record.
     """
     sentences = [join_words(words) for words in rows["tokens"]]
     tag = TokenClassificationPipeline(model=model, tokenizer=tokenizer, batch_size=batch_size, ignore_labels=[])
@@ -69,7 +69,7 @@ def evaluate_token_classification(
 def tagging_record(
     sentences: Sequence[Sequence[str]], predictions: list[list[str]], references: list[list[str]], *, data: str
 ) -> Evaluation:
-    """The evaluation of tags, one a word."""
+    """Evaluates tags, one per word."""
     examples: list[dict[str, Any]] = [
         {"text": " ".join(words), "prediction": _entities(words, said), "reference": _entities(words, true)}
         for words, said, true in zip(sentences, predictions, references, strict=True)

@@ -1,4 +1,4 @@
-"""Words with tags for token classification: CoNLL files and rows of `tokens` and `ner_tags`, as BIO."""
+"""Reads words with tags for token classification, as BIO: CoNLL files, and rows of `tokens` and `ner_tags`."""
 
 import glob
 import io
@@ -31,9 +31,9 @@ class TokenSplits:
     """Sentences whose words have tags.
 
     Attributes:
-        train: Columns `tokens`, a list of words, and `tags`, a list of as many indices of names.
+        train: Columns `tokens`, a list of words, and `tags`, a list with one index of a name per word.
         test: The same columns; None if nothing is held out.
-        label_names: In the order of their indices, `O` first: `O`, `B-LOC`, `I-LOC` ...
+        label_names: Names in the order of their indices, `O` first: `O`, `B-LOC`, `I-LOC` ...
     """
 
     train: Dataset
@@ -42,7 +42,7 @@ class TokenSplits:
 
 
 class _Sentence(NamedTuple):
-    """A sentence with its tags as names; `number` is that of its row or, in a CoNLL file, of its first line."""
+    """A sentence with its tags as names; `number` is its row or, in a CoNLL file, its first line."""
 
     where: str
     unit: str
@@ -51,7 +51,7 @@ class _Sentence(NamedTuple):
     tags: list[str]
 
     def place(self, index: int) -> str:
-        """Where a tag stands."""
+        """Returns the place of a tag, for messages."""
         number = self.number + index if self.unit == "line" else self.number
         return f"{self.unit.capitalize()} {number} of {self.where}"
 
@@ -67,26 +67,28 @@ def load_tagged(
     eval_source: str | Sequence[str] | None = None,
     skip_invalid: bool = False,
 ) -> TokenSplits:
-    """Tagged sentences of one or several sources, as BIO (Ramshaw and Marcus 1995, called IOB2).
+    """Loads tagged sentences from one or several sources, as BIO (Ramshaw and Marcus 1995, also called IOB2).
 
-    In a CoNLL file each line is a word and, after tabs or spaces, its tag as the last field; a blank line ends a sentence. An
-    `I-` that follows no tag of its kind begins an entity, so files with IOB1 tags are turned into BIO.
+    In a CoNLL file, each line is a word and, after tabs or spaces, its tag as the last field; a blank line ends a
+    sentence. An `I-` without a preceding tag of its kind begins an entity, so IOB1 tags become BIO.
 
     Args:
-        source: Files or globs of CoNLL files, whatever their ending; jsonl, json or parquet files, or Hub ids, with lists of
-            words and tags.
-        text_column: The column with the words, where there are columns: `tokens` or `words`, if not given.
-        label_column: Likewise with the tags: `ner_tags`, `tags` or `labels`. They are names, or indices of `label_names`.
-        label_names: All tags, or the path of a file with one a line. If not given, those that occur.
-        label_map: What kinds of entities become, so that sources with others can be joined: `{"person": "PER"}`; a kind
-            that becomes `O` is none.
-        test_fraction: The share of sentences to hold out, by a hash of their words, unless a source brings a `test` split.
-        eval_source: What is held out in place of that.
-        skip_invalid: Leave out sentences that cannot be used, with a warning that counts them, in place of an error.
+        source: CoNLL files or globs of them, with any file ending; jsonl, json or parquet files, or Hub ids, with
+            lists of words and tags.
+        text_column: Column with the words, if there are columns: `tokens` or `words` if not given.
+        label_column: Column with the tags: `ner_tags`, `tags` or `labels` if not given. Tags are names, or indices of
+            `label_names`.
+        label_names: All tags, or the path of a file with one per line. If not given, those that occur.
+        label_map: New names for kinds of entities, so that sources with different kinds can be joined:
+            `{"person": "PER"}`. A kind renamed to `O` is no longer an entity.
+        test_fraction: Share of sentences to hold out, by a hash of their words, unless a source has a `test` split.
+        eval_source: Source of the held-out sentences to use instead.
+        skip_invalid: Leave out sentences that cannot be used, with a warning that counts them, instead of raising an
+            error.
 
     Raises:
-        DataError: If a source or column is not there, a line has no tag or another number of fields than the rest, words and
-            tags differ in number, a tag is unknown, or no entity is there to learn; the message names the line or row.
+        DataError: If a source or column is missing, a line has no tag or not as many fields as the rest, words and
+            tags differ in number, a tag is unknown, or there is no entity to learn; the message names the line or row.
         ConfigError: If `test_fraction` is not between 0 and 1.
     """
     given = None if label_names is None else read_label_names(label_names)
@@ -136,7 +138,7 @@ def _read(
 
 
 def _conll_files(source: str) -> list[Path]:
-    """The files that a path or glob names, if they are read line by line and not as rows."""
+    """Returns the files that a path or glob names, if they are read line by line instead of as rows."""
     path = Path(source).expanduser()
     if path.is_dir():
         raise DataError(f"{source} is a folder: name its files, or a glob such as {source}/*.conll.")
@@ -145,7 +147,7 @@ def _conll_files(source: str) -> list[Path]:
 
 
 def _parse(path: Path, rejected: Rejected) -> Iterator[_Sentence]:
-    """The sentences of a CoNLL file; those with a broken line are rejected."""
+    """Yields the sentences of a CoNLL file; rejects those with a broken line."""
     if not has_content(path):
         raise DataError(f"{path} is empty: give at least one sentence")
     width, separator = _layout(path)
@@ -163,7 +165,7 @@ def _parse(path: Path, rejected: Rejected) -> Iterator[_Sentence]:
             if not sentence.tokens and _is_comment(fields, width):
                 continue
             if fault := _fault(fields, width):
-                # One message is enough for a sentence.
+                # One message per sentence is enough.
                 if not is_broken:
                     rejected.add(number, fault)
                 is_broken = True
@@ -174,7 +176,7 @@ def _parse(path: Path, rejected: Rejected) -> Iterator[_Sentence]:
 
 
 def _layout(path: Path) -> tuple[int, str | None]:
-    """How many fields the lines of a CoNLL file have, and what is between them: tabs or, as None, any white space."""
+    """Returns the number of fields per line of a CoNLL file and the separator: a tab, or None for white space."""
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as stream:
         for line in stream:
             if line.strip() and not line.startswith(("#", "-DOCSTART-")):
@@ -188,24 +190,24 @@ def _fields(line: str, separator: str | None) -> list[str]:
 
 
 def _is_comment(fields: Sequence[str], width: int) -> bool:
-    """Whether a line before a sentence is none of its words: `# id 5`, but neither `# O` nor `#tag O`."""
+    """True if a line before a sentence is a comment, not a word: `# id 5`, but neither `# O` nor `#tag O`."""
     return fields[0].startswith("#") and (len(fields) != width or not _TAG.fullmatch(fields[-1]))
 
 
 def _fault(fields: Sequence[str], width: int) -> str | None:
     if len(fields) < 2:
-        return f"it has the word {fields[0]!r} and no tag"
+        return f"it has the word {fields[0]!r} but no tag"
     if len(fields) != width:
-        return f"it has {len(fields)} fields, and the file's first line {width}"
+        return f"it has {len(fields)} fields, but the file's first line has {width}"
     if not _TAG.fullmatch(fields[-1]):
-        return f"it has the tag {fields[-1]!r}, and not O, B-... or I-..."
+        return f"it has the tag {fields[-1]!r} instead of O, B-... or I-..."
     return None
 
 
 def _from_rows(
     rows: Dataset, rejected: Rejected, text_column: str | None, label_column: str | None, label_names: list[str] | None
 ) -> Iterator[_Sentence]:
-    """The sentences of rows with two lists; those that cannot be used are rejected."""
+    """Yields the sentences of rows with two lists; rejects those that cannot be used."""
     words = _column(rows, rejected.where, text_column, _TOKENS, "text_column")
     tags = _column(rows, rejected.where, label_column, _TAGS, "label_column")
     feature = rows.features[tags]
@@ -222,9 +224,9 @@ def _from_rows(
             is_index = isinstance(tag, int) and label_names is not None and 0 <= tag < len(label_names)
             name = str(label_names[tag]) if is_index and label_names is not None else str(tag)
             if not _TAG.fullmatch(name):
-                fault = f"it has the tag {tag!r}, and not O, B-... or I-..."
+                fault = f"it has the tag {tag!r} instead of O, B-... or I-..."
                 if isinstance(tag, int) and label_names is not None:
-                    fault = f"it has the tag {tag}, of {len(label_names)} names counted from 0"
+                    fault = f"it has the tag {tag}, but there are {len(label_names)} names, counted from 0"
                 break
             names.append(name)
         if fault:
@@ -243,16 +245,16 @@ def _column(rows: Dataset, where: str, named: str | None, known: Sequence[str], 
 
 def _row_fault(words: Any, tags: Any) -> str | None:
     if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
-        return "its words are no list of texts that are not empty"
+        return "its words are not a list of non-empty texts"
     if not isinstance(tags, list) or any(tag is None for tag in tags):
-        return "its tags are no list"
+        return "its tags are not a list"
     if len(words) != len(tags):
         return f"it has {len(words)} words and {len(tags)} tags"
     return None
 
 
 def _as_bio(sentences: list[_Sentence], where: str) -> list[_Sentence]:
-    """Lets every entity begin with `B-`."""
+    """Makes every entity begin with `B-`."""
     turned = 0
     for sentence in sentences:
         before = "O"

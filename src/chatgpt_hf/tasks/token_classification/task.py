@@ -1,4 +1,4 @@
-"""Token classification: entities in tagged words."""
+"""The task of token classification: entities in tagged words."""
 
 import json
 from typing import Any
@@ -59,9 +59,9 @@ class TokenClassification(Task):
         try:
             label_map = json.loads(given)
         except ValueError as error:
-            raise ConfigError(f"--label_map is no JSON: {error}") from error
+            raise ConfigError(f"--label_map is not JSON: {error}") from error
         if not isinstance(label_map, dict) or not all(isinstance(name, str) for name in label_map.values()):
-            raise ConfigError('--label_map must be a mapping of names to names, as {"PER": "person"}.')
+            raise ConfigError('--label_map must be a mapping of names to names, such as {"PER": "person"}.')
         return label_map
 
     def texts(self) -> list[str]:
@@ -80,7 +80,7 @@ class TokenClassification(Task):
             labels, cut = [], was_cut(encoded)
             pairs = zip(encoded.pop("offset_mapping"), sentences, batch["tags"], strict=True)
             for offsets, (text, starts), tags in pairs:
-                # A token of white space alone is none of a word's, and the pipeline takes it for a word: it learns O.
+                # A token of only white space is part of no word, but the pipeline treats it as one: it learns O.
                 row = [0 if begin < end and text[begin:end].isspace() else IGNORE_INDEX for begin, end in offsets]
                 for token, tag in zip(first_tokens(offsets, starts), tags, strict=True):
                     if token is not None:
