@@ -5,7 +5,7 @@ Python asks the finder below only for modules that it does not find itself, so i
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -76,18 +76,24 @@ class _MovedModules(MetaPathFinder, Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        successors = [f"{_PACKAGE}.{name}" for name in MOVED[module.__name__.partition(".")[2]].split()]
-        warnings.warn(
-            f"{module.__name__} has moved: import from {' or '.join(successors)}.", DeprecationWarning, stacklevel=2
-        )
+        successors = MOVED[module.__name__.partition(".")[2]].split()
+        where = " or ".join(f"{_PACKAGE}.{name}" for name in successors)
+        warnings.warn(f"{module.__name__} has moved: import from {where}.", DeprecationWarning, stacklevel=2)
+        module.__getattr__ = names_of(module.__name__, *successors)  # type: ignore[method-assign]
 
-        def find(name: str) -> Any:
-            for successor in successors:
-                if hasattr(found := import_module(successor), name):
-                    return getattr(found, name)
-            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
-        module.__getattr__ = find  # type: ignore[method-assign]
+def names_of(module: str, *successors: str) -> Callable[[str], Any]:
+    """A module's `__getattr__` (PEP 562) that looks up its former names in the modules where they are now."""
+
+    def find(name: str) -> Any:
+        # Python asks every module for dunder names such as `__path__`.
+        for successor in () if name.startswith("__") else successors:
+            found = import_module(f"{_PACKAGE}.{successor}")
+            if hasattr(found, name):
+                return getattr(found, name)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return find
 
 
 def keep_old_names() -> None:

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, is_peft_available
 
+from ._moved import names_of
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -29,6 +30,9 @@ from .errors import (
 )
 from .files import read_json
 from .tokenization_chatgpt import load_tokenizer
+
+# Atomic writing and the folders of runs were here in release 0.1.
+__getattr__ = names_of(__name__, "files", "training.run_folder")
 
 # Saved beside an adapter: some weights of its base.
 BASE_SAMPLE_NAME = "base_sample.json"

@@ -25,21 +25,23 @@ from trl import SFTConfig
 
 from chatgpt_hf import ChatGPTForCausalLM, ChatSession, load_model, load_tokenizer, pretrain, sft
 from chatgpt_hf.conversion.merge import merge_adapter
+from chatgpt_hf.evaluate import measure_task
 from chatgpt_hf.evaluation.record import EVALUATION_FOLDER, Evaluation
-from chatgpt_hf.measure import measure_task
-from chatgpt_hf.pipelines import PIPELINES as OUR_PIPELINES
+from chatgpt_hf.model.pipelines import PIPELINES as OUR_PIPELINES
+from chatgpt_hf.tasks.arguments import TaskArguments
 from chatgpt_hf.training.arguments import (
     ArchitectureArguments,
     ChatModelArguments,
     ChatSFTArguments,
     ConversationArguments,
     CorpusArguments,
+    FinetuneArguments,
     ModelArguments,
     PretrainArguments,
+    TaskModelArguments,
     parse_recipe,
 )
 from chatgpt_hf.training.finetune import finetune
-from chatgpt_hf.training.task_arguments import FinetuneArguments, TaskArguments, TaskModelArguments
 
 COMMANDS: dict[str, tuple[tuple[type, ...], Callable[..., dict[str, Any]]]] = {
     "pretrain": ((ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments), pretrain),
