@@ -418,7 +418,7 @@ print(type(model).__name__, tokenizer.decode(ids, skip_special_tokens=True), sep
 @pytest.mark.slow
 def test_a_fresh_process_needs_one_import(chat_folder: Path) -> None:
     command = [sys.executable, "-c", FRESH, str(chat_folder)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert result.stdout == f"ChatGPTForCausalLM|{KNOWN['Hello!']}\n", result.stderr[-2000:]
 
 
