@@ -26,7 +26,7 @@ def run(script: str, *options: object) -> str:
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=600,
+        timeout=1800,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

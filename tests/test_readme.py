@@ -7,11 +7,10 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -161,21 +160,19 @@ def run() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
 
 
 @contextmanager
-def running(arguments: list[str], folder: Path) -> Iterator[str]:
+def running(arguments: list[str], folder: Path, port: int) -> Iterator[str]:
     """Waits until a server says where it is, asks it, gives its address, and ends it in good order."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
     arguments = [word for word in arguments if word not in ("--port", "8000")]
     options = {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen([*arguments, "--port", str(port)], **options)
     try:
         address = f"http://127.0.0.1:{port}"
         assert any(address in line for line in process.stdout), arguments
-        with urlopen(address if arguments[1] == "ui" else f"{address}/health", timeout=60) as response:
+        with urlopen(address if arguments[1] == "ui" else f"{address}/health", timeout=900) as response:
             assert response.status == 200
         yield address
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(900) == 0
     finally:
         process.kill()
         process.wait()
@@ -194,7 +191,9 @@ def test_make_quickstart_runs_the_command_that_the_tests_run() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_command_runs(document: str, workplace: Path, run: Callable[..., Any]) -> None:
+def test_every_command_runs(
+    document: str, workplace: Path, run: Callable[..., Any], free_port: Callable[[], int]
+) -> None:
     executable = Path(sys.executable).with_name("chatgpt-hf")
     for command in commands(document):
         words = shlex.split(command)
@@ -209,7 +208,7 @@ def test_every_command_runs(document: str, workplace: Path, run: Callable[..., A
             continue
         assert Path(words[0]).name == "chatgpt-hf", f"{document} runs {words[0]}, which this test does not know"
         if words[1] in ("serve", "ui"):
-            with running([str(executable), *words[1:]], workplace):
+            with running([str(executable), *words[1:]], workplace, free_port()):
                 continue
         training = words[1] in ("pretrain", "sft", "finetune")
         result = run(workplace, arguments=[*words[1:], *(SMALL_RUN if training else []), *_smaller(words)])
@@ -226,7 +225,7 @@ EXAMPLES = [code for document in DOCUMENTS for code in blocks(document, "python"
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.splitlines()[0][:40])
-def test_every_example_runs(code: str, workplace: Path, run: Callable[..., Any]) -> None:
+def test_every_example_runs(code: str, workplace: Path, run: Callable[..., Any], free_port: Callable[[], int]) -> None:
     if "runs/quickstart-onnx" in code:
         export_model(workplace / "runs" / "quickstart", workplace / "runs" / "quickstart-onnx", "onnx")
     if "llama_cpp" in code:
@@ -234,7 +233,8 @@ def test_every_example_runs(code: str, workplace: Path, run: Callable[..., Any])
         make_gguf(workplace)
     # There is no Hub in a test: the one id of the README is the GPT-2 folder at hand.
     code = code.replace("openai-community/gpt2", "my-gpt2").replace("runs/reviews", "runs/films")
-    served = running([str(Path(sys.executable).with_name("chatgpt-hf")), "serve", "runs/quickstart"], workplace)
+    command = [str(Path(sys.executable).with_name("chatgpt-hf")), "serve", "runs/quickstart"]
+    served = running(command, workplace, free_port())
     with served if "http://127.0.0.1:8000" in code else nullcontext() as address:
         code = code.replace("http://127.0.0.1:8000", str(address))
         result = run(workplace, code=code)
