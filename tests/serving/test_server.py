@@ -367,7 +367,7 @@ def test_a_client_that_goes_away_stops_the_model(make_engine, batched, stream, r
         assert metrics(address)["chatgpt_hf_cancelled_total"] == 1
         assert metrics(address)["chatgpt_hf_requests_running"] == 0
         if batched:
-            assert engine.batching._cb.output_router.result_handlers == {}
+            assert engine.batching.manager.output_router.result_handlers == {}
 
 
 @pytest.mark.parametrize("batched", [False, True])
