@@ -367,7 +367,7 @@ def test_a_client_that_goes_away_stops_the_model(make_engine, batched, stream, r
         wait_until(lambda: metrics(address)["chatgpt_hf_cancelled_total"] == 1)
         wait_until(lambda: metrics(address)["chatgpt_hf_requests_running"] == 0)
         if batched:
-            assert engine.batching._cb.output_router.result_handlers == {}
+            assert engine.batching.manager.output_router.result_handlers == {}
         # The step that it was in, and one for the manager of batches to see it; without the end there would be 40 of them.
         assert work_of_another_answer(engine, held, 40) <= 2
 
