@@ -1,6 +1,10 @@
 """A ChatGPT made from nothing, while you watch: tokenizer, pretraining, chat fine-tuning, figures, a conversation."""
 
 import json
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,8 +92,27 @@ def quickstart(
     for question in QUESTIONS:
         session.reset()
         say(f"\nyou> {question}\ngpt> {session.reply(question)}")
-    say(f"\nTalk to it yourself: chatgpt-hf chat {folder}\nThe report: {folder / 'report' / 'report.md'}")
+    say(f"\nThe report: {folder / 'report' / 'report.md'}\nTalk to it yourself:\n{_chat_command(folder)}")
     return results
+
+
+def _chat_command(folder: Path) -> str:
+    """The command that opens the chat, as it can be typed in the current directory.
+
+    The plain name only if it is on PATH and is this installation's script; otherwise its path, such as
+    `.venv/bin/chatgpt-hf`.
+    """
+    started = Path(sys.argv[0])
+    # From Python there is no script in argv; pip installs one beside the interpreter.
+    script = started if started.stem == "chatgpt-hf" else Path(sys.executable).with_name("chatgpt-hf")
+    on_path = shutil.which("chatgpt-hf")
+    if not script.exists() or (on_path is not None and Path(on_path).samefile(script)):
+        typed = "chatgpt-hf"
+    else:
+        absolute = os.path.abspath(script)  # does not follow links: .venv/bin may hold one
+        below = Path(absolute).is_relative_to(Path.cwd())
+        typed = os.path.relpath(absolute) if below else absolute
+    return shlex.join([typed, "chat", str(folder)])
 
 
 def summary(results: dict[str, Any]) -> str:
