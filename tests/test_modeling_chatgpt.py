@@ -709,7 +709,7 @@ def test_buffers_are_right_after_loading(position: str, dtype: torch.dtype, tmp_
 
 
 @pytest.mark.works_with(
-    "transformers", "the Auto classes of every head: created, trained, saved, loaded", ("transformers",)
+    "transformers", "the Auto classes of every head: made, trained, saved, loaded", ("transformers",)
 )
 @pytest.mark.parametrize(
     ("auto_class", "model_class", "labels", "shape"),
@@ -845,7 +845,7 @@ def test_resizing_the_vocabulary(tied: bool, size: int, tmp_path: Path) -> None:
 # Adapters.
 
 
-@pytest.mark.works_with("PEFT", "LoRA on a GPT-2 checkpoint; the head as a target", ("peft",))
+@pytest.mark.works_with("PEFT", "LoRA on a GPT-2 checkpoint as it is read; the head as a target", ("peft",))
 @pytest.mark.parametrize("origin", ["fresh", "gpt2"])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["q_proj", "lm_head"]], ids=str)
 def test_lora(origin: str, targets: str | list[str], tmp_path: Path) -> None:
