@@ -63,7 +63,7 @@ def blocks(document: str, language: str) -> list[str]:
 def commands(document: str) -> list[str]:
     # Blocks in a list are indented.
     lines = [line.strip() for block in blocks(document, "bash") for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith(("#", "pip "))]
+    return [line for line in lines if line and not line.startswith(("#", "pip ", "git clone "))]
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,34 @@ def running(arguments: list[str], folder: Path, port: int) -> Iterator[str]:
 
 
 def test_the_commands_are_there() -> None:
-    assert commands("README.md")[:2] == ["make quickstart", ".venv/bin/chatgpt-hf chat runs/quickstart"]
+    first = ["make quickstart", "make test", ".venv/bin/chatgpt-hf chat runs/quickstart", "make ui"]
+    assert commands("README.md")[:4] == first
+    for readme in ("README.md", "README.zh-CN.md"):
+        # They need the repository, so getting it comes before them.
+        clone = blocks(readme, "bash")[0].splitlines()[0]
+        assert re.fullmatch(r"git clone <[^>]+> (\S+) && cd \1", clone)
+        assert commands(readme) == commands("README.md")
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md"])
+def test_make_knows_the_targets(document: str) -> None:
+    targets = {shlex.split(line)[1] for line in commands(document) if line.startswith("make ")}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert not [target for target in targets if not re.search(rf"^{target}:.*## ", makefile, flags=re.MULTILINE)]
+
+
+def test_make_ui_opens_the_quickstart_model_or_says_that_there_is_none(tmp_path: Path) -> None:
+    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / file, tmp_path)
+    planned = subprocess.run(["make", "-n", "ui"], cwd=tmp_path, capture_output=True, text=True)
+    lines = [line for line in planned.stdout.splitlines() if not line.startswith("make[")]
+    assert lines[-1] == ".venv/bin/chatgpt-hf ui runs/quickstart"
+    assert "-e '.[ui]'" in planned.stdout
+    refused = subprocess.run(["make", "ui"], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "run make quickstart first" in refused.stdout
+    # Before anything is installed.
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_make_quickstart_runs_the_command_that_the_tests_run() -> None:

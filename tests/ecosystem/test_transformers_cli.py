@@ -61,7 +61,7 @@ def address(
 
 @pytest.mark.slow
 @pytest.mark.works_with(
-    "transformers", "`transformers serve`: chat completions, whole and streamed, through OpenAI's client",
+    "transformers", "`transformers serve`: chat completions, streaming and not, through OpenAI's client",
     ("transformers", "openai"),
 )  # fmt: skip
 def test_serve(address: str, chat_folder: Path) -> None:

@@ -43,7 +43,7 @@ def said(chunks: Any) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
-@pytest.mark.works_with("OpenAI's client", "`chatgpt-hf serve`: answers whole and streamed", ("openai",))
+@pytest.mark.works_with("OpenAI's client", "`chatgpt-hf serve`: streaming and non-streaming answers", ("openai",))
 def test_answers_whole_and_streamed_are_those_of_a_session(address, client, chat_folder):
     one = client(address)
     for question, answer in KNOWN.items():
