@@ -1,7 +1,7 @@
 """Linear layers in the form that this CPU multiplies fastest, for models that only answer.
 
 `torch.nn.Linear` multiplies a weight as it lies in memory. oneDNN and FBGEMM, which every torch wheel for x86 carries, are two
-to seven times as fast on one that was reordered for them first (docs/performance.md has the figures); PyTorch itself does so
+to seven times as fast on one that was reordered for them first (docs/log.md has the figures); PyTorch itself does so
 only while it compiles (`torch._inductor.config.freezing`).
 """
 
