@@ -149,7 +149,9 @@ def renew(stored: dict[str, Stored], measured: dict[str, float], machine: str) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(SHORT), metavar="NAME", help=f"run only these, of: {', '.join(SHORT)}")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(SHORT), metavar="NAME", help=f"run only these, of: {', '.join(SHORT)}"
+    )
     parser.add_argument("--update", action="store_true", help="store the measured ratios in ratios.json")
     args = parser.parse_args()
 

@@ -21,7 +21,6 @@ import statistics
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -346,7 +345,13 @@ def draw_plot(figures: dict[str, Any], names: list[str], file: Path) -> None:
 
 def main() -> None:
     parser = harness.parser(__doc__, rounds=5, threads=1)
-    parser.add_argument("--arms", nargs="*", choices=list(ARMS), metavar="ARM", help=f"measure these and {REFERENCE}, of: {', '.join(ARMS)}")
+    parser.add_argument(
+        "--arms",
+        nargs="*",
+        choices=list(ARMS),
+        metavar="ARM",
+        help=f"measure these and {REFERENCE}, of: {', '.join(ARMS)}",
+    )
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer, 2 or more (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help=f"two rounds of 24 tokens of {', '.join(QUICK)}")
     parser.add_argument("--profile", action="store_true", help="also print where a token's time goes")

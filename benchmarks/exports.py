@@ -196,7 +196,6 @@ def main() -> None:
         forms = make_forms(source, Path(work), args.only)
         made = {name: form for name, form in forms.items() if isinstance(form, Form)}
 
-
         def answers(form: Form) -> list[list[int]]:
             return [form.answer(prompt, args.tokens) for prompt in prompts]
 

@@ -63,7 +63,9 @@ def make(arm: str, device: torch.device, sizes: dict[str, int]) -> Callable[[tor
 
 def main() -> None:
     parser = harness.parser(__doc__, rounds=5)
-    parser.add_argument("--arms", nargs="*", choices=list(ARMS), metavar="ARM", help=f"measure these, of: {', '.join(ARMS)}")
+    parser.add_argument(
+        "--arms", nargs="*", choices=list(ARMS), metavar="ARM", help=f"measure these, of: {', '.join(ARMS)}"
+    )
     parser.add_argument("--tokens", type=int, default=128, help="tokens of an answer (default: %(default)s)")
     parser.add_argument("--device", default="cuda", help="default: %(default)s")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")

@@ -77,7 +77,13 @@ def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--sweep", choices=("width", "batch", "both"), default="both", help="default: both")
     parser.add_argument("--steps", type=int, help="steps of 2,048 tokens (default: 100 for width, 300 for batch)")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.005, 0.01, 0.02], help="learning rates at 2,048 tokens a step (default: 0.005 0.01 0.02)")
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        default=[0.005, 0.01, 0.02],
+        help="learning rates at 2,048 tokens a step (default: 0.005 0.01 0.02)",
+    )
     parser.add_argument("--held_out", type=int, help="number of held-out documents (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args()

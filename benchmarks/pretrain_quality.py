@@ -376,12 +376,18 @@ def main() -> None:
         help="folder with tinyshakespeare.txt and gutenberg_en/",
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (default: %(default)s)")
-    parser.add_argument("--points", type=int, default=4, help="evaluations during training, 0 for none (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each (default: all cores)")
+    parser.add_argument(
+        "--points", type=int, default=4, help="evaluations during training, 0 for none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each (default: all cores)"
+    )
     parser.add_argument("--arms", nargs="+", help="run the first arm and those whose name contains one of these")
     parser.add_argument("--first_seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--max_steps", type=int, help="steps of every arm, instead of its own")
-    parser.add_argument("--out", type=Path, default=harness.ROOT / "runs" / "benchmarks", help="folder of the figures and plots")
+    parser.add_argument(
+        "--out", type=Path, default=harness.ROOT / "runs" / "benchmarks", help="folder of the figures and plots"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

@@ -82,7 +82,9 @@ def main() -> None:
             print(harness.markdown_row(name, *cells), flush=True)
 
     exact = figures["float32"]["plain"]
-    ratios = {f"{name}, perplexity": exact["perplexity"] / form["kernels"]["perplexity"] for name, form in figures.items()}
+    ratios = {
+        f"{name}, perplexity": exact["perplexity"] / form["kernels"]["perplexity"] for name, form in figures.items()
+    }
     harness.write_json(args.json, ratios, figures=figures)
 
 

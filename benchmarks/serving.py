@@ -92,7 +92,9 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a chat model (default: the quickstart's shape, random weights)")
     parser.add_argument("--requests", type=int, default=200, help="number of requests (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=16, help="requests at a time (default: %(default)s)")
-    parser.add_argument("--max_tokens", type=int, default=100, help="longest answer; the shortest is 1 (default: %(default)s)")
+    parser.add_argument(
+        "--max_tokens", type=int, default=100, help="longest answer; the shortest is 1 (default: %(default)s)"
+    )
     args = parser.parse_args()
     titles = ("tokens/s, one client", "tokens/s", "requests/s", "replies as alone", "memory after/before", "MB")
     table = harness.rich_table("", *titles, left=("",), title=f"{args.requests} requests, {args.clients} at a time")
