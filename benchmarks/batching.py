@@ -1,6 +1,6 @@
 """Many prompts of different lengths: continuous batching, as in `chatgpt-hf generate --prompts`, against padded batches.
 
-Prompts of 8 to 400 random tokens get greedy answers of 8 to 64 tokens, each answer with a length of its own. A padded batch
+Prompts of 8 to 400 random tokens get greedy answers of 8 to 64 tokens; all lengths differ. A padded batch
 runs until its longest answer is done. Both ways take turns in one process; the median of the rounds counts. The script also
 counts equal answers: sums in another order round differently, and so may choose another token.
 

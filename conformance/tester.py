@@ -78,7 +78,7 @@ def make_case(
         make_config: Makes a configuration with the sizes of `Tester`; takes fields as keywords.
         classes: The class for each of transformers' pipelines that the model supports.
         question_answering: The question-answering class, for which transformers no longer has a pipeline.
-        overfit_steps: Steps in which it must learn a sequence by heart; upstream's models have 300 or a number of their own.
+        overfit_steps: Steps in which it must learn a sequence by heart; upstream's models have 300 or set their number.
     """
 
     class Common(
