@@ -33,8 +33,8 @@ from ..checkpoints import (
 from ..errors import CheckpointError, ConfigError, TrainingInterrupted
 from ..hub.connection import check_access
 from ..hub.push import push
-from .arguments import default_arguments, resolve_recipe
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
+from .recipe import default_arguments, resolve_recipe
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What a recipe for a task may say, beside the arguments that all recipes share."""
+"""Arguments of recipes for a task, beside those that all recipes share."""
 
 import json
 from collections.abc import Mapping
@@ -25,112 +25,130 @@ GENERATIVE_TASKS = ("summarization", "translation", "text-generation")
 
 @dataclass
 class TaskModelArguments(ChatModelArguments):
-    """Which model to start from, and how much of it is trained."""
+    """Which model to start from, and how much of it to train."""
 
     from_scratch: bool = field(
         default=False,
         metadata={
-            "help": "Take its architecture and tokenizer with new weights: what pretraining is worth. --adapt_epochs still "
-            "reads the task's texts."
+            "help": "Keep the model's architecture and tokenizer but start from new weights, to measure what pretraining is worth. "
+            "adapt_epochs still trains on the task's texts."
         },
     )
     dropout: float | None = field(
         default=None,
-        metadata={"help": "Dropout of embeddings and residuals while training; the model's own if not given."},
+        metadata={"help": "Dropout on embeddings and residuals during training; the model's own if not given."},
     )
-    freeze_base: bool = field(default=False, metadata={"help": "Train the new head alone."})
+    freeze_base: bool = field(default=False, metadata={"help": "Train only the new head."})
 
 
 @dataclass
 class TaskArguments:
-    """What is to be learned, from which rows."""
+    """What to learn, and from which rows."""
 
     task: Task = field(default="text-classification", metadata={"help": f"One of {', '.join(TASKS)}."})
     dataset: list[str] = field(
         default_factory=list,
-        metadata={"help": "File, folder, glob or Hub id, or several: csv, tsv, jsonl, json, parquet, CoNLL, SQuAD."},
+        metadata={
+            "help": "One or more files, folders, globs or Hub ids: csv, tsv, jsonl, json, parquet, CoNLL or SQuAD."
+        },
     )
     eval_dataset: str | None = field(
-        default=None, metadata={"help": "Rows to measure on, in place of a part of the dataset."}
+        default=None, metadata={"help": "Rows to measure on; a part of the dataset if not given."}
     )
     data_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder from which relative paths of both are taken; the current one if not given."},
+        metadata={
+            "help": "Folder that relative paths of dataset and eval_dataset start from; the current one if not given."
+        },
     )
     test_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the rows held out, by their hash, without an eval_dataset."}
+        default=0.1,
+        metadata={"help": "Share of the rows to hold out without an eval_dataset; the hash of a row decides."},
     )
     split_by: Literal["prompt", "completion"] = field(
         default="prompt",
-        metadata={"help": "What of a generative task's row is hashed; completion keeps copies of one on one side."},
+        metadata={
+            "help": "Part of a generative task's row that is hashed. Rows with the same one stay on the same side of the split."
+        },
     )
-    text_column: str | None = field(default=None, metadata={"help": "Column of the text; found when not given."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the label; found when not given."})
+    text_column: str | None = field(
+        default=None, metadata={"help": "Column with the text; found by its name if not given."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column with the label; found by its name if not given."}
+    )
     class_names: str | None = field(
-        default=None, metadata={"help": "File with a label's name in a line, in the order of their numbers."}
+        default=None,
+        metadata={"help": "File with the name of one label on each line, in the order of the label numbers."},
     )
     label_map: str | None = field(
         default=None,
-        metadata={"help": 'Other names for entity labels (JSON), as {"PER": "person"}; "O" makes one none.'},
+        metadata={
+            "help": 'New names for entity labels (JSON), such as {"PER": "person"}; the name "O" removes a label.'
+        },
     )
     problem_type: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = field(
-        default="auto", metadata={"help": "What kind of labels the texts have; found when not given."}
+        default="auto", metadata={"help": "Kind of labels of the texts; auto finds it from the rows."}
     )
     prompt_template: str = field(
-        default="{prompt}", metadata={"help": 'Prompt of a generative task, from columns in braces: "{title}\\n".'}
+        default="{prompt}",
+        metadata={"help": 'Prompt of a generative task, with columns in braces, such as "{title}\\n".'},
     )
     completion_template: str = field(
         default="{completion}",
-        metadata={"help": "What is to be learned after it, likewise."},
+        metadata={"help": "Text to learn after the prompt, with columns in braces."},
     )
     column_names: list[str] | None = field(
-        default=None, metadata={"help": "Names of the columns of a file without a header."}
+        default=None, metadata={"help": "Column names for a file without a header."}
     )
     skip_invalid: bool = field(
-        default=False, metadata={"help": "Leave out rows that cannot be used, with a warning, in place of refusing."}
+        default=False, metadata={"help": "Skip rows that cannot be used, with a warning, instead of stopping."}
     )
     max_length: int = field(
         default=128,
-        metadata={"help": "Most tokens of an input; longer ones are cut, or read in windows for questions."},
+        metadata={"help": "Longest input in tokens; longer ones are cut, or read in windows for question-answering."},
     )
     stride: int = field(
-        default=64, metadata={"help": "Tokens that two windows of a long context share (question-answering)."}
+        default=64, metadata={"help": "Tokens that two neighbouring windows share (question-answering)."}
     )
-    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer of a generative task."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer of a generative task, in tokens."})
     generation_metrics: str | None = field(
         default=None,
-        metadata={"help": 'Metrics of a generative task and their options (JSON), as {"bleu": {"tokenize": "zh"}}.'},
+        metadata={
+            "help": 'Metrics of a generative task and their options (JSON), such as {"bleu": {"tokenize": "zh"}}.'
+        },
     )
     adapt_epochs: float = field(
         default=0.0,
-        metadata={"help": "Epochs of language modelling on the texts to learn from, before the task itself."},
+        metadata={"help": "Epochs of language modelling on the training texts, before the task (adaptation)."},
     )
     adapt_vocab_size: int | None = field(
         default=None,
         metadata={
-            "help": "Before these, a tokenizer of so many entries for the task's words in place of the model's."
+            "help": "First train a tokenizer of this size on the task's texts and use it instead of the model's."
         },
     )
-    adapt_learning_rate: float = field(default=0.003, metadata={"help": "Learning rate of these, with Muon."})
+    adapt_learning_rate: float = field(default=0.003, metadata={"help": "Learning rate of the adaptation (Muon)."})
     classifier_pooling: Literal["last", "mean"] | None = field(
         default=None,
         metadata={
-            "help": "What a text's class is read from: last (token) or mean (of all); the model's own if not given."
+            "help": "Read the class of a text from its last token or from the mean of all; the model's own if not given."
         },
     )
     class_weights: bool = field(
-        default=False, metadata={"help": "Weigh classes against their frequency, as scikit-learn's `balanced`."}
+        default=False, metadata={"help": "Give rare classes more weight, as 'balanced' does in scikit-learn."}
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "End after so many evaluations without a better figure, and keep the best."}
+        default=None,
+        metadata={"help": "Stop after this many evaluations without improvement, and keep the best model."},
     )
     baseline: bool = field(
         default=True,
-        metadata={"help": "Train TF-IDF and logistic regression on the same rows, to stand beside the model."},
+        metadata={"help": "Also train TF-IDF with logistic regression on the same rows, for comparison."},
     )
 
     def __post_init__(self) -> None:
-        # A recipe may name one source as it is, and the command line writes mappings as JSON.
+        # A recipe may give a single source without a list, and the command line writes mappings as JSON.
         if isinstance(self.dataset, str | Mapping):
             self.dataset = [self.dataset]  # type: ignore[list-item]
         for name in ("label_map", "generation_metrics"):
@@ -140,7 +158,7 @@ class TaskArguments:
 
 @dataclass
 class FinetuneArguments(OptimizerOptions, TrainingArguments):
-    """`TrainingArguments`, with what a run of ours has in place of its defaults."""
+    """`TrainingArguments` with the defaults of our runs."""
 
     default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.002, "others": 5e-5}
 
@@ -149,21 +167,26 @@ class FinetuneArguments(OptimizerOptions, TrainingArguments):
         default=None, metadata={"help": LEARNING_RATE_HELP.format(**default_learning_rates)}
     )
     lr_scheduler_type: SchedulerType | str = field(
-        default="linear", metadata={"help": "Any schedule of transformers."}
+        default="linear", metadata={"help": "Any schedule of transformers, such as linear or cosine."}
     )
     warmup_steps: float = field(
-        default=0.05, metadata={"help": "Steps of warm-up, or their share of all when below 1."}
+        default=0.05, metadata={"help": "Number of warm-up steps, or their share of all steps if below 1."}
     )
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps from one log to the next."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "no, steps, epoch or best."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every this many steps."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave losses that are not finite out of the logged average."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch or best."}
+    )
     train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "random, sequential or group_by_length, which pads least."}
+        default="group_by_length",
+        metadata={"help": "Order of the rows: random, sequential, or group_by_length, which needs the least padding."},
     )
-    output_dir: str = field(default="runs/finetune", metadata={"help": "Folder of the run: a plain model folder."})
-    # The order of `TrainingArguments`, which is the only one that the parser takes apart rightly.
+    output_dir: str = field(default="runs/finetune", metadata={"help": "Folder of the run; becomes a model folder."})
+    # In the order of `TrainingArguments`: the parser reads no other order correctly.
     report_to: None | str | list[str] = field(  # noqa: RUF036
-        default="none", metadata={"help": "tensorboard, wandb, trackio ..."}
+        default="none", metadata={"help": "Where to log: tensorboard, wandb, trackio and others, or none."}
     )

@@ -1,0 +1,102 @@
+"""The command line `chatgpt-hf`: one file per command; each parses, calls one function of the library, and prints.
+
+Importing anything from `chatgpt_hf` registers the model, which takes seconds of torch and transformers. So this is a package
+beside it, and nothing here imports the library until a command runs: help and usage errors come at once.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from . import (
+    card,
+    chat,
+    compare,
+    convert,
+    evaluate,
+    explain,
+    export,
+    finetune,
+    generate,
+    merge,
+    plan,
+    pretrain,
+    pull,
+    push,
+    quantize,
+    quickstart,
+    serve,
+    sft,
+    static,
+    tokenizer,
+    ui,
+)
+from .errors import message_of
+from .help import Group
+
+HELP = """Train, evaluate, talk to and share a GPT that is a first-class Hugging Face model.
+
+Start with: chatgpt-hf quickstart
+
+Every command explains itself: chatgpt-hf COMMAND --help"""
+
+# The order of the help: it reads as the way from nothing to a shared model.
+PANELS = {
+    "Start": (quickstart, plan, tokenizer),
+    "Train": (pretrain, sft, finetune),
+    "Evaluate": (evaluate, compare, explain),
+    "Use": (chat, ui, serve, generate),
+    "Convert": (convert, merge, quantize, export),
+    "Share": (card, push, pull),
+}
+
+
+def make_app() -> typer.Typer:
+    """The command line with all its commands."""
+    app = typer.Typer(
+        name="chatgpt-hf", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, cls=Group
+    )
+    app.callback(help=HELP)(_options)
+    for panel, modules in PANELS.items():
+        for module in modules:
+            module.register(app, panel)
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(static.load("chatgpt_hf").value("__version__"))
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of `chatgpt-hf` itself; they end the command line before a command is looked for."""
+
+
+def main() -> None:
+    """Runs the command line. A user's mistake is one line on stderr and exit code 2, without a traceback."""
+    try:
+        code = make_app()(sys.argv[1:] or ["--help"], prog_name="chatgpt-hf", standalone_mode=False)
+    except typer.Abort:
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our output went away; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        message = message_of(error)
+        if message is None:
+            raise
+        sys.stderr.write(f"error: {message}\n")
+        sys.exit(2)
+    if code:
+        sys.exit(code)
+
+
+__all__ = ["main", "make_app"]
