@@ -6,7 +6,6 @@ beside it, and nothing here imports the library until a command runs: help and u
 
 import os
 import sys
-from typing import Annotated
 
 import typer
 
@@ -56,33 +55,27 @@ PANELS = {
 def make_app() -> typer.Typer:
     """The command line with all its commands."""
     app = typer.Typer(
-        name="chatgpt-hf", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, cls=Group
+        name="chatgpt-hf",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        help=HELP,
+        cls=Group,
     )
-    app.callback(help=HELP)(_options)
     for panel, modules in PANELS.items():
         for module in modules:
             module.register(app, panel)
     return app
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(static.load("chatgpt_hf").value("__version__"))
-        raise typer.Exit
-
-
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Options of `chatgpt-hf` itself; they end the command line before a command is looked for."""
-
-
 def main() -> None:
     """Runs the command line. A user's mistake is one line on stderr and exit code 2, without a traceback."""
+    arguments = sys.argv[1:] or ["--help"]
+    if arguments == ["--version"]:
+        print(static.load("chatgpt_hf").value("__version__"))
+        return
     try:
-        code = make_app()(sys.argv[1:] or ["--help"], prog_name="chatgpt-hf", standalone_mode=False)
+        code = make_app()(arguments, prog_name="chatgpt-hf", standalone_mode=False)
     except typer.Abort:
         sys.exit(1)
     except BrokenPipeError:

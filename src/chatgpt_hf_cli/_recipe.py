@@ -7,8 +7,6 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from .fields import check_recipe, fields_help, imported_types
 from .help import Command
@@ -81,6 +79,9 @@ def train(function: str) -> Callable[[tuple[Any, ...]], None]:
 
 def print_results(results: dict[str, Any], output_dir: str) -> None:
     """Prints the run's figures, and where the model and the report are."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("figure", "value", box=None, header_style="bold")
     for name, value in results.items():
         if isinstance(value, list | dict):

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from ._moderation import (
     ModerationLabelsOption,
@@ -121,12 +119,15 @@ def answer(session: "ChatSession", pieces: Iterator[str]) -> None:
         sys.stdout.write(" [stopped]")
     sys.stdout.write("\n")
     if session.ending.finish_reason == "content_filter":
+        from rich.console import Console
+
         sys.stdout.flush()
         Console(stderr=True).print("[dim]Moderation ended the answer.[/dim]", soft_wrap=True)
 
 
 def render(pieces: Iterator[str]) -> None:
     """Draws an answer on the terminal while it streams, and leaves all of it there."""
+    from rich.console import Console
     from rich.live import Live
     from rich.markdown import Markdown
 
@@ -149,6 +150,8 @@ def hard_breaks(text: str) -> str:
 
 def converse(session: "ChatSession") -> None:
     """Reads messages and commands until /quit or the end of the input."""
+    from rich.console import Console
+
     from chatgpt_hf.errors import ChatGPTError
 
     interactive = sys.stdin.isatty()
@@ -157,7 +160,7 @@ def converse(session: "ChatSession") -> None:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401
     console = Console(stderr=True)
-    console.print(f"[dim]{HELP}[/dim]", soft_wrap=True)
+    console.print(HELP, style="dim", markup=False, soft_wrap=True)
     while (message := read_message(interactive)) is not None:
         command, _, rest = message.partition(" ")
         try:
@@ -166,9 +169,10 @@ def converse(session: "ChatSession") -> None:
             if command == "/regenerate":
                 answer(session, session.regenerate())
             elif command in COMMANDS:
-                console.print(f"[dim]{COMMANDS[command](session, rest.strip())}[/dim]", soft_wrap=True)
+                done = COMMANDS[command](session, rest.strip())
+                console.print(done, style="dim", markup=False, soft_wrap=True)
             elif message.startswith("/"):
-                console.print(f"[dim]{HELP}[/dim]", soft_wrap=True)
+                console.print(HELP, style="dim", markup=False, soft_wrap=True)
             else:
                 sys.stdout.write("gpt> " if interactive and not sys.stdout.isatty() else "")
                 answer(session, session.stream(message))
@@ -204,7 +208,7 @@ def _system(session: "ChatSession", prompt: str) -> str:
 
 
 def _save(session: "ChatSession", file: str) -> str:
-    return f"Written to {escape(str(session.save(Path(file or 'conversation.json'))))}"
+    return f"Written to {session.save(Path(file or 'conversation.json'))}"
 
 
 def _load(session: "ChatSession", file: str) -> str:
@@ -225,13 +229,13 @@ def _set(session: "ChatSession", words: str) -> str:
         session.set(**sampling(parsed))
     else:
         session.set(**{name: parsed})
-    return f"{escape(name)} is now {escape(value)}."
+    return f"{name} is now {value}."
 
 
 def _explain(session: "ChatSession", file: str) -> str:
     from chatgpt_hf.explain import explain_last_answer
 
-    return f"Written to {escape(str(explain_last_answer(session, Path(file or 'explanation.html')).resolve()))}"
+    return f"Written to {explain_last_answer(session, Path(file or 'explanation.html')).resolve()}"
 
 
 COMMANDS: dict[str, Callable[["ChatSession", str], str]] = {

@@ -1,5 +1,6 @@
 """The fields of a recipe, read without importing the library: for the help, and to check what was given."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from functools import cache
@@ -84,7 +85,12 @@ def _execute(path: Path) -> ModuleType:
 def read_types(types: tuple[str, ...]) -> tuple[type, ...]:
     """The dataclasses that `types` name, with their fields only."""
     names = [name.split(":") for name in types]
-    return tuple(static.read_dataclass(f"{LIBRARY}.training.{module}", name) for module, name in names)
+    # Syntax trees are many small objects, which the collector of garbage would walk through again and again.
+    gc.disable()
+    try:
+        return tuple(static.read_dataclass(f"{LIBRARY}.training.{module}", name) for module, name in names)
+    finally:
+        gc.enable()
 
 
 def fields_help(types: tuple[str, ...]) -> str:

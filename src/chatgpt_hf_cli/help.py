@@ -33,7 +33,11 @@ class Group(TyperGroup):
             sections.setdefault(title, []).append((name, (command.help or "").partition("\n\n")[0]))
         parts = [f"Usage: {ctx.command_path} COMMAND [OPTIONS]", *description(self.help or "")]
         parts += [section(title, rows) for title, rows in sections.items()]
-        formatter.write("\n\n".join([*parts, section("Options", options(self, ctx))]) + "\n")
+        rows = options(self, ctx)
+        if ctx.parent is None:
+            # `main` reads it: an option here would have typer import pydantic, also for the help.
+            rows.insert(0, ("--version", "Show the version and exit."))
+        formatter.write("\n\n".join([*parts, section("Options", rows)]) + "\n")
 
 
 def command_help(command: Any, ctx: Any) -> str:

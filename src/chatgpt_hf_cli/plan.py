@@ -4,8 +4,6 @@ import json
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ._recipe import recipe_command
 
@@ -46,6 +44,9 @@ def run(parsed: tuple[Any, ...]) -> None:
 
 def print_plan(figures: dict[str, Any]) -> None:
     """Prints the figures as a table, followed by warnings."""
+    from rich.console import Console
+    from rich.table import Table
+
     memory, here, gpu = (figures[name] for name in ("memory", "here", "gpu"))
     table = Table("plan", "", box=None, header_style="bold")
     table.add_row(

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ._moderation import (
     ModerationLabelsOption,
@@ -98,6 +97,8 @@ def register(app: typer.Typer, panel: str) -> None:
             raise UsageMistake(f"--log_level is {log_level}; use debug, info, warning, error or critical.")
         check_moderation(moderation, moderation_labels)
         check_model(model)
+        from rich.console import Console
+
         from chatgpt_hf.errors import ConfigError
 
         try:
