@@ -24,7 +24,7 @@ from typing import Any
 from chatgpt_hf.data.builtin import load_builtin
 
 BLOCK_SIZE = 256
-CLI = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()"]
+CLI = [sys.executable, "-c", "from chatgpt_hf_cli import main; main()"]
 
 
 def train(

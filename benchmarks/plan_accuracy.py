@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-CLI = "from chatgpt_hf.cli import main; main()"
+CLI = "from chatgpt_hf_cli import main; main()"
 # The command line with a callback more: [wall, CPU] seconds of each step, to the file that $CLOCK names.
 CLOCKED = """
 import json, os, time

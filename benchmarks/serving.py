@@ -74,7 +74,7 @@ def served(model: str, *options: str) -> Iterator[tuple[openai.OpenAI, psutil.Pr
     command = [
         sys.executable,
         "-c",
-        "from chatgpt_hf.cli import main; main()",
+        "from chatgpt_hf_cli import main; main()",
         "serve",
         model,
         "--port",

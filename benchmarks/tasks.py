@@ -27,7 +27,7 @@ from chatgpt_hf.checkpoints import RECIPE_NAME
 from chatgpt_hf.training.run import RESULTS_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
-CLI = "from chatgpt_hf.cli import main; main()"
+CLI = "from chatgpt_hf_cli import main; main()"
 # Of the ten novels one stays unread; its beginning is what the English base model is measured on.
 UNREAD = "Moby-Dick"
 UNREAD_CHARACTERS = 200_000

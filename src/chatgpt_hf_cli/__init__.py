@@ -8,6 +8,7 @@ import os
 import sys
 
 import typer
+from typer.main import get_command
 
 from . import (
     card,
@@ -56,6 +57,7 @@ def make_app() -> typer.Typer:
     """The command line with all its commands."""
     app = typer.Typer(
         name="chatgpt-hf",
+        add_help_option=False,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -70,12 +72,8 @@ def make_app() -> typer.Typer:
 
 def main() -> None:
     """Runs the command line. A user's mistake is one line on stderr and exit code 2, without a traceback."""
-    arguments = sys.argv[1:] or ["--help"]
-    if arguments == ["--version"]:
-        print(static.load("chatgpt_hf").value("__version__"))
-        return
     try:
-        code = make_app()(arguments, prog_name="chatgpt-hf", standalone_mode=False)
+        code = _run(sys.argv[1:] or ["--help"])
     except typer.Abort:
         sys.exit(1)
     except BrokenPipeError:
@@ -90,6 +88,19 @@ def main() -> None:
         sys.exit(2)
     if code:
         sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int | None:
+    """Runs a command, and returns its exit code if it set one."""
+    # These two are not options of typer's: it would import pydantic to read them, for every command and every typo.
+    if arguments[0] == "--version":
+        print(static.load("chatgpt_hf").value("__version__"))
+        return None
+    command = get_command(make_app())
+    if arguments[0] == "--help":
+        print(command.get_help(command.make_context("chatgpt-hf", [], resilient_parsing=True)), end="")
+        return None
+    return command(arguments, prog_name="chatgpt-hf", standalone_mode=False)
 
 
 __all__ = ["main", "make_app"]

@@ -51,9 +51,15 @@ def recipe_command(
         run(parse_recipe(imported_types(types), recipe, arguments))
 
     command.__doc__ = doc
-    app.command(name, cls=RecipeCommand, rich_help_panel=panel, context_settings=CONTEXT, options_metavar=METAVAR)(
-        command
-    )
+    # `--help` is read above: an option of typer's would have it import pydantic for every usage error.
+    app.command(
+        name,
+        cls=RecipeCommand,
+        add_help_option=False,
+        rich_help_panel=panel,
+        context_settings=CONTEXT,
+        options_metavar=METAVAR,
+    )(command)
 
 
 def train(function: str) -> Callable[[tuple[Any, ...]], None]:

@@ -34,6 +34,7 @@ def _parser_message(error: Any) -> str:
     plain = error.message.rstrip(".")
     if option is not None and plain.startswith("No such option"):
         known = [name for item in context.command.params for name in item.opts] if context else []
+        known += ["--help", "--version"] if context is not None and context.parent is None else ["--help"]
         return f"Unknown argument {option}.{did_you_mean(option, known)}"
     if parameter is not None:
         name = parameter.opts[-1] if parameter.param_type_name == "option" else parameter.name.upper()

@@ -100,16 +100,16 @@ def register(app: typer.Typer, panel: str) -> None:
 
         Example: chatgpt-hf evaluate runs/sst2 --dataset test.csv --batch_size 32
         """
+        if ctx.args and dataset is None:
+            known = [name for item in ctx.command.params for name in item.opts]
+            raise UsageMistake(
+                f"Unknown argument {ctx.args[0]}: fields of a task need --dataset.{did_you_mean(ctx.args[0], known)}"
+            )
         wanted = {"--corpus": corpus, "--dataset": dataset, "--code": code, "--benchmarks": benchmarks, "--bias": bias}
         given = [name for name, value in wanted.items() if value is not None]
         if len(given) != 1:
             raise UsageMistake(
                 f"Give one of {', '.join(wanted)} to measure on" + (f", not {' and '.join(given)}." if given else ".")
-            )
-        if ctx.args and dataset is None:
-            known = [name for item in ctx.command.params for name in item.opts]
-            raise UsageMistake(
-                f"Unknown argument {ctx.args[0]}: fields of a task need --dataset.{did_you_mean(ctx.args[0], known)}"
             )
         if dataset is not None:
             check_recipe(TASK, None, ctx.args)

@@ -108,7 +108,7 @@ def fields_help(types: tuple[str, ...]) -> str:
         section(title, [(f"--{item.name}", _text(item, short=title in UPSTREAM.values())) for item in items])
         for title, items in groups(found)
     ]
-    return "\n\n".join(["", note, *parts]).lstrip("\n").join(["\n", "\n"])
+    return "\n" + "\n\n".join([note, *parts]) + "\n"
 
 
 def imported_types(types: tuple[str, ...]) -> tuple[type, ...]:

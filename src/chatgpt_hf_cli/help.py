@@ -33,11 +33,8 @@ class Group(TyperGroup):
             sections.setdefault(title, []).append((name, (command.help or "").partition("\n\n")[0]))
         parts = [f"Usage: {ctx.command_path} COMMAND [OPTIONS]", *description(self.help or "")]
         parts += [section(title, rows) for title, rows in sections.items()]
-        rows = options(self, ctx)
-        if ctx.parent is None:
-            # `main` reads it: an option here would have typer import pydantic, also for the help.
-            rows.insert(0, ("--version", "Show the version and exit."))
-        formatter.write("\n\n".join([*parts, section("Options", rows)]) + "\n")
+        version = [("--version", "Show the version and exit.")] if ctx.parent is None else []
+        formatter.write("\n\n".join([*parts, section("Options", version + options(self, ctx))]) + "\n")
 
 
 def command_help(command: Any, ctx: Any) -> str:
@@ -78,6 +75,8 @@ def options(command: Any, ctx: Any) -> list[tuple[str, str]]:
         if item.envvar:
             notes.append(f"or the environment variable {item.envvar}")
         rows.append((names, (item.help or "") + "".join(f" [{note}]" for note in notes)))
+    if not any(name == "--help" for name, _ in rows):
+        rows.append(("--help", "Show this message and exit."))
     return rows
 
 

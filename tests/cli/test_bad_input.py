@@ -128,7 +128,7 @@ def test_pretraining(options: list[str], words: str, pretrain: Refused) -> None:
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ("pretrain-quickstrat", "There is no recipe pretrain-quickstrat: it is no file, and the package ships"),
+        ("pretrain-quickstrat", "There is no recipe pretrain-quickstrat: it is not a file, and the package ships"),
         ("latin.txt", "latin.txt is not YAML"),
         ("list.yaml", "list.yaml must hold `field: value` lines"),
         ("no.yaml", "no.yaml is not YAML"),

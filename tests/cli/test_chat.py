@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from chatgpt_hf import ChatSession
-from chatgpt_hf.cli.chat import hard_breaks
 from chatgpt_hf.data.conversations import load_conversations
 from chatgpt_hf.data.sources import parse_sources
+from chatgpt_hf_cli.chat import hard_breaks
 
 Cli = Callable[..., Any]
 ANSWER = "I am a tiny model,\nmade for a test."
@@ -47,7 +47,7 @@ def test_a_piped_conversation(cli: Cli, chat_folder: Path, tmp_path: Path) -> No
     assert second == session.reply("Smile")
     assert json.loads(file.read_text(encoding="utf-8")) == {"messages": session.messages}
     assert result.err.count("/reset forgets the conversation") == 2, "help at the start, and for an unknown command"
-    assert "The conversation is forgotten." in result.err
+    assert "New conversation." in result.err
     assert str(file) in result.err
 
 
@@ -134,10 +134,10 @@ def test_moderation(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
     result = cli("chat", chat_folder, *options, stdin="You r-a-s-c-a-l-s\nHello!\n/reset\nWho are you?\n")
     assert (result.code, result.out) == (0, "Hi! How are you?\nI am a \n")
     assert "error: Moderation does not let the message pass: it has a word that is on a list." in result.err
-    assert result.err.count("The answer was ended by moderation.") == 1
+    assert result.err.count("Moderation ended the answer.") == 1
     one = cli("chat", chat_folder, *options, "--prompt", "Who are you?")
     assert (one.code, one.out) == (0, "I am a \n")
-    assert "The answer was ended by moderation." in one.err
+    assert "Moderation ended the answer." in one.err
     assert cli("chat", chat_folder, *options, "--prompt", "Rascals!").code == 2
 
 
@@ -172,7 +172,7 @@ def test_on_a_terminal(chat_folder: Path) -> None:
     import pty
 
     controller, terminal = pty.openpty()
-    command = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()", "chat", str(chat_folder)]
+    command = [sys.executable, "-c", "from chatgpt_hf_cli import main; main()", "chat", str(chat_folder)]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, start_new_session=True

@@ -7,10 +7,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from chatgpt_hf.cli import compare
 from chatgpt_hf.errors import DataError
 from chatgpt_hf.evaluation.figures import Measure
 from chatgpt_hf.evaluation.record import Evaluation
+from chatgpt_hf_cli import compare
 
 
 @pytest.fixture

@@ -525,7 +525,7 @@ def spawn(chat_folder):
         command = [
             sys.executable,
             "-c",
-            "from chatgpt_hf.cli import main; main()",
+            "from chatgpt_hf_cli import main; main()",
             "serve",
             str(model),
             "--port",

@@ -34,11 +34,11 @@ os.environ |= {environment!r}
 sys.argv = ["chatgpt-hf", "pretrain", *{options!r}]
 import torch
 torch.set_num_threads(1)
-from chatgpt_hf.cli import main
+from chatgpt_hf_cli import main
 main()
 """
 PRELOADED = [
-    "chatgpt_hf.cli.pretrain",
+    "chatgpt_hf_cli.pretrain",
     "chatgpt_hf.quickstart",
     "chatgpt_hf.training.pretrain",
     "matplotlib.figure",
