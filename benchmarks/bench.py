@@ -52,10 +52,11 @@ SHORT = {
     "tasks": "--tasks thucnews --max_steps 30 --adapt_epochs 0.2 --out FOLDER",
     "pretrain_quality": "--arms shakespeare-char --seeds 1 --points 0 --max_steps 150 --jobs 1 --out FOLDER",
     "data_memory": "--megabytes 2",
+    "startup": "--rounds 3",
 }
 # Their ratios are of losses, memory or CPU time, so two of them run at a time, the longest first; the clock's need the
 # machine alone.
-UNTIMED = {"data_memory", "lr_scaling", "pretrain_quality", "quantized", "tasks"}
+UNTIMED = {"data_memory", "lr_scaling", "pretrain_quality", "quantized", "startup", "tasks"}
 
 
 @dataclass

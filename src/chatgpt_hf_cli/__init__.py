@@ -94,11 +94,11 @@ def _run(arguments: list[str]) -> int | None:
     """Runs a command, and returns its exit code if it set one."""
     # These two are not options of typer's: it would import pydantic to read them, for every command and every typo.
     if arguments[0] == "--version":
-        print(static.load("chatgpt_hf").value("__version__"))
+        typer.echo(static.load("chatgpt_hf").value("__version__"))
         return None
     command = get_command(make_app())
     if arguments[0] == "--help":
-        print(command.get_help(command.make_context("chatgpt-hf", [], resilient_parsing=True)), end="")
+        typer.echo(command.get_help(command.make_context("chatgpt-hf", [], resilient_parsing=True)))
         return None
     return command(arguments, prog_name="chatgpt-hf", standalone_mode=False)
 
