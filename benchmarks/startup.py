@@ -36,7 +36,9 @@ OURS = list(COMMANDS)[2:]
 def cpu_seconds(arguments: list[str]) -> float:
     """What a Python process with these arguments used, its children included."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     # 2 is a usage error, which is what two of them are.
     if done.returncode not in (0, 2):
         raise SystemExit(done.stderr.decode())

@@ -1,12 +1,12 @@
 """A GPT that is a first-class Hugging Face citizen, and the road from raw text to a chat model made with it.
 
-Importing the package registers the model with transformers' Auto classes. Everything else is loaded when first used.
+Importing the package makes the model known to transformers' Auto classes. Everything else is loaded when first used.
 """
 
 from importlib import import_module
 from typing import Any
 
-from .registration import register
+from .registration_lazy import announce
 
 __version__ = "0.1.0"
 
@@ -50,4 +50,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-register()
+announce()

@@ -2,7 +2,6 @@
 
 import sys
 
-import transformers
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -12,8 +11,8 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.models.auto import modeling_auto
 
+from . import registration_lazy
 from .configuration_chatgpt import ChatGPTConfig
 from .conversion.families import MODEL_FAMILIES
 from .conversion.gpt2 import GPT2_WEIGHT_MAPPING
@@ -32,29 +31,22 @@ AUTO_CLASSES = {
     AutoModelForTokenClassification: ChatGPTForTokenClassification,
     AutoModelForQuestionAnswering: ChatGPTForQuestionAnswering,
 }
-# `Auto*.register` leaves these tables of names as they are. `Trainer` reads in them whether label smoothing has to shift the
-# labels, pipelines whether to complain of a model that they do not know.
 NAME_TABLES = {
-    ChatGPTModel: modeling_auto.MODEL_MAPPING_NAMES,
-    ChatGPTForCausalLM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    ChatGPTForSequenceClassification: modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    ChatGPTForTokenClassification: modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    ChatGPTForQuestionAnswering: modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    model_class: registration_lazy.NAME_TABLES[model_class.__name__] for model_class in AUTO_CLASSES.values()
 }
+CLASSES: dict[str, type] = {public.__name__: public for public in (ChatGPTConfig, *AUTO_CLASSES.values())}
 
 
 def register() -> None:
     """Registers everything; calling it again changes nothing."""
-    # transformers puts a second module of its name in place while parts of it are imported; both are in use then.
-    modules = (transformers, sys.modules["transformers"])
     AutoConfig.register(ChatGPTConfig.model_type, ChatGPTConfig, exist_ok=True)
     for auto_class, model_class in AUTO_CLASSES.items():
         auto_class.register(ChatGPTConfig, model_class, exist_ok=True)
         NAME_TABLES[model_class][ChatGPTConfig.model_type] = model_class.__name__
     # `transformers serve` and several TRL trainers look an architecture up as `getattr(transformers, name)`.
-    for public in (ChatGPTConfig, *AUTO_CLASSES.values()):
-        for module in modules:
-            setattr(module, public.__name__, public)
+    for name, public in CLASSES.items():
+        for module in (*registration_lazy.packages, sys.modules["transformers"]):
+            setattr(module, name, public)
     for family in MODEL_FAMILIES.values():
         ChatGPTConfig.foreign_config_readers[family.name] = family.reader
     register_checkpoint_conversion_mapping(ChatGPTConfig.model_type, GPT2_WEIGHT_MAPPING, overwrite=True)

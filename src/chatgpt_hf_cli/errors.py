@@ -51,5 +51,5 @@ def _parser_message(error: Any) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A question for the end of a message; empty if no known name is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
     return f" Did you mean {close[0]}?" if close else ""

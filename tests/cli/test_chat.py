@@ -46,7 +46,7 @@ def test_a_piped_conversation(cli: Cli, chat_folder: Path, tmp_path: Path) -> No
     session.reset()
     assert second == session.reply("Smile")
     assert json.loads(file.read_text(encoding="utf-8")) == {"messages": session.messages}
-    assert result.err.count("/reset forgets the conversation") == 2, "help at the start, and for an unknown command"
+    assert result.err.count("/reset starts a new conversation") == 2, "help at the start, and for an unknown command"
     assert "New conversation." in result.err
     assert str(file) in result.err
 
@@ -93,9 +93,9 @@ def test_commands(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
     assert ANSWER.startswith(short[0])
     assert short[0] == short[1] != ANSWER
     for words in (
-        "2 messages are read",
+        "2 messages loaded",
         "with this system prompt",
-        "max_new_tokens is 3",
+        "max_new_tokens is now 3",
         "'warmth' is no generation",
     ):
         assert words in result.err
@@ -146,7 +146,7 @@ def test_moderation_that_cannot_be(refused: Callable[..., str], chat_folder: Pat
     assert "whose head is trained" in refused(
         "chat", chat_folder, "--moderation", chat_folder, "--moderation_labels", "LABEL_0"
     )
-    assert "name it with --moderation" in refused("chat", chat_folder, "--moderation_labels", "toxic")
+    assert "name the model with --moderation" in refused("chat", chat_folder, "--moderation_labels", "toxic")
 
 
 def test_bad_words_and_watermark(cli: Cli, chat_folder: Path, refused: Callable[..., str]) -> None:

@@ -17,7 +17,7 @@ from chatgpt_hf_cli import compare
 def app() -> typer.Typer:
     app = typer.Typer()
     app.callback()(lambda: None)
-    compare.register(app)
+    compare.register(app, "Evaluate")
     return app
 
 
