@@ -61,10 +61,8 @@ def light_parser(types: tuple[str, ...]) -> Any:
     module, _ = trl.definition(base)
     arguments_of_dataclasses = getattr(_execute(module.path), base)
 
-    class LightParser(recipe_reader().FieldParser, arguments_of_dataclasses):  # type: ignore[misc]
-        pass
-
-    return LightParser(read_types(types))
+    light_parser_class = type("LightParser", (recipe_reader().FieldParser, arguments_of_dataclasses), {})
+    return light_parser_class(read_types(types))
 
 
 @cache
@@ -121,7 +119,7 @@ def groups(dataclasses: tuple[type, ...]) -> Iterator[tuple[str, list[Field[Any]
     """Titles and fields, in the order of the help."""
     for kind in dataclasses[:-1]:
         yield TITLES[kind.__name__], list(fields(kind))
-    training: dict[str, list[Field[Any]]] = {"Training": []} | {title: [] for title in UPSTREAM.values()}
+    training: dict[str, list[Field[Any]]] = {title: [] for title in ("Training", *UPSTREAM.values())}
     for item in fields(dataclasses[-1]):
         owners = [
             kind.__module__.partition(".")[0] for kind in dataclasses[-1].__mro__ if item.name in get_annotations(kind)
