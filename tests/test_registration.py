@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
 
 import chatgpt_hf
@@ -28,8 +27,8 @@ def test_auto_classes_know_the_model(auto_class: type, tmp_path: Path) -> None:
 
 
 def test_transformers_has_the_names() -> None:
-    # transformers may have put a second module of its name in place since this file imported it.
-    for module in (transformers, sys.modules["transformers"]):
+    # transformers replaces its module while its parts are imported; both of these are in use.
+    for module in (registration.transformers, sys.modules["transformers"]):
         for model_class in AUTO_CLASSES.values():
             assert getattr(module, model_class.__name__) is model_class
         assert module.ChatGPTConfig is chatgpt_hf.ChatGPTConfig
