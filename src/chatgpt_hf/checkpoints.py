@@ -25,7 +25,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, is_peft_available
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from .errors import (
     ChatGPTError,
@@ -36,6 +36,7 @@ from .errors import (
     OutputError,
     TokenizerError,
 )
+from .extras import EXTRAS, needed_by, require
 from .tokenization_chatgpt import load_tokenizer
 
 # A run folder is ours when its resolved recipe lies in it.
@@ -102,11 +103,11 @@ def load_model(
             name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
     except ImportError as error:
-        # How transformers says that a quantized folder needs torchao or bitsandbytes.
-        raise CheckpointError(
-            f"{name_or_path} cannot be loaded without one more package: {str(error).strip()}. For quantized folders: pip install "
-            "'chatgpt-hf[quantize]'."
-        ) from error
+        # How transformers says that a quantized folder needs a package.
+        require(
+            f"The quantized model {name_or_path}", *(name for name in EXTRAS["quantize"] if name in str(error).lower())
+        )
+        raise CheckpointError(f"{name_or_path} cannot be loaded: {' '.join(str(error).split())}") from error
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         # What transformers says has several lines.
         raise CheckpointError(
@@ -159,9 +160,8 @@ def check_safetensors(file: Path) -> None:
 
 def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
     """The `PeftModel` of an adapter and its base, with rows for the tokens that the adapter's tokenizer has more."""
-    if not is_peft_available():
-        raise CheckpointError(f"{folder} holds an adapter, which needs one more package: pip install peft")
-    from peft import PeftModel
+    with needed_by(f"The adapter {folder}"):
+        from peft import PeftModel
 
     try:
         base = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"]

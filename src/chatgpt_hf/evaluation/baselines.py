@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 from datasets import Dataset
 
+from ..extras import needed_by
 from .classification import classification_record
 from .record import Evaluation
 from .tagging import tagging_record
@@ -12,9 +13,10 @@ from .tagging import tagging_record
 
 def classify_by_words(train: Dataset, test: Dataset, label_names: list[str]) -> Evaluation:
     """TF-IDF of words and pairs of them, and of up to four characters for text without spaces, with logistic regression."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+    with needed_by("The baseline"):
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
 
     texts = train["text"]
     # Chinese and its like have hardly any spaces.
@@ -40,9 +42,10 @@ def most_frequent_tags(train: Dataset, test: Dataset, label_names: list[str]) ->
 
 def tag_by_words(train: Dataset, test: Dataset, label_names: list[str]) -> Evaluation:
     """Logistic regression on a word's characters, its shape and the words beside it; each word is tagged by itself."""
-    from sklearn.feature_extraction import DictVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+    with needed_by("The baseline"):
+        from sklearn.feature_extraction import DictVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
 
     model = make_pipeline(DictVectorizer(), LogisticRegression(C=3, max_iter=300))
     seen = [features for words in train["tokens"] for features in _features(words)]

@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TokenClassificationPipeline
 
+from ..extras import needed_by
 from .batching import run_pipeline
 from .metrics import measures
 from .record import Evaluation
@@ -78,6 +79,7 @@ def tagging_record(
 
 
 def _entities(words: Sequence[str], tags: Sequence[str]) -> list[str]:
-    from seqeval.metrics.sequence_labeling import get_entities
+    with needed_by("Evaluation of tags"):
+        from seqeval.metrics.sequence_labeling import get_entities
 
     return [f"{' '.join(words[begin : end + 1])} ({kind})" for kind, begin, end in get_entities(list(tags))]

@@ -1,6 +1,5 @@
 """Graphs for other runtimes, made by transformers' exporters, and run here to see that they compute the same."""
 
-import importlib.util
 import io
 import json
 import logging
@@ -27,6 +26,7 @@ from transformers.integrations.executorch import TorchExportableModuleWithStatic
 from ..configuration_chatgpt import ChatGPTConfig
 from ..conversion.family import refuse_other
 from ..errors import ConversionError
+from ..extras import require
 from ..modeling_chatgpt import ChatGPTForCausalLM
 
 # Each format's packages, its own runtime among them.
@@ -46,18 +46,14 @@ _STEPS = 8
 
 
 def check_graph(config: ChatGPTConfig, export_format: str) -> None:
-    """Raises `ConversionError`, naming the field that a graph cannot express, or the package that is missing."""
+    """Raises `ConversionError`, naming the field that a graph cannot express, or `MissingDependency`."""
     refuse_other(export_format, config, _FIXED)
     if (config.rope_parameters or {}).get("rope_type") in _CHANGING_ROPE:
         raise ConversionError(
             f"{export_format} cannot express `rope_parameters={config.rope_parameters!r}`: a graph has the same frequencies "
             "for every length."
         )
-    missing = [name for name in _PACKAGES[export_format] if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConversionError(
-            f"--format {export_format} needs {' and '.join(missing)}: pip install 'chatgpt-hf[export]'"
-        )
+    require(f"--format {export_format}", *_PACKAGES[export_format])
 
 
 def export_graph(model: ChatGPTForCausalLM, export_format: str, max_cache_len: int | None = None) -> ExportedModel:

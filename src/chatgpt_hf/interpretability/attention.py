@@ -7,12 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_flow
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError, DataError
 from ..evaluation.mode import evaluating
+from ..extras import needed_by
+
+with needed_by("The attention of a passage"):
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_flow
 
 Floats = npt.NDArray[np.float64]
 

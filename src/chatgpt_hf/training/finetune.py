@@ -17,6 +17,7 @@ from ..checkpoints import (
 )
 from ..errors import ConfigError
 from ..evaluation.record import EVALUATION_FOLDER
+from ..extras import needed_by
 from ..pipelines import save_pipeline_code
 from ..report import Report, training_facts
 from ..task_report import write_task_report
@@ -164,7 +165,8 @@ def _trained_part(model: PreTrainedModel, model_arguments: TaskModelArguments, t
     config = lora_config(model_arguments, model, task_type=task.peft_task_type, heads=task.new_modules)
     if config is None:
         return model
-    from peft import get_peft_model
+    with needed_by("--use_peft"):
+        from peft import get_peft_model
 
     return get_peft_model(model, config)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
-from trl import SFTTrainer
 
 from ..checkpoints import (
     BASE_SAMPLE_NAME,
@@ -23,12 +22,16 @@ from ..data.packing import pack_documents
 from ..data.sources import parse_sources
 from ..errors import ConfigError, TokenizerError
 from ..evaluation.answers import AnswersResult, ends_with_an_answer, evaluate_answers
+from ..extras import needed_by
 from ..modeling_chatgpt import ChatGPTForCausalLM
 from ..report import Report, training_facts
 from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
 from .adapters import lora_config, quantization
 from .arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
 from .run import check_block_size, check_run, push_run, save_results, start_run, train_and_save
+
+with needed_by("Training"):
+    from trl import SFTTrainer
 
 logger = logging.getLogger(__name__)
 
