@@ -16,7 +16,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?= -n $(TEST_WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test notebooks lint format docs bench conformance ecosystem clean
+.PHONY: help quickstart test notebooks lint format docs bench conformance newest ecosystem clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,9 +48,13 @@ docs: $(VENV)/.dev ## build the documentation into site/; a warning is an error
 bench: $(VENV)/.dev ## run a short version of every benchmark and compare its ratios with benchmarks/ratios.json
 	@$(BIN)/python benchmarks/bench.py
 
-conformance: $(VENV)/.dev ## hold the model against transformers' own tests, and load it where this package is not
+conformance: $(VENV)/.dev ## hold the model against transformers' own tests, and load it where this package or its extras are not
 	@OMP_NUM_THREADS=1 $(BIN)/python conformance/run.py --workers $(TEST_WORKERS)
 	@$(BIN)/python conformance/remote_code.py
+	@$(BIN)/python conformance/core.py
+
+newest: $(VENV)/.dev ## run the tests with the newest transformers of the index, whatever constraints.txt says
+	@OMP_NUM_THREADS=1 $(BIN)/python conformance/newest.py $(PYTEST_ARGS)
 
 ecosystem: $(VENV)/.dev ## run the tests with the libraries around, and write docs/ecosystem.md from them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m works_with --ecosystem=docs/ecosystem.md
@@ -69,7 +73,7 @@ endef
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	$(make_venv)
 	@echo "Installing chatgpt-hf, PyTorch and the Hugging Face libraries into $(VENV), once: about 2 minutes, and as long as the download takes."
-	@$(PIP_INSTALL) -e .
+	@$(PIP_INSTALL) -e '.[train]'
 	@$(COMPILE) || true # a package may hold a file for a newer Python
 	@touch $@
 

@@ -13,8 +13,7 @@ import torch
 from transformers.exporters import ExportedModel
 
 from chatgpt_hf import ChatGPTForCausalLM, load_tokenizer
-from chatgpt_hf.errors import ConversionError
-from chatgpt_hf.export import graphs
+from chatgpt_hf.errors import ConversionError, MissingDependency
 from chatgpt_hf.export.export import export_model
 from chatgpt_hf.export.graphs import GraphSession, empty_cache, load_graph
 
@@ -220,9 +219,11 @@ def test_what_no_graph_can_express_is_named(
 def test_a_missing_package_is_named(
     saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: None)
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        ConversionError, match=r"needs onnx and onnxscript and onnxruntime: pip install 'chatgpt-hf\[export\]'"
+        MissingDependency,
+        match=r"needs onnx and onnxscript and onnxruntime, which are not installed: pip install 'chatgpt-hf\[export\]'",
     ):
         export_model(saved("sliding"), tmp_path / "out", "onnx")
 
