@@ -38,6 +38,7 @@ FLOORS = [
     ("local_context_chatgpt",),
     ("loss_chatgpt",),
     ("configuration_chatgpt",),
+    ("extras",),
     ("errors",),
 ]
 NAMES = [prefix for prefixes in FLOORS for prefix in prefixes]

@@ -30,6 +30,7 @@ from transformers import (
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, local_context_chatgpt, loss_chatgpt, modeling_chatgpt
 from chatgpt_hf.modeling_chatgpt import (
+    CACHE_NAME,
     ChatGPTForQuestionAnswering,
     ChatGPTForSequenceClassification,
     ChatGPTForTokenClassification,
@@ -811,9 +812,9 @@ def test_every_head_names_what_it_takes() -> None:
     # `Trainer` drops the columns that a signature does not name.
     for head in (ChatGPTForCausalLM, ChatGPTForSequenceClassification, ChatGPTForTokenClassification):
         named = inspect.signature(head.forward).parameters
-        assert {"input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels"} <= set(
-            named
-        )
+        assert {"input_ids", "attention_mask", "position_ids", "inputs_embeds", "labels"} <= set(named)
+        # transformers' own heads call it `cache` from 5.24 on.
+        assert {"past_key_values", CACHE_NAME} & set(named)
     model = ChatGPTForSequenceClassification(ChatGPTConfig(**TINY, num_labels=3, pad_token_id=0)).eval()
     embeds = model.get_input_embeddings()(some_ids())
     positions = torch.arange(12).flip(0)[None]
@@ -822,6 +823,16 @@ def test_every_head_names_what_it_takes() -> None:
         assert torch.equal(found.logits, model(some_ids(), position_ids=positions).logits)
         assert not torch.equal(found.logits, model(some_ids()).logits)
     assert found.past_key_values is None
+
+
+def test_a_cache_goes_by_either_name() -> None:
+    model, ids = build(), some_ids()
+    with torch.no_grad():
+        expected = model(ids).logits[:, 6:]
+        for name in {"past_key_values", CACHE_NAME}:
+            first = model(ids[:, :6], use_cache=True)
+            assert first[CACHE_NAME].get_seq_length() == 6
+            torch.testing.assert_close(model(ids[:, 6:], **{name: first[CACHE_NAME]}).logits, expected)
 
 
 @pytest.mark.parametrize("tied", [True, False])

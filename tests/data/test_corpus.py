@@ -93,7 +93,7 @@ def test_zst_rows_without_the_package(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(pa.compress(FORMATS["a.jsonl"], codec="zstd", asbytes=True))
     with pytest.raises(MissingDependency, match=r"a\.jsonl\.zst.* zstandard, .*pip install 'chatgpt-hf\[zst\]'"):
-        load_corpus(path)
+        load_corpus(str(path))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.csv", "a.jsonl.gz"])

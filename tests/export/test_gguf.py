@@ -1,6 +1,7 @@
 """GGUF files: llama.cpp computes what the model computes, cuts text as its tokenizer does, and chats by its template."""
 
 import copy
+import importlib.util
 import json
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from chatgpt_hf.export.export import Export, export_model
 from chatgpt_hf.tokenization_chatgpt import pre_tokenization
 
 needs_llama_cpp = pytest.mark.skipif(
-    gguf.importlib.util.find_spec("llama_cpp") is None, reason="needs llama-cpp-python, which compiles for minutes"
+    importlib.util.find_spec("llama_cpp") is None, reason="needs llama-cpp-python, which compiles for minutes"
 )
 TEXTS = [
     "Once upon a time, in 1234567 days: 12 345 6789.",
