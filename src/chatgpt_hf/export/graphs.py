@@ -88,7 +88,7 @@ def load_graph(folder: Path, **runner_options: Any) -> ExportedModel:
 
     Args:
         folder: As `ExportedModel.save_pretrained` leaves it.
-        **runner_options: Of the runtime, as `ExportedModel.from_pretrained` takes them.
+        **runner_options: Of the runtime, as `ExportedModel.from_pretrained` takes them; `trust_remote_code` is one.
     """
     with _quiet():
         if json.loads((folder / EXPORT_MANIFEST_FILE).read_text(encoding="utf-8"))["export_format"] == "openvino":
