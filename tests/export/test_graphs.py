@@ -34,7 +34,7 @@ for _ in range(8):
     outputs = dict(zip([o.name for o in session.get_outputs()], session.run(None, feed)))
     # The model's output is called `cache` since transformers 5.24.
     cache = {name: outputs[made] for name in cache
-             for made in (name.replace("input.", "output."), name.replace("input.past_key_values", "output.cache"))
+             for made in (name.replace("input.", "output."), name.replace("past_key_values", "cache"))
              if made in outputs}
     start += len(new)
     new = [int(outputs["logits"][0, -1].argmax())]
