@@ -16,7 +16,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?= -n $(TEST_WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart ui test notebooks lint format docs bench conformance ecosystem clean
+.PHONY: help quickstart ui test notebooks lint format docs bench conformance newest ecosystem clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,9 +53,13 @@ docs: $(VENV)/.dev ## build the documentation into site/; a warning is an error
 bench: $(VENV)/.dev ## run a short version of every benchmark and compare its ratios with benchmarks/ratios.json
 	@$(BIN)/python benchmarks/bench.py
 
-conformance: $(VENV)/.dev ## run transformers' own model tests, and load models where this package is not installed
+conformance: $(VENV)/.dev ## run transformers' own model tests, and load models without this package or without its extras
 	@OMP_NUM_THREADS=1 $(BIN)/python conformance/run.py --workers $(TEST_WORKERS)
 	@$(BIN)/python conformance/remote_code.py
+	@$(BIN)/python conformance/core.py
+
+newest: $(VENV)/.dev ## run the tests with the newest transformers of the index, whatever constraints.txt says
+	@OMP_NUM_THREADS=1 $(BIN)/python conformance/newest.py $(PYTEST_ARGS)
 
 ecosystem: $(VENV)/.dev ## run the tests with other libraries, and write docs/ecosystem.md from them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m works_with --ecosystem=docs/ecosystem.md
@@ -74,7 +78,7 @@ endef
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	$(make_venv)
 	@echo "Installing chatgpt-hf, PyTorch and the Hugging Face libraries into $(VENV), once: about 2 minutes plus the download."
-	@$(PIP_INSTALL) -e .
+	@$(PIP_INSTALL) -e '.[train]'
 	@$(COMPILE) || true # a package may hold a file for a newer Python
 	@touch $@
 

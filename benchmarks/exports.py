@@ -81,7 +81,7 @@ def graph_form(source: str, folder: Path, export_format: str, config: ChatGPTCon
         options["session_options"].intra_op_num_threads = 1
     elif export_format == "openvino":
         options["config"] = {"INFERENCE_NUM_THREADS": 1}
-    graph = load_graph(folder, **options)
+    graph = load_graph(folder, trust_remote_code=True, **options)
 
     def answer(prompt: list[int], count: int) -> list[int]:
         session, new, found = GraphSession(graph, config), torch.tensor([prompt]), []

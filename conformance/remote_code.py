@@ -6,7 +6,6 @@ Each environment has only torch and transformers; it is made once, in the cache 
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,8 @@ from packaging.requirements import Requirement
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from index import CACHE, releases
+from environments import environment_variables, make_environment
+from index import releases
 from variants import VARIANTS, make_config
 from without_package import outputs_of
 
@@ -56,13 +56,11 @@ def save_models(folder: Path) -> None:
 def run_without_package(python: Path | str, saved: Path, again: Path, *options: str) -> dict[str, Any]:
     """Runs `without_package.py` with an interpreter that sees none of our folders, and returns its findings."""
     with tempfile.TemporaryDirectory() as home:
-        hidden = ("HF_MODULES_CACHE", "HF_HUB_CACHE", "PYTHONPATH", "TRANSFORMERS_CACHE")
-        environment = {name: value for name, value in os.environ.items() if name not in hidden}
         result = subprocess.run(
             [str(python), "-I", str(SCRIPT), str(saved), str(again), *options],
             capture_output=True,
             text=True,
-            env={**environment, "HF_HOME": home, "HF_HUB_OFFLINE": "1"},
+            env=environment_variables(home),
             cwd=home,
         )
     if result.returncode:
@@ -102,18 +100,10 @@ def faults(result: dict[str, Any]) -> list[str]:
     return found
 
 
-def make_environment(version: str) -> Path:
+def environment_of(version: str) -> Path:
     """Makes an environment with this torch, one release of transformers and nothing else; returns its interpreter."""
-    folder = CACHE / f"venv-transformers-{version}"
-    python, stamp = folder / "bin" / "python", folder / ".complete"
-    if not stamp.is_file():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        packages = [f"torch=={torch.__version__.split('+')[0]}", f"transformers=={version}"]
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], check=True
-        )
-        stamp.touch()
-    return python
+    packages = (f"torch=={torch.__version__.split('+')[0]}", f"transformers=={version}")
+    return make_environment(f"transformers-{version}", packages)
 
 
 def supported_range() -> list[str]:
@@ -145,7 +135,7 @@ def main() -> int:
         for version in arguments.versions or supported_range():
             again = Path(folder, version)
             try:
-                report = run_without_package(make_environment(version), saved, again)
+                report = run_without_package(environment_of(version), saved, again)
             except RuntimeError as error:
                 print(f"| {version} | does not work | | | |\n\n{error}\n")
                 failed = True

@@ -15,7 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import metadata
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,23 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
     sys.modules[name] = module = module_from_spec(spec)
     spec.loader.exec_module(module)
     pluginmanager.register(module, name)
+
+
+def pytest_report_header() -> str:
+    """The releases that the tests are run with."""
+    names = (
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "accelerate",
+        "datasets",
+        "tokenizers",
+        "huggingface_hub",
+        "numpy",
+    )
+    found = [f"{name} {metadata.version(name)}" for name in names if find_spec(name) is not None]
+    return f"releases: {', '.join(found)}"
 
 
 @pytest.fixture(autouse=True)

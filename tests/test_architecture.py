@@ -30,6 +30,7 @@ FLOORS = [
     ("conversion/families/",),
     ("model/",),
     ("files",),
+    ("extras",),
     ("errors",),
     ("_moved",),
 ]

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, is_peft_available
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ._moved import names_of
 from .errors import (
@@ -28,6 +28,7 @@ from .errors import (
     MissingWeights,
     TokenizerError,
 )
+from .extras import EXTRAS, needed_by, require
 from .files import read_json
 from .tokenization_chatgpt import load_tokenizer
 
@@ -93,11 +94,11 @@ def load_model(
             name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
     except ImportError as error:
-        # A quantized folder needs torchao or bitsandbytes.
-        raise CheckpointError(
-            f"{name_or_path} cannot be loaded without one more package: {str(error).strip()}. For quantized folders: pip install "
-            "'chatgpt-hf[quantize]'."
-        ) from error
+        # A quantized folder needs another package.
+        require(
+            f"The quantized model {name_or_path}", *(name for name in EXTRAS["quantize"] if name in str(error).lower())
+        )
+        raise CheckpointError(f"{name_or_path} cannot be loaded: {' '.join(str(error).split())}") from error
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         # transformers' message has several lines.
         raise CheckpointError(
@@ -148,9 +149,8 @@ def check_safetensors(file: Path) -> None:
 
 def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
     """The `PeftModel` of an adapter and its base, whose embedding is extended to the adapter's tokenizer."""
-    if not is_peft_available():
-        raise CheckpointError(f"{folder} contains an adapter, which needs one more package: pip install peft")
-    from peft import PeftModel
+    with needed_by(f"The adapter {folder}"):
+        from peft import PeftModel
 
     try:
         base = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"]

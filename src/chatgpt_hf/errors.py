@@ -25,6 +25,10 @@ class CheckpointError(ChatGPTError):
     """A model folder or weight file is missing, truncated, or does not match its configuration."""
 
 
+class MissingDependency(ChatGPTError, ImportError):
+    """A package that is not installed because its extra is not; the message has the `pip install` that helps."""
+
+
 class MissingWeights(CheckpointError):
     """A checkpoint lacks some of the model's weights.
 

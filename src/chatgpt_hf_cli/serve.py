@@ -99,18 +99,10 @@ def register(app: typer.Typer, panel: str) -> None:
         check_model(model)
         from rich.console import Console
 
-        from chatgpt_hf.errors import ConfigError
-
-        try:
-            from chatgpt_hf.serving.engine import Engine
-            from chatgpt_hf.serving.server import serve as run
-        except ImportError as error:
-            raise ConfigError(
-                f"The server needs packages that are not installed ({error}): pip install 'chatgpt-hf[serve]'"
-            ) from error
-
         from chatgpt_hf.inference.loading import load_for_generation
         from chatgpt_hf.inference.parameters import restrictions
+        from chatgpt_hf.serving.engine import Engine
+        from chatgpt_hf.serving.server import serve as run
         from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 
         tokenizer = load_tokenizer(model)

@@ -6,8 +6,10 @@ from typing import Any
 import peft
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 import chatgpt_hf  # noqa: F401
 
@@ -100,6 +102,10 @@ def test_several_adapters(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.works_with(
     "PEFT", "transformers' own adapter methods: add, load, enable, disable", ("peft", "transformers")
+)
+@pytest.mark.skipif(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION),
+    reason=f"this release of transformers takes PEFT {MIN_PEFT_VERSION} or newer for its own adapter methods",
 )
 def test_adapters_of_transformers(folder: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)

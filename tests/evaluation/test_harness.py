@@ -19,7 +19,7 @@ import lm_eval.tasks
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
 from chatgpt_hf.checkpoints import load_model
-from chatgpt_hf.errors import ConfigError, DataError
+from chatgpt_hf.errors import ConfigError, DataError, MissingDependency
 from chatgpt_hf.evaluation.figures import paired_difference
 from chatgpt_hf.evaluation.harness import BENCHMARKS, HARNESS_RESULTS_NAME, evaluate_benchmarks, write_tasks
 from chatgpt_hf.evaluation.record import Evaluation
@@ -260,7 +260,7 @@ def test_without_the_package_the_message_says_what_to_install(
     tokenizer: PreTrainedTokenizerBase, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ConfigError, match=r"pip install 'chatgpt-hf\[eval\]'"):
+    with pytest.raises(MissingDependency, match=r"A benchmark needs lm_eval, .*pip install 'chatgpt-hf\[eval\]'"):
         evaluate_benchmarks(make_model(tokenizer), tokenizer, ["arc_easy"], data_folder=data)
 
 

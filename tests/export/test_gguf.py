@@ -1,6 +1,7 @@
 """GGUF files: llama.cpp computes what the model computes, cuts text as its tokenizer does, and chats by its template."""
 
 import copy
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,13 +18,13 @@ from tokenizers import Tokenizer, normalizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from chatgpt_hf import ChatGPTForCausalLM, ChatGPTForSequenceClassification, load_tokenizer, train_tokenizer
-from chatgpt_hf.errors import CheckpointError, ConversionError, TokenizerError
+from chatgpt_hf.errors import CheckpointError, ConversionError, MissingDependency, TokenizerError
 from chatgpt_hf.export import gguf
 from chatgpt_hf.export.export import Export, export_model
 from chatgpt_hf.tokenization_chatgpt import pre_tokenization
 
 needs_llama_cpp = pytest.mark.skipif(
-    gguf.importlib.util.find_spec("llama_cpp") is None, reason="needs llama-cpp-python, which compiles for minutes"
+    importlib.util.find_spec("llama_cpp") is None, reason="needs llama-cpp-python, which compiles for minutes"
 )
 TEXTS = [
     "Once upon a time, in 1234567 days: 12 345 6789.",
@@ -249,10 +250,9 @@ def byte_bpe(digits_tokenizer: PreTrainedTokenizerBase) -> Callable[..., PreTrai
 def test_without_llama_cpp_the_check_says_so(
     saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = gguf.importlib.util.find_spec
-    monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else find(name))
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
     folder = saved("llama")
-    with pytest.raises(ConversionError, match=r"pip install llama-cpp-python.*--no-check"):
+    with pytest.raises(MissingDependency, match=r"--no-check.* llama_cpp, .*pip install 'chatgpt-hf\[llama-cpp\]'"):
         export_model(folder, tmp_path / "out", "gguf")
     assert not any((tmp_path / "out").glob("*"))
     done = export_model(folder, tmp_path / "out", "gguf", check=False)

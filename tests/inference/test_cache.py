@@ -16,6 +16,7 @@ from transformers import (
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, GrowingCache, PrefixCache
 from chatgpt_hf.inference.cache import GrowingLayer, growing_cache
+from chatgpt_hf.model.modeling_chatgpt import CACHE_NAME
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -149,6 +150,6 @@ def test_a_model_with_a_state_of_its_own_kind_goes_without() -> None:
 
 def test_windows_keep_no_more_than_they_see() -> None:
     model = MODELS["window"]().eval()
-    cache = growing_cache(model)["past_key_values"]
+    cache = growing_cache(model)[CACHE_NAME]
     generate(model, rows(), cache, max_new_tokens=60)
     assert cache.layers[0].keys.shape[-2] == 7

@@ -11,6 +11,7 @@ from chatgpt_hf.errors import ChatGPTError, ConfigError, DataError
 from chatgpt_hf.inference import streaming
 from chatgpt_hf.inference.cache import growing_cache
 from chatgpt_hf.inference.generate import stream_text
+from chatgpt_hf.model.modeling_chatgpt import CACHE_NAME
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 
 
@@ -73,4 +74,4 @@ def test_one_text_keeps_no_more_than_its_windows_see(
     made = []
     monkeypatch.setattr(streaming, "growing_cache", lambda model: made.append(growing_cache(model)) or made[-1])
     list(stream_text(tmp_path, "A cat", max_new_tokens=40, temperature=0))
-    assert made[0]["past_key_values"].layers[0].keys.shape[-2] == 7
+    assert made[0][CACHE_NAME].layers[0].keys.shape[-2] == 7

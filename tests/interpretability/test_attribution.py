@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from chatgpt_hf.errors import ConfigError, DataError
+from chatgpt_hf.errors import ConfigError, DataError, MissingDependency
 from chatgpt_hf.interpretability.attribution import METHODS, attribute
 from chatgpt_hf.interpretability.drawing import draw_attributions
 
@@ -97,6 +97,6 @@ def test_mistakes(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> No
     for begin in (0, 2):
         with pytest.raises(DataError, match=f"begin is {begin}"):
             attribute(model, [1, 2], begin, baseline_id=0)
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(ConfigError, match="pip install 'chatgpt-hf\\[explain\\]'"):
+    monkeypatch.setitem(sys.modules, "captum", None)
+    with pytest.raises(MissingDependency, match="pip install 'chatgpt-hf\\[explain\\]'"):
         attribute(model, [1, 2], 1, baseline_id=0)

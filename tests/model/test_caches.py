@@ -5,6 +5,8 @@ import torch
 from tiny_model import POSITIONS, build, some_ids
 from transformers import CompileConfig, DynamicCache, StaticCache
 
+from chatgpt_hf.model.modeling_chatgpt import CACHE_NAME
+
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("window", [None, 4])
@@ -53,3 +55,13 @@ def test_decoding_compiles_with_a_static_cache() -> None:
     compile_config._compile_all_devices = True
     found = model.generate(some_ids(), cache_implementation="static", compile_config=compile_config, **how)
     assert found.tolist() == expected.tolist()
+
+
+def test_a_cache_goes_by_either_name() -> None:
+    model, ids = build(), some_ids()
+    with torch.no_grad():
+        expected = model(ids).logits[:, 6:]
+        for name in {"past_key_values", CACHE_NAME}:
+            first = model(ids[:, :6], use_cache=True)
+            assert first[CACHE_NAME].get_seq_length() == 6
+            torch.testing.assert_close(model(ids[:, 6:], **{name: first[CACHE_NAME]}).logits, expected)

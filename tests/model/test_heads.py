@@ -20,6 +20,7 @@ from transformers import (
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
 from chatgpt_hf.model.modeling_chatgpt import (
+    CACHE_NAME,
     ChatGPTForQuestionAnswering,
     ChatGPTForSequenceClassification,
     ChatGPTForTokenClassification,
@@ -130,9 +131,9 @@ def test_every_head_names_what_it_takes() -> None:
     # `Trainer` drops the columns that a signature does not name.
     for head in (ChatGPTForCausalLM, ChatGPTForSequenceClassification, ChatGPTForTokenClassification):
         named = inspect.signature(head.forward).parameters
-        assert {"input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels"} <= set(
-            named
-        )
+        assert {"input_ids", "attention_mask", "position_ids", "inputs_embeds", "labels"} <= set(named)
+        # transformers' own heads call it `cache` from 5.24 on.
+        assert {"past_key_values", CACHE_NAME} & set(named)
     model = ChatGPTForSequenceClassification(ChatGPTConfig(**TINY, num_labels=3, pad_token_id=0)).eval()
     embeds = model.get_input_embeddings()(some_ids())
     positions = torch.arange(12).flip(0)[None]

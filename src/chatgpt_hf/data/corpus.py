@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets, load_dataset
 
 from ..errors import ConfigError, DataError
+from ..extras import require
 from .builtin import load_builtin
 from .files import format_of, has_content, is_one_document, json_fault, open_bytes, read_text, source_files
 from .sources import fill_template, template_columns
@@ -244,7 +245,7 @@ def _read_texts(files: list[tuple[str, int, int]]) -> Iterator[dict[str, str]]:
 def run_loader(path: Path, loader: str, **options: Any) -> Any:
     """Runs a loader of `datasets` on a file."""
     if path.suffix.lower() == ".zst" and "zstd" not in fsspec.available_compressions():
-        raise DataError(f"{path} is compressed with zstd, which needs one more package: pip install zstandard")
+        require(f"{path}, compressed with zstd,", "zstandard")
     try:
         # The loaders treat file names as patterns, hence the escape.
         return load_dataset(loader, data_files=[glob.escape(str(path.absolute()))], split="train", **options)

@@ -16,10 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
-from trl import pack_dataset
 
 from ..errors import ConfigError, DataError
+from ..extras import needed_by
 from ..tokenization_chatgpt import encode_document_arrays
+
+with needed_by("Training"):
+    from trl import pack_dataset
 
 IGNORE_INDEX = -100
 # Tokens packed at a time. Memory stays small, and the one row left unfilled moves to the next window.

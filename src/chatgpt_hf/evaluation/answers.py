@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import DataError
+from ..extras import needed_by
 from ..tokenization_chatgpt import encode_conversation
 from .generation import generate_completions
+
+with needed_by("Evaluation"):
+    from rouge_score.rouge_scorer import RougeScorer
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from textwrap import wrap
 from typing import Any, NamedTuple
 
 from ..errors import DataError
+from ..extras import needed_by
 from ..files import atomic_folder
 from .figures import Difference, Figure, paired_differences
 from .record import EVALUATION_FOLDER, EXAMPLES_NAME, RESULTS_NAME, Evaluation
@@ -199,7 +200,8 @@ def write(comparisons: Mapping[str, Comparison], folder: Path) -> None:
 def plot(comparisons: Mapping[str, Comparison], file: Path) -> None:
     """A panel for each figure: the models' values as dots with their intervals, the first's as a line through all."""
     # Without pyplot, which would pick a window system and keep the figure alive.
-    from matplotlib.figure import Figure as Picture
+    with needed_by("A plot"):
+        from matplotlib.figure import Figure as Picture
 
     panels = [
         (f"{title}: {name}" if len(comparisons) > 1 else name, comparison.higher_is_better[name], models)

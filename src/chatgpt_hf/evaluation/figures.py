@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DataError
+from ..extras import needed_by
 
 # Sums of statistics over examples (..., statistics), and options, as one figure (...).
 Aggregate = Callable[..., np.ndarray]
@@ -87,7 +88,8 @@ def bleu(sums: np.ndarray, **options: Any) -> np.ndarray:
     Args:
         **options: Those of `BLEU.compute_bleu`: `smooth_method` (`exp` where it is left out, as in `BLEU`) ...
     """
-    from sacrebleu.metrics import BLEU
+    with needed_by("BLEU"):
+        from sacrebleu.metrics import BLEU
 
     order = (sums.shape[-1] - 2) // 2
     options = {"smooth_method": "exp", **options}
@@ -109,7 +111,8 @@ def chrf(sums: np.ndarray, **options: Any) -> np.ndarray:
     Args:
         **options: Those of `CHRF`: `beta`, `eps_smoothing`.
     """
-    from sacrebleu.metrics import CHRF
+    with needed_by("chrF"):
+        from sacrebleu.metrics import CHRF
 
     # Orders of words count as those of characters do.
     scorer = CHRF(char_order=sums.shape[-1] // 3, **options)

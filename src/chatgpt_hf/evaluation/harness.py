@@ -15,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError
+from ..extras import needed_by
 from ..files import write_atomically
 from .figures import Measure
 from .harness_data import BENCHMARKS, check_names, write_tasks
@@ -91,13 +92,9 @@ def evaluate_benchmarks(
     ):
         if value is not None and value < least:
             raise ConfigError(f"{argument} is {value}: give {least} or more.")
-    try:
+    with needed_by("A benchmark"):
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ConfigError(
-            f"Benchmarks need lm-evaluation-harness, which cannot be imported ({error}): pip install 'chatgpt-hf[eval]'"
-        ) from error
     seeds = _SEEDS if seed is None else (seed,) * 4
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _quiet(), evaluating(model):
         if data_folder is not None:

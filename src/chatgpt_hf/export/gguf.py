@@ -1,6 +1,5 @@
 """GGUF files for llama.cpp, in the layouts of the families that it knows: GPT-2, Llama, and Qwen3 for QK norm."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -16,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..conversion.families import MODEL_FAMILIES
 from ..errors import ConversionError
+from ..extras import require
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..tokenization_chatgpt import IM_END, pre_tokenization
@@ -35,22 +35,18 @@ _GENERATION_TAG = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 
 
 def check_llama_cpp() -> None:
-    """Raises `ConversionError` where llama.cpp, which runs a file, is missing."""
-    if importlib.util.find_spec("llama_cpp") is None:
-        raise ConversionError(
-            "The check of a GGUF file needs llama.cpp: pip install llama-cpp-python, which compiles for some minutes, or "
-            "leave the check out with --no-check."
-        )
+    """Raises `MissingDependency` if llama.cpp, which runs a file, is missing."""
+    require("The check of a GGUF file (--no-check skips it)", "llama_cpp")
 
 
 def check_gguf(model: ChatGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, outtype: str) -> None:
     """Whether llama.cpp can express model and tokenizer.
 
     Raises:
-        ConversionError: Naming what it cannot, or the package that is missing.
+        ConversionError: Naming what it cannot.
+        MissingDependency: If the package that writes the files is missing.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise ConversionError("--format gguf needs gguf: pip install 'chatgpt-hf[export]'")
+    require("--format gguf", "gguf")
     config = model.config
     name = _family_of(config)
     try:

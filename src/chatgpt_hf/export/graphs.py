@@ -1,6 +1,5 @@
 """Graphs for other runtimes, made by transformers' exporters, and run here to see that they compute the same."""
 
-import importlib.util
 import io
 import json
 import logging
@@ -26,6 +25,7 @@ from transformers.integrations.executorch import TorchExportableModuleWithStatic
 
 from ..conversion.families.family import refuse_other
 from ..errors import ConversionError
+from ..extras import require
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
 
@@ -46,18 +46,14 @@ _STEPS = 8
 
 
 def check_graph(config: ChatGPTConfig, export_format: str) -> None:
-    """Raises `ConversionError`, naming the field that a graph cannot express, or the package that is missing."""
+    """Raises `ConversionError`, naming the field that a graph cannot express, or `MissingDependency`."""
     refuse_other(export_format, config, _FIXED)
     if (config.rope_parameters or {}).get("rope_type") in _CHANGING_ROPE:
         raise ConversionError(
             f"{export_format} cannot express `rope_parameters={config.rope_parameters!r}`: a graph has the same frequencies "
             "for every length."
         )
-    missing = [name for name in _PACKAGES[export_format] if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConversionError(
-            f"--format {export_format} needs {' and '.join(missing)}: pip install 'chatgpt-hf[export]'"
-        )
+    require(f"--format {export_format}", *_PACKAGES[export_format])
 
 
 def export_graph(model: ChatGPTForCausalLM, export_format: str, max_cache_len: int | None = None) -> ExportedModel:
@@ -92,7 +88,7 @@ def load_graph(folder: Path, **runner_options: Any) -> ExportedModel:
 
     Args:
         folder: As `ExportedModel.save_pretrained` leaves it.
-        **runner_options: Of the runtime, as `ExportedModel.from_pretrained` takes them.
+        **runner_options: Of the runtime, as `ExportedModel.from_pretrained` takes them; `trust_remote_code` is one.
     """
     with _quiet():
         if json.loads((folder / EXPORT_MANIFEST_FILE).read_text(encoding="utf-8"))["export_format"] == "openvino":

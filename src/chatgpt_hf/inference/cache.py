@@ -7,6 +7,8 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from ..model.modeling_chatgpt import CACHE_NAME
+
 # Positions of a new buffer beside those that are there. What is not written to takes no memory of its own, but an allocator that
 # lays a freed buffer under it does: with 256, 32 rows of GPT-2-small peaked at 680 MB, with 64 at 395.
 _ROOM = 64
@@ -70,7 +72,7 @@ def _new_buffer(states: torch.Tensor, room: int) -> torch.Tensor:
 
 
 class GrowingCache(DynamicCache):
-    """`DynamicCache` for `generate(past_key_values=...)` whose full-attention layers do not copy what they hold.
+    """`DynamicCache` for `generate`, as `past_key_values` or `cache`, whose full-attention layers do not copy what they hold.
 
     Args:
         config: Of the model; the layers of other kinds (windows, convolutions) are transformers' own.
@@ -90,7 +92,7 @@ def keeps_keys_and_values(model: PreTrainedModel) -> bool:
 
 def growing_cache(model: PreTrainedModel) -> dict[str, GrowingCache]:
     """A new `GrowingCache` as `generate` takes it; nothing where the model takes none."""
-    return {"past_key_values": GrowingCache(model.config)} if keeps_keys_and_values(model) else {}
+    return {CACHE_NAME: GrowingCache(model.config)} if keeps_keys_and_values(model) else {}
 
 
 class PrefixCache:
@@ -124,7 +126,7 @@ class PrefixCache:
             self.processed_tokens += sequence.shape[1] - 1
             return sequence
         cache = self.take(input_ids[0].tolist())
-        sequence = self._model.generate(input_ids, past_key_values=cache, **kwargs)
+        sequence = self._model.generate(input_ids, **{CACHE_NAME: cache}, **kwargs)
         self.keep(cache, sequence[0].tolist())
         return sequence
 

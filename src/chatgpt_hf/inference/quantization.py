@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TorchAoConfig
 from transformers.quantizers import AutoHfQuantizer
-from transformers.utils import is_torchao_available
 
 from ..checkpoints import check_tokenizer_fits, load_model
 from ..errors import ConfigError
+from ..extras import require
 from ..files import atomic_folder, check_new_folder
 from ..tokenization_chatgpt import load_tokenizer
 
@@ -63,14 +63,14 @@ def quantize_model(model: PreTrainedModel, quantization: str) -> PreTrainedModel
             (weights in groups of 32).
 
     Raises:
-        ConfigError: When there is no such quantization, torchao is missing, the model is quantized already, or a layer is too
-            small for a group.
+        ConfigError: When there is no such quantization, the model is quantized already, or a layer is too small for a
+            group.
+        MissingDependency: If torchao is not installed.
     """
     _check_name(quantization)
     if getattr(model.config, "quantization_config", None) is not None:
         raise ConfigError("The model is quantized already: quantize the one that it was made from.")
-    if not is_torchao_available():
-        raise ConfigError("Quantizing needs one more package: pip install 'chatgpt-hf[quantize]'.")
+    require("Quantizing", "torchao")
     if quantization == "int4":
         _check_groups(model)
     from torchao.quantization import quantize_

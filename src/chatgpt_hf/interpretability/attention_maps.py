@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_flow
 from transformers import PreTrainedModel
 
 from ..checkpoints import context_length
 from ..errors import ConfigError, DataError
 from ..evaluation.mode import evaluating
+from ..extras import needed_by
+
+with needed_by("The attention of a passage"):
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_flow
 
 Floats = npt.NDArray[np.float64]
 

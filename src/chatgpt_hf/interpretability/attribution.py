@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..errors import ConfigError, DataError
 from ..evaluation.mode import evaluating
+from ..extras import needed_by
 from .anatomy import output_changed
 
 METHODS = ("gradient_x_input", "integrated_gradients", "occlusion")
@@ -154,8 +155,6 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _captum() -> Any:
-    try:
+    with needed_by("Token attribution"):
         import captum.attr
-    except ImportError as error:
-        raise ConfigError("Token attribution needs captum: pip install 'chatgpt-hf[explain]'") from error
     return captum.attr

@@ -6,19 +6,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import font_manager, rc_context
 
 # Without pyplot, which would pick a window system and keep the figures alive.
-from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError
+from ..extras import needed_by
 from .ablation import AblationEffects
 from .attention_maps import AttentionMaps, HeadScores
 from .attribution import Attribution
 from .lens import Lens
 from .passage import token_text, visible
 from .surprise import TokenProbability
+
+with needed_by("A plot"):
+    from matplotlib import font_manager, rc_context
+    from matplotlib.figure import Figure
 
 # Fonts with Chinese characters, in the order in which they are tried; those that are installed are used.
 _CHINESE_FONTS = (

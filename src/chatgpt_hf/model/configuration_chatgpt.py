@@ -110,7 +110,7 @@ class ChatGPTConfig(PreTrainedConfig):
     """
 
     model_type = "chatgpt"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {
         "n_embd": "hidden_size",
         "n_layer": "num_hidden_layers",

@@ -6,6 +6,7 @@ to the Hub as remote code with the three modules of ours that it imports; of oth
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -51,6 +52,18 @@ except ImportError:
         """What transformers before 5.23 did at this place; vLLM 0.33 needs such a release."""
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return hidden_states[:, kept, :]
+
+
+# transformers 5.24 calls `cache` what was `past_key_values` before, in calls and in outputs.
+CACHE_NAME = "cache" if any(item.name == "cache" for item in fields(BaseModelOutputWithPast)) else "past_key_values"
+
+
+def take_cache(past_key_values: Cache | None, kwargs: dict[str, Any]) -> Any:
+    """The cache that a call was given under either name, taken out of the other keyword arguments.
+
+    Before 5.24 a `cache` there is that of continuous batching, which the attention function takes.
+    """
+    return kwargs.pop("cache", None) if past_key_values is None and CACHE_NAME == "cache" else past_key_values
 
 
 class ChatGPTRMSNorm(nn.Module):
@@ -256,8 +269,11 @@ class ChatGPTAttention(nn.Module):
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
         if position_embeddings is not None:
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
+        if isinstance(past_key_values, Cache):
             key, value = past_key_values.update(key, value, self.layer_idx)
+        elif past_key_values is not None:
+            # Continuous batching's, since transformers 5.24: it reads in the keyword arguments which positions, and writes to them.
+            key, value = past_key_values.update(key, value, self.layer_idx, kwargs=kwargs)
 
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attention(
@@ -303,6 +319,7 @@ class ChatGPTDecoderLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """(batch, seq, hidden) to the same shape; what is not named goes through to `ChatGPTAttention`."""
+        past_key_values = take_cache(past_key_values, kwargs)
         if self.embedding_scale is not None:
             hidden_states = hidden_states + self.embedding_scale * embeddings
         normed = self.input_layernorm(hidden_states)
@@ -322,7 +339,7 @@ class ChatGPTPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ChatGPTDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -360,7 +377,7 @@ class ChatGPTPreTrainedModel(PreTrainedModel):
         config: ChatGPTConfig,
         inputs_embeds: torch.Tensor,
         attention_mask: Any,
-        past_key_values: Cache | None,
+        past_key_values: Cache | None = None,
         position_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -368,14 +385,15 @@ class ChatGPTPreTrainedModel(PreTrainedModel):
 
         transformers' own function of this name gives a hybrid layer with a window a mask without one (5.23).
         """
+        past_key_values = take_cache(past_key_values, kwargs)
         create = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         return {
             kind: create[kind](
                 config=config,
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
                 position_ids=position_ids,
+                **{CACHE_NAME: past_key_values},
             )
             for kind in set(config.attention_types)
         }
@@ -483,7 +501,7 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
             input_ids: (batch, seq); or `inputs_embeds` (batch, seq, hidden), one of the two.
             attention_mask: (batch, past + seq), 1 where a token may be seen.
             position_ids: (batch, seq). Positions that restart, without a mask and a cache, separate packed documents.
-            past_key_values: A cache to continue from; with `use_cache` a new `DynamicCache` where None.
+            past_key_values: A cache to continue from, also as `cache`; with `use_cache` a new `DynamicCache` where None.
 
         Raises:
             ValueError: On both or neither input, ids outside the vocabulary (on a CPU), or more positions than a
@@ -491,6 +509,7 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        past_key_values = take_cache(past_key_values, kwargs)
         self._check_memory(input_ids)
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids)
@@ -506,7 +525,7 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
             position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
         elif attention_mask is None and past_key_values is None and is_flash_attention_requested(self.config):
             kwargs = {**document_bounds(position_ids.expand(inputs_embeds.shape[0], -1)), **kwargs}
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        seen = past_key_values.get_seq_length() if isinstance(past_key_values, Cache) else 0
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
@@ -537,11 +556,11 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
                 attention_mask=masks[attention_type],
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
+                **{CACHE_NAME: past_key_values},
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: past_key_values})
 
     def _check_positions(self, position_ids: torch.Tensor, new: int, seen: Any) -> None:
         """Refuses positions past the table, which index out of range on a CPU and kill the context on a GPU."""
@@ -638,9 +657,9 @@ class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
 
@@ -714,9 +733,9 @@ class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPT
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
 

@@ -9,9 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from confusable_homoglyphs.confusables import is_confusable
-
 from ..errors import ContentFiltered, DataError
+from ..extras import needed_by
+
+with needed_by("A word list"):
+    from confusable_homoglyphs.confusables import is_confusable
 
 logger = logging.getLogger("chatgpt_hf.moderation")
 

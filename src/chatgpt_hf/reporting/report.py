@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers import TrainerState, TrainingArguments
 
+from ..extras import needed_by
 from ..files import atomic_folder
 from .card import CARD_NAME, hub_ids, kept_metadata, markdown_table, pairs, render_card
 from .footprint import assumed_watts
@@ -213,7 +214,8 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
 def plot_curves(log_history: list[dict[str, Any]], file: Path, *, tokens_per_step: int | None = None) -> None:
     """Loss in nats per token over optimizer steps (and tokens), and below it what else was logged, a panel for each."""
     # Without pyplot, which would pick a window system and keep the figure alive.
-    from matplotlib.figure import Figure
+    with needed_by("A plot"):
+        from matplotlib.figure import Figure
 
     panels = {
         "learning_rate": "learning rate",

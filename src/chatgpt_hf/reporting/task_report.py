@@ -10,6 +10,7 @@ import numpy as np
 from ..evaluation.figures import Figure
 from ..evaluation.metrics import measures
 from ..evaluation.record import Evaluation
+from ..extras import needed_by
 from ..files import atomic_folder
 from .card import markdown_table
 from .report import FOLDER_NAME
@@ -105,7 +106,8 @@ def _quoted(example: Mapping[str, Any]) -> str:
 def plot_confusion(evaluation: Evaluation, labels: list[str], file: Path) -> None:
     """How often each true class (rows) was taken for each other (columns)."""
     # Without pyplot, which would pick a window system and keep the figure alive.
-    from matplotlib.figure import Figure as Picture
+    with needed_by("A plot"):
+        from matplotlib.figure import Figure as Picture
 
     places = {label: index for index, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels)), dtype=int)

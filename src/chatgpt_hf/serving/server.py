@@ -9,22 +9,25 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from openai.types import Completion, CompletionChoice, CompletionUsage
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 from transformers.cli.serving.utils import ReasoningText, ToolCall
 
 from ..errors import ChatGPTError, ConfigError, ContentFiltered
+from ..extras import needed_by
 from ..inference.generate import encode_prompt
 from ..tokenization_chatgpt import encode_conversation
 from .engine import ContextTooLong, Ended, Engine, GenerationFailed, Item
 from .limits import Limits, Metrics, error_response
 from .requests import ChatRequest, CompletionRequest, Message, Sampling
+
+with needed_by("The server"):
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse, Response, StreamingResponse
+    from openai.types import Completion, CompletionChoice, CompletionUsage
+    from openai.types.chat import ChatCompletion, ChatCompletionChunk
+    from pydantic import BaseModel
+    from starlette.exceptions import HTTPException
 
 
 class ErrorBody(BaseModel):

@@ -6,15 +6,17 @@ import numpy as np
 from datasets import Dataset
 
 from ..evaluation.record import Evaluation
+from ..extras import needed_by
 from .text_classification.evaluation import classification_record
 from .token_classification.evaluation import tagging_record
 
 
 def classify_by_words(train: Dataset, test: Dataset, label_names: list[str]) -> Evaluation:
     """Logistic regression on TF-IDF of words and word pairs, or of 1 to 4 characters for text without spaces."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+    with needed_by("The baseline"):
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
 
     texts = train["text"]
     # Chinese and similar languages have hardly any spaces.
@@ -40,9 +42,10 @@ def most_frequent_tags(train: Dataset, test: Dataset, label_names: list[str]) ->
 
 def tag_by_words(train: Dataset, test: Dataset, label_names: list[str]) -> Evaluation:
     """Tags each word separately, by logistic regression on its characters, its shape and the words next to it."""
-    from sklearn.feature_extraction import DictVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+    with needed_by("The baseline"):
+        from sklearn.feature_extraction import DictVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
 
     model = make_pipeline(DictVectorizer(), LogisticRegression(C=3, max_iter=300))
     seen = [features for words in train["tokens"] for features in _features(words)]

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.utils import is_bitsandbytes_available, is_peft_available
 
 from ..errors import ConfigError
+from ..extras import needed_by, require
 from .arguments import ChatModelArguments
 
 
@@ -17,8 +17,9 @@ def quantization(arguments: ChatModelArguments) -> dict[str, Any]:
         return {}
     if not arguments.use_peft:
         raise ConfigError("--load_in_4bit is for adapters: add --use_peft, or leave it out.")
-    if not (is_bitsandbytes_available() and torch.cuda.is_available()):
-        raise ConfigError("--load_in_4bit needs a CUDA GPU and `pip install bitsandbytes`: leave it out here.")
+    if not torch.cuda.is_available():
+        raise ConfigError("--load_in_4bit needs a CUDA GPU: leave it out here.")
+    require("--load_in_4bit", "bitsandbytes")
     return {
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=True,
@@ -46,9 +47,8 @@ def lora_config(
     """
     if not arguments.use_peft:
         return None
-    if not is_peft_available():
-        raise ConfigError("--use_peft needs one more package: pip install peft")
-    from peft import LoraConfig
+    with needed_by("--use_peft"):
+        from peft import LoraConfig
 
     table = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is table).rpartition(".")[2]

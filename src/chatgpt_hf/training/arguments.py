@@ -12,11 +12,14 @@ from types import UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 from transformers import PreTrainedConfig, SchedulerType, TrainingArguments
-from trl import SFTConfig
 
+from ..extras import needed_by
 from ..model.configuration_chatgpt import ChatGPTConfig
 from .optim import MuonFactory
 from .recipe import parse_recipe as parse_recipe
+
+with needed_by("Training"):
+    from trl import SFTConfig
 
 
 def _described_arguments(docstring: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from ..checkpoints import check_tokenizer_fits, sample_of
 from ..errors import ConfigError
 from ..evaluation.record import EVALUATION_FOLDER
+from ..extras import needed_by
 from ..files import atomic_folder
 from ..model.pipelines import save_pipeline_code
 from ..reporting.task_report import write_task_report
@@ -167,7 +168,8 @@ def _trained_part(model: PreTrainedModel, model_arguments: TaskModelArguments, t
     config = lora_config(model_arguments, model, task_type=task.peft_task_type, heads=task.new_modules)
     if config is None:
         return model
-    from peft import get_peft_model
+    with needed_by("--use_peft"):
+        from peft import get_peft_model
 
     return get_peft_model(model, config)
 

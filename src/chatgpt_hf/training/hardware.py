@@ -4,10 +4,13 @@ import time
 from dataclasses import dataclass
 from functools import cache
 
-import psutil
 import torch
 
 from ..errors import ConfigError
+from ..extras import needed_by
+
+with needed_by("Training"):
+    import psutil
 
 # Square products; a CPU peaks at the smaller ones, a GPU at the larger.
 _SIZES = {"cpu": (512, 1024, 1536)}

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trl import TrlParser
 
 from ..errors import ConfigError
+from ..extras import needed_by
 from ..tokenization_chatgpt import load_tokenizer
 from . import recipe_fields
 from .recipe_fields import FieldParser, RecipeMistake, recipes_folder
+
+with needed_by("Training"):
+    from trl import TrlParser
 
 # Fields that a recipe never holds.
 SECRETS = ("hub_token", "push_to_hub_token")

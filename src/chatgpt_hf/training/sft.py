@@ -5,7 +5,6 @@ from typing import Any
 
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
-from trl import SFTTrainer
 
 from ..checkpoints import check_tokenizer_fits, extend_vocabulary, load_model, sample_of
 from ..data.conversations import load_conversations, share_supervised, show_masks, tokenize_conversations
@@ -13,11 +12,15 @@ from ..data.packing import pack_documents
 from ..data.sources import parse_sources
 from ..errors import ConfigError, TokenizerError
 from ..evaluation.answers import AnswersResult, ends_with_an_answer, evaluate_answers
+from ..extras import needed_by
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
 from .adapters import lora_config, quantization
 from .arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
 from .run import Run, check_block_size, write_base_sample
+
+with needed_by("Training"):
+    from trl import SFTTrainer
 
 logger = logging.getLogger(__name__)
 

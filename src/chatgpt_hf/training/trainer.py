@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import SchedulerType, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import CheckpointError
+from ..extras import needed_by
 from .callbacks import EpochOfStream
 from .hardware import matmul_peak
 from .optim import hidden_matrices
 from .run_folder import last_whole_checkpoint, read_data_state, write_data_state
 from .samples import separate_randomness
+
+with needed_by("Training"):
+    from torchdata.stateful_dataloader import StatefulDataLoader
 
 # Of all steps, where a recipe does not say. Long runs do with 20 % (Hägele et al. 2024, "Scaling laws and compute-optimal
 # training beyond fixed training durations"); the runs of this package are short.

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..checkpoints import context_length
 from ..errors import ChatGPTError, ConfigError
+from ..extras import needed_by
 from ..inference.loading import load_for_generation
 from ..inference.parameters import sampling
 from ..inference.session import ChatSession
@@ -21,12 +22,8 @@ from ..interpretability.surprise import token_probabilities
 from ..tokenization_chatgpt import load_tokenizer
 from .tokens import tokens_html
 
-try:
+with needed_by("The page"):
     import gradio as gr
-except ModuleNotFoundError as error:
-    if error.name != "gradio":
-        raise
-    raise ConfigError("The page needs Gradio: pip install 'chatgpt-hf[ui]'") from error
 
 if TYPE_CHECKING:
     from ..moderation import Moderator

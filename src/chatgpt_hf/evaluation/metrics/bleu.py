@@ -3,11 +3,14 @@
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics import BLEU
 
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.evaluation.figures import Measure
 from chatgpt_hf.evaluation.metrics.base import TextMetric, several, streams
+from chatgpt_hf.extras import needed_by
+
+with needed_by("BLEU"):
+    from sacrebleu.metrics import BLEU
 
 
 class Bleu(TextMetric):

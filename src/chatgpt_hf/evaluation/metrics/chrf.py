@@ -3,10 +3,13 @@
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics import CHRF
 
 from chatgpt_hf.evaluation.figures import Measure
 from chatgpt_hf.evaluation.metrics.base import TextMetric, several, streams
+from chatgpt_hf.extras import needed_by
+
+with needed_by("chrF"):
+    from sacrebleu.metrics import CHRF
 
 
 class Chrf(TextMetric):

@@ -4,13 +4,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
-
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.evaluation.figures import Measure
 from chatgpt_hf.evaluation.metrics.base import TextMetric, mean_measure, several
 from chatgpt_hf.evaluation.text import CJK
+from chatgpt_hf.extras import needed_by
+
+with needed_by("ROUGE"):
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
 
 class Rouge(TextMetric):

@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import seqeval.scheme
 from datasets import Features, Value
 from datasets import Sequence as ListOf
-from seqeval.metrics.sequence_labeling import get_entities
 
 from chatgpt_hf.errors import ConfigError, DataError
 from chatgpt_hf.evaluation.figures import Measure
 from chatgpt_hf.evaluation.metrics.base import MetricModule
+from chatgpt_hf.extras import needed_by
+
+with needed_by("The metric seqeval"):
+    import seqeval.scheme
+    from seqeval.metrics.sequence_labeling import get_entities
 
 _SCHEMES = ("IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU")
 

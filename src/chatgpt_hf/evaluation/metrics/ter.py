@@ -3,10 +3,13 @@
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics import TER
 
 from chatgpt_hf.evaluation.figures import Measure
 from chatgpt_hf.evaluation.metrics.base import TextMetric, several
+from chatgpt_hf.extras import needed_by
+
+with needed_by("TER"):
+    from sacrebleu.metrics import TER
 
 
 class Ter(TextMetric):

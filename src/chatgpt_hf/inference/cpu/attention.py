@@ -44,14 +44,14 @@ def attend_on_cpu(
         value: As the keys.
         attention_mask: (batch, 1, new, seq), or None.
         scaling: Of the scores; None means 1 / sqrt(head_dim).
-        cache: transformers' `PagedAttentionCache`, of a paged step.
+        cache: transformers' `PagedAttentionCache`, of a paged step. Since transformers 5.24 the layer has updated it before.
         cu_seq_lens_q: (requests + 1,), where each request's queries begin, of a paged step.
-        **kwargs: What else transformers hands on.
+        **kwargs: What else transformers hands on; of a paged step `read_index` and `cu_seq_lens_k`.
 
     Returns:
         (batch, new, num_attention_heads, head_dim), and None for the weights.
     """
-    if cache is not None and cu_seq_lens_q is not None:
+    if cu_seq_lens_q is not None and "read_index" in kwargs:
         return _by_request(module, query, key, value, scaling, cache, cu_seq_lens_q, **kwargs), None
     plain = not module.training and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
     if query.shape[2] == 1 and query.shape[1] == key.shape[1] and query.dtype == torch.float32 and plain:
@@ -120,7 +120,8 @@ def _by_request(
         sliding_window: Positions that a query sees, its own among them; None means all.
         **kwargs: `cu_seq_lens_k` is one of them.
     """
-    key, value = cache.update(key, value, module.layer_idx, kwargs)
+    if cache is not None:
+        key, value = cache.update(key, value, module.layer_idx, kwargs)
     outputs = []
     spans = zip(pairwise(cu_seq_lens_q.tolist()), pairwise(kwargs["cu_seq_lens_k"].tolist()), strict=True)
     for (first, end), (first_key, end_key) in spans:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TokenClassifi
 from ...evaluation.batching import run_pipeline
 from ...evaluation.metrics import measures
 from ...evaluation.record import Evaluation
+from ...extras import needed_by
 
 TASK = "token-classification"
 
@@ -78,6 +79,7 @@ def tagging_record(
 
 
 def _entities(words: Sequence[str], tags: Sequence[str]) -> list[str]:
-    from seqeval.metrics.sequence_labeling import get_entities
+    with needed_by("Evaluation of tags"):
+        from seqeval.metrics.sequence_labeling import get_entities
 
     return [f"{' '.join(words[begin : end + 1])} ({kind})" for kind, begin, end in get_entities(list(tags))]
