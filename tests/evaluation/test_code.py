@@ -1,4 +1,4 @@
-"""pass@k on HumanEval's own problems and on a model that knows two functions by heart."""
+"""pass@k on HumanEval's own problems, and with a model that has memorized two functions."""
 
 import gzip
 import itertools
@@ -100,7 +100,7 @@ def test_pass_at_k_is_the_share_of_draws_with_one_that_passes(samples: int, pass
 
 @pytest.fixture(scope="module")
 def knowing() -> tuple[Any, Any]:
-    """A model that knows `ADD` by heart, goes on after it, and mistakes the body of `DOUBLE`."""
+    """A model that has memorized `ADD`, continues after it, and gets the body of `DOUBLE` wrong."""
     texts = [
         f"{ADD.prompt}{ADD.canonical_solution}\nprint(add(1, 2))\n" + "rest = 1\n" * 5,
         f"{DOUBLE.prompt}    return text\n\ndef other():\n    pass\n" + "rest = 2\n" * 5,
@@ -188,7 +188,7 @@ def test_options_without_sense(options: dict[str, Any], message: str) -> None:
 def test_data_without_sense() -> None:
     with pytest.raises(DataError, match="no problems to evaluate on"):
         evaluate_code(None, None, [])  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="There are 1 problems and completions for 2"):
+    with pytest.raises(DataError, match="There are 1 problems, but completions for 2"):
         score_completions([ADD], [[""], [""]])
     with pytest.raises(DataError, match="There are 0 problems"):
         score_completions([], [])
@@ -212,15 +212,15 @@ def test_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no problem"),
-        (b"\n \n", "holds no problem"),
+        (b"", "has no problem"),
+        (b"\n \n", "has no problem"),
         (json.dumps(ROW).encode() + b'\n{"task_id": ', "line 2 is broken JSON"),
-        (b"[1]\n", "line 1 is no JSON object"),
-        (b"\n" + json.dumps({**ROW, "prompt": None}).encode(), "line 2 has no text as its `prompt`, but None"),
-        (json.dumps({**ROW, "test": [1]}).encode(), r"line 1 has no text as its `test`, but \[1\]"),
-        (json.dumps({**ROW, "canonical_solution": 1}).encode(), "line 1 has no text as its `canonical_solution`"),
+        (b"[1]\n", "line 1 is not a JSON object"),
+        (b"\n" + json.dumps({**ROW, "prompt": None}).encode(), "line 2 needs text in `prompt`, but has None"),
+        (json.dumps({**ROW, "test": [1]}).encode(), r"line 1 needs text in `test`, but has \[1\]"),
+        (json.dumps({**ROW, "canonical_solution": 1}).encode(), "line 1 needs text in `canonical_solution`"),
         (json.dumps({**ROW, "entry_point": "f()"}).encode(), r"line 1 has the `entry_point` 'f\(\)'"),
-        (b"\n".join([json.dumps(ROW).encode()] * 2), "line 2 has the task_id a for the second time"),
+        (b"\n".join([json.dumps(ROW).encode()] * 2), "line 2 repeats the task_id a of an earlier line"),
         ('{"task_id": "ä"'.encode("latin-1"), "is not UTF-8"),
     ],
 )

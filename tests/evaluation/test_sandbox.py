@@ -1,4 +1,4 @@
-"""Hostile programs: each is a failed sample, and nothing else happens, neither for root nor for a user without privileges."""
+"""Hostile programs: each counts as a failed sample and has no other effect, for root and for ordinary users."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ from chatgpt_hf.evaluation.sandbox.run import Outcome
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux alone")
 
 NOBODY = 65534
-# A name that nobody else has left where programs try to write.
+# A unique name, so that no other file has it in the places where the programs try to write.
 NEW = f"new-{uuid4().hex}"
 Run = Callable[..., Outcome]
 
@@ -38,7 +38,7 @@ def become_nobody(folder: str) -> None:
 
 
 def python_of_nobody() -> str | None:
-    """An interpreter that others than root can start, with this one's name or the system's."""
+    """Returns an interpreter that other users than root can start: one with this one's name, or the system's."""
     test = "import sys; assert sys.version_info >= (3, 11)"
     for candidate in (sys.executable, shutil.which("python3", path="/usr/local/bin:/usr/bin")):
         with suppress(OSError, subprocess.CalledProcessError):
@@ -51,7 +51,7 @@ def python_of_nobody() -> str | None:
 
 @pytest.fixture(scope="module")
 def base() -> Iterator[Path]:
-    """Where the programs of these tests have their folders."""
+    """The parent of the sandbox folders in these tests."""
     folder, before = Path(tempfile.mkdtemp(dir="/tmp")), tempfile.tempdir
     folder.chmod(0o1777)
     tempfile.tempdir = str(folder)
@@ -77,7 +77,7 @@ def run(request: pytest.FixtureRequest, base: Path) -> Iterator[Run]:
 
 @pytest.fixture
 def outside() -> Iterator[Path]:
-    """A folder that everyone may write to, with a file in it."""
+    """A folder with a file, which everyone may write to."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     folder.chmod(0o777)
     (folder / "file").write_text("whole")
@@ -87,13 +87,13 @@ def outside() -> Iterator[Path]:
 
 
 def state(folder: Path) -> list[object]:
-    """All about the files of a folder that a program could change."""
+    """Returns everything about a folder's files that a program could change."""
     files = [folder, *folder.rglob("*")]
     return [(f, f.lstat().st_mode, f.lstat().st_mtime_ns, f.is_file() and f.read_bytes()) for f in sorted(files)]
 
 
 def remains(base: Path) -> list[str]:
-    """Folders and processes of sandboxes."""
+    """Returns the folders and processes of sandboxes."""
     processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -119,7 +119,7 @@ def fails(run: Run, outside: Path, base: Path) -> Callable[..., Outcome]:
     return check
 
 
-# Hostile program and what it is to fail of.
+# Hostile programs, each with the reason of its failure.
 REFUSED = "PermissionError"
 HOSTILE = {
     "fork": ("import os\nwhile True: os.fork()", REFUSED),
@@ -310,7 +310,7 @@ def test_work_that_many_threads_do_is_counted_together(fails: Callable[..., Outc
 
 
 def test_all_that_is_refused_leaves_nothing(run: Run, outside: Path) -> None:
-    """Where a program goes on after every refusal, all was refused."""
+    """A program that continues after every refusal has each of its attempts refused."""
     attempts = [source for source, reason in HOSTILE.values() if reason == REFUSED]
     source = f"""
 import os
@@ -390,7 +390,7 @@ print("中文", hash("a"))
     outcome = run(source)
     assert outcome.passed, outcome
     assert outcome.output.startswith("logged\n中文 ")
-    # Sets of strings have the same order each time.
+    # Sets of strings have the same order in each run.
     assert run(source).output == outcome.output
 
 
@@ -435,7 +435,7 @@ def test_it_dies_with_its_parent(base: Path) -> None:
     while len(remains(base)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     (folder, _) = remains(base)
-    time.sleep(1)  # so that it is certainly confined
+    time.sleep(1)  # so that it is confined by then
     supervisor.kill()
     supervisor.join()
     while len(remains(base)) > 1 and time.monotonic() < deadline:
@@ -445,7 +445,7 @@ def test_it_dies_with_its_parent(base: Path) -> None:
 
 
 def test_without_confinement_nothing_runs_unless_it_is_said(outside: Path) -> None:
-    """An interpreter whose kernel offers no Landlock, as a seccomp filter makes it look."""
+    """Without Landlock (a seccomp filter hides it), a program runs only with `unsafe_unconfined`."""
     wrapper = outside / "python"
     wrapper.write_text(
         f"""#!{sys.executable}
@@ -463,7 +463,7 @@ os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
     with pytest.raises(ConfigError, match=r"No program was run.*Function not implemented.*unsafe_unconfined=True"):
         run_program(source, python=str(wrapper))
     assert not (outside / "new").exists()
-    # This is also what all of the above would do if nothing held it back.
+    # The programs above would also succeed if nothing stopped them.
     assert run_program(source, python=str(wrapper), unsafe_unconfined=True).passed
     assert (outside / "new").exists()
     unconfined = "import os, socket; socket.socket(); os.fork() or os._exit(0); os.chmod('.', 0o700)"
@@ -479,7 +479,7 @@ def test_other_systems_run_nothing(run: Run) -> None:
     source = source.replace("import ctypes\n", "")
     fake = "import sys; sys.platform = 'darwin'\n" + source.replace('if __name__ == "__main__":\n    main()\n', "")
     outcome = run(fake + "confine('/tmp', 1)", unsafe_unconfined=True)
-    assert "there is no confinement for darwin" in outcome.reason
+    assert "programs cannot be confined on darwin" in outcome.reason
 
 
 @pytest.mark.parametrize(

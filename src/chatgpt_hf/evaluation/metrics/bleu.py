@@ -11,17 +11,17 @@ from .base import TextMetric, several, streams
 
 
 class Bleu(TextMetric):
-    """BLEU from 0 to 100 as sacrebleu computes it, over the whole corpus.
+    """BLEU from 0 to 100 as computed by sacrebleu, over the whole corpus.
 
     Args:
-        predictions: Texts as they are, not cut into tokens.
-        references: A text, or several, for each.
+        predictions: Raw texts, not tokenized.
+        references: A text, or several, for each prediction.
         tokenize: `13a` (the default), `zh` for Chinese, `char`, `intl`, `none`, `ja-mecab`, `ko-mecab`, or `spm`, `flores101`
             and `flores200`, which download their model.
         lowercase, smooth_method (`exp`, `floor`, `add-k`, `none`), smooth_value, max_ngram_order, effective_order, force:
-            sacrebleu's.
-        reference_length: Of several references, the length of the `closest` counts (Papineni et al. 2002, sacrebleu) or that of
-            the `shortest` (NIST's script, and `evaluate.load("bleu")`).
+            Options of sacrebleu.
+        reference_length: With several references, use the length of the `closest` (Papineni et al. 2002, sacrebleu) or the
+            `shortest` (NIST's script, and `evaluate.load("bleu")`).
 
     Returns:
         `bleu`, and from `compute` also `counts`, `totals`, `precisions`, `bp`, `sys_len` and `ref_len`.
@@ -64,5 +64,5 @@ def _scorer(reference_length: str, options: dict[str, Any]) -> BLEU:
     }
     for name, (value, values) in known.items():
         if value not in values:
-            raise ConfigError(f"BLEU's {name} is {value!r}; it can be {', '.join(values)}.")
+            raise ConfigError(f"BLEU's {name} is {value!r}, but must be one of {', '.join(values)}.")
     return kinds[reference_length](**options)
