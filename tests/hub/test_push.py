@@ -131,9 +131,7 @@ def test_other_content_is_refused(client: Any, hub: Any, folder: Path) -> None:
     change_weights(folder)
     (folder / "evaluation" / "held-out" / "results.json").unlink()
     message = client.refused("push", folder, "me/taken")
-    assert (
-        "me/taken (revision main) already has other content: README.md, chat_template.jinja, config.json" in message
-    )
+    assert "me/taken (revision main) already has other content: README.md, chat_template.jinja, config.json" in message
     assert "--overwrite" in message
     assert hub.files("me/taken") == held
 
