@@ -173,7 +173,7 @@ def test_samples(knowing: tuple[Any, Any]) -> None:
     [
         ({"samples": 2}, "temperature is 0.0 and samples 2"),
         ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"samples": 2, "temperature": 0.5, "ks": (1, 3)}, r"ks is \[1, 3\], and there are 2 completions"),
+        ({"samples": 2, "temperature": 0.5, "ks": (1, 3)}, r"ks is \[1, 3\], but a problem has 2 completions"),
         ({"ks": ()}, r"ks is \[\]"),
         ({"ks": (0,)}, r"ks is \[0\]"),
         ({"num_workers": 0}, "num_workers is 0"),
@@ -192,7 +192,7 @@ def test_data_without_sense() -> None:
         score_completions([ADD], [[""], [""]])
     with pytest.raises(DataError, match="There are 0 problems"):
         score_completions([], [])
-    with pytest.raises(ConfigError, match="there are 0 completions"):
+    with pytest.raises(ConfigError, match="but a problem has 0 completions"):
         score_completions([ADD], [[]])
 
 

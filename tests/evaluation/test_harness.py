@@ -238,9 +238,9 @@ def test_numbers_out_of_range_are_refused(argument: str, tokenizer: PreTrainedTo
 
 def test_more_shots_than_rows_are_refused(tokenizer: PreTrainedTokenizerBase, data: Path) -> None:
     model = make_model(tokenizer)
-    with pytest.raises(ConfigError, match="num_fewshot is 9, and arc_easy has 8 items"):
+    with pytest.raises(ConfigError, match="num_fewshot is 9, but arc_easy has 8 items"):
         evaluate_benchmarks(model, tokenizer, ["arc_easy"], data_folder=data, num_fewshot=9)
-    with pytest.raises(ConfigError, match="num_fewshot is 3, and mmlu_bird_science has 2 items"):
+    with pytest.raises(ConfigError, match="num_fewshot is 3, but mmlu_bird_science has 2 items"):
         evaluate_benchmarks(model, tokenizer, ["mmlu"], data_folder=data, num_fewshot=3)
 
 

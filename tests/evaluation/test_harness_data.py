@@ -274,7 +274,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"copa_a\.jsonl is not UTF-8.*line 1"):
         write_tasks(tmp_path, tmp_path / "tasks", ["copa"])
     (tmp_path / "copa_b.jsonl").touch()
-    with pytest.raises(DataError, match=r"holds copa_a\.jsonl, copa_b\.jsonl: leave one"):
+    with pytest.raises(DataError, match=r"has copa_a\.jsonl, copa_b\.jsonl: keep only the one"):
         write_tasks(tmp_path, tmp_path / "tasks", ["copa"])
 
 
