@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 # lays a freed buffer under it does: with 256, 32 rows of GPT-2-small peaked at 680 MB, with 64 at 395.
 _ROOM = 64
 # Buffers of up to so many positions hold one after another, (seq, batch, heads, head_dim), larger ones by heads: the first is read
-# faster by the attention written out, and the second by `sdpa`, from about 128 positions on (docs/performance.md).
+# faster by the attention written out, and the second by `sdpa`, from about 128 positions on (docs/log.md).
 _BY_POSITION = 128
 
 

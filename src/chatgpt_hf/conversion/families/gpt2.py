@@ -7,6 +7,7 @@ shards, `.bin`, dtypes and device maps work as for any model; `to_gpt2` runs the
 
 from typing import Any
 
+import torch
 from transformers import GPT2Config
 from transformers.core_model_loading import (
     Chunk,
@@ -116,12 +117,11 @@ def to_gpt2_config(config: ChatGPTConfig) -> GPT2Config:
 
 def to_gpt2_state_dict(model: ChatGPTForCausalLM) -> State:
     """The model's weights under GPT-2's names and in its layout, as `GPT2LMHeadModel` saves them."""
-    # Any earlier reading left the transforms it used on the model; what is written does not depend on it.
-    model._weight_conversions = list(GPT2_WEIGHT_MAPPING)
-    try:
-        return revert_weight_conversion(model, model.state_dict())
-    finally:
-        del model._weight_conversions
+    # Any earlier reading left the transforms it used on the model; what is written does not depend on it, so transformers is
+    # asked with a model that has read nothing, for which it takes the registered mapping.
+    with torch.device("meta"):
+        unread = ChatGPTForCausalLM(model.config)
+    return revert_weight_conversion(unread, model.state_dict())
 
 
 GPT2 = ModelFamily(

@@ -66,7 +66,7 @@ def _from_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scali
     """Attention of one query to keys that lie position after position, as a new `GrowingCache` keeps them.
 
     They are read from one place to the end, and so are the values. `sdpa` reads them head by head, and of GPT-2-small takes 370
-    microseconds a layer for eight rows of 40 positions where this takes 240 (docs/performance.md).
+    microseconds a layer for eight rows of 40 positions where this takes 240 (docs/log.md).
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     # (seq, batch, heads, head_dim), and one position of queries.
@@ -107,7 +107,7 @@ def _by_request(
     """(1, queries of all requests, num_attention_heads, head_dim), `sdpa` for each request.
 
     transformers' own computes each query against the keys of all requests and masks the others', which grows with the square
-    of their number (docs/performance.md has the figures).
+    of their number (docs/log.md has the figures).
 
     Args:
         module: The attention layer.

@@ -18,7 +18,7 @@ def use_huge_pages() -> int:
 
     oneDNN and FBGEMM ask for none when they pack weights, and most distributions give them to those alone who ask
     (`transparent_hugepage/enabled` is `madvise`). FBGEMM reads GPT-2-small's int8 weights in 6.9 milliseconds from huge pages and
-    in 8.5 from others (docs/performance.md).
+    in 8.5 from others (docs/log.md).
 
     Returns:
         Bytes that are in huge pages now. 0 where the system has none or cannot collapse small ones: nothing changes then.
