@@ -20,7 +20,7 @@ from chatgpt_hf.tokenization_chatgpt import encode_documents
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux alone")
 
-# Seconds for programs that end by themselves, far above what they need on a slow and busy machine.
+# Time limit in seconds for programs that end by themselves: far above what they need on a slow and busy machine.
 PATIENCE = 300
 ADD = Problem(
     "Test/0",
@@ -70,7 +70,7 @@ def test_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
 
     def patient(source: str, *, timeout: float, **limits: Any) -> Outcome:
-        """Runs what ends by itself to its end: only what never does is to be timed out, however busy the machine is."""
+        """Times out only programs that never end, even on a busy machine."""
         given.append(timeout)
         return run_program(source, timeout=timeout if "while True" in source else PATIENCE, **limits)
 

@@ -299,7 +299,7 @@ def test_time(source: str, fails: Callable[..., Outcome]) -> None:
     ("number", "reason"),
     [
         ("range(100)", "started too many threads"),
-        # Without end, it may come to the system's limits before it is looked at.
+        # An endless one might reach the system's limits before the check.
         ("iter(int, 1)", "started too many threads|can't start new thread|MemoryError"),
     ],
     ids=["a hundred", "without end"],
@@ -444,7 +444,7 @@ def test_it_dies_with_its_parent(base: Path, wait_until: Callable[..., None]) ->
         target=run_program, args=("open('here', 'w').close()\nwhile True: pass",), kwargs={"timeout": 3600}
     )
     supervisor.start()
-    # The program itself says that it runs, and so that it is confined.
+    # The program's file shows that it is running, and so confined.
     wait_until(lambda: list(base.glob("*/here")))
     (folder, _) = remains(base)
     supervisor.kill()

@@ -37,7 +37,7 @@ class Bleu(TextMetric):
     ) -> dict[str, Measure]:
         _check(reference_length, options)
         scorer, given = BLEU(**options), several(references)
-        # By example: sacrebleu's public scores of one sentence each would not warn of texts that were cut into tokens already.
+        # Not by sacrebleu's public score of each sentence, which would not warn about texts that are already tokenized.
         statistics = np.array(scorer._extract_corpus_statistics(predictions, streams(given)))
         if reference_length == "shortest":
             statistics[:, 1] = [_shortest(scorer, *pair) for pair in zip(predictions, given, strict=True)]
@@ -63,7 +63,7 @@ class Bleu(TextMetric):
 
 
 def _shortest(scorer: BLEU, prediction: str, references: list[str]) -> int:
-    """The tokens of the shortest reference."""
+    """Returns the number of tokens of the shortest reference."""
     return min(scorer.corpus_score([prediction], [[reference]]).ref_len for reference in references)
 
 
