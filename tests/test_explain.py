@@ -50,7 +50,7 @@ def test_mistakes(refused: Callable[..., str], chat_folder: Path, tmp_path: Path
     assert "--text or --prompt" in refused("explain", chat_folder, *options)
     assert "--text or --prompt" in refused("explain", chat_folder, *options, "--text", "a", "--prompt", "b")
     assert "empty" in refused("explain", chat_folder, *options, "--text", "")
-    assert "the model's context 128" in refused("explain", chat_folder, *options, "--text", "word " * 200)
+    assert "the model's context is 128" in refused("explain", chat_folder, *options, "--text", "word " * 200)
     assert "nowhere" in refused("explain", chat_folder, *options, "--text", "a", "--corpus", tmp_path / "nowhere")
     assert "is a folder" in refused("explain", chat_folder, "--out", tmp_path, "--text", "a")
     assert "name a file" in refused("explain", chat_folder, "--out", "", "--text", "a")
