@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = Path(os.environ.get("CHATGPT_HF_DATA") or ROOT.parent / "shared" / "data")
 # The command line as a process; the words of a command follow.
-CLI = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()"]
+CLI = [sys.executable, "-c", "from chatgpt_hf_cli import main; main()"]
 # The exit status of a script that has nothing to measure here, as automake's tests use it.
 SKIPPED = 77
 # Fields of a model for trying a script out.

@@ -30,7 +30,7 @@ class Clock(TrainerCallback):
         with open(os.environ["CLOCK"], "w") as file:
             json.dump(self.marks, file)
 transformers.trainer.DEFAULT_CALLBACKS.append(Clock)
-from chatgpt_hf.cli import main; main()
+from chatgpt_hf_cli import main; main()
 """
 # With the batch that --depth 12 proposes, a step takes minutes on a CPU.
 ROWS = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1", "--block_size", "256"]

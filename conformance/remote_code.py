@@ -24,7 +24,7 @@ from index import CACHE, releases
 from variants import VARIANTS, make_config
 from without_package import outputs_of
 
-from chatgpt_hf.registration import AUTO_CLASSES
+from chatgpt_hf.model import AUTO_CLASSES
 
 # Older than the package requires: vLLM 0.33 takes transformers 5.16.1 to 5.20.
 OLDEST = "5.16.1"

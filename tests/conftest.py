@@ -209,7 +209,7 @@ class CliResult:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., CliResult]:
     """Runs the command line in this process: `cli("chat", folder, "--prompt", "Hello!", stdin="...")`."""
-    from chatgpt_hf.cli import main
+    from chatgpt_hf_cli import main
 
     def run(*arguments: object, stdin: str = "") -> CliResult:
         monkeypatch.setattr(sys, "argv", ["chatgpt-hf", *map(str, arguments)])

@@ -14,7 +14,7 @@ import matplotlib.pyplot  # noqa: F401
 import trl  # noqa: F401
 from transformers import Trainer  # noqa: F401
 
-from chatgpt_hf.cli import main
+from chatgpt_hf_cli import main
 
 print("ready", flush=True)
 for line in sys.stdin:

@@ -12,7 +12,6 @@ import chatgpt_hf
 PACKAGE = Path(chatgpt_hf.__file__).parent
 # Highest first; a module belongs to the longest entry that its path starts with.
 FLOORS = [
-    ("cli/",),
     ("quickstart", "explain", "evaluate"),
     ("ui/", "serving/"),
     ("moderation/",),
@@ -35,8 +34,11 @@ FLOORS = [
     ("_moved",),
 ]
 NAMES = [prefix for prefixes in FLOORS for prefix in prefixes]
-# All but the package's own `__init__`, whose public names come from every layer.
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+# Without two modules that import from above: the package's own `__init__`, whose public names come from every layer, and that
+# of model/, which also loads the readers of foreign checkpoints.
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path not in (PACKAGE / "__init__.py", PACKAGE / "model" / "__init__.py")
+)
 
 
 def floor(module: str) -> int:

@@ -11,7 +11,10 @@ from chatgpt_hf._moved import MOVED
 @pytest.mark.parametrize("old", MOVED)
 def test_every_old_module_gives_the_names_of_its_successors(old: str) -> None:
     sys.modules.pop(f"chatgpt_hf.{old}", None)
-    successors = [importlib.import_module(f"chatgpt_hf.{name}") for name in MOVED[old].split()]
+    successors = [
+        importlib.import_module(name if name == "chatgpt_hf_cli" else f"chatgpt_hf.{name}")
+        for name in MOVED[old].split()
+    ]
     with pytest.warns(DeprecationWarning, match=f"chatgpt_hf.{old} has moved: import from {successors[0].__name__}"):
         module = importlib.import_module(f"chatgpt_hf.{old}")
     public = {name: value for successor in successors for name, value in vars(successor).items() if name[0] != "_"}

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatGPTModel
+from chatgpt_hf.model import AUTO_CLASSES
 from chatgpt_hf.model.configuration_chatgpt import AUTO_MAP
-from chatgpt_hf.registration import AUTO_CLASSES
 
 SCRIPT = Path(__file__).parents[1] / "conformance" / "remote_code.py"
 CODE = ["configuration_chatgpt.py", "local_context_chatgpt.py", "loss_chatgpt.py", "modeling_chatgpt.py"]

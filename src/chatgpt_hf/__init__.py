@@ -1,13 +1,13 @@
 """A GPT that is a first-class Hugging Face citizen, and the road from raw text to a chat model made with it.
 
-Importing the package registers the model with transformers' Auto classes. Everything else is loaded when first used.
+Importing the package makes the model known to transformers' Auto classes. Everything else is loaded when first used.
 """
 
 from importlib import import_module
 from typing import Any
 
 from ._moved import keep_old_names
-from .registration import register
+from .registration import announce
 
 __version__ = "0.1.0"
 
@@ -51,5 +51,5 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-register()
+announce()
 keep_old_names()

@@ -15,6 +15,7 @@ from typing import Any
 _PACKAGE = __name__.partition(".")[0]
 # Where a module was divided, its names are looked up in each part.
 MOVED = {
+    "cli": "chatgpt_hf_cli",
     "card": "reporting.card",
     "configuration_chatgpt": "model.configuration_chatgpt",
     "conversion.family": "conversion.families.family",
@@ -77,9 +78,14 @@ class _MovedModules(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         successors = MOVED[module.__name__.partition(".")[2]].split()
-        where = " or ".join(f"{_PACKAGE}.{name}" for name in successors)
+        where = " or ".join(_absolute(name) for name in successors)
         warnings.warn(f"{module.__name__} has moved: import from {where}.", DeprecationWarning, stacklevel=2)
         module.__getattr__ = names_of(module.__name__, *successors)  # type: ignore[method-assign]
+
+
+def _absolute(successor: str) -> str:
+    """The command line is a package beside this one; all other successors are modules of this one."""
+    return successor if successor.startswith(_PACKAGE) else f"{_PACKAGE}.{successor}"
 
 
 def names_of(module: str, *successors: str) -> Callable[[str], Any]:
@@ -88,7 +94,7 @@ def names_of(module: str, *successors: str) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         # Python asks every module for dunder names such as `__path__`.
         for successor in () if name.startswith("__") else successors:
-            found = import_module(f"{_PACKAGE}.{successor}")
+            found = import_module(_absolute(successor))
             if hasattr(found, name):
                 return getattr(found, name)
         raise AttributeError(f"module {module!r} has no attribute {name!r}")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from chatgpt_hf import ChatSession
-from chatgpt_hf.cli.chat import hard_breaks
 from chatgpt_hf.data.conversations import load_conversations
 from chatgpt_hf.data.sources import parse_sources
+from chatgpt_hf_cli.chat import hard_breaks
 
 Cli = Callable[..., Any]
 ANSWER = "I am a tiny model,\nmade for a test."
@@ -46,8 +46,8 @@ def test_a_piped_conversation(cli: Cli, chat_folder: Path, tmp_path: Path) -> No
     session.reset()
     assert second == session.reply("Smile")
     assert json.loads(file.read_text(encoding="utf-8")) == {"messages": session.messages}
-    assert result.err.count("/reset forgets the conversation") == 2, "help at the start, and for an unknown command"
-    assert "The conversation is forgotten." in result.err
+    assert result.err.count("/reset starts a new conversation") == 2, "help at the start, and for an unknown command"
+    assert "New conversation." in result.err
     assert str(file) in result.err
 
 
@@ -93,9 +93,9 @@ def test_commands(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
     assert ANSWER.startswith(short[0])
     assert short[0] == short[1] != ANSWER
     for words in (
-        "2 messages are read",
+        "2 messages loaded",
         "with this system prompt",
-        "max_new_tokens is 3",
+        "max_new_tokens is now 3",
         "'warmth' is no generation",
     ):
         assert words in result.err
@@ -134,10 +134,10 @@ def test_moderation(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
     result = cli("chat", chat_folder, *options, stdin="You r-a-s-c-a-l-s\nHello!\n/reset\nWho are you?\n")
     assert (result.code, result.out) == (0, "Hi! How are you?\nI am a \n")
     assert "error: Moderation does not let the message pass: it has a word that is on a list." in result.err
-    assert result.err.count("The answer was ended by moderation.") == 1
+    assert result.err.count("Moderation ended the answer.") == 1
     one = cli("chat", chat_folder, *options, "--prompt", "Who are you?")
     assert (one.code, one.out) == (0, "I am a \n")
-    assert "The answer was ended by moderation." in one.err
+    assert "Moderation ended the answer." in one.err
     assert cli("chat", chat_folder, *options, "--prompt", "Rascals!").code == 2
 
 
@@ -146,7 +146,7 @@ def test_moderation_that_cannot_be(refused: Callable[..., str], chat_folder: Pat
     assert "whose head is trained" in refused(
         "chat", chat_folder, "--moderation", chat_folder, "--moderation_labels", "LABEL_0"
     )
-    assert "name it with --moderation" in refused("chat", chat_folder, "--moderation_labels", "toxic")
+    assert "name the model with --moderation" in refused("chat", chat_folder, "--moderation_labels", "toxic")
 
 
 def test_bad_words_and_watermark(cli: Cli, chat_folder: Path, refused: Callable[..., str]) -> None:
@@ -172,7 +172,7 @@ def test_on_a_terminal(chat_folder: Path) -> None:
     import pty
 
     controller, terminal = pty.openpty()
-    command = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()", "chat", str(chat_folder)]
+    command = [sys.executable, "-c", "from chatgpt_hf_cli import main; main()", "chat", str(chat_folder)]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, start_new_session=True

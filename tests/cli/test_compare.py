@@ -7,17 +7,17 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from chatgpt_hf.cli import compare
 from chatgpt_hf.errors import DataError
 from chatgpt_hf.evaluation.figures import Measure
 from chatgpt_hf.evaluation.record import Evaluation
+from chatgpt_hf_cli import compare
 
 
 @pytest.fixture
 def app() -> typer.Typer:
     app = typer.Typer()
     app.callback()(lambda: None)
-    compare.register(app)
+    compare.register(app, "Evaluate")
     return app
 
 

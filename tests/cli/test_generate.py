@@ -48,7 +48,7 @@ def test_never_beyond_the_context(cli: Cli, base_folder: Path) -> None:
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_a_reader_that_goes_away(base_folder: Path) -> None:
-    command = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()", "generate", str(base_folder)]
+    command = [sys.executable, "-c", "from chatgpt_hf_cli import main; main()", "generate", str(base_folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         errors = process.stderr.read()

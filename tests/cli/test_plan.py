@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from chatgpt_hf.cli.plan import count, duration
 from chatgpt_hf.training import plan as plan_module
+from chatgpt_hf_cli.plan import count, duration
 
 Cli = Callable[..., Any]
 SMALL = [

@@ -48,7 +48,7 @@ def test_help_lists_the_fields(command: str, fields: list[str], cli: Cli, monkey
     result = cli(command, "--help")
     assert result.code == 0
     assert all(field in result.out for field in fields)
-    assert f"Example: chatgpt-hf {command}" in " ".join(result.out.split())
+    assert f"Examples: chatgpt-hf {command}" in " ".join(result.out.split())
 
 
 def test_help(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

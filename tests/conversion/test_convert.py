@@ -56,7 +56,7 @@ def test_gpt2_with_its_own_tokenizer_both_ways(cli: Callable[..., Any], shared_d
 
     result = cli("convert", tmp_path / "gpt2", tmp_path / "ours")
     assert result.code == 0
-    assert f"Written to {tmp_path / 'ours'}; largest difference between the logits: " in result.out
+    assert f"Written to {tmp_path / 'ours'}; largest difference of the logits: " in result.out
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert type(ours) is ChatGPTForCausalLM
     assert_same_logits(theirs, ours)

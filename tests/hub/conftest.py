@@ -26,7 +26,7 @@ WORKER = """
 import contextlib, io, json, logging, os, sys, time, types
 import huggingface_hub.utils._http as http
 http.time = types.SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
-from chatgpt_hf.cli import main
+from chatgpt_hf_cli import main
 logging.raiseExceptions = False
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)

@@ -36,9 +36,9 @@ def test_there_and_back(client: Any, hub: Any, folder: Path, tmp_path: Path) -> 
     sent = hub.files("me/first")
     assert {"config.json", "tokenizer.json", "README.md", "evaluation/held-out/results.json"} <= sent.keys()
     assert not [name for name in sent if any(name.startswith(left) for left in PRIVATE)]
-    line = next(line for line in result.out.splitlines() if line.startswith("Not sent: "))
-    assert set(line.removeprefix("Not sent: ").split(", ")) == PRIVATE
-    assert "names no licence" in result.out
+    line = next(line for line in result.out.splitlines() if line.startswith("Not uploaded: "))
+    assert set(line.removeprefix("Not uploaded: ").split(", ")) == PRIVATE
+    assert "names no license" in result.out
     # The uploaded files equal those in the folder, including the card, which names the repository.
     assert sent == {name: content for name, content in contents(folder).items() if name in sent}
     assert b'model="me/first"' in sent["README.md"]
@@ -114,7 +114,7 @@ def test_a_dry_run_contacts_and_writes_nothing(client: Any, hub: Any, folder: Pa
     assert (hub.requests, hub.repos, contents(folder)) == ([], {}, before)
     size = (folder / "tokenizer.json").stat().st_size
     assert f"{size:,}  tokenizer.json" in result.out
-    assert "evaluation/held-out" not in result.out.partition("Not sent")[0]
+    assert "evaluation/held-out" not in result.out.partition("Not uploaded")[0]
     assert "library_name: transformers" in result.out
     assert 'model="me/dry"' in result.out
 

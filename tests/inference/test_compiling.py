@@ -65,7 +65,7 @@ def test_steps_for_several_answers(window: int | None) -> None:
 
 
 def test_without_a_compiler(chat_folder: Path) -> None:
-    script = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()", "generate", str(chat_folder)]
+    script = [sys.executable, "-c", "from chatgpt_hf_cli import main; main()", "generate", str(chat_folder)]
     script += ["--prompt", "A cat", "--temperature", "0", "--max_new_tokens", "5"]
     environment = {name: value for name, value in os.environ.items() if name != "CXX"}
     plain = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=900)

@@ -537,7 +537,7 @@ def spawn(chat_folder):
         command = [
             sys.executable,
             "-c",
-            f"{before}\nfrom chatgpt_hf.cli import main; main()",
+            f"{before}\nfrom chatgpt_hf_cli import main; main()",
             "serve",
             str(model),
             "--port",

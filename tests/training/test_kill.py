@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 STEPS = 30
 # A run takes seconds. Nothing is learned from how many: this only ends a test that would hang.
 PATIENCE = 900
-CLI = "chatgpt_hf.cli"
+CLI = "chatgpt_hf_cli"
 PRELOADED = [
     f"{CLI}.pretrain",
     "chatgpt_hf.quickstart",

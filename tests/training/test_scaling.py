@@ -22,9 +22,9 @@ from chatgpt_hf.training.arguments import (
     ModelArguments,
     PretrainArguments,
     parse_recipe,
-    recipes_folder,
 )
 from chatgpt_hf.training.optim import MuonFactory
+from chatgpt_hf.training.recipe import recipes_folder
 
 PRETRAIN = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
 
@@ -105,6 +105,7 @@ import json, re, sys, torch
 from pathlib import Path
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
 from chatgpt_hf.training.optim import MuonFactory
+from chatgpt_hf.training.recipe import recipes_folder
 def held(name):  # Unlike ru_maxrss, VmHWM leaves out the process that started this one.
     return int(re.search(name + r":\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 def step(config):

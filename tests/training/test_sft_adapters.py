@@ -67,7 +67,7 @@ def test_the_adapter_is_talked_to_by_its_folder(adapter: Path, cli: Callable[...
 def test_merged_it_is_an_ordinary_model(adapter: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     result = cli("merge", adapter, tmp_path / "merged")
     assert result.code == 0, result.err
-    assert "largest difference between the logits" in result.out
+    assert "largest difference of the logits" in result.out
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged), logits(load_model(adapter)), rtol=0, atol=1e-4)
     assert merged.generation_config.eos_token_id == load_model(adapter).generation_config.eos_token_id

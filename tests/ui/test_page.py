@@ -143,7 +143,7 @@ def test_without_gradio(refused: Callable[..., str], chat_folder: Path, monkeypa
 def test_the_command(chat_folder: Path, free_port: Callable[[], int]) -> None:
     port = free_port()
     options = ["--port", str(port), "--system", "Be brief.", "--temperature", "0.5"]
-    command = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()", "ui", str(chat_folder), *options]
+    command = [sys.executable, "-c", "from chatgpt_hf_cli import main; main()", "ui", str(chat_folder), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-# Names of the pipelines that work with a fine-tuned folder.
+# The names of the pipelines that a fine-tuned folder works in.
 TaskName = Literal[
     "text-classification",
     "token-classification",
@@ -26,89 +26,107 @@ class TaskArguments:
     task: TaskName = field(default="text-classification", metadata={"help": f"One of {', '.join(TASKS)}."})
     dataset: list[str] = field(
         default_factory=list,
-        metadata={"help": "File, folder, glob or Hub id, or several: csv, tsv, jsonl, json, parquet, CoNLL, SQuAD."},
+        metadata={
+            "help": "One or more files, folders, globs or Hub ids: csv, tsv, jsonl, json, parquet, CoNLL or SQuAD."
+        },
     )
     eval_dataset: str | None = field(
-        default=None, metadata={"help": "Rows to measure on, in place of a part of the dataset."}
+        default=None, metadata={"help": "Rows to measure on; a part of the dataset if not given."}
     )
     data_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder from which relative paths of both are taken; the current one if not given."},
+        metadata={
+            "help": "Folder that relative paths of dataset and eval_dataset start from; the current one if not given."
+        },
     )
     test_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the rows held out, by their hash, without an eval_dataset."}
+        default=0.1,
+        metadata={"help": "Share of the rows to hold out without an eval_dataset; the hash of a row decides."},
     )
     split_by: Literal["prompt", "completion"] = field(
         default="prompt",
-        metadata={"help": "What of a generative task's row is hashed; completion keeps copies of one on one side."},
+        metadata={
+            "help": "Part of a generative task's row that is hashed. Rows with the same one stay on the same side of the split."
+        },
     )
-    text_column: str | None = field(default=None, metadata={"help": "Column of the text; found when not given."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the label; found when not given."})
+    text_column: str | None = field(
+        default=None, metadata={"help": "Column with the text; found by its name if not given."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column with the label; found by its name if not given."}
+    )
     class_names: str | None = field(
-        default=None, metadata={"help": "File with a label's name in a line, in the order of their numbers."}
+        default=None,
+        metadata={"help": "File with the name of one label on each line, in the order of the label numbers."},
     )
     label_map: str | None = field(
         default=None,
-        metadata={"help": 'Other names for entity labels (JSON), as {"PER": "person"}; "O" makes one none.'},
+        metadata={
+            "help": 'New names for entity labels (JSON), such as {"PER": "person"}; the name "O" removes a label.'
+        },
     )
     problem_type: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = field(
-        default="auto", metadata={"help": "What kind of labels the texts have; found when not given."}
+        default="auto", metadata={"help": "Kind of labels of the texts; auto finds it from the rows."}
     )
     prompt_template: str = field(
-        default="{prompt}", metadata={"help": 'Prompt of a generative task, from columns in braces: "{title}\\n".'}
+        default="{prompt}",
+        metadata={"help": 'Prompt of a generative task, with columns in braces, such as "{title}\\n".'},
     )
     completion_template: str = field(
         default="{completion}",
-        metadata={"help": "What is to be learned after it, likewise."},
+        metadata={"help": "Text to learn after the prompt, with columns in braces."},
     )
     column_names: list[str] | None = field(
-        default=None, metadata={"help": "Names of the columns of a file without a header."}
+        default=None, metadata={"help": "Column names for a file without a header."}
     )
     skip_invalid: bool = field(
-        default=False, metadata={"help": "Leave out rows that cannot be used, with a warning, in place of refusing."}
+        default=False, metadata={"help": "Skip rows that cannot be used, with a warning, instead of stopping."}
     )
     max_length: int = field(
         default=128,
-        metadata={"help": "Most tokens of an input; longer ones are cut, or read in windows for questions."},
+        metadata={"help": "Longest input in tokens; longer ones are cut, or read in windows for question-answering."},
     )
     stride: int = field(
-        default=64, metadata={"help": "Tokens that two windows of a long context share (question-answering)."}
+        default=64, metadata={"help": "Tokens that two neighbouring windows share (question-answering)."}
     )
-    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer of a generative task."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer of a generative task, in tokens."})
     generation_metrics: str | None = field(
         default=None,
-        metadata={"help": 'Metrics of a generative task and their options (JSON), as {"bleu": {"tokenize": "zh"}}.'},
+        metadata={
+            "help": 'Metrics of a generative task and their options (JSON), such as {"bleu": {"tokenize": "zh"}}.'
+        },
     )
     adapt_epochs: float = field(
         default=0.0,
-        metadata={"help": "Epochs of language modelling on the texts to learn from, before the task itself."},
+        metadata={"help": "Epochs of language modelling on the training texts, before the task (adaptation)."},
     )
     adapt_vocab_size: int | None = field(
         default=None,
         metadata={
-            "help": "Before these, a tokenizer of so many entries for the task's words in place of the model's."
+            "help": "First train a tokenizer of this size on the task's texts and use it instead of the model's."
         },
     )
-    adapt_learning_rate: float = field(default=0.003, metadata={"help": "Learning rate of these, with Muon."})
+    adapt_learning_rate: float = field(default=0.003, metadata={"help": "Learning rate of the adaptation (Muon)."})
     classifier_pooling: Literal["last", "mean"] | None = field(
         default=None,
         metadata={
-            "help": "What a text's class is read from: last (token) or mean (of all); the model's own if not given."
+            "help": "Read the class of a text from its last token or from the mean of all; the model's own if not given."
         },
     )
     class_weights: bool = field(
-        default=False, metadata={"help": "Weigh classes against their frequency, as scikit-learn's `balanced`."}
+        default=False, metadata={"help": "Give rare classes more weight, as 'balanced' does in scikit-learn."}
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "End after so many evaluations without a better figure, and keep the best."}
+        default=None,
+        metadata={"help": "Stop after this many evaluations without improvement, and keep the best model."},
     )
     baseline: bool = field(
         default=True,
-        metadata={"help": "Train TF-IDF and logistic regression on the same rows, to stand beside the model."},
+        metadata={"help": "Also train TF-IDF with logistic regression on the same rows, for comparison."},
     )
 
     def __post_init__(self) -> None:
-        # A recipe may name one source without a list, and use mappings where the command line has JSON.
+        # A recipe may give a single source without a list, and a mapping where the command line has JSON.
         if isinstance(self.dataset, str | Mapping):
             self.dataset = [self.dataset]  # type: ignore[list-item]
         for name in ("label_map", "generation_metrics"):

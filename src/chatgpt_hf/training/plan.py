@@ -39,14 +39,14 @@ LAYERS = 3
 
 @dataclass
 class PlanArguments:
-    """What a plan is compared with."""
+    """How to estimate and print a plan."""
 
-    gpu: str = field(default="h100", metadata={"help": f"A GPU to compare with: {', '.join(GPUS)}."})
+    gpu: str = field(default="h100", metadata={"help": f"GPU to estimate the time for: {', '.join(GPUS)}."})
     mfu: float = field(
         default=0.4,
-        metadata={"help": "Share of that GPU's peak that the run is assumed to use; 0.3 to 0.5 is common."},
+        metadata={"help": "Share of that GPU's peak that the run is assumed to reach; 0.3 to 0.5 is common."},
     )
-    json: bool = field(default=False, metadata={"help": "Print JSON in place of the table."})
+    json: bool = field(default=False, metadata={"help": "Print JSON instead of the table."})
 
 
 def plan(

@@ -24,8 +24,8 @@ from ..files import atomic_folder, clear_disk_errors, write_atomically
 from ..hub.connection import check_access
 from ..hub.push import push
 from ..reporting.report import Report, training_facts
-from .arguments import default_arguments, resolve_recipe
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
+from .recipe import default_arguments, resolve_recipe
 from .run_folder import (
     DATA_NAME,
     RECIPE_NAME,

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+
+from ...model.configuration_chatgpt import ChatGPTConfig
 from .family import FileFamily, ModelFamily
-from .gpt2 import GPT2
+from .gpt2 import GPT2, GPT2_WEIGHT_MAPPING
 from .litgpt import LITGPT
 from .llama import LLAMA_FAMILIES
 from .nanogpt import NANOGPT
@@ -34,3 +37,13 @@ def find_file(source: str | Path) -> tuple[FileFamily, Path] | None:
     if (path / NANOGPT.weights_name).is_file() and not (path / "config.json").is_file():
         return NANOGPT, path / NANOGPT.weights_name
     return None
+
+
+def _register() -> None:
+    """Lets `from_pretrained` read the families that have a class in transformers."""
+    for family in MODEL_FAMILIES.values():
+        ChatGPTConfig.foreign_config_readers[family.name] = family.reader
+    register_checkpoint_conversion_mapping(ChatGPTConfig.model_type, GPT2_WEIGHT_MAPPING, overwrite=True)
+
+
+_register()

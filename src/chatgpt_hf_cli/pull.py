@@ -5,27 +5,33 @@ from typing import Annotated
 
 import typer
 
+from .help import Command
 
-def register(app: typer.Typer) -> None:
+
+def register(app: typer.Typer, panel: str) -> None:
     """Adds the command."""
 
-    @app.command()
+    @app.command(cls=Command, rich_help_panel=panel)
     def pull(
         repo_id: Annotated[str, typer.Argument(help="NAMESPACE/NAME of a model on the Hub.")],
-        folder: Annotated[Path, typer.Argument(help="New folder for it.")],
+        folder: Annotated[Path, typer.Argument(help="Folder to write: new, or a partial download.")],
         revision: Annotated[
-            str | None, typer.Option("--revision", help="Branch, tag or commit [default: main].")
+            str | None, typer.Option("--revision", help="Branch, tag or commit; main if not given.")
         ] = None,
     ) -> None:
-        """Bring a model from the Hugging Face Hub into a folder; a download that broke off goes on.
+        """Download a model from the Hugging Face Hub into a folder.
+
+        Resumes an interrupted download.
+
+        Example: chatgpt-hf pull me/my-model runs/my-model
 
         Example: chatgpt-hf pull me/my-model runs/my-model --revision step-1000
         """
-        from ..hub.pull import pull as bring
+        from chatgpt_hf.hub.pull import pull as bring
 
         pulled = bring(repo_id, folder, revision=revision)
         for name, size in pulled.files.items():
             typer.echo(f"{size:>15,}  {name}")
         if pulled.left_out:
-            typer.echo(f"Left there: {', '.join(pulled.left_out)}")
+            typer.echo(f"Not downloaded: {', '.join(pulled.left_out)}")
         typer.echo(f"Written to {folder}; commit {pulled.commit[:12]}")

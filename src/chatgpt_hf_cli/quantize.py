@@ -5,24 +5,25 @@ from typing import Annotated
 import typer
 
 from ._quantize import QUANTIZE_HELP
+from .help import Command
 
 
-def register(app: typer.Typer) -> None:
+def register(app: typer.Typer, panel: str) -> None:
     """Adds the command."""
 
-    @app.command()
+    @app.command(cls=Command, rich_help_panel=panel)
     def quantize(
         model: Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model.")],
         output_dir: Annotated[str, typer.Argument(help="Folder to write: new, or empty.")],
         to: Annotated[str, typer.Option("--to", help=QUANTIZE_HELP)] = "int8",
     ) -> None:
-        """Write a model with weights of fewer bits: a folder that from_pretrained loads wherever torchao is installed.
+        """Write a copy of a model with weights of fewer bits.
 
-        Needs pip install 'chatgpt-hf\\[quantize]'. docs/performance.md says what each costs and gives.
+        from_pretrained loads the folder wherever torchao is installed. Needs pip install 'chatgpt-hf[quantize]'. docs/performance.md compares speed and accuracy.
 
         Example: chatgpt-hf quantize runs/quickstart runs/quickstart-int8 --to int8
         """
-        from ..inference.quantization import quantize_folder
+        from chatgpt_hf.inference.quantization import quantize_folder
 
         folder = quantize_folder(model, output_dir, to)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -4,53 +4,49 @@ import json
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from typer.core import TyperCommand
 
-from ._recipe import RECIPE_CONTEXT, print_fields
+from ._recipe import recipe_command
 
-
-def _types() -> tuple[type, ...]:
-    from ..training.arguments import ArchitectureArguments, CorpusArguments, ModelArguments, PretrainArguments
-    from ..training.plan import PlanArguments
-
-    return ModelArguments, ArchitectureArguments, CorpusArguments, PlanArguments, PretrainArguments
+TYPES = (
+    "training.arguments:ModelArguments",
+    "training.arguments:ArchitectureArguments",
+    "training.arguments:CorpusArguments",
+    "training.plan:PlanArguments",
+    "training.arguments:PretrainArguments",
+)
 
 
-class PlanCommand(TyperCommand):
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        super().format_help(ctx, formatter)
-        print_fields(_types())
-
-
-def register(app: typer.Typer) -> None:
+def register(app: typer.Typer, panel: str) -> None:
     """Adds the command."""
+    recipe_command(app, "plan", panel, TYPES, run, HELP)
 
-    @app.command(cls=PlanCommand, context_settings=RECIPE_CONTEXT, options_metavar="[RECIPE] [--FIELD VALUE]...")
-    def plan(ctx: typer.Context) -> None:
-        """What a pretraining run will take, before anything is spent.
 
-        Takes the recipe and the fields of `pretrain`; --depth sets what they leave out. Prints parameters, operations,
-        tokens, memory, and the time on this machine, from a measurement of about half a minute, and on a GPU.
+HELP = """Estimate size, memory and time of a pretraining run before starting it.
 
-        Example: chatgpt-hf plan --depth 12 --gpu a100
-        """
-        from ..training.arguments import parse_recipe
-        from ..training.plan import plan as make_plan
+Takes the recipe and the fields of pretrain; --depth sets those that are missing. Prints parameters, operations, tokens and memory, the time on this machine (measured in about half a minute), and the time on a GPU.
 
-        arguments = list(ctx.args)
-        recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-        parsed = parse_recipe(_types(), recipe, arguments)
-        figures = make_plan(*parsed)
-        if parsed[-2].json:
-            typer.echo(json.dumps(figures, indent=2))
-        else:
-            print_plan(figures)
+Example: chatgpt-hf plan --depth 12 --gpu a100
+
+Example: chatgpt-hf plan pretrain-quickstart --json
+"""
+
+
+def run(parsed: tuple[Any, ...]) -> None:
+    """Makes the plan and prints it."""
+    from chatgpt_hf.training.plan import plan as make_plan
+
+    figures = make_plan(*parsed)
+    if parsed[-2].json:
+        typer.echo(json.dumps(figures, indent=2))
+    else:
+        print_plan(figures)
 
 
 def print_plan(figures: dict[str, Any]) -> None:
-    """The figures as a table, and what is to be feared of them."""
+    """Prints the figures as a table, followed by warnings."""
+    from rich.console import Console
+    from rich.table import Table
+
     memory, here, gpu = (figures[name] for name in ("memory", "here", "gpu"))
     table = Table("plan", "", box=None, header_style="bold")
     table.add_row(
@@ -87,14 +83,16 @@ def print_plan(figures: dict[str, Any]) -> None:
     )
     console = Console()
     console.print(table)
-    console.print("[dim]Without compiling, evaluating and saving. The memory is an estimate.[/dim]", soft_wrap=True)
+    console.print(
+        "[dim]Times do not include compiling, evaluating and saving. Memory is an estimate.[/dim]", soft_wrap=True
+    )
     if memory["total"] > memory["free"]:
-        console.print("[yellow]More memory than is free here: give fewer rows or a smaller model.[/yellow]")
+        console.print("[yellow]This needs more memory than is free here: use fewer rows or a smaller model.[/yellow]")
     alone = here["step_cpu_seconds"] / here["threads"]
     if here["device"] == "cpu" and alone < 0.8 * here["step_seconds"]:
         console.print(
-            "[yellow]Other work held the cores while this was measured: the time is that of a machine as busy as now. Alone "
-            f"on it, a step would take about {duration(alone)}.[/yellow]",
+            "[yellow]Other programs used the cores during the measurement: the times are for a machine as busy as it is now. On "
+            f"an idle machine, a step would take about {duration(alone)}.[/yellow]",
             soft_wrap=True,
         )
 

@@ -8,69 +8,86 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
-from rich.console import Console
-from rich.live import Live
-from rich.markdown import Markdown
-from rich.markup import escape
 
 from ._moderation import (
     ModerationLabelsOption,
     ModerationLogTextOption,
     ModerationOption,
     ModerationThresholdOption,
+    check_moderation,
     moderator,
     split_commas,
 )
+from ._paths import check_model
 from ._quantize import QuantizeOption
+from .errors import UsageMistake
+from .help import Command
 
 if TYPE_CHECKING:
-    from ..inference.session import ChatSession
+    from chatgpt_hf.inference.session import ChatSession
 
 HELP = (
-    "/reset forgets the conversation, /system PROMPT begins one with another system prompt, /save FILE writes it, /load FILE "
-    "goes on with one, /regenerate takes the last answer back for another, /set temperature 0.7 sets any generation "
-    "parameter, /explain FILE writes a page about the last answer, /help shows this, /quit ends. A line that ends with a backslash goes on in the next; Ctrl-C stops an answer."
+    "/reset starts a new conversation, /system PROMPT starts one with another system prompt, /save FILE writes the conversation, "
+    "/load FILE continues a saved one, /regenerate replaces the last answer, /set temperature 0.7 sets any generation parameter, "
+    "/explain FILE writes a page about the last answer, /help shows this, /quit ends. End a line with \\ to continue it; Ctrl-C "
+    "stops an answer."
 )
 
 
-def register(app: typer.Typer) -> None:
+def register(app: typer.Typer, panel: str) -> None:
     """Adds the command."""
 
-    @app.command()
+    @app.command(cls=Command, rich_help_panel=panel)
     def chat(
         model: Annotated[str, typer.Argument(help="Folder or Hub id of a chat model.")],
         prompt: Annotated[
-            str | None, typer.Option("--prompt", help="One message: prints the answer and ends.")
+            str | None, typer.Option("--prompt", help="Send one message, print the answer and exit.")
         ] = None,
-        system: Annotated[str | None, typer.Option("--system", help="A system prompt; never forgotten.")] = None,
-        max_new_tokens: Annotated[int | None, typer.Option("--max_new_tokens", help="Longest answer.")] = None,
+        system: Annotated[
+            str | None,
+            typer.Option("--system", help="System prompt; stays when older messages no longer fit the context."),
+        ] = None,
+        max_new_tokens: Annotated[
+            int | None,
+            typer.Option("--max_new_tokens", help="Longest answer in tokens; the model's own setting if not given."),
+        ] = None,
         temperature: Annotated[
-            float | None, typer.Option("--temperature", help="0 takes the likeliest token each time.")
+            float | None,
+            typer.Option(
+                "--temperature", help="0 always takes the most likely token; the model's own setting if not given."
+            ),
         ] = None,
-        seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same answers.")] = None,
+        seed: Annotated[
+            int | None, typer.Option("--seed", help="Random seed: the same seed gives the same answers.")
+        ] = None,
         quantize: QuantizeOption = None,
         bad_words: Annotated[
             list[str] | None,
-            typer.Option("--bad_words", help="Words that the model does not choose, with commas between them."),
+            typer.Option("--bad_words", help="Words that the model must not generate, separated by commas."),
         ] = None,
         watermark: Annotated[
             bool,
-            typer.Option("--watermark", help="Prefer tokens by which transformers' WatermarkDetector knows the text."),
+            typer.Option("--watermark", help="Mark the text so that transformers' WatermarkDetector recognises it."),
         ] = False,
         moderation: ModerationOption = None,
         moderation_labels: ModerationLabelsOption = None,
         moderation_threshold: ModerationThresholdOption = 0.5,
         moderation_log_text: ModerationLogTextOption = False,
     ) -> None:
-        """Talk to a chat model. Answers stream; Ctrl-C stops an answer, /quit ends.
+        """Chat with a model in the terminal.
+
+        Answers stream. Ctrl-C stops an answer, /help lists the commands, /quit ends.
+
+        Example: chatgpt-hf chat runs/quickstart
 
         Example: chatgpt-hf chat runs/quickstart --prompt "What does str.join do?"
         """
+        check_moderation(moderation, moderation_labels)
+        check_model(model)
         from transformers import set_seed
 
-        from ..inference.parameters import restrictions, sampling
-        from ..inference.session import ChatSession
+        from chatgpt_hf.inference.parameters import restrictions, sampling
+        from chatgpt_hf.inference.session import ChatSession
 
         if seed is not None:
             set_seed(seed)
@@ -90,7 +107,7 @@ def register(app: typer.Typer) -> None:
 
 
 def answer(session: "ChatSession", pieces: Iterator[str]) -> None:
-    """Streams one answer to stdout, rendered as Markdown on a terminal; says on stderr where moderation ended it."""
+    """Streams one answer to stdout, as Markdown on a terminal; says on stderr if moderation ended it."""
     try:
         if sys.stdout.isatty():
             render(pieces)
@@ -102,12 +119,18 @@ def answer(session: "ChatSession", pieces: Iterator[str]) -> None:
         sys.stdout.write(" [stopped]")
     sys.stdout.write("\n")
     if session.ending.finish_reason == "content_filter":
+        from rich.console import Console
+
         sys.stdout.flush()
-        Console(stderr=True).print("[dim]The answer was ended by moderation.[/dim]", soft_wrap=True)
+        Console(stderr=True).print("[dim]Moderation ended the answer.[/dim]", soft_wrap=True)
 
 
 def render(pieces: Iterator[str]) -> None:
-    """Draws an answer on the terminal while it comes, and leaves the whole of it there."""
+    """Draws an answer on the terminal while it streams, and leaves all of it there."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.markdown import Markdown
+
     text = ""
     with Live(console=Console(), refresh_per_second=15, vertical_overflow="ellipsis") as live:
         try:
@@ -115,27 +138,29 @@ def render(pieces: Iterator[str]) -> None:
                 text += piece
                 live.update(Markdown(hard_breaks(text)))
         finally:
-            # While it grows beyond the screen its end would scroll away line by line; in the end all of it stays.
+            # While it streams, rich cuts what does not fit the screen; at the end all of it is shown.
             live.vertical_overflow = "visible"
 
 
 def hard_breaks(text: str) -> str:
-    """Markdown that keeps the line breaks of what a model says: Markdown itself would join such lines."""
+    """Keeps the line breaks of an answer, which Markdown would join."""
     parts = re.split(r"(^```.*?(?:^```|\Z))", text, flags=re.DOTALL | re.MULTILINE)
     return "".join(part if part.startswith("```") else re.sub(r"(?<!\n)\n(?!\n)", "  \n", part) for part in parts)
 
 
 def converse(session: "ChatSession") -> None:
     """Reads messages and commands until /quit or the end of the input."""
-    from ..errors import ChatGPTError
+    from rich.console import Console
+
+    from chatgpt_hf.errors import ChatGPTError
 
     interactive = sys.stdin.isatty()
     if interactive:
-        # Line editing and history for `input`, where Python was built with it.
+        # Gives `input` line editing and history, if Python was built with it.
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401
     console = Console(stderr=True)
-    console.print(f"[dim]{HELP}[/dim]", soft_wrap=True)
+    console.print(HELP, style="dim", markup=False, soft_wrap=True)
     while (message := read_message(interactive)) is not None:
         command, _, rest = message.partition(" ")
         try:
@@ -144,18 +169,19 @@ def converse(session: "ChatSession") -> None:
             if command == "/regenerate":
                 answer(session, session.regenerate())
             elif command in COMMANDS:
-                console.print(f"[dim]{COMMANDS[command](session, rest.strip())}[/dim]", soft_wrap=True)
+                done = COMMANDS[command](session, rest.strip())
+                console.print(done, style="dim", markup=False, soft_wrap=True)
             elif message.startswith("/"):
-                console.print(f"[dim]{HELP}[/dim]", soft_wrap=True)
+                console.print(HELP, style="dim", markup=False, soft_wrap=True)
             else:
                 sys.stdout.write("gpt> " if interactive and not sys.stdout.isatty() else "")
                 answer(session, session.stream(message))
-        except (ChatGPTError, OSError) as error:
+        except (ChatGPTError, UsageMistake, OSError) as error:
             console.print(f"error: {error}", markup=False, style="red", soft_wrap=True)
 
 
 def read_message(interactive: bool) -> str | None:
-    """The next message that is not empty: a line, or lines that end with a backslash and the one after; None at the end."""
+    """The next message that is not empty: one line, or several if all but the last end with a backslash. None at the end."""
     lines: list[str] = []
     while True:
         try:
@@ -172,48 +198,44 @@ def read_message(interactive: bool) -> str | None:
 
 def _reset(session: "ChatSession", _: str) -> str:
     session.reset()
-    return "The conversation is forgotten."
+    return "New conversation."
 
 
 def _system(session: "ChatSession", prompt: str) -> str:
     session.system_prompt = prompt or None
     session.reset()
-    return (
-        "A new conversation begins, with this system prompt."
-        if prompt
-        else "A new conversation begins, without a system prompt."
-    )
+    return "New conversation with this system prompt." if prompt else "New conversation without a system prompt."
 
 
 def _save(session: "ChatSession", file: str) -> str:
-    return f"Written to {escape(str(session.save(Path(file or 'conversation.json'))))}"
+    return f"Written to {session.save(Path(file or 'conversation.json'))}"
 
 
 def _load(session: "ChatSession", file: str) -> str:
     session.load(Path(file or "conversation.json"))
-    return f"{len(session.messages)} messages are read; the conversation goes on from there."
+    return f"{len(session.messages)} messages loaded; the conversation continues from there."
 
 
 def _set(session: "ChatSession", words: str) -> str:
-    from ..errors import ConfigError
+    import yaml
 
     name, _, value = words.partition(" ")
     if not value:
-        raise ConfigError("/set needs a name and a value, as in /set temperature 0.7")
+        raise UsageMistake("/set needs a name and a value, as in /set temperature 0.7")
     parsed = yaml.safe_load(value)
     if name == "temperature" and isinstance(parsed, (int, float)) and not isinstance(parsed, bool):
-        from ..inference.parameters import sampling
+        from chatgpt_hf.inference.parameters import sampling
 
         session.set(**sampling(parsed))
     else:
         session.set(**{name: parsed})
-    return f"{escape(name)} is {escape(value)} from now on."
+    return f"{name} is now {value}."
 
 
 def _explain(session: "ChatSession", file: str) -> str:
-    from ..explain import explain_last_answer
+    from chatgpt_hf.explain import explain_last_answer
 
-    return f"Written to {escape(str(explain_last_answer(session, Path(file or 'explanation.html')).resolve()))}"
+    return f"Written to {explain_last_answer(session, Path(file or 'explanation.html')).resolve()}"
 
 
 COMMANDS: dict[str, Callable[["ChatSession", str], str]] = {

@@ -5,25 +5,25 @@ from typing import Annotated
 
 import typer
 
+from .help import Command
 
-def register(app: typer.Typer) -> None:
+
+def register(app: typer.Typer, panel: str) -> None:
     """Adds the command."""
 
-    @app.command()
+    @app.command(cls=Command, rich_help_panel=panel)
     def compare(
         folders: Annotated[
             list[Path],
-            typer.Argument(
-                help="Evaluations, or model folders with evaluations in them; the first is what the others are held against."
-            ),
+            typer.Argument(help="Model folders, or evaluation folders; the first is the baseline."),
         ],
         out: Annotated[Path, typer.Option("--out", help="Folder for compare.md and compare.png.")] = Path(
             "runs/compare"
         ),
     ) -> None:
-        """Compare models that `chatgpt-hf evaluate` evaluated on the same data: a table and a plot, with p-values.
+        """Compare models that were evaluated on the same data.
 
-        Of model folders, all evaluations are compared that every one of them has.
+        Prints a table with p-values and writes it with a plot. Given model folders, compares every evaluation that all of them have. Make evaluations with chatgpt-hf evaluate.
 
         Example: chatgpt-hf compare runs/sst2 runs/sst2-scratch --out runs/compare
         """
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         from rich.markup import escape
         from rich.table import Column, Table
 
-        from ..evaluation.compare import PAGE_NAME, PLOT_NAME, compare_folders, write
+        from chatgpt_hf.evaluation.compare import PAGE_NAME, PLOT_NAME, compare_folders, write
 
         comparisons = compare_folders(folders)
         write(comparisons, out)

@@ -9,25 +9,34 @@ from ._moderation import (
     ModerationLogTextOption,
     ModerationOption,
     ModerationThresholdOption,
+    check_moderation,
     moderator,
 )
+from ._paths import check_model
 from ._quantize import QuantizeOption
+from .help import Command
 
 
-def register(app: typer.Typer) -> None:
+def register(app: typer.Typer, panel: str) -> None:
     """Adds the command."""
 
-    @app.command()
+    @app.command(cls=Command, rich_help_panel=panel)
     def ui(
         model: Annotated[str, typer.Argument(help="Folder or Hub id of a chat model.")],
         host: Annotated[
-            str, typer.Option("--host", help="Address to serve at; 0.0.0.0 lets the whole network in.")
+            str, typer.Option("--host", help="Address to listen on; 0.0.0.0 opens the page to the network.")
         ] = "127.0.0.1",
-        port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 7860,
-        system: Annotated[str | None, typer.Option("--system", help="System prompt of a new conversation.")] = None,
-        max_new_tokens: Annotated[int | None, typer.Option("--max_new_tokens", help="Longest answer.")] = None,
+        port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 7860,
+        system: Annotated[str | None, typer.Option("--system", help="System prompt of new conversations.")] = None,
+        max_new_tokens: Annotated[
+            int | None,
+            typer.Option("--max_new_tokens", help="Longest answer in tokens; the model's own setting if not given."),
+        ] = None,
         temperature: Annotated[
-            float | None, typer.Option("--temperature", help="0 takes the likeliest token each time.")
+            float | None,
+            typer.Option(
+                "--temperature", help="0 always takes the most likely token; the model's own setting if not given."
+            ),
         ] = None,
         quantize: QuantizeOption = None,
         moderation: ModerationOption = None,
@@ -35,12 +44,18 @@ def register(app: typer.Typer) -> None:
         moderation_threshold: ModerationThresholdOption = 0.5,
         moderation_log_text: ModerationLogTextOption = False,
     ) -> None:
-        """Talk to a chat model in the browser. Needs `pip install 'chatgpt-hf[ui]'`. Ctrl-C ends.
+        """Chat with a model in the browser.
+
+        Opens a page on this machine; Ctrl-C ends it. Needs pip install 'chatgpt-hf[ui]'.
 
         Example: chatgpt-hf ui runs/quickstart
+
+        Example: chatgpt-hf ui runs/quickstart --port 8080
         """
-        from ..inference.parameters import sampling
-        from ..ui import serve_page
+        check_moderation(moderation, moderation_labels)
+        check_model(model)
+        from chatgpt_hf.inference.parameters import sampling
+        from chatgpt_hf.ui import serve_page
 
         serve_page(
             model,

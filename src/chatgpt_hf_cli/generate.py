@@ -5,59 +5,74 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConfigError
 from ._moderation import split_commas
+from ._paths import check_file, check_model
 from ._quantize import QuantizeOption
+from .errors import UsageMistake
+from .help import Command
 
 
-def register(app: typer.Typer) -> None:
+def register(app: typer.Typer, panel: str) -> None:
     """Adds the command."""
 
-    @app.command()
+    @app.command(cls=Command, rich_help_panel=panel)
     def generate(
         model: Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model.")],
         prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")] = "",
         prompts: Annotated[
             str | None,
             typer.Option(
-                "--prompts", help="A .jsonl file with prompt or messages on each line, answered all together."
+                "--prompts", help="File (.jsonl) with a prompt or messages on each line, answered as a batch."
             ),
         ] = None,
         output: Annotated[
-            str | None, typer.Option("--output", help="File for these answers; one that was begun is gone on with.")
+            str | None,
+            typer.Option("--output", help="File for the answers to --prompts. An unfinished file is continued."),
         ] = None,
-        max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest continuation.")] = 128,
+        max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest continuation in tokens.")] = 128,
         temperature: Annotated[
-            float | None, typer.Option("--temperature", help="0 takes the likeliest token each time.")
+            float | None,
+            typer.Option(
+                "--temperature", help="0 always takes the most likely token; the model's own setting if not given."
+            ),
         ] = None,
-        top_k: Annotated[int | None, typer.Option("--top_k", help="Sample among the k likeliest tokens.")] = None,
-        top_p: Annotated[float | None, typer.Option("--top_p", help="Sample within this probability mass.")] = None,
+        top_k: Annotated[int | None, typer.Option("--top_k", help="Sample from the k most likely tokens.")] = None,
+        top_p: Annotated[
+            float | None,
+            typer.Option("--top_p", help="Sample from the most likely tokens with this total probability."),
+        ] = None,
         repetition_penalty: Annotated[
-            float | None, typer.Option("--repetition_penalty", help="Above 1: less of what was said before.")
+            float | None, typer.Option("--repetition_penalty", help="Above 1 makes repetition less likely.")
         ] = None,
         speculate: Annotated[
             str | None,
             typer.Option(
                 "--speculate",
-                help="Several tokens a step, guessed from the text so far (auto), by a smaller model (its folder), or by the model's own first layers (their number).",
+                help="Faster generation with the same result: guess several tokens per step from the text so far (auto), with a smaller model (its folder), or with the model's first layers (their number).",
             ),
         ] = None,
         quantize: QuantizeOption = None,
         compile: Annotated[
             bool,
-            typer.Option("--compile", help="Compile the steps first, in ten to thirty seconds: for long answers."),
+            typer.Option(
+                "--compile", help="Compile the model first. Takes 10 to 30 seconds, so it pays for long texts."
+            ),
         ] = False,
-        seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")] = None,
+        seed: Annotated[
+            int | None, typer.Option("--seed", help="Random seed: the same seed gives the same text.")
+        ] = None,
         bad_words: Annotated[
             list[str] | None,
-            typer.Option("--bad_words", help="Words that the model does not choose, with commas between them."),
+            typer.Option("--bad_words", help="Words that the model must not generate, separated by commas."),
         ] = None,
         watermark: Annotated[
             bool,
-            typer.Option("--watermark", help="Prefer tokens by which transformers' WatermarkDetector knows the text."),
+            typer.Option("--watermark", help="Mark the text so that transformers' WatermarkDetector recognises it."),
         ] = False,
     ) -> None:
-        """Continue a text, or answer a file of prompts. The defaults come from the model's generation_config.json.
+        """Continue a text, or answer a file of prompts.
+
+        Options that are not given come from the model's generation_config.json.
 
         Example: chatgpt-hf generate runs/quickstart/base --prompt "Return a copy of" --temperature 0.8 --seed 1
 
@@ -70,20 +85,23 @@ def register(app: typer.Typer) -> None:
             "repetition_penalty": repetition_penalty,
         }
         if prompts is not None:
-            from ..inference.prompt_file import generate_file
-
             if output is None:
-                raise ConfigError("--prompts needs --output: the .jsonl file for the answers.")
+                raise UsageMistake("--prompts needs --output: the .jsonl file for the answers.")
             if prompt or seed is not None or bad_words or watermark or speculate or compile:
-                raise ConfigError(
+                raise UsageMistake(
                     "--prompt, --seed, --bad_words, --watermark, --speculate and --compile are for one text, not for --prompts."
                 )
+            check_model(model)
+            check_file("--prompts", prompts)
+            from chatgpt_hf.inference.prompt_file import generate_file
+
             count = generate_file(model, prompts, output, max_new_tokens=max_new_tokens, quantize=quantize, **sampling)
             typer.echo(f"{count} answers in {output}")
             return
         if output is not None:
-            raise ConfigError("--output is for the answers to --prompts; a text is printed.")
-        from ..inference.generate import stream_text
+            raise UsageMistake("--output is for the answers to --prompts; a single text is printed.")
+        check_model(model)
+        from chatgpt_hf.inference.generate import stream_text
 
         pieces = stream_text(
             model,

@@ -1,0 +1,5 @@
+"""`python -m chatgpt_hf_cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,12 @@
+"""The quantization option, shared by all commands that load a model to answer."""
+
+from typing import Annotated
+
+import typer
+
+QUANTIZE_HELP = (
+    "int8 (weights and activations in 8 bits, fastest on a CPU), int8-weight-only, or int4 (weights in groups of 32)."
+)
+QuantizeOption = Annotated[
+    str | None, typer.Option("--quantize", help=f"Quantize the model while loading: {QUANTIZE_HELP}")
+]

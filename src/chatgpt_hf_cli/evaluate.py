@@ -1,0 +1,179 @@
+"""`chatgpt-hf evaluate`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ._moderation import split_commas
+from ._paths import check_model
+from .errors import UsageMistake, did_you_mean
+from .fields import check_recipe
+from .help import Command
+
+TASK = ("tasks.arguments:TaskArguments",)
+
+
+def register(app: typer.Typer, panel: str) -> None:
+    """Adds the command."""
+
+    @app.command(
+        cls=Command, rich_help_panel=panel, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    )
+    def evaluate(
+        ctx: typer.Context,
+        model: Annotated[str, typer.Argument(help="Folder or Hub id of a model.")],
+        corpus: Annotated[
+            str | None,
+            typer.Option(
+                "--corpus",
+                help="Measure perplexity and bits per byte on text: a file, folder, glob, Hub id or builtin:python-docs.",
+            ),
+        ] = None,
+        dataset: Annotated[
+            str | None,
+            typer.Option(
+                "--dataset",
+                help="Measure the task that the model was fine-tuned for on these rows: a file, folder, glob or Hub id.",
+            ),
+        ] = None,
+        code: Annotated[
+            str | None,
+            typer.Option(
+                "--code",
+                help="Measure pass@k on programming problems in HumanEval's format (jsonl); programs run in a sandbox.",
+            ),
+        ] = None,
+        benchmarks: Annotated[
+            str | None,
+            typer.Option(
+                "--benchmarks", help="Benchmarks of lm-evaluation-harness, separated by commas: hellaswag,arc_easy."
+            ),
+        ] = None,
+        bias: Annotated[
+            bool | None,
+            typer.Option(
+                "--bias",
+                help="Compare the probabilities of sentences with he and with she; the result appears in the model card.",
+            ),
+        ] = None,
+        benchmark_data: Annotated[
+            str | None,
+            typer.Option("--benchmark_data", help="Folder with the benchmarks' files, to run without the Hub."),
+        ] = None,
+        limit: Annotated[
+            int | None, typer.Option("--limit", help="Number of items of each benchmark; all if not given.")
+        ] = None,
+        num_fewshot: Annotated[
+            int | None,
+            typer.Option(
+                "--num_fewshot", help="Number of examples before each item; the benchmark's own if not given."
+            ),
+        ] = None,
+        stride: Annotated[
+            int | None, typer.Option("--stride", help="New tokens per window of a long text; 1 is exact but slow.")
+        ] = None,
+        text_column: Annotated[str, typer.Option("--text_column", help="Column with the text.")] = "text",
+        samples: Annotated[int, typer.Option("--samples", help="Number of programs for each problem.")] = 1,
+        k: Annotated[str, typer.Option("--k", help="Values of k in pass@k, separated by commas.")] = "1",
+        temperature: Annotated[
+            float, typer.Option("--temperature", help="Temperature of programs; 0 always takes the most likely token.")
+        ] = 0.0,
+        max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest program in tokens.")] = 512,
+        batch_size: Annotated[
+            int, typer.Option("--batch_size", help="Rows at a time; does not change the results.")
+        ] = 8,
+        seed: Annotated[
+            int | None, typer.Option("--seed", help="Random seed of programs and of examples before an item.")
+        ] = None,
+        out: Annotated[
+            Path | None, typer.Option("--out", help="Folder for the evaluation; evaluation/ in MODEL if not given.")
+        ] = None,
+    ) -> None:
+        """Measure a model, with 95 % confidence intervals.
+
+        Give one of --corpus, --dataset, --code, --benchmarks or --bias. The evaluation is kept for chatgpt-hf compare. With --dataset, the fields of chatgpt-hf finetune about task and data may be given too, such as --task or --label_column.
+
+        Example: chatgpt-hf evaluate runs/quickstart/base --corpus builtin:python-docs
+
+        Example: chatgpt-hf evaluate runs/sst2 --dataset test.csv --batch_size 32
+        """
+        if ctx.args and dataset is None:
+            known = [name for item in ctx.command.params for name in item.opts]
+            raise UsageMistake(
+                f"Unknown argument {ctx.args[0]}: fields of a task need --dataset.{did_you_mean(ctx.args[0], known)}"
+            )
+        wanted = {"--corpus": corpus, "--dataset": dataset, "--code": code, "--benchmarks": benchmarks, "--bias": bias}
+        given = [name for name, value in wanted.items() if value is not None]
+        if len(given) != 1:
+            raise UsageMistake(
+                f"Give one of {', '.join(wanted)} to measure on" + (f", not {' and '.join(given)}." if given else ".")
+            )
+        if dataset is not None:
+            check_recipe(TASK, None, ctx.args)
+        check_model(model)
+        from chatgpt_hf import evaluate as measure
+
+        command = shlex.join(["chatgpt-hf", *sys.argv[1:]])
+        if corpus is not None:
+            figures = measure.measure_corpus(
+                model, corpus, text_column=text_column, stride=stride, batch_size=batch_size, out=out, command=command
+            )
+        elif dataset is not None:
+            overrides = _fields(ctx.args)
+            if text_column != "text":
+                overrides["text_column"] = text_column
+            figures = measure.measure_task(
+                model, dataset, batch_size=batch_size, seed=seed or 0, out=out, command=command, **overrides
+            )
+        elif code is not None:
+            ks = [int(number) for number in split_commas([k])]
+            figures = measure.measure_code(
+                model,
+                code,
+                samples=samples,
+                ks=ks,
+                temperature=temperature,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                seed=seed or 0,
+                out=out,
+                command=command,
+            )
+        elif bias is not None:
+            figures = measure.measure_bias(model, batch_size=batch_size, out=out, command=command)
+        else:
+            figures = measure.measure_benchmarks(
+                model,
+                split_commas([benchmarks or ""]),
+                data_folder=benchmark_data,
+                limit=limit,
+                num_fewshot=num_fewshot,
+                batch_size=batch_size,
+                seed=seed,
+                out=out,
+                command=command,
+            )
+        print_figures(figures)
+
+
+def _fields(arguments: list[str]) -> dict[str, Any]:
+    """The fields of a task that the command line gives, read like those of a recipe."""
+    from chatgpt_hf.tasks.arguments import TaskArguments
+    from chatgpt_hf.training.recipe import given_fields
+
+    return given_fields(TaskArguments, arguments)
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """Prints every figure with its confidence interval."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("evaluation", "figure", "value", "95 % interval", box=None, header_style="bold")
+    for name, found in figures.items():
+        for figure, value in found.items():
+            table.add_row(name, figure, f"{value.value:.4g}", f"{value.low:.4g} to {value.high:.4g}")
+    Console().print(table)

@@ -1,0 +1,27 @@
+"""`chatgpt-hf merge`."""
+
+from typing import Annotated
+
+import typer
+
+from .help import Command
+
+
+def register(app: typer.Typer, panel: str) -> None:
+    """Adds the command."""
+
+    @app.command(cls=Command, rich_help_panel=panel)
+    def merge(
+        source: Annotated[str, typer.Argument(help="Folder of a LoRA adapter.")],
+        output_dir: Annotated[str, typer.Argument(help="Folder to write: new, or empty.")],
+    ) -> None:
+        """Merge a LoRA adapter into its base model.
+
+        Writes an ordinary model folder. Compares the logits before and after, and writes only if they agree.
+
+        Example: chatgpt-hf merge runs/sft-lora runs/merged
+        """
+        from chatgpt_hf.conversion.merge import merge_adapter
+
+        difference = merge_adapter(source, output_dir)
+        typer.echo(f"Written to {output_dir}; largest difference of the logits: {difference:.1e}")
