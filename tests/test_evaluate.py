@@ -1,4 +1,4 @@
-"""`chatgpt-hf evaluate`: a model folder and data in, figures with intervals out, kept for `chatgpt-hf compare`."""
+"""`chatgpt-hf evaluate` measures a model on data; `chatgpt-hf compare` uses the saved figures and intervals."""
 
 import json
 from collections.abc import Callable

@@ -33,7 +33,7 @@ def test_the_command(cli: Callable[..., Any], chat_folder: Path, corpus_file: Pa
     content = page.read_text(encoding="utf-8")
     assert "cat" in content
     assert str(corpus_file) in content
-    # The same again gives the same page.
+    # Explaining again gives the same page.
     again = tmp_path / "again.html"
     assert (
         cli("explain", chat_folder, "--text", "A cat looks at it.", "--out", again, "--corpus", corpus_file).code == 0
@@ -50,12 +50,12 @@ def test_mistakes(refused: Callable[..., str], chat_folder: Path, tmp_path: Path
     assert "--text or --prompt" in refused("explain", chat_folder, *options)
     assert "--text or --prompt" in refused("explain", chat_folder, *options, "--text", "a", "--prompt", "b")
     assert "empty" in refused("explain", chat_folder, *options, "--text", "")
-    assert "the model's context 128" in refused("explain", chat_folder, *options, "--text", "word " * 200)
+    assert "the model's context is 128" in refused("explain", chat_folder, *options, "--text", "word " * 200)
     assert "nowhere" in refused("explain", chat_folder, *options, "--text", "a", "--corpus", tmp_path / "nowhere")
     assert "is a folder" in refused("explain", chat_folder, "--out", tmp_path, "--text", "a")
     assert "name a file" in refused("explain", chat_folder, "--out", "", "--text", "a")
     for out in ("/proc/page.html", "/proc/new/page.html", tmp_path / f"{'x' * 300}.html"):
-        # Before anything was computed.
+        # The error comes before any computation.
         assert f"cannot be written to {out}" in refused("explain", tmp_path / "none", "--out", out, "--text", "a")
     for option in ("--text", "--prompt"):
         assert f"{option} is not text: its character 2" in refused("explain", chat_folder, *options, option, "a\udcff")
@@ -74,11 +74,11 @@ def test_in_the_chat(
     lines += ["/reset", "Hello!", "/load said.json", "/explain", "/reset", "/explain"]
     result = cli("chat", chat_folder, stdin="\n".join(lines))
     assert result.code == 0
-    assert result.err.count("error: Nothing was answered here yet") == 3
+    assert result.err.count("error: The model has not answered in this session") == 3
     assert str(tmp_path / "explanation.html") in result.err
     assert "Hi! How are you?" in answer_on(tmp_path / "explanation.html")
     assert "😀👍🏽" in answer_on(tmp_path / "smile.html")
-    # It needs other texts, which would take time.
+    # The tuned lens needs other texts, which would take time.
     smile = (tmp_path / "smile.html").read_text(encoding="utf-8")
     for absent in ('id="ablation"', "Removed parts", "tuned lens"):
         assert absent not in smile
@@ -121,12 +121,12 @@ def test_the_answer_that_is_explained_is_the_one_that_is_shown(chat_folder: Path
     messages = [{"role": "user", "content": "Another question"}, {"role": "assistant", "content": answer}]
     file.write_text(json.dumps({"messages": messages}), encoding="utf-8")
     session.load(file)
-    with pytest.raises(ConfigError, match="Nothing was answered here yet"):
+    with pytest.raises(ConfigError, match="The model has not answered in this session"):
         explain_last_answer(session, tmp_path / "page.html")
     assert session.reply("Smile")
     assert explain_last_answer(session, tmp_path / "page.html").is_file()
     session.reset()
-    with pytest.raises(ConfigError, match="Nothing was answered here yet"):
+    with pytest.raises(ConfigError, match="The model has not answered in this session"):
         explain_last_answer(session, tmp_path / "page.html")
 
 

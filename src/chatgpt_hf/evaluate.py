@@ -1,4 +1,4 @@
-"""What a finished model reaches on any data, and what it is biased to: text, its own task, code, benchmarks, a probe of bias."""
+"""Evaluates a finished model on any data: text, its own task, code, benchmarks, or a probe of bias."""
 
 import re
 from collections.abc import Sequence
@@ -35,13 +35,13 @@ def measure_corpus(
     out: Path | None = None,
     command: str = "",
 ) -> Figures:
-    """Perplexity, bits per byte, and nats per token and byte, over all documents of a corpus.
+    """Measures perplexity, bits per byte, and nats per token and byte over all documents of a corpus.
 
     Args:
-        corpus: As pretraining takes it: a file, folder, glob, Hub id or `builtin:python-docs`; all its splits.
-        stride: New tokens per window of a document longer than the context; half the context if None.
-        out: Where the evaluation is kept; in the model's folder under `evaluation/` if None.
-        command: Measures it again; kept with the evaluation, and shown on the model's card.
+        corpus: A corpus as in pretraining: a file, folder, glob, Hub id or `builtin:python-docs`; all its splits.
+        stride: New tokens per window for documents longer than the context; None for half the context.
+        out: Folder for the evaluation; None for `evaluation/` in the model's folder.
+        command: The command that repeats the evaluation; saved with it and shown on the model's card.
     """
     splits = load_corpus(corpus, text_column=text_column)
     texts = [text for split in splits.values() for text in split["text"]]
@@ -64,11 +64,11 @@ def measure_task(
     command: str = "",
     **overrides: Any,
 ) -> Figures:
-    """What a model fine-tuned by `chatgpt-hf finetune`, or any model with the task's head, makes of other rows of its task.
+    """Evaluates a model fine-tuned by `chatgpt-hf finetune`, or any model with the task's head, on other rows of its task.
 
     Args:
-        dataset: The rows; all are measured.
-        **overrides: Fields of `TaskArguments` in place of those in the folder's recipe, such as `task` where there is none.
+        dataset: The rows; all are evaluated.
+        **overrides: Fields of `TaskArguments` that replace those in the folder's recipe, such as `task` without a recipe.
     """
     arguments = _task_arguments(name_or_path, {**overrides, "dataset": [dataset]})
     model, tokenizer = load_task_model(name_or_path, arguments.task), load_tokenizer(name_or_path)
@@ -91,7 +91,7 @@ def measure_code(
     out: Path | None = None,
     command: str = "",
 ) -> Figures:
-    """pass@k on a file in HumanEval's format; what the model writes is run in a sandbox."""
+    """Measures pass@k on a file in HumanEval's format; the model's programs run in a sandbox."""
     rows = read_problems(Path(problems))
     model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
@@ -122,7 +122,7 @@ def measure_benchmarks(
     out: Path | None = None,
     command: str = "",
 ) -> Figures:
-    """Standard benchmarks through lm-evaluation-harness; its own results lie beside ours."""
+    """Runs standard benchmarks by lm-evaluation-harness; saves the harness' own results next to ours."""
     model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
     results = evaluate_benchmarks(
@@ -142,7 +142,7 @@ def measure_benchmarks(
 
 
 def measure_bias(name_or_path: str, *, batch_size: int = 8, out: Path | None = None, command: str = "") -> Figures:
-    """Whether the model expects "he" or "she" of people of twenty professions; its card shows what was found."""
+    """Probes whether the model expects "he" or "she" for people of twenty professions; its card shows the result."""
     model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
     evaluation = evaluate_bias(model, tokenizer, batch_size=batch_size)
@@ -152,13 +152,13 @@ def measure_bias(name_or_path: str, *, batch_size: int = 8, out: Path | None = N
 def _task_arguments(name_or_path: str, overrides: dict[str, Any]) -> TaskArguments:
     known = {item.name for item in fields(TaskArguments)}
     if unknown := [name for name in overrides if name not in known]:
-        raise ConfigError(f"{unknown[0]} is no field of a task; known are {', '.join(sorted(known))}.")
+        raise ConfigError(f"{unknown[0]} is not a field of a task; known are {', '.join(sorted(known))}.")
     recipe = Path(name_or_path) / RECIPE_NAME
     kept: dict[str, Any] = {}
     if recipe.is_file():
         kept = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
     given = {name: value for name, value in {**kept, **overrides}.items() if name in known and value is not None}
-    # Relative paths on the command line are the reader's, not those of the run.
+    # Relative paths on the command line refer to the working directory, not to the run's `data_dir`.
     given["data_dir"] = overrides.get("data_dir")
     return TaskArguments(**given)
 
@@ -179,6 +179,6 @@ def _folder(name_or_path: str, out: Path | None) -> Path:
 
 
 def _slug(name: str) -> str:
-    """A source as the name of a folder."""
+    """Turns a source into a folder name."""
     stem = Path(name).name.partition(".")[0] or name
     return re.sub(r"[^\w]+", "-", stem).strip("-")

@@ -1,4 +1,4 @@
-"""A page that explains a text, or what a chat model answered."""
+"""Writes a page that explains a text, or a chat model's answer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,21 +27,21 @@ def write_explanation(
     """Explains a text, or the answer to a prompt, on a page.
 
     Args:
-        name_or_path: Folder or Hub id of a causal language model; of a chat model for a prompt.
-        file: To be written, or written anew.
-        text, prompt: One of the two.
-        corpus: As `load_corpus` takes it; a tuned lens learns from it, and the effects of parts are measured on it.
-        report: Is told what is being done.
+        name_or_path: Folder or Hub id of a causal language model; for a prompt, of a chat model.
+        file: The page; an existing file is replaced.
+        text, prompt: Give one of the two.
+        corpus: See `load_corpus`; a tuned lens learns from it, and the effects of parts are measured on it.
+        report: Called with the name of each step.
 
     Raises:
-        ConfigError: When it is not one of text and prompt that is given, or the model is quantized.
-        CheckpointError: When there is no model, or it is not whole.
-        TokenizerError: When there is a prompt, and no chat template.
-        DataError: When the text is empty, no UTF-8 or longer than the model's context, or the corpus is too short.
-        OutputError: When the page cannot be written.
+        ConfigError: If not exactly one of text and prompt is given, or the model is quantized.
+        CheckpointError: If there is no model, or it is incomplete.
+        TokenizerError: If there is a prompt but no chat template.
+        DataError: If the text is empty, not UTF-8 or longer than the model's context, or the corpus is too short.
+        OutputError: If the page cannot be written.
     """
     if (text is None) == (prompt is None):
-        raise ConfigError("Give --text or --prompt, one of the two: a text, or a message whose answer is explained.")
+        raise ConfigError("Give either --text or --prompt: a text, or a message whose answer is explained.")
     check_page_file(file)
     check_text("--text", text or "")
     check_text("--prompt", prompt or "")
@@ -59,24 +59,24 @@ def write_explanation(
 
 
 def explain_last_answer(session: ChatSession, file: str | Path) -> Path:
-    """Explains the last answer of a conversation on a page, without what needs other texts.
+    """Explains the last answer of a conversation on a page, without the sections that need other texts.
 
     Raises:
-        ConfigError: When nothing was answered yet, or the last answer was read from a file, or moderation changed or ended
-            it: the page would show what was held back; or when the model is quantized, or was handed over packed.
-        OutputError: When the page cannot be written.
+        ConfigError: If there is no answer yet, the last answer was read from a file, moderation changed or ended it (the
+            page would show the withheld text), the model is quantized, or the session was given a packed model.
+        OutputError: If the page cannot be written.
     """
     ending = session.ending
     last = session.messages[-1] if session.messages else {"role": "system"}
     if last["role"] != "assistant" or not ending.answer_ids:
         raise ConfigError(
-            "Nothing was answered here yet, so there is no answer to explain: ask first, or again (/regenerate)."
+            "The model has not answered in this session, so there is nothing to explain: ask first, or /regenerate."
         )
     whole = str(session.tokenizer.decode(ending.answer_ids, skip_special_tokens=True)).strip()
     if session.moderation is not None and last["content"] != whole:
-        raise ConfigError("Moderation changed the last answer, and a page about it would show what was held back.")
+        raise ConfigError("Moderation changed the last answer, and a page about it would show the withheld text.")
     check_page_file(file)
-    # A model that was loaded to answer gives no gradients: its weights are read again as they are stored.
+    # A model loaded for inference gives no gradients, so the stored weights are loaded again.
     source = session.name_or_path
     if source is None:
         model = session.model
@@ -91,17 +91,17 @@ def explain_last_answer(session: ChatSession, file: str | Path) -> Path:
 def _load(name_or_path: str) -> PreTrainedModel:
     model = load_for_inference(name_or_path)
     _check_gradients(model, name_or_path)
-    # Gradients and integrals need more digits than half precision has.
+    # Half precision is too coarse for gradients and integrals.
     return model.float()
 
 
 def _check_gradients(model: PreTrainedModel, name: str) -> None:
     if any(isinstance(module, PackedLinear) for module in model.modules()):
         raise ConfigError(
-            f"{name} was prepared for answering and gives no gradients: make the session by ChatSession.from_pretrained, or of "
-            "a model as from_pretrained loads it."
+            f"{name} is packed for inference and gives no gradients: create the session by ChatSession.from_pretrained, or "
+            "with a model as from_pretrained loads it."
         )
     if getattr(model.config, "quantization_config", None) is not None:
         raise ConfigError(
-            f"{name} is quantized, and its weights have no gradients: explain the model that it was made from."
+            f"{name} is quantized, so its weights have no gradients: explain the model it was quantized from."
         )

@@ -357,7 +357,7 @@ def test_usage(arguments: list[str], words: str, cli: Callable[..., Any]) -> Non
         ),
         (
             ["--format", "gguf"],
-            "No layout that llama.cpp knows fits this model. The nearest is qwen3: qwen3 cannot express",
+            "None of llama.cpp's layouts fits this model. The nearest is qwen3: qwen3 cannot express",
         ),
         (["--format", "onnx", "--outtype", "q8_0"], "--outtype q8_0 is for --format gguf"),
         (["--format", "onnx", "--output_dir", "letters"], "letters is not an empty folder"),

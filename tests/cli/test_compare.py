@@ -47,7 +47,7 @@ def test_a_table_a_page_and_a_picture(app: typer.Typer, models: list[Path], tmp_
 
 
 def test_nothing_is_written_when_they_differ(app: typer.Typer, models: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no evaluation"):
+    with pytest.raises(DataError, match="has no evaluation"):
         CliRunner().invoke(
             app, ["compare", str(models[0]), str(tmp_path), "--out", str(tmp_path / "out")], catch_exceptions=False
         )

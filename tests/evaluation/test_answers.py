@@ -1,4 +1,4 @@
-"""Figures on answers, against `rouge_score` and `model.generate` called by hand."""
+"""Figures on answers, compared with direct calls of `rouge_score` and `model.generate`."""
 
 import logging
 from pathlib import Path
@@ -29,7 +29,7 @@ def tokenizer(chat_folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(chat_folder)
 
 
-# The reference that the model gives, one that shares words with it, and one that shares none.
+# References: the model's answer, one that shares words with it, and one that shares none.
 CONVERSATIONS = [
     conversation("Hello!", "Hi! How are you?"),
     conversation("Count to five.", " 1, 2, 3, 4, 5.\n"),

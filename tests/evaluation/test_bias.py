@@ -1,4 +1,4 @@
-"""The probe of gender bias: against sums by hand, and on models that were taught a bias."""
+"""The probe of gender bias, compared with sums by hand, and on models trained to have a bias."""
 
 import json
 from collections.abc import Callable

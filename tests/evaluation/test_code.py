@@ -1,4 +1,4 @@
-"""pass@k on HumanEval's own problems and on a model that knows two functions by heart."""
+"""pass@k on HumanEval's own problems, and with a model that has memorized two functions."""
 
 import gzip
 import itertools
@@ -20,7 +20,7 @@ from chatgpt_hf.tokenization_chatgpt import encode_documents
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux alone")
 
-# Seconds for programs that end by themselves, far above what they need on a slow and busy machine.
+# Time limit in seconds for programs that end by themselves: far above what they need on a slow and busy machine.
 PATIENCE = 300
 ADD = Problem(
     "Test/0",
@@ -70,7 +70,7 @@ def test_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
 
     def patient(source: str, *, timeout: float, **limits: Any) -> Outcome:
-        """Runs what ends by itself to its end: only what never does is to be timed out, however busy the machine is."""
+        """Times out only programs that never end, even on a busy machine."""
         given.append(timeout)
         return run_program(source, timeout=timeout if "while True" in source else PATIENCE, **limits)
 
@@ -113,7 +113,7 @@ def test_pass_at_k_is_the_share_of_draws_with_one_that_passes(samples: int, pass
 
 @pytest.fixture(scope="module")
 def knowing() -> tuple[Any, Any]:
-    """A model that knows `ADD` by heart, goes on after it, and mistakes the body of `DOUBLE`."""
+    """A model that has memorized `ADD`, continues after it, and gets the body of `DOUBLE` wrong."""
     texts = [
         f"{ADD.prompt}{ADD.canonical_solution}\nprint(add(1, 2))\n" + "rest = 1\n" * 5,
         f"{DOUBLE.prompt}    return text\n\ndef other():\n    pass\n" + "rest = 2\n" * 5,
@@ -192,7 +192,7 @@ def test_samples(knowing: tuple[Any, Any]) -> None:
     [
         ({"samples": 2}, "temperature is 0.0 and samples 2"),
         ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"samples": 2, "temperature": 0.5, "ks": (1, 3)}, r"ks is \[1, 3\], and there are 2 completions"),
+        ({"samples": 2, "temperature": 0.5, "ks": (1, 3)}, r"ks is \[1, 3\], but a problem has 2 completions"),
         ({"ks": ()}, r"ks is \[\]"),
         ({"ks": (0,)}, r"ks is \[0\]"),
         ({"num_workers": 0}, "num_workers is 0"),
@@ -207,11 +207,11 @@ def test_options_without_sense(options: dict[str, Any], message: str) -> None:
 def test_data_without_sense() -> None:
     with pytest.raises(DataError, match="no problems to evaluate on"):
         evaluate_code(None, None, [])  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="There are 1 problems and completions for 2"):
+    with pytest.raises(DataError, match="There are 1 problems, but completions for 2"):
         score_completions([ADD], [[""], [""]])
     with pytest.raises(DataError, match="There are 0 problems"):
         score_completions([], [])
-    with pytest.raises(ConfigError, match="there are 0 completions"):
+    with pytest.raises(ConfigError, match="but a problem has 0 completions"):
         score_completions([ADD], [[]])
 
 
@@ -231,15 +231,15 @@ def test_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no problem"),
-        (b"\n \n", "holds no problem"),
+        (b"", "has no problem"),
+        (b"\n \n", "has no problem"),
         (json.dumps(ROW).encode() + b'\n{"task_id": ', "line 2 is broken JSON"),
-        (b"[1]\n", "line 1 is no JSON object"),
-        (b"\n" + json.dumps({**ROW, "prompt": None}).encode(), "line 2 has no text as its `prompt`, but None"),
-        (json.dumps({**ROW, "test": [1]}).encode(), r"line 1 has no text as its `test`, but \[1\]"),
-        (json.dumps({**ROW, "canonical_solution": 1}).encode(), "line 1 has no text as its `canonical_solution`"),
+        (b"[1]\n", "line 1 is not a JSON object"),
+        (b"\n" + json.dumps({**ROW, "prompt": None}).encode(), "line 2 needs text in `prompt`, but has None"),
+        (json.dumps({**ROW, "test": [1]}).encode(), r"line 1 needs text in `test`, but has \[1\]"),
+        (json.dumps({**ROW, "canonical_solution": 1}).encode(), "line 1 needs text in `canonical_solution`"),
         (json.dumps({**ROW, "entry_point": "f()"}).encode(), r"line 1 has the `entry_point` 'f\(\)'"),
-        (b"\n".join([json.dumps(ROW).encode()] * 2), "line 2 has the task_id a for the second time"),
+        (b"\n".join([json.dumps(ROW).encode()] * 2), "line 2 repeats the task_id a of an earlier line"),
         ('{"task_id": "ä"'.encode("latin-1"), "is not UTF-8"),
     ],
 )

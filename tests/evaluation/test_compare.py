@@ -1,4 +1,4 @@
-"""Comparisons: figures, differences and p-values; what may not be compared; the page and the picture."""
+"""Comparisons: figures, differences and p-values; rejected comparisons; the page and the picture."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from chatgpt_hf.evaluation.record import Evaluation
 
 
 def evaluate(right: float, shared_data: Path, seed: int = 0, **settings: Any) -> Evaluation:
-    """A labeller of SST-2 that is right with this probability, and how sure it is."""
+    """Simulates a classifier of SST-2 that is right with the given probability, and its scores."""
     lines = (shared_data / "classification" / "sst2_dev.tsv").read_text(encoding="utf-8").splitlines()
     texts, true = zip(*(line.rsplit("\t", 1) for line in lines), strict=True)
     labels = np.array(true, dtype=int)
@@ -71,7 +71,7 @@ def test_significance(comparison: Comparison) -> None:
 
 @pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03], [0.5], [0.9, 0.6, 0.001, 0.001], []])
 def test_holm(p_values: list[float]) -> None:
-    """Of one hypothesis after another: the largest adjusted so far, in the order of the p-values."""
+    """An adjusted p-value is the largest so far, in the order of the p-values."""
     expected = [
         max(
             min(1, (len(p_values) - sum(other < smaller for other in p_values)) * smaller)
@@ -133,8 +133,8 @@ def changed(evaluation: Evaluation, number: int, **values: Any) -> Evaluation:
 def test_what_cannot_be_compared(evaluations: dict[str, Evaluation]) -> None:
     base = evaluations["base"]
     others = {
-        "the task of the first is text-classification, that of the second code": replace(base, task="code"),
-        "the data of the first is sst2_dev.tsv, that of the second x": replace(base, data="x"),
+        "the task is text-classification for the first and code for the second": replace(base, task="code"),
+        "the data is sst2_dev.tsv for the first and x for the second": replace(base, data="x"),
         "the first has 872 examples, the second 871": without_last(base),
         "the input of example 7 is .* for the first and 'else' for the second": changed(base, 7, input="else"),
         "the reference of example 2 is 0 for the first and 5 for the second": changed(base, 2, reference=5),
@@ -146,9 +146,9 @@ def test_what_cannot_be_compared(evaluations: dict[str, Evaluation]) -> None:
     for message, other in others.items():
         with pytest.raises(DataError, match=message):
             compare({"a": base, "b": other})
-    with pytest.raises(DataError, match="needs two evaluations, and here is 1"):
+    with pytest.raises(DataError, match="needs at least two evaluations, but has 1"):
         compare({"a": base})
-    # What a model said may differ.
+    # The models' outputs may differ.
     assert compare({"a": base, "b": changed(base, 2, prediction="x", score=3)}).figures
 
 
@@ -161,7 +161,7 @@ def test_notes(shared_data: Path) -> None:
         evaluation.measures["perplexity"] = Measure("perplexity", counts, False)
     stride, missing, tokens = compare({"a": a, "b": b}).notes
     assert stride == "The setting stride differs: 64 for a, 128 for b."
-    assert missing == "Not all models have: macro_f1."
+    assert missing == "Some models lack: macro_f1."
     assert "perplexity is per token" in tokens
 
 
@@ -170,7 +170,7 @@ def test_folders(evaluations: dict[str, Evaluation], tmp_path: Path) -> None:
     for folder, name in ((a, "base"), (b, "better")):
         evaluations[name].save(folder / "evaluation" / "sst2")
         evaluations[name].save(folder / "evaluation" / "again")
-        # A run's own.
+        # Written by the run itself.
         (folder / "results.json").write_text("{}", encoding="utf-8")
     evaluations["twin"].save(a / "evaluation" / "alone")
     evaluations["twin"].save(c / "sst2")
@@ -184,8 +184,8 @@ def test_folders(evaluations: dict[str, Evaluation], tmp_path: Path) -> None:
     assert list(compare_folders([a, c / "sst2"])) == ["sst2"]
     for folders, message in {
         (a, tmp_path / "a/../a"): "is given twice",
-        (a, c): f"{c} holds no evaluation",
-        (b, a / "evaluation" / "alone"): "no evaluation that all have",
+        (a, c): f"{c} has no evaluation",
+        (b, a / "evaluation" / "alone"): "have no evaluation in common",
     }.items():
         with pytest.raises(DataError, match=message):
             compare_folders(list(folders))

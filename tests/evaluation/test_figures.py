@@ -1,4 +1,4 @@
-"""Figures from sums, against scikit-learn and scipy; their intervals, against what intervals promise."""
+"""Figures from sums, compared with scikit-learn and scipy; the coverage of their intervals."""
 
 import math
 
@@ -25,7 +25,7 @@ def ratio(values: np.ndarray) -> Measure:
 
 
 def decisions(said: np.ndarray, true: np.ndarray, classes: int) -> np.ndarray:
-    """`[right, predicted, true]` of each class, (examples, 3 * classes)."""
+    """Returns `[right, predicted, true]` of each class, (examples, 3 * classes)."""
     a, b = np.eye(classes)[said], np.eye(classes)[true]
     return np.stack([a * b, a, b], axis=-1).reshape(len(said), -1)
 
@@ -42,7 +42,7 @@ def test_language_modeling() -> None:
 def test_f1() -> None:
     true = RANDOM.integers(4, size=300)
     said = np.where(RANDOM.random(300) < 0.6, true, RANDOM.integers(4, size=300))
-    # Room for a class that nothing is of.
+    # One extra class, without examples.
     statistics = decisions(said, true, 5)
     assert Measure("macro_f1", statistics).value == pytest.approx(f1_score(true, said, average="macro"))
     assert Measure("weighted_f1", statistics).value == pytest.approx(f1_score(true, said, average="weighted"))
@@ -63,7 +63,7 @@ def test_pearson() -> None:
 
 @pytest.mark.parametrize("name", sorted(AGGREGATES))
 def test_many_sums_at_once(name: str) -> None:
-    """(..., statistics) gives (...), each as it is alone."""
+    """(..., statistics) gives (...), each value the same as when computed separately."""
     widths = {"bleu": 10, "chrf": 18, "difference_of_means": 4, "f1": 3, "macro_f1": 9, "pearson": 6, "weighted_f1": 9}
     width = widths.get(name, 2)
     sums = np.sort(RANDOM.integers(1, 50, size=(2, 3, width)), axis=-1).astype(float)
@@ -85,7 +85,7 @@ def test_the_interval_of_a_mean() -> None:
 
 
 def test_coverage() -> None:
-    """95 % of the intervals of samples hold the true figure, here of micro F1."""
+    """95 % of the samples' intervals contain the true figure, here micro F1."""
     confusion = np.array([[0.5, 0.1], [0.1, 0.3]])
     truth = 2 * 0.3 / (0.4 + 0.4)
     draws = np.random.default_rng(4).choice(4, size=(200, 150), p=confusion.ravel())
@@ -107,7 +107,7 @@ def test_several_at_once_are_as_each_alone() -> None:
 
 
 def test_more_resamples_than_fit_at_once() -> None:
-    """The resamples are drawn in parts when there are many examples; nothing else changes."""
+    """With many examples, resamples are drawn in parts, with the same result."""
     measure = ratio(np.tile([0.0, 1.0], 10_000))
     found = bootstrap(measure, resamples=700)
     assert found.value == 0.5
@@ -122,7 +122,7 @@ def test_a_difference_that_is_there() -> None:
     assert found.value == pytest.approx(b.value - a.value)
     assert 0 < found.low < found.value < found.high
     assert found.p_value < 0.01
-    # Unpaired, the same difference would be lost in the spread of the examples.
+    # Unpaired, the spread of the examples would hide the same difference.
     assert bootstrap(a).high > bootstrap(b).low
     assert found.p_value == pytest.approx(stats.ttest_rel(b.statistics[:, 0], a.statistics[:, 0]).pvalue, abs=0.003)
     turned = paired_difference(b, a)
@@ -135,7 +135,7 @@ def test_no_difference() -> None:
 
 
 def test_p_values_without_a_difference() -> None:
-    """Are below 0.05 in 5 % of the cases, and spread evenly."""
+    """They are below 0.05 in 5 % of the cases, and uniformly distributed."""
     random = np.random.default_rng(3)
     p_values = [
         paired_difference(ratio(random.random(100) < 0.6), ratio(random.random(100) < 0.6), resamples=400).p_value

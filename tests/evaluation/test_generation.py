@@ -1,4 +1,4 @@
-"""Completions of many prompts, against `model.generate` called for one after another."""
+"""Completions of many prompts, compared with `model.generate` on one after another."""
 
 import logging
 from pathlib import Path
@@ -14,7 +14,7 @@ from chatgpt_hf.tasks.generation.evaluation import Completion, generate_completi
 
 
 def random_model(tokenizer: Any, positions: str = "rope", size: int = 40) -> Any:
-    """One whose greedy answers are not one token over and over."""
+    """Returns a model whose greedy answers do not repeat one token."""
     torch.manual_seed(1)
     config = ChatGPTConfig(
         vocab_size=len(tokenizer),
@@ -47,7 +47,7 @@ def completions(model: Any, tokenizer: Any, prompts: Any, **options: Any) -> lis
 
 
 def alone(model: Any, prompt: list[int], limit: int, **options: Any) -> list[int]:
-    """What one prompt gets without padding, with the end mark where there is one."""
+    """Returns the completion of one prompt without padding, including the end mark if there is one."""
     ids = torch.tensor([prompt])
     room = min(limit, model.config.max_position_embeddings - len(prompt))
     output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False, **options)
@@ -58,7 +58,7 @@ def alone(model: Any, prompt: list[int], limit: int, **options: Any) -> list[int
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_batches_change_nothing(batch_size: int, positions: str, tokenizer: Any) -> None:
     model = random_model(tokenizer, positions)
-    # The last of them leave 12, 3, 3, 1 and no tokens of room.
+    # The last prompts leave room for 12, 3, 3, 1 and 0 tokens.
     lengths = [7, 2, 19, 5, 11, 28, 37, 37, 39, 40, 55]
     prompts = [torch.randint(4, len(tokenizer), (length,)).tolist() for length in lengths]
     found = completions(model, tokenizer, prompts, batch_size=batch_size)
@@ -93,7 +93,7 @@ def test_end_marks(model: Any, tokenizer: Any) -> None:
 def test_stop_strings_cut_where_they_begin(batch_size: int, model: Any, tokenizer: Any) -> None:
     prompts = [tokenizer(text)["input_ids"] for text in ("A cat", "The dog runs", "One small bird", "An")]
     whole = completions(model, tokenizer, prompts, eos_token_id=None, max_new_tokens=40)
-    # Strings of several characters out of the middle of two answers, one of them over a token's bounds.
+    # Strings of several characters from the middle of two answers, one across a token boundary.
     stops = [whole[0].text[9:13], whole[2].text[20:25]]
     cut = completions(
         model, tokenizer, prompts, eos_token_id=None, max_new_tokens=40, batch_size=batch_size, stop=stops

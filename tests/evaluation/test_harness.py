@@ -1,4 +1,4 @@
-"""Benchmarks through lm-evaluation-harness: its figures to the last digit, and those of its own command line."""
+"""Benchmarks through lm-evaluation-harness: figures equal its own, and its command line's, to the last digit."""
 
 import functools
 import json
@@ -30,10 +30,10 @@ ANIMALS = ["A cat", "The dog", "One small bird", "An old horse"]
 
 @pytest.fixture(scope="module", autouse=True)
 def _describe_the_machine_once() -> Iterator[None]:
-    """The harness asks pip, gcc and others about it at the end of every run, which takes longer than the runs here."""
+    """At the end of every run the harness queries pip, gcc and others, which takes longer than the runs here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collect_env, "get_pretty_env_info", functools.cache(collect_env.get_pretty_env_info))
-        # Nor does it need a process for each core to find out how sure it is of a perplexity.
+        # One process is enough for the bootstrap of a perplexity, too.
         patch.setenv("DISABLE_MULTIPROC", "1")
         yield
 
@@ -44,7 +44,7 @@ def tokenizer(base_folder: Path) -> PreTrainedTokenizerBase:
 
 
 def make_model(tokenizer: PreTrainedTokenizerBase, kind: str = "rope", positions: int = 256, seed: int = 0) -> Any:
-    """An untrained model with weights large enough that its choices are clear."""
+    """Returns an untrained model with weights large enough to make clear choices."""
     torch.manual_seed(seed)
     if kind == "gpt2":
         config = GPT2Config(
@@ -67,7 +67,7 @@ def make_model(tokenizer: PreTrainedTokenizerBase, kind: str = "rope", positions
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine rows of two benchmarks each, and two subjects of MMLU of differing sizes."""
+    """Nine rows of two benchmarks each, and two subjects of MMLU with different sizes."""
     folder = tmp_path_factory.mktemp("benchmarks")
     rows: dict[str, list[dict[str, Any]]] = {
         "arc_easy": [
@@ -112,7 +112,7 @@ def test_figures_are_the_harness_own(tokenizer: PreTrainedTokenizerBase, data: P
         measures = found.evaluations[name].measures
         assert list(measures) == metrics
         for metric, measure in measures.items():
-            # A mean of means has another last digit than the mean that it is in exact arithmetic.
+            # Rounding: the mean of means differs in the last digit from the mean over all.
             digits = {"rel": 1e-15} if name == "mmlu" else {"rel": 0, "abs": 0}
             assert measure.value == pytest.approx(found.harness["results"][name][f"{metric},none"], **digits)
             assert measure.higher_is_better == (metric != "perplexity")
@@ -126,7 +126,7 @@ def test_figures_are_the_harness_own(tokenizer: PreTrainedTokenizerBase, data: P
         assert loaded.examples == evaluation.examples
         assert loaded.figures() == evaluation.figures()
 
-    # Enough is kept of every item to count again.
+    # The record keeps enough of every item to compute the figures again.
     for name in ("arc_easy", "winogrande"):
         evaluation = found.evaluations[name]
         for example, (right, _) in zip(evaluation.examples, evaluation.measures["acc"].statistics, strict=True):
@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_cut_on_the_left(
         ids, answer = tokenizer.encode(context), tokenizer.encode(" " + word)
         assert (example["input"], example["reference"]) == (context, " " + word)
         ids = ([tokenizer.bos_token_id] if bos else []) + ids
-        # The last token is predicted from all that the context holds.
+        # The last token is predicted from a full context.
         window = (ids + answer)[-49:-1]
         with torch.no_grad():
             logits = model.eval()(torch.tensor([window])).logits[0].log_softmax(-1)
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_cut_on_the_left(
 
 
 def test_nothing_is_changed_of_what_was_given(data: Path) -> None:
-    """The harness gives a tokenizer without a padding token one."""
+    """The harness adds a padding token to a tokenizer without one; the caller's must stay as it is."""
     from chatgpt_hf import train_tokenizer
 
     tokenizer = train_tokenizer(PLACES * 3, 270, show_progress=False)
@@ -238,9 +238,9 @@ def test_numbers_out_of_range_are_refused(argument: str, tokenizer: PreTrainedTo
 
 def test_more_shots_than_rows_are_refused(tokenizer: PreTrainedTokenizerBase, data: Path) -> None:
     model = make_model(tokenizer)
-    with pytest.raises(ConfigError, match="num_fewshot is 9, and arc_easy has 8 items"):
+    with pytest.raises(ConfigError, match="num_fewshot is 9, but arc_easy has 8 items"):
         evaluate_benchmarks(model, tokenizer, ["arc_easy"], data_folder=data, num_fewshot=9)
-    with pytest.raises(ConfigError, match="num_fewshot is 3, and mmlu_bird_science has 2 items"):
+    with pytest.raises(ConfigError, match="num_fewshot is 3, but mmlu_bird_science has 2 items"):
         evaluate_benchmarks(model, tokenizer, ["mmlu"], data_folder=data, num_fewshot=3)
 
 
@@ -267,16 +267,16 @@ def test_without_the_package_the_message_says_what_to_install(
 def test_without_a_folder_and_a_network_the_message_says_so(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The harness' own tasks, of which only a few are looked through here: reading all takes 15 s."""
+    """Reads only a few of the harness' own tasks: reading all takes 15 s."""
     own = Path(lm_eval.tasks.__file__).parent / "arc"
     manager = lm_eval.tasks.TaskManager
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda: manager(include_path=own, include_defaults=False))
-    with pytest.raises(DataError, match="The data of arc_easy cannot be had from the Hub"):
+    with pytest.raises(DataError, match="The data of arc_easy cannot be loaded from the Hub"):
         evaluate_benchmarks(make_model(tokenizer), tokenizer, ["arc_easy"])
 
 
 def run_lm_eval(model_args: str, names: list[str], tasks: Path, output: Path, *more: str) -> dict[str, Any]:
-    """The harness' own command line in a process of its own, with our model type made known."""
+    """Runs the harness' own command line in a separate process that registers our model type."""
     arguments = ["--model", "hf", "--model_args", model_args, "--include_path", str(tasks), "--tasks"]
     arguments += [",".join(names), "--log_samples", "--output_path", str(output), *more]
     program = "import chatgpt_hf; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
@@ -328,7 +328,7 @@ def test_figures_of_a_stock_gpt2_are_those_of_the_command_line(
 def test_200_items_of_each_benchmark_are_those_of_the_command_line(shared_data: Path, tmp_path: Path) -> None:
     from chatgpt_hf import train_tokenizer
 
-    # Of some size, so that there are few tokens to compute; the longest prompts are still cut.
+    # A larger vocabulary, so that there are fewer tokens to compute; the longest prompts are still cut.
     lines = (shared_data / "eval" / "lambada_openai_0_2499.jsonl").read_text(encoding="utf-8").splitlines()[:500]
     tokenizer = train_tokenizer([json.loads(line)["text"] for line in lines], 1500, show_progress=False)
     make_model(tokenizer, positions=512).save_pretrained(tmp_path / "model")

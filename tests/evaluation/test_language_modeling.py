@@ -1,4 +1,4 @@
-"""Scores of text, against one token at a time with all that came before it."""
+"""Scores of text, compared with scoring one token at a time after all tokens before it."""
 
 import lzma
 import math
@@ -51,7 +51,7 @@ def model(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase) ->
 
 @torch.no_grad()
 def naive(model: ChatGPTForCausalLM, ids: list[int], first_seen: dict[int, int]) -> float:
-    """Minus log probability of each token but the first, given `ids[first_seen[i]:i]`, one forward pass for each."""
+    """Returns -log p of each token but the first, given `ids[first_seen[i]:i]`, by one forward pass each."""
     total = 0.0
     for index in range(1, len(ids)):
         seen = ids[first_seen[index] : index]
@@ -76,7 +76,7 @@ def test_long_texts_are_scored_in_the_documented_windows(model: Any, tokenizer: 
     (ids,) = encode_documents(tokenizer, [LONG])
     assert len(ids) > 3 * CONTEXT
     step = CONTEXT // 2 if stride is None else stride
-    # The first window scores all of its tokens; the next ones end `step` later, and score those `step`.
+    # The first window scores all of its tokens; each later one ends `step` tokens further and scores those.
     first_seen = {}
     for index in range(1, len(ids)):
         later = max(0, math.ceil((index + 1 - CONTEXT) / step))
@@ -154,7 +154,7 @@ def test_xz() -> None:
     bits = 8 * (size([*seen, *new]) - size(seen))
     assert xz_bits_per_byte(seen, new) == bits / (150 + 6)
     assert xz_bits_per_byte(iter(seen), iter(new)) == bits / (150 + 6)
-    # What it has seen costs it next to nothing.
+    # Text that it has seen costs next to nothing.
     assert xz_bits_per_byte(["".join(map(chr, range(40, 120)))] * 3, ["".join(map(chr, range(40, 120)))]) < 1
 
 

@@ -1,4 +1,4 @@
-"""Evaluations on disk: what was saved comes back, and what is not whole is refused."""
+"""Evaluations on disk: a saved evaluation loads unchanged, an incomplete one is rejected."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def test_round_trip(evaluation: Evaluation, tmp_path: Path) -> None:
         assert (kept.statistics == measure.statistics).all()
         assert (kept.aggregate, kept.options) == (measure.aggregate, measure.options)
         assert kept.higher_is_better == measure.higher_is_better == (name == "bleu")
-    # To the last bit, intervals included.
+    # To the last bit, including intervals.
     assert again.figures() == figures == evaluation.figures()
 
 
@@ -52,7 +52,7 @@ def test_results_are_for_people_too(evaluation: Evaluation, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_loads_in_a_fresh_process(evaluation: Evaluation, tmp_path: Path) -> None:
-    """Whichever metric it was made with, nothing else has to be imported first."""
+    """An evaluation with any metric loads without other imports first."""
     evaluation.save(tmp_path)
     program = """
 import sys
@@ -82,32 +82,32 @@ def test_cut_short(evaluation: Evaluation, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(whole)
     lines = (tmp_path / EXAMPLES_NAME).read_text(encoding="utf-8").split("\n")
     (tmp_path / EXAMPLES_NAME).write_text("\n".join(lines[:2]), encoding="utf-8")
-    with pytest.raises(DataError, match=r"has 2 examples and results\.json 3: it was cut short"):
+    with pytest.raises(DataError, match=r"has 2 examples, but results\.json says 3: it was cut short"):
         Evaluation.load(tmp_path)
 
 
 def test_not_an_evaluation(evaluation: Evaluation, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no evaluation"):
+    with pytest.raises(DataError, match="has no evaluation"):
         Evaluation.load(tmp_path / "nothing")
     evaluation.save(tmp_path)
     (tmp_path / RESULTS_NAME).write_text("[1]", encoding="utf-8")
-    with pytest.raises(DataError, match="holds no evaluation"):
+    with pytest.raises(DataError, match="has no evaluation"):
         Evaluation.load(tmp_path)
-    # As in the folder of a run.
+    # Like a run's results.json.
     (tmp_path / RESULTS_NAME).write_text('{"held_out_loss": 1}', encoding="utf-8")
-    with pytest.raises(DataError, match="holds no evaluation"):
+    with pytest.raises(DataError, match="has no evaluation"):
         Evaluation.load(tmp_path)
 
 
 def test_an_unknown_aggregate(evaluation: Evaluation, tmp_path: Path) -> None:
     evaluation.save(tmp_path)
     edited(tmp_path, figures={"bleu": {"aggregate": "bleu2", "higher_is_better": True, "options": {}}})
-    with pytest.raises(DataError, match="unknown kind bleu2: it is of a newer release"):
+    with pytest.raises(DataError, match="unknown kind bleu2: a newer release wrote them"):
         Evaluation.load(tmp_path)
 
 
 def test_measures_of_other_examples() -> None:
-    with pytest.raises(DataError, match="right has 2 examples and the evaluation 1"):
+    with pytest.raises(DataError, match="right has 2 examples, but the evaluation has 1"):
         Evaluation("a", "b", {"right": Measure("mean", np.ones((2, 2)))}, [{}])
 
 

@@ -1,4 +1,4 @@
-"""Hostile programs: each is a failed sample, and nothing else happens, neither for root nor for a user without privileges."""
+"""Hostile programs: each counts as a failed sample and has no other effect, for root and for ordinary users."""
 
 import multiprocessing
 import os
@@ -24,10 +24,10 @@ from chatgpt_hf.evaluation.sandbox.run import Outcome
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux alone")
 
 NOBODY = 65534
-# Seconds for programs that end by themselves, or that are ended for another reason than the time they take: far above what
-# they need on a slow and busy machine.
+# Time limit in seconds for programs that end by themselves, or for another reason than their time: far above what they need
+# on a slow and busy machine.
 PATIENCE = 300
-# A name that nobody else has left where programs try to write.
+# A unique name, so that no other file has it in the places where the programs try to write.
 NEW = f"new-{uuid4().hex}"
 Run = Callable[..., Outcome]
 
@@ -40,7 +40,7 @@ def become_nobody(folder: str) -> None:
 
 
 def python_of_nobody() -> str | None:
-    """An interpreter that others than root can start, with this one's name or the system's."""
+    """Returns an interpreter that other users than root can start: one with this one's name, or the system's."""
     test = "import sys; assert sys.version_info >= (3, 11)"
     for candidate in (sys.executable, shutil.which("python3", path="/usr/local/bin:/usr/bin")):
         with suppress(OSError, subprocess.CalledProcessError):
@@ -53,7 +53,7 @@ def python_of_nobody() -> str | None:
 
 @pytest.fixture(scope="module")
 def base() -> Iterator[Path]:
-    """Where the programs of these tests have their folders."""
+    """The parent of the sandbox folders in these tests."""
     folder, before = Path(tempfile.mkdtemp(dir="/tmp")), tempfile.tempdir
     folder.chmod(0o1777)
     tempfile.tempdir = str(folder)
@@ -80,7 +80,7 @@ def run(request: pytest.FixtureRequest, base: Path) -> Iterator[Run]:
 
 @pytest.fixture
 def outside() -> Iterator[Path]:
-    """A folder that everyone may write to, with a file in it."""
+    """A folder with a file, which everyone may write to."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     folder.chmod(0o777)
     (folder / "file").write_text("whole")
@@ -90,13 +90,13 @@ def outside() -> Iterator[Path]:
 
 
 def state(folder: Path) -> list[object]:
-    """All about the files of a folder that a program could change."""
+    """Returns everything about a folder's files that a program could change."""
     files = [folder, *folder.rglob("*")]
     return [(f, f.lstat().st_mode, f.lstat().st_mtime_ns, f.is_file() and f.read_bytes()) for f in sorted(files)]
 
 
 def remains(base: Path) -> list[str]:
-    """Folders and processes of sandboxes."""
+    """Returns the folders and processes of sandboxes."""
     processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -122,7 +122,7 @@ def fails(run: Run, outside: Path, base: Path) -> Callable[..., Outcome]:
     return check
 
 
-# Hostile program and what it is to fail of.
+# Hostile programs, each with the reason of its failure.
 REFUSED = "PermissionError"
 HOSTILE = {
     "fork": ("import os\nwhile True: os.fork()", REFUSED),
@@ -299,7 +299,7 @@ def test_time(source: str, fails: Callable[..., Outcome]) -> None:
     ("number", "reason"),
     [
         ("range(100)", "started too many threads"),
-        # Without end, it may come to the system's limits before it is looked at.
+        # An endless one might reach the system's limits before the check.
         ("iter(int, 1)", "started too many threads|can't start new thread|MemoryError"),
     ],
     ids=["a hundred", "without end"],
@@ -323,7 +323,7 @@ def test_work_that_many_threads_do_is_counted_together(fails: Callable[..., Outc
 
 
 def test_all_that_is_refused_leaves_nothing(run: Run, outside: Path) -> None:
-    """Where a program goes on after every refusal, all was refused."""
+    """A program that continues after every refusal has each of its attempts refused."""
     attempts = [source for source, reason in HOSTILE.values() if reason == REFUSED]
     source = f"""
 import os
@@ -403,7 +403,7 @@ print("中文", hash("a"))
     outcome = run(source)
     assert outcome.passed, outcome
     assert outcome.output.startswith("logged\n中文 ")
-    # Sets of strings have the same order each time.
+    # Sets of strings have the same order in each run.
     assert run(source).output == outcome.output
 
 
@@ -444,7 +444,7 @@ def test_it_dies_with_its_parent(base: Path, wait_until: Callable[..., None]) ->
         target=run_program, args=("open('here', 'w').close()\nwhile True: pass",), kwargs={"timeout": 3600}
     )
     supervisor.start()
-    # The program itself says that it runs, and so that it is confined.
+    # The program's file shows that it is running, and so confined.
     wait_until(lambda: list(base.glob("*/here")))
     (folder, _) = remains(base)
     supervisor.kill()
@@ -455,7 +455,7 @@ def test_it_dies_with_its_parent(base: Path, wait_until: Callable[..., None]) ->
 
 
 def test_without_confinement_nothing_runs_unless_it_is_said(outside: Path) -> None:
-    """An interpreter whose kernel offers no Landlock, as a seccomp filter makes it look."""
+    """Without Landlock (a seccomp filter hides it), a program runs only with `unsafe_unconfined`."""
     wrapper = outside / "python"
     wrapper.write_text(
         f"""#!{sys.executable}
@@ -473,7 +473,7 @@ os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
     with pytest.raises(ConfigError, match=r"No program was run.*Function not implemented.*unsafe_unconfined=True"):
         run_program(source, python=str(wrapper))
     assert not (outside / "new").exists()
-    # This is also what all of the above would do if nothing held it back.
+    # The programs above would also succeed if nothing stopped them.
     freely = {"timeout": PATIENCE, "unsafe_unconfined": True}
     assert run_program(source, python=str(wrapper), **freely).passed
     assert (outside / "new").exists()
@@ -490,7 +490,7 @@ def test_other_systems_run_nothing(run: Run) -> None:
     source = source.replace("import ctypes\n", "")
     fake = "import sys; sys.platform = 'darwin'\n" + source.replace('if __name__ == "__main__":\n    main()\n', "")
     outcome = run(fake + "confine('/tmp', 1)", unsafe_unconfined=True)
-    assert "there is no confinement for darwin" in outcome.reason
+    assert "programs cannot be confined on darwin" in outcome.reason
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Likelihoods of tokens, against one forward pass for each row."""
+"""Likelihoods of tokens, compared with one forward pass per row."""
 
 from pathlib import Path
 from typing import Any

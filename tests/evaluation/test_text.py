@@ -1,4 +1,4 @@
-"""Words and normalised answers."""
+"""Words and normalized answers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Folders to export: models of random weights with a tokenizer that llama.cpp knows."""
+"""Folders to export: models with random weights and a tokenizer that llama.cpp supports."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,14 +52,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="session")
 def digits_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer that cuts numbers in groups of three digits."""
+    """A tokenizer that splits numbers into groups of three digits."""
     texts = ["Once upon a time there were 123 cats and 4567 dogs, and it's 89 years ago.", "你好，世界", "    if x:\n"]
     return train_tokenizer(texts * 4, 340, max_digits=3, show_progress=False)
 
 
 @pytest.fixture(scope="session")
 def saved(digits_tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A folder with a model of a variant and the tokenizer."""
+    """Returns a folder with a model of the given variant and the tokenizer."""
 
     def save(variant: str, tokenizer: PreTrainedTokenizerBase = digits_tokenizer, **overrides: Any) -> Path:
         torch.manual_seed(0)

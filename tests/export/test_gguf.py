@@ -1,4 +1,4 @@
-"""GGUF files: llama.cpp computes what the model computes, cuts text as its tokenizer does, and chats by its template."""
+"""GGUF files: llama.cpp computes the same, splits text the same way, and chats with the model's template."""
 
 import copy
 import importlib.util
@@ -38,7 +38,7 @@ TEXTS = [
 
 @pytest.fixture
 def export(tmp_path: Path) -> Callable[..., tuple[Export, Path]]:
-    """Exports a folder as GGUF; gives the figures and the file."""
+    """Exports a folder as GGUF; returns the figures and the file."""
 
     def run(folder: Path, outtype: str = "f32", **options: Any) -> tuple[Export, Path]:
         output = tmp_path / f"{folder.name}-{outtype}"
@@ -61,7 +61,7 @@ def test_llama_cpp_computes_the_same_logits(
 ) -> None:
     done, _ = export(saved(variant))
     assert done.error is not None
-    # llama.cpp looks GELU up in a table of float16.
+    # llama.cpp looks GELU up in a float16 table.
     assert done.error <= (1e-3 if variant == "gpt2" else 5e-6)
 
 
@@ -73,7 +73,7 @@ def test_llama_cpp_computes_the_same_logits(
 def test_transformers_reads_the_file_too(
     saved: Callable[..., Path], export: Callable[..., tuple[Export, Path]]
 ) -> None:
-    # Without biases, which its reader leaves out without a word.
+    # Without biases, which transformers' reader silently ignores.
     folder = saved("llama")
     _, file = export(folder, check=False)
     theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
@@ -112,7 +112,7 @@ def test_llama_cpp_cuts_text_as_the_tokenizer_does(
 
     for text in TEXTS:
         check(text)
-    # Surrogates are no text in UTF-8.
+    # Surrogates are not valid in UTF-8.
     given(st.text(st.characters(exclude_categories=("Cs",)), max_size=40))(settings(max_examples=300)(check))()
     text = "<|im_start|>user\nHi 12345<|im_end|>"
     expected = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -158,7 +158,7 @@ def test_a_chat_goes_by_the_template(
     answer = source.generate(ids, do_sample=False, max_new_tokens=8, eos_token_id=ends, pad_token_id=1)
     text = digits_tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True)
     said = model.create_chat_completion(messages, temperature=0.0, max_tokens=8, repeat_penalty=1.0)
-    # llama-cpp-python leaves out bytes that are no UTF-8, of which a model of random weights writes some.
+    # llama-cpp-python drops invalid UTF-8, which a model with random weights sometimes writes.
     assert said["choices"][0]["message"]["content"] == text.replace("\ufffd", "")
     assert model.create_completion("Hi", max_tokens=1)["usage"]["prompt_tokens"] == 1 + len(
         digits_tokenizer("Hi", add_special_tokens=False)["input_ids"]
@@ -201,7 +201,7 @@ def test_blocks_that_do_not_divide_the_width_are_refused(saved: Callable[..., Pa
         ({"head_dim": 12}, "o_proj", 48),
     ):
         with pytest.raises(
-            ConversionError, match=rf"blocks of 32 weights, and \S+{name}\S+ has rows of {width}: use f16"
+            ConversionError, match=rf"blocks of 32 weights, but \S+{name}\S+ has rows of {width}: use f16"
         ):
             export_model(saved("qwen3", **overrides), tmp_path / "out", "gguf", outtype="q8_0")
         assert not (tmp_path / "out").exists()
@@ -223,14 +223,14 @@ def test_tokenizers_that_llama_cpp_does_not_have_are_refused(
         export_model(folder, tmp_path / "out", "onnx")
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(TokenizerError, match="a GGUF file holds one"):
+    with pytest.raises(TokenizerError, match="a GGUF file needs one"):
         export_model(folder, tmp_path / "out", "gguf")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
 def byte_bpe(digits_tokenizer: PreTrainedTokenizerBase) -> Callable[..., PreTrainedTokenizerBase]:
-    """The tokenizer with something about it that llama.cpp has not."""
+    """Returns the tokenizer with a feature that llama.cpp lacks."""
 
     def make(normalizer: Any = None, unigram: bool = False) -> PreTrainedTokenizerBase:
         content = json.loads(digits_tokenizer.backend_tokenizer.to_str())
@@ -273,7 +273,7 @@ def test_a_failure_inside_llama_cpp_is_an_error_here(
 ) -> None:
     real = subprocess.run
     monkeypatch.setattr(gguf.subprocess, "run", lambda command, **kw: real([sys.executable, "-c", script], **kw))
-    with pytest.raises(ConversionError, match=f"llama.cpp fails on what was written.*{reason}"):
+    with pytest.raises(ConversionError, match=f"llama.cpp fails on the written file.*{reason}"):
         export_model(saved("llama"), tmp_path / "out", "gguf")
     assert not any((tmp_path / "out").glob("*"))
 
@@ -283,7 +283,7 @@ def test_a_failure_inside_llama_cpp_is_an_error_here(
 def test_wrong_files_are_found_out(
     outtype: str, saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Queries and keys as transformers has them; and a base of the rotary positions that is half of what it should be."""
+    """Wrong files: queries and keys in transformers' layout, and half the base of the rotary positions."""
     tensors, config = gguf._tensors, gguf._add_config
     folder = saved("llama")
     with monkeypatch.context() as patch:
@@ -308,7 +308,7 @@ def test_a_file_that_cuts_text_otherwise_is_found_out(
 ) -> None:
     monkeypatch.setitem(gguf._PRE_TOKENIZATIONS, pre_tokenization(3), "qwen2")
     with pytest.raises(
-        ConversionError, match=r"cuts text otherwise than the tokenizer, as in .Once upon a time, in 1234567"
+        ConversionError, match=r"splits text differently from the tokenizer, for example .Once upon a time, in 1234567"
     ):
         export_model(saved("llama"), tmp_path / "out", "gguf")
 
@@ -337,7 +337,7 @@ def test_what_the_file_says_of_sampling_and_ends(saved: Callable[..., Path], tmp
     assert fields["tokenizer.chat_template.rag"] == "{# #}x{# #}"
 
     GenerationConfig(eos_token_id=[*ends, 5, 6]).save_pretrained(folder)
-    with pytest.raises(ConversionError, match="3 tokens that end a text"):
+    with pytest.raises(ConversionError, match="3 end tokens"):
         export_model(folder, tmp_path / "other", "gguf", check=False)
 
 
@@ -355,9 +355,9 @@ def test_adapters_and_other_heads_are_refused(saved: Callable[..., Path], tmp_pa
     ).save_pretrained(adapter)
     with pytest.raises(ConversionError, match=r"contains an adapter: .* `chatgpt-hf merge`"):
         export_model(adapter, tmp_path / "out", "gguf")
-    # With a tied head, no weight of a language model is missing from it.
+    # With a tied head, it has all weights of a language model.
     ChatGPTForSequenceClassification.from_pretrained(saved("qwen3")).save_pretrained(tmp_path / "classifier")
-    with pytest.raises(ConversionError, match="holds a ChatGPTForSequenceClassification: only language models"):
+    with pytest.raises(ConversionError, match="is a ChatGPTForSequenceClassification: only language models"):
         export_model(tmp_path / "classifier", tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Graphs for other runtimes compute what the model computes: with a cache, with padding, in plain runtimes."""
+"""Graphs for other runtimes compute the same as the model: with a cache, with padding, in plain runtimes."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from chatgpt_hf.errors import ConversionError, MissingDependency
 from chatgpt_hf.export.export import export_model
 from chatgpt_hf.export.graphs import GraphSession, empty_cache, load_graph
 
-# What is checked by hand below: the next id, with nothing but onnxruntime and NumPy.
+# Computes the next id with only onnxruntime and NumPy.
 PLAIN_ONNX = """
 import json, sys
 import numpy as np
@@ -48,7 +48,7 @@ print(json.dumps(ids))
 def exported(
     saved: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, str], tuple[Path, Path]]:
-    """Folders of a model and of its graph, each made once."""
+    """Returns folders of a model and its graph, each made only once."""
     made: dict[tuple[str, str], tuple[Path, Path]] = {}
 
     def export(export_format: str, variant: str) -> tuple[Path, Path]:
@@ -63,7 +63,7 @@ def exported(
 
 
 def greedy(graph: ExportedModel, model: ChatGPTForCausalLM, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Eight more ids (batch, seq + 8) by the graph and its cache."""
+    """Generates eight more ids by the graph and its cache: (batch, seq + 8)."""
     cache, new = empty_cache(model.config, len(ids)), ids
     for _ in range(8):
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
@@ -100,14 +100,14 @@ def test_greedy_ids_are_those_of_the_model(
 ) -> None:
     folder, output = exported(export_format, variant)
     model, graph = ChatGPTForCausalLM.from_pretrained(folder).eval(), load_graph(output, trust_remote_code=True)
-    # More than the window of 16 takes.
+    # Longer than the window of 16.
     ids = torch.randint(4, model.config.vocab_size, (1, 24))
     mask = torch.ones_like(ids)
     expected = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=8, eos_token_id=None)
     assert greedy(graph, model, ids, mask).tolist() == expected.tolist()
     assert load_tokenizer(output).get_vocab() == load_tokenizer(folder).get_vocab()
 
-    # A batch of another size, whose shorter row is padded on the left.
+    # Another batch size; the shorter row is padded on the left.
     rows = torch.cat((ids, ids)), torch.cat((mask, mask))
     rows[0][1, :9], rows[1][1, :9] = 1, 0
     expected = model.generate(
@@ -127,7 +127,7 @@ def test_executorch_runs_one_row_with_its_own_cache(
     folder, output = exported("executorch", variant)
     model, graph = ChatGPTForCausalLM.from_pretrained(folder).eval(), load_graph(output, trust_remote_code=True)
     for length in (24, 5):
-        # The second text starts over in the same cache.
+        # The second text reuses the cache from its beginning.
         ids = torch.randint(4, model.config.vocab_size, (1, length))
         expected = model.generate(ids, do_sample=False, max_new_tokens=8, eos_token_id=None, pad_token_id=1)
         session, new = GraphSession(graph, model.config), ids
@@ -233,5 +233,5 @@ def test_a_missing_package_is_named(
 
 def test_the_size_of_executorchs_cache_is_checked(saved: Callable[..., Path], tmp_path: Path) -> None:
     for length in (4, 65):
-        with pytest.raises(ConversionError, match=f"--max_cache_len is {length}: name 8 to 64 places"):
+        with pytest.raises(ConversionError, match=f"--max_cache_len is {length}: give 8 to 64 positions"):
             export_model(saved("sliding"), tmp_path / "out", "executorch", max_cache_len=length)

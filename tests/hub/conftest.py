@@ -1,4 +1,4 @@
-"""The stand-in Hub, and a process whose huggingface_hub has it for its Hub."""
+"""A stand-in for the Hub, and a process whose huggingface_hub uses it."""
 
 import json
 import os
@@ -20,8 +20,8 @@ hub_server = module_from_spec(_SPEC)
 sys.modules["hub_server"] = hub_server
 _SPEC.loader.exec_module(hub_server)
 
-# huggingface_hub reads HF_ENDPOINT when it is imported, so the commands run in a process of their own: one for all tests,
-# since the imports take longer than the tests. Its client waits up to 23 seconds between its own attempts, which is left out.
+# huggingface_hub reads HF_ENDPOINT when it is imported, so the commands run in a separate process: one for all tests,
+# since the imports take longer than the tests. The client's waits of up to 23 seconds between attempts are left out.
 WORKER = """
 import contextlib, io, json, logging, os, sys, time, types
 import huggingface_hub.utils._http as http
@@ -58,7 +58,7 @@ for line in sys.stdin:
 
 
 class Client:
-    """Runs commands and code in the process that knows the stand-in."""
+    """Runs commands and code in the process that uses the stand-in."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -68,7 +68,7 @@ class Client:
         return self._ask({"arguments": [str(argument) for argument in arguments]}, token)
 
     def refused(self, *arguments: object, token: str | None = hub_server.WRITER) -> str:
-        """Runs a command that must fail as a user's mistake does, and returns its message."""
+        """Runs a command that must fail with a user error, and returns its message."""
         result = self(*arguments, token=token)
         assert result.code == 2, result
         assert "Traceback" not in result.err + result.out
@@ -106,7 +106,7 @@ def client(hub_process: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         **os.environ,
         "HF_ENDPOINT": hub_process.endpoint,
         "HF_HUB_OFFLINE": "0",
-        # The Xet storage is a service of its own, of which the client asks nothing less than all.
+        # The stand-in has no Xet storage, which is a separate service.
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HOME": str(home),
@@ -121,7 +121,7 @@ def client(hub_process: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def hub(hub_process: Any) -> Iterator[Any]:
-    """The stand-in, without repositories and with a sound network."""
+    """The stand-in, without repositories and with a working network."""
     hub_process.repos.clear()
     hub_process.requests.clear()
     hub_process.heal()
@@ -131,7 +131,7 @@ def hub(hub_process: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def folder(base_folder: Path, tmp_path: Path) -> Path:
-    """A model's folder, in shards, with what a training and its owner leave beside it."""
+    """A model's folder with sharded weights, training state and private files."""
     from chatgpt_hf import ChatGPTForCausalLM
 
     folder = shutil.copytree(base_folder, tmp_path / "my-model")

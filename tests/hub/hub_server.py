@@ -1,7 +1,7 @@
 """A stand-in for the Hub: the part of its HTTP API that huggingface_hub's client uses for model repositories, over sockets.
 
-It keeps commits as git does, each whole with its parent; files that `.gitattributes` names come by Git LFS and stay when no
-commit names them, as on the Hub. Connections can be cut in the middle of what is sent.
+It stores complete commits with their parents, like git; files that `.gitattributes` names come by Git LFS and stay when no
+commit names them, as on the Hub. Connections can be cut in the middle of a transfer.
 """
 
 import base64
@@ -85,11 +85,11 @@ class HubServer:
     """`with HubServer() as hub:` serves at `hub.endpoint`.
 
     Attributes:
-        requests: Method and path of all that came.
-        uploads: Digests of the files that came whole by LFS, in their order.
-        cut_uploads: Which uploads, counted from 1, are cut in the middle.
-        cut_commits: `request`: in the middle of what is sent; `answer`: when the commit is made and before it is told.
-        cut_downloads: Whether downloads are cut in the middle.
+        requests: Method and path of all requests.
+        uploads: Digests of the files that were completely uploaded by LFS, in order.
+        cut_uploads: Numbers, from 1, of the uploads that are cut in the middle.
+        cut_commits: `request`: cut in the middle of the request; `answer`: cut after the commit, before the answer.
+        cut_downloads: If true, downloads are cut in the middle.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class HubServer:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def heal(self) -> None:
-        """No connection is cut from now on, and uploads are counted anew."""
+        """Stops cutting connections, and restarts the count of uploads."""
         self.uploads: list[str] = []
         self.uploads_begun = 0
         self.cut_uploads: Callable[[int], bool] = lambda number: False
@@ -186,13 +186,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         if self.hub.cut_downloads and "ETag" in answer.headers and len(content) > 1000:
-            # The client asks again for the rest at once, and gets none of it.
+            # The client immediately requests the rest, and gets nothing.
             self.wfile.write(b"" if "Content-Range" in answer.headers else content[: len(content) // 2])
             self._cut()
         self.wfile.write(content)
 
     def _cut(self) -> None:
-        """Ends the connection as a broken network does, without goodbye."""
+        """Drops the connection without closing it properly, like a broken network."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.shutdown(socket.SHUT_RD)
         self.connection.close()

@@ -1,4 +1,4 @@
-"""A model to the Hub and back, through the real client and real sockets; and what can go wrong on the way."""
+"""Uploads and downloads through the real client and real sockets, and everything that can go wrong."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def test_there_and_back(client: Any, hub: Any, folder: Path, tmp_path: Path) -> 
     line = next(line for line in result.out.splitlines() if line.startswith("Not uploaded: "))
     assert set(line.removeprefix("Not uploaded: ").split(", ")) == PRIVATE
     assert "names no license" in result.out
-    # What lies in the folder is what was sent, the card included, which names where it lies.
+    # The uploaded files equal those in the folder, including the card, which names the repository.
     assert sent == {name: content for name, content in contents(folder).items() if name in sent}
     assert b'model="me/first"' in sent["README.md"]
 
@@ -73,12 +73,12 @@ def test_an_upload_that_drops_is_gone_on_with(client: Any, hub: Any, folder: Pat
 
     hub.heal()
     assert client("push", folder, "me/dropped").code == 0
-    assert not set(came) & set(hub.uploads), "what had come whole was sent again"
+    assert not set(came) & set(hub.uploads), "complete files were sent again"
     assert len(came) + len(hub.uploads) == shards
     listed = client.run(
         "from huggingface_hub import HfApi\nresult = [c.title for c in HfApi().list_repo_commits('me/dropped')]"
     )
-    # The Hub makes the first itself, when a repository is created.
+    # The Hub makes the first commit itself when a repository is created.
     assert listed == [f"Upload dropped with chatgpt_hf {__version__}", "initial commit"]
     assert client("pull", "me/dropped", tmp_path / "back").code == 0
     assert contents(tmp_path / "back") == {n: c for n, c in contents(folder).items() if n in hub.files("me/dropped")}
@@ -131,13 +131,11 @@ def test_other_content_is_refused(client: Any, hub: Any, folder: Path) -> None:
     change_weights(folder)
     (folder / "evaluation" / "held-out" / "results.json").unlink()
     message = client.refused("push", folder, "me/taken")
-    assert (
-        "me/taken (revision main) holds something else already: README.md, chat_template.jinja, config.json" in message
-    )
+    assert "me/taken (revision main) already has other content: README.md, chat_template.jinja, config.json" in message
     assert "--overwrite" in message
     assert hub.files("me/taken") == held
 
-    # A branch of its own holds this model alone, and main what it held.
+    # A separate branch has only this model, and main is unchanged.
     assert client("push", folder, "me/taken", "--revision", "v2").code == 0
     assert hub.files("me/taken") == held
     assert "evaluation/held-out/results.json" not in hub.files("me/taken", "v2")
@@ -152,7 +150,7 @@ def test_weights_that_nothing_names_do_not_stay(client: Any, hub: Any, folder: P
     for file in folder.glob("model[-.]*"):
         file.unlink()
     shutil.copy(base_folder / "model.safetensors", folder)
-    # Another state of the same run, by its recipe.
+    # Another state of the same run, recognized by its recipe.
     assert client("push", folder, "me/shards").code == 0
     assert [name for name in hub.files("me/shards") if name.startswith(("model-", "model."))] == ["model.safetensors"]
 
@@ -160,7 +158,7 @@ def test_weights_that_nothing_names_do_not_stay(client: Any, hub: Any, folder: P
 def test_checkpoints_become_branches(client: Any, hub: Any, pretrain_options: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = [*pretrain_options, "--save_strategy", "steps", "--save_steps", "2", "--output_dir", run]
-    # The run sends its finished folder itself, and keeps the token out of the recipe that it sends.
+    # The run uploads its finished folder itself, without the token in the uploaded recipe.
     result = client(
         "pretrain", *options, "--push_to_hub", "true", "--hub_model_id", "me/run", "--hub_strategy", "end",
         "--hub_token", "hf_writer", token=None,
@@ -187,7 +185,7 @@ def test_checkpoints_become_branches(client: Any, hub: Any, pretrain_options: li
     assert "give one of the two" in client.refused("push", run, "me/run", "--checkpoints", "--revision", "x")
     shutil.rmtree(run / "checkpoint-2")
     shutil.rmtree(run / "checkpoint-4")
-    assert "holds no whole checkpoint-N" in client.refused("push", run, "me/run", "--checkpoints")
+    assert "has no complete checkpoint-N" in client.refused("push", run, "me/run", "--checkpoints")
 
 
 @pytest.mark.works_with(
@@ -215,7 +213,7 @@ result = type(model).__name__
     assert client.run(code) == "ChatGPTForCausalLM"
     assert hub.titles("me/trainer")[0] == "End of training"
     assert hub.files("me/trainer")["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
-    # The same folder by our command: the same weights, so the same model.
+    # Our command accepts the same folder: equal weights mean the same model.
     assert client("push", tmp_path / "run", "me/trainer").code == 0
 
 
@@ -239,9 +237,9 @@ finally:
 @pytest.mark.parametrize(
     ("token", "words"),
     [
-        (None, "There is no token to write to the Hub with: log in with `hf auth login`, or put one into"),
+        (None, "Writing to the Hub needs a token: log in with `hf auth login`, or put one into"),
         ("hf_expired", "does not accept the token of HF_TOKEN (Invalid credentials in Authorization header)"),
-        ("hf_reader", "take one with the right to write to it"),
+        ("hf_reader", "use one with write permission for it"),
     ],
 )
 def test_tokens(token: str | None, words: str, client: Any, hub: Any, folder: Path) -> None:
@@ -257,8 +255,8 @@ def test_a_run_looks_at_its_token_first(client: Any, hub: Any, pretrain_options:
 
 @pytest.mark.parametrize("repo_id", ["a/b/c", "me/-x", "me/a--b", "me/my model", "me/x.git"])
 def test_names_of_repositories(repo_id: str, client: Any, hub: Any, folder: Path, tmp_path: Path) -> None:
-    assert f"{repo_id!r} is no repository" in client.refused("push", folder, repo_id)
-    assert f"{repo_id!r} is no repository" in client.refused("pull", repo_id, tmp_path / "back")
+    assert f"{repo_id!r} is not a repository name" in client.refused("push", folder, repo_id)
+    assert f"{repo_id!r} is not a repository name" in client.refused("pull", repo_id, tmp_path / "back")
 
 
 def test_a_name_alone_is_the_owners(client: Any, hub: Any, folder: Path) -> None:
@@ -270,7 +268,7 @@ def test_visibility_does_not_change_by_itself(client: Any, hub: Any, folder: Pat
     assert client("push", folder, "me/open", "--public").code == 0
     (folder / "LICENSE").write_text("MIT")
     message = client.refused("push", folder, "me/open", "--private")
-    assert "me/open is public and was to be private. Nothing was sent" in message
+    assert "me/open is public, but --private is set. Nothing was sent" in message
     assert "LICENSE" not in hub.files("me/open")
 
 
@@ -281,7 +279,7 @@ def test_folders(client: Any, hub: Any, folder: Path, tmp_path: Path) -> None:
     assert "does not contain a model: config.json is missing" in client.refused("push", tmp_path / "texts", "me/x")
     shards = sorted(folder.glob("*.safetensors"))
     shards[0].rename(tmp_path / "away")
-    assert f"names {shards[0].name}, which is not there" in client.refused("push", folder, "me/x")
+    assert f"names {shards[0].name}, which is missing" in client.refused("push", folder, "me/x")
     shards[0].write_bytes((tmp_path / "away").read_bytes()[:-100])
     assert "is not a complete safetensors file" in client.refused("push", folder, "me/x")
     for file in folder.glob("model[-.]*"):
@@ -310,10 +308,10 @@ def test_a_card_with_invalid_metadata(client: Any, hub: Any, folder: Path) -> No
     card = folder / "README.md"
     card.write_text("---\nlicense: [1]\nbase_model: runs/my/base\n---\n# Mine\n")
     message = client.refused("push", folder, "me/card")
-    assert "license is 1 and must be an identifier such as apache-2.0" in message
-    assert "base_model is 'runs/my/base' and must be the id of a model on the Hub" in message
+    assert "license is 1, but must be an identifier such as apache-2.0" in message
+    assert "base_model is 'runs/my/base', but must be the id of a model on the Hub" in message
     assert hub.requests == []
-    # What only the Hub knows.
+    # An error that only the Hub can find.
     card.write_text("---\nlicense: my-own\n---\n# Mine\n")
     assert '"license" must be one of the known' in client.refused("push", folder, "me/card")
     assert hub.files("me/card") == {}
@@ -339,7 +337,7 @@ except module.HubError as error:
 finally:
     HfApi.create_commit = real
 """
-    assert "Somebody else has changed me/busy" in client.run(code)
+    assert "Somebody else changed me/busy" in client.run(code)
     assert "LICENSE" not in hub.files("me/busy")
     assert "theirs.txt" in hub.files("me/busy")
 

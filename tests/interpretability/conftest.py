@@ -1,4 +1,4 @@
-"""Models to look into: one with a planted behaviour, and tiny ones of several families."""
+"""Models to explain: one with a planted behavior, and tiny ones of several families."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 
 @pytest.fixture(params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    """A tiny model whose weights are far from the small ones at which a mistake would hardly show."""
+    """Returns a tiny model with large weights, because small ones would hide mistakes."""
     made = FAMILIES[request.param]().eval()
     with torch.no_grad():
         for name, parameter in made.named_parameters():
@@ -63,11 +63,11 @@ def ids() -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Planted:
-    """A model that has learned to go on with what it saw before, and nothing else: all else is random.
+    """A model that has learned only to continue repetitions; everything else is random.
 
     Attributes:
-        length: Tokens before they come again.
-        rows: That it was not trained on, as ids.
+        length: Tokens before the repetition.
+        rows: Rows of ids that were not in training.
     """
 
     model: PreTrainedModel
@@ -78,12 +78,12 @@ class Planted:
 
 @pytest.fixture(scope="session")
 def planted() -> Planted:
-    """Three layers trained on random tokens that come again, until the second half holds no surprise: some seconds.
+    """Three layers trained on repeated random tokens until the second half is no surprise: some seconds.
 
-    After how many tokens they come again changes, so that looking back by a fixed distance does not do. The convolution
-    mixes each token's predecessor into it, which in its absence a head of the first layer has to learn to do: with it, as
-    with the smeared keys of Olsson et al. 2022, induction heads form at once. They form in the first layer, and with more
-    training tend to be all of it: it ends before, so that there are other heads beside them too.
+    The number of tokens before the repetition varies, so that looking back by a fixed distance does not work. The convolution
+    mixes each token's predecessor into it; without it, a head of the first layer would have to learn this. With it, as with
+    the smeared keys of Olsson et al. 2022, induction heads form at once. They form in the first layer, and with more training
+    tend to fill it: training ends earlier, so that there are other heads too.
     """
     vocabulary, length = range(64), 20
     torch.manual_seed(2)

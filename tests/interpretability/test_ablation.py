@@ -1,4 +1,4 @@
-"""Removed parts against weights set to zero, and the planted heads, without which the model knows nothing."""
+"""Removed parts, compared with weights set to zero; the planted heads, which the model cannot do without."""
 
 from itertools import combinations
 from typing import Any
@@ -22,7 +22,7 @@ from chatgpt_hf.interpretability.drawing import draw_ablation
 
 
 def silence(model: PreTrainedModel, part: Part) -> None:
-    """Sets the weights to zero by which a part writes into the residual stream: the slow reference."""
+    """Zeroes the weights with which a part writes to the residual stream: the reference implementation."""
     parts = anatomy(model)
     attention = parts.output_projection(part.layer)
     mlp = parts.mlp(part.layer)
@@ -30,7 +30,7 @@ def silence(model: PreTrainedModel, part: Part) -> None:
     with torch.no_grad():
         if part.kind == "head":
             place = slice(part.head * parts.head_dim, (part.head + 1) * parts.head_dim)
-            # Conv1D has its inputs in the rows.
+            # The rows of Conv1D's weight are its inputs.
             where = (place, slice(None)) if type(attention).__name__ == "Conv1D" else (slice(None), place)
             attention.weight[where] = 0
             return
@@ -57,7 +57,7 @@ def test_means(model: PreTrainedModel, ids: torch.Tensor) -> None:
     hidden = model(ids, output_hidden_states=True).hidden_states
     np.testing.assert_allclose(means[parts[2]], (hidden[2] - hidden[1])[0].mean(0).detach(), atol=1e-5)
     assert [len(means[part]) for part in parts] == [8, 32, 32]
-    # On a single position what is removed on average is what was there.
+    # With a single position, the mean contribution is the contribution.
     one = ids[:, :1]
     alone = mean_contributions(model, parts, one.tolist())
     for part in parts:
@@ -90,7 +90,7 @@ def test_effects(model: PreTrainedModel) -> None:
     assert effects.differences[place] == pytest.approx((after - before).sum() / tokens, rel=1e-3)
     assert (effects.low <= effects.differences).all()
     assert (effects.differences <= effects.high).all()
-    # In pairs, so the texts' own differences are not in the error bars.
+    # Paired, so the differences between texts are not in the error bars.
     chosen = np.random.default_rng(1).integers(6, size=(2000, 6))
     lengths = np.array([len(row) - 1 for row in rows])
     drawn = (after - before)[chosen].sum(1) / lengths[chosen].sum(1)
@@ -112,10 +112,10 @@ def test_without_the_planted_heads(planted: Any) -> None:
     choices = list(combinations(others, len(found)))
     random = [choices[index] for index in np.random.default_rng(0).choice(len(choices), 8, replace=False)]
     assert len({frozenset(draw) for draw in random}) == 8
-    # The others all at once are more than any draw of them takes away.
+    # Removing all the other heads at once exceeds every random draw of them.
     effects = ablation_effects(planted.model, planted.rows, [found, *random, others], begin=planted.length + 1)
     assert effects.loss < 0.2
-    # Nothing is known any more: a guess among 64 tokens costs 4.16 nats.
+    # The model knows nothing any more: a guess among 64 tokens costs 4.16 nats.
     assert effects.low[0] > 3
     assert effects.high[1:].max() < 1
 
@@ -126,15 +126,15 @@ def test_mistakes(model: PreTrainedModel) -> None:
         (Part("head", 3, 0), "no layer 3"),
         (Part("layer", -1), "no layer -1"),
         (Part("head", 0, 4), "no head 4"),
-        (Part("head", 0), "no part"),
-        (Part("mlp", 0, 1), "no part"),
-        (Part("layer", 0, 1), "no part"),
-        (Part("norm", 0), "no part"),
+        (Part("head", 0), "not a part that can be removed"),
+        (Part("mlp", 0, 1), "not a part that can be removed"),
+        (Part("layer", 0, 1), "not a part that can be removed"),
+        (Part("norm", 0), "not a part that can be removed"),
     ):
         with pytest.raises(ConfigError, match=wrong):
             ablation_effects(model, rows, [[part]])
     with pytest.raises(ConfigError, match="how is 'median'"):
         ablation_effects(model, rows, [[Part("mlp", 0)]], how="median")
     for few in ([[1, 2, 3]], [[1, 2, 3], [1]]):
-        with pytest.raises(DataError, match="two texts"):
+        with pytest.raises(DataError, match="two or more texts"):
             ablation_effects(model, few, [[Part("mlp", 0)]])

@@ -1,4 +1,4 @@
-"""Attention maps against the equations, rollout and flow against the paper's, and the planted heads."""
+"""Attention maps compared with the equations, rollout and flow compared with the paper; the planted heads."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def test_maps(model: PreTrainedModel, ids: torch.Tensor) -> None:
     model.train()
     maps = attention_maps(model, ids)
     assert maps.weights.shape == (3, 4, 12, 12)
-    # It says that it switched, and switches back.
+    # It reports the switch, and switches back.
     assert maps.switched_from == "sdpa"
     assert model.config._attn_implementation == "sdpa"
     assert model.training
@@ -51,7 +51,7 @@ def test_a_model_without_attention() -> None:
 def test_a_model_that_cannot_be_switched(
     ids: torch.Tensor, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As transformers does for a model with an attention of its own: a warning on the log, and no change.
+    # transformers does this for a model with its own attention: it logs a warning and changes nothing.
     monkeypatch.setattr(type(model), "_can_set_attn_implementation", classmethod(lambda cls: False))
     with pytest.raises(ConfigError, match="attn_implementation='eager'"):
         attention_maps(model, ids)
@@ -119,7 +119,7 @@ def test_scores_of_uniform_attention(model: PreTrainedModel) -> None:
     np.testing.assert_allclose(scores.previous_token, everywhere, rtol=1e-5)
     np.testing.assert_allclose(scores.first_token, everywhere, rtol=1e-5)
     np.testing.assert_allclose(scores.induction, np.mean([1 / (query + 1) for query in range(11, 21)]), rtol=1e-5)
-    # No more than the context has room for.
+    # At most as many as the context has room for.
     assert head_scores(model, range(50), rows=1, length=1000).induction.shape == (3, 4)
     with pytest.raises(DataError, match="too few"):
         head_scores(model, range(3), rows=1)
@@ -128,7 +128,7 @@ def test_scores_of_uniform_attention(model: PreTrainedModel) -> None:
 def test_the_planted_heads_are_found(planted: Any) -> None:
     scores = head_scores(planted.model, planted.vocabulary, length=planted.length)
     assert scores.induction.max() > 0.6
-    # Nothing was to be learned by looking at the first token or the one before, and not every head does what is.
+    # Training rewarded no looking at the first or previous token, and not every head is an induction head.
     assert max(scores.previous_token.max(), scores.first_token.max()) < 0.3
     assert (scores.induction < 0.1).sum() >= (scores.induction > 0.3).sum()
 

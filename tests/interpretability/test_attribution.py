@@ -1,4 +1,4 @@
-"""Attributions against loops written out, and what they must add up to."""
+"""Attributions, compared with plain loops and with the sums that theory demands."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ pytest.importorskip("captum", reason="needs captum: pip install 'chatgpt-hf[expl
 
 
 def log_probability(model: PreTrainedModel, ids: list[int], begin: int, context: list[int]) -> float:
-    """Of `ids[begin:]` when the model reads `context` in the place of `ids[:-1]`."""
+    """Returns log p of `ids[begin:]` if the model reads `context` instead of `ids[:-1]`."""
     with torch.no_grad():
         logs = model(torch.tensor([context])).logits[0].log_softmax(-1)
     return sum(logs[place - 1, ids[place]].item() for place in range(begin, len(ids)))
@@ -80,7 +80,7 @@ def test_integrated_gradients_add_up_on_twenty_texts(chat_folder: Path, corpus_f
 
 
 def test_what_an_induction_head_copies(planted: Any) -> None:
-    # The token that comes next hangs on where it stood before, and on its neighbor, which says that it comes again.
+    # The next token depends on its earlier occurrence and on its neighbor there, which shows the repetition.
     ids = planted.rows[0][:30]
     earlier = 29 - planted.length
     for method in ("occlusion", "integrated_gradients"):

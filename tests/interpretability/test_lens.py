@@ -1,4 +1,4 @@
-"""The lens at the last layer is the model; before it, norm and head written out; a tuned lens sees more."""
+"""The lens at the last layer equals the model; earlier ones equal norm and head by hand; a tuned lens is better."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def test_the_last_layer_is_the_model(model: PreTrainedModel, ids: torch.Tensor) 
     order = own.argsort(-1, descending=True).tolist()
     assert lens.ranks[-1].tolist() == [row.index(target) + 1 for row, target in zip(order, lens.targets, strict=True)]
     np.testing.assert_allclose(lens.divergences[-1], 0, atol=1e-6)
-    # The whole logits, too.
+    # All logits, too.
     parts = anatomy(model)
     with torch.no_grad():
         found = parts.unembed(residual_streams(parts, ids)[-1])
@@ -62,7 +62,7 @@ def test_a_tuned_lens_sees_more(planted: Any) -> None:
         [look_through(planted.model, torch.tensor([row]), tuned=lens) for row in planted.rows[half:]]
         for lens in (None, tuned)
     )
-    # On rows that it did not learn from, at every layer but the last, which is the model itself.
+    # On rows not seen in training, at every layer but the last, which is the model itself.
     far, near = (np.mean([lens.divergences[:-1].mean(1) for lens in lenses], axis=0) for lenses in (before, after))
     assert (near < 0.9 * far).all()
     np.testing.assert_array_equal(after[0].probabilities[-1], before[0].probabilities[-1])
@@ -70,7 +70,7 @@ def test_a_tuned_lens_sees_more(planted: Any) -> None:
     assert torch.equal(again.translators[1].weight, tuned.translators[1].weight)
     assert all(parameter.grad is None for parameter in planted.model.parameters())
     for rows in ([], [[1, 2], []]):
-        with pytest.raises(DataError, match="learns from texts"):
+        with pytest.raises(DataError, match="needs one or more training texts"):
             train_tuned_lens(planted.model, rows)
 
 

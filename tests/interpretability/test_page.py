@@ -1,4 +1,4 @@
-"""The page of an explanation, in a real browser: on a phone, on a desk, on paper, in English and in Chinese."""
+"""The page of an explanation in a real browser: on a phone, on a desktop, on paper, in English and in Chinese."""
 
 import base64
 import json
@@ -68,7 +68,7 @@ def test_texts(both: tuple, texts: Texts, tmp_path: Path) -> None:
 def test_what_is_in_it(pages: dict[str, Path], both: tuple) -> None:
     page = pages["english"].read_text(encoding="utf-8")
     assert len(page.encode()) < 500_000
-    # Nothing to fetch; addresses of other machines do not even occur.
+    # Nothing to fetch; the page has no addresses of other machines.
     assert not re.findall(r"https?://|src=|href=|url\(|@import", page)
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
     assert "Tiny &lt;model&gt;" in page
@@ -116,7 +116,7 @@ def test_one_token_and_no_bos(both: tuple) -> None:
     found = explain(model, tokenizer, passage, name="tiny")
     assert found.surprise == ()
     assert found.flow.tolist() == [1]
-    assert "What it hangs on" in render_page(found, tokenizer)
+    assert "What it depends on" in render_page(found, tokenizer)
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_a_long_text_makes_no_large_page(both: tuple, monkeypatch: pytest.Monkey
     tokenizer = both[1]
     sizes = {"num_hidden_layers": 3, "num_attention_heads": 8, "hidden_size": 32, "intermediate_size": 32}
     model = ChatGPTForCausalLM(ChatGPTConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)).eval()
-    # Sharp maps like a trained model's; all the same weight everywhere would be packed to nothing.
+    # Sharp maps like a trained model's; uniform weights would compress to almost nothing.
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight.normal_(std=0.5)
@@ -158,7 +158,7 @@ def test_mistakes(both: tuple, tmp_path: Path, pages: dict[str, Path]) -> None:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a file as a reader does; in the end there was no request but for it, and no error."""
+    """Opens files like a reader; at the end checks that there were no other requests and no errors."""
     contexts, requests, errors = [], [], []
 
     def start(file: Path, **options: Any) -> Any:
@@ -181,7 +181,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     assert len(requests) == len(contexts)
 
 
-# Boxes of what is read, none of which may lie on another; of nested ones the innermost.
+# Boxes of readable elements (of nested ones the innermost), which must not overlap.
 OVERLAPS = """() => {
   const boxes = [...document.querySelectorAll("h1, h2, h3, p, figcaption, .scroll, .maps canvas, .bar, dt, dd, summary, .panel")]
     .filter((e) => e.checkVisibility() && e.textContent.trim() + e.tagName.replace(/[^CANVAS]/g, "") !== "")
@@ -207,7 +207,7 @@ def test_in_a_browser(
     page = open_page(pages[name], **device)
     width = device["viewport"]["width"]
     press = "tap" if device is PHONE else "click"
-    # The texts can be selected, and are what was written.
+    # The text can be selected, and is unchanged.
     selected = page.evaluate(
         """() => { const range = document.createRange(); range.selectNodeContents(document.querySelector("#surprise .tokens"));
         getSelection().removeAllRanges(); getSelection().addRange(range); return getSelection().toString(); }"""
@@ -216,7 +216,7 @@ def test_in_a_browser(
         assert TEXTS[name] in selected.replace("↵", "")
     assert page.evaluate("getComputedStyle(document.querySelector('#surprise .tokens span')).userSelect") == "auto"
     getattr(page.locator("#surprise .tokens span").nth(6), press)()
-    expected = "the model was given it" if name == "answer" else r"a surprise of [\d.]+ nats"
+    expected = "part of the input" if name == "answer" else r"a surprise of [\d.]+ nats"
     assert re.search(expected, page.inner_text("#surprise-panel"))
     getattr(page.locator(".lens").first.locator("td").nth(5), press)()
     assert re.search(r"has rank \d+ and", page.inner_text("#lens .panel >> nth=0"))
@@ -243,7 +243,7 @@ def test_a_character_of_several_tokens(open_page: Callable[..., Any], pages: dic
     assert bytes.fromhex(" ".join(parts)).decode() == "🦥"
 
 
-# The lowest contrast of a text on what lies behind it, as WCAG 2 defines it.
+# The lowest contrast of any text with its background, as defined by WCAG 2.
 CONTRAST = """() => {
   const numbers = (color) => (color.match(/[\\d.]+/g) || []).map(Number);
   const over = ([r, g, b, a = 1], below) => [r, g, b].map((value, i) => a * value + (1 - a) * below[i]);
@@ -265,14 +265,14 @@ CONTRAST = """() => {
 def test_contrast(open_page: Callable[..., Any], pages: dict[str, Path], scheme: str) -> None:
     for name in ("english", "chinese", "answer"):
         page = open_page(pages[name], color_scheme=scheme)
-        # The strongest shade of both kinds is looked at, whether the text has it or not.
+        # Checks the strongest shade of both kinds, even if the text lacks it.
         page.evaluate(
             """() => ["plus", "minus"].forEach((kind, i) => {
               const span = document.querySelectorAll("#attribution .tokens span")[i];
               span.className = kind; span.style.setProperty("--v", 1); })"""
         )
         assert page.evaluate(CONTRAST) > 4.5
-        # In the dark a strong shade is a light one.
+        # In dark mode a strong shade is light.
         assert "dark" not in page.inner_text("main").lower()
 
 
@@ -285,7 +285,7 @@ def test_on_paper_and_in_the_dark(open_page: Callable[..., Any], pages: dict[str
     page.emulate_media(media="print")
     assert not page.evaluate(dark)
     assert page.evaluate(OVERLAPS) == []
-    # There is nothing to tap, and nothing folded away.
+    # Nothing to tap, and nothing folded.
     page.evaluate("document.querySelector('#ablation').append(document.createElement('details'))")
     page.pdf(path=tmp_path / "page.pdf", format="A4")
     assert (tmp_path / "page.pdf").stat().st_size > 10_000

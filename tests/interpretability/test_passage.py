@@ -1,4 +1,4 @@
-"""What can be looked at, and how its tokens are shown."""
+"""Valid passages, and the labels of their tokens."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_a_text(both: tuple) -> None:
     assert (passage.begin, passage.is_answer) == (1, False)
     assert "".join(passage.labels[1:]) == "A cat sits."
     assert "".join(text for _, _, text in passage.units[1:]) == "A cat sits."
-    # What looks like a special token is text.
+    # A special token in the text is read as plain text.
     assert tokenizer.eos_token_id not in passage_of_text(model, tokenizer, tokenizer.eos_token).ids[1:]
 
 
@@ -32,7 +32,7 @@ def test_a_text(both: tuple) -> None:
 def test_parts_of_characters(both: tuple, text: str) -> None:
     model, tokenizer = both
     passage = passage_of_text(model, tokenizer, text)
-    # Each token as its bytes, and those that form a character together as it.
+    # Labels are each token's bytes; tokens that together form a character make a unit with this character.
     assert "".join(unit for _, _, unit in passage.units[1:]) == text
     places = [place for first, end, _ in passage.units for place in range(first, end)]
     assert places == list(range(len(passage.ids)))
@@ -40,14 +40,14 @@ def test_parts_of_characters(both: tuple, text: str) -> None:
     assert end - first > 1
     hexadecimal = " ".join(label[1:-1] for label in passage.labels[first:end])
     assert bytes.fromhex(hexadecimal).decode() == "🦥"
-    # A part whose rest does not follow stays bytes.
+    # An incomplete character stays bytes.
     alone = passage_of_answer(model, tokenizer, passage.ids[:1], passage.ids[first : first + 1])
     assert alone.units[1][2] == passage.labels[first]
 
 
 def test_visible() -> None:
     assert visible(" a b\n\t") == "␣a␣b↵⇥"
-    # The bytes of a token are not text with spaces.
+    # The spaces between a token's bytes are not spaces of the text.
     assert visible("<F0 9F>") == "<F0 9F>"
     assert visible("<A6 A5>=🦥 ") == "<A6 A5>=🦥␣"
     assert visible("<F0 is> ") == "<F0␣is>␣"
@@ -79,7 +79,7 @@ def test_mistakes(both: tuple) -> None:
         passage_of_answer(model, tokenizer, [1], [])
     with pytest.raises(DataError, match="prompt is empty"):
         passage_of_answer(model, tokenizer, [], [1])
-    with pytest.raises(DataError, match=r"and the model's context 128: shorten it"):
+    with pytest.raises(DataError, match=r"but the model's context is 128: shorten it"):
         passage_of_text(model, tokenizer, "word " * 200)
     small = AutoModelForCausalLM.from_pretrained(model.name_or_path)
     small.resize_token_embeddings(20)

@@ -1,4 +1,4 @@
-"""What a model thought of each token, against a loop that asks it for one token after another."""
+"""The model's surprise at each token, compared with a loop over single tokens."""
 
 from pathlib import Path
 

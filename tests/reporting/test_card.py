@@ -1,4 +1,4 @@
-"""The model card: made from the folder, kept where a person wrote it, and checked without the Hub."""
+"""The model card: made from the folder, kept if a person wrote it, and checked without the Hub."""
 
 import json
 import shutil
@@ -121,9 +121,9 @@ def test_the_energy_is_time_times_power(folder: Path) -> None:
     training = {"hardware": "A CPU, 4 cores, 4 threads", "assumed watts": 48.0}
     reported(folder, results={"train_runtime": 900.0, "train_loss": 1.0}, training=training)
     text = make_card(folder, "mine")
-    # 0.25 h of 48 W are 12 Wh; 480 g a kWh make 5.76 g of it.
+    # 0.25 h at 48 W are 12 Wh; at 480 g per kWh they make 5.76 g.
     assert "0.25 hours of training × 48 W = 0.012 kWh, or 5.8 g of CO₂ equivalents.\n\nThe power is assumed" in text
-    # Of a run that was gone on with, the clock knows the last part alone.
+    # For a resumed run, only the time of the last part is known.
     reported(folder, results={"train_runtime": 900.0}, training=training)
     text = make_card(folder, "mine")
     assert "48 W = at least 0.012 kWh" in text
@@ -144,7 +144,7 @@ def test_the_bias_that_was_measured(cli: Callable[..., Any], folder: Path) -> No
         assert f"| {figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}] |" in card.text
     assert f"```bash\nchatgpt-hf evaluate {folder} --bias\n```" in card.text
     assert "says nothing about other prejudices" in card.text
-    # In its own section, not among the figures of what the model can do.
+    # In a separate section, not among the model's figures.
     assert "## Figures" not in card.text
     assert card.data.eval_results is None
     # A classifier's sentences have no probabilities.
@@ -177,7 +177,7 @@ def test_a_text_of_a_person_stays(folder: Path) -> None:
     with_license = ModelCard(make_card(folder, "me/mine", {"license": "mit"}))
     assert with_license.data.license == "mit"
     assert with_license.text == ModelCard(text).text
-    # One without metadata gets them.
+    # A card without metadata gets them.
     file.write_text("# Mine\n\nAll my own words.\n")
     card = ModelCard(make_card(folder, "me/mine"))
     assert card.data.pipeline_tag == "text-generation"
@@ -187,21 +187,21 @@ def test_a_text_of_a_person_stays(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ("license: Apache License 2.0", "license is 'Apache License 2.0' and must be an identifier"),
-        ("license: other", "license is other, which needs license_name"),
-        ("language: no", "language is False and must be codes such as en or zh, in quotes"),
+        ("license: Apache License 2.0", "license is 'Apache License 2.0', but must be an identifier"),
+        ("license: other", "license is other, so it needs license_name"),
+        ("language: no", "language is False, but must be codes such as en or zh, in quotes"),
         ("language: English", "language is 'English'"),
-        ("base_model: ./runs/base", "base_model is './runs/base' and must be the id of a model on the Hub"),
+        ("base_model: ./runs/base", "base_model is './runs/base', but must be the id of a model on the Hub"),
         ("datasets: [/data/x.jsonl]", "datasets is '/data/x.jsonl'"),
-        ("pipeline_tag: [text-generation]", "pipeline_tag is ['text-generation'] and must be a task"),
-        ("tags: [1]", "tags is 1 and must be a list of words"),
+        ("pipeline_tag: [text-generation]", "pipeline_tag is ['text-generation'], but must be a task"),
+        ("tags: [1]", "tags is 1, but must be a list of words"),
         ("license: [mit", "cannot be read"),
         ("- a\n- b", "cannot be read: repo card metadata block should be a dict"),
         ("model-index: [{name: x}]", "cannot be read: Invalid `model_index`"),
         (
             "model-index: [{name: x, results: [{task: {type: t}, dataset: {type: d, name: d}, "
             "metrics: [{type: loss, value: .nan}]}]}]",
-            "model-index gives loss the value nan, which is no number",
+            "model-index gives loss the value nan, which is not a number",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The page, the picture and the card that a run leaves."""
+"""The page, the picture and the card of a run."""
 
 import json
 import math
@@ -160,7 +160,7 @@ def test_samples_of_the_run_in_progress(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     a_report().write(tmp_path)
     samples = (tmp_path / "report" / "samples.md").read_text(encoding="utf-8")
-    parts = ["One sample.", "## While it was trained", "### Step 5", "first", "### Step 1,000", "se\u2028cond"]
+    parts = ["One sample.", "## During training", "### Step 5", "first", "### Step 1,000", "se\u2028cond"]
     assert [samples.index(part) for part in parts] == sorted(samples.index(part) for part in parts)
     assert file.is_file()
 
@@ -187,7 +187,7 @@ def test_the_figures_of_the_card_can_be_read_back(tmp_path: Path) -> None:
     assert {f"held_out_{name}": result.metric_value for name, result in found.items()} == results
     assert {(result.dataset_name, result.dataset_split) for result in found.values()} == {("my-texts/", "test")}
     assert card.data.model_name == "my-model"
-    # Saved and loaded again, it is the same.
+    # It stays the same when saved and loaded again.
     card.save(tmp_path / "again.md")
     assert ModelCard.load(tmp_path / "again.md").data.to_dict() == card.data.to_dict()
 

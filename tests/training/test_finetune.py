@@ -82,7 +82,7 @@ def test_text_classification(pooling: str, base_folder: Path, classes: str, tmp_
     assert classify("The horse sits in a house.")[0]["label"] == "horse"
     page = (out / "report" / "evaluation.md").read_text(encoding="utf-8")
     assert "| horse | 12 | 1 | 1 | 1 |" in page
-    assert "There are none." in page
+    assert "There are no errors." in page
     assert (out / "report" / "confusion.png").stat().st_size > 1000
     kept = Evaluation.load(out / "evaluation" / "text-classification")
     assert len(kept.examples) == 48

@@ -1,1 +1,1 @@
-"""Figures on held-out text and answers."""
+"""Evaluation of models on held-out text, answers, benchmarks and code."""

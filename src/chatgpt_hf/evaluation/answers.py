@@ -1,4 +1,4 @@
-"""How well a chat model answers: exact match and ROUGE-L against the reference, and whether it stops by itself."""
+"""Evaluates a chat model's answers: exact match and ROUGE-L against the reference, and whether they end properly."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +20,8 @@ class AnswersResult:
     """Means over the conversations, each in [0, 1].
 
     Attributes:
-        stopped: The share of answers that end with an end mark of the model's own.
-        well_formed: Of these, those that say something, in whole characters and without another special token.
+        stopped: The share of answers that the model ended with an end mark.
+        well_formed: The share of answers that also have text, only whole characters, and no other special token.
     """
 
     exact_match: float
@@ -36,7 +36,7 @@ class AnswersResult:
 
 
 def ends_with_an_answer(messages: list[dict[str, str]] | None) -> bool:
-    """Whether the last message is the assistant's, with a question before it."""
+    """True if the last message is the assistant's, with a question before it."""
     return messages is not None and len(messages) >= 2 and messages[-1]["role"] == "assistant"
 
 
@@ -49,19 +49,19 @@ def evaluate_answers(
     batch_size: int = 32,
     progress: bool = True,
 ) -> AnswersResult:
-    """Greedy answers to each conversation's last question, against its last message.
+    """Answers each conversation's last question greedily, and compares the answer with its last message.
 
     ROUGE-L is the F-measure of Lin 2004 with stemming, as in `rouge_score`.
 
     Raises:
-        DataError: When there is no conversation, or one does not end with the assistant.
+        DataError: If there is no conversation, or one does not end with the assistant's message.
     """
     if not conversations:
         raise DataError("There are no conversations to evaluate on.")
     for messages in conversations:
         if not ends_with_an_answer(messages):
             raise DataError(
-                f"A conversation to evaluate must end with the assistant's answer, this one is {messages}."
+                f"A conversation to evaluate must end with the assistant's answer, but this one is {messages}."
             )
     prompts = [
         encode_conversation(tokenizer, messages[:-1], add_generation_prompt=True)["input_ids"]

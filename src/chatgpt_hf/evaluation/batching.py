@@ -1,4 +1,4 @@
-"""Many texts through a pipeline, as fast as its batches allow."""
+"""Runs many texts through a pipeline in efficient batches."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,13 +8,13 @@ from transformers import Pipeline
 
 
 def run_pipeline(pipe: Pipeline, texts: Sequence[str], *, desc: str, progress: bool, **options: Any) -> list[Any]:
-    """What the pipeline makes of each text, in their order; with a progress bar.
+    """Returns the pipeline's output for each text, in the order of the texts; shows a progress bar.
 
     Args:
-        pipe: With the `batch_size` that it is to have.
-        **options: Of its call.
+        pipe: A pipeline with its `batch_size` set.
+        **options: Options of the pipeline's call.
     """
-    # Texts of one length together waste the least padding.
+    # Batches of similarly long texts need the least padding.
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
 
     def sorted_texts() -> Iterator[str]:

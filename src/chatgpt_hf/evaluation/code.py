@@ -1,4 +1,4 @@
-"""Whether the programs that a model writes work: pass@k on problems in the form of HumanEval (Chen et al. 2021)."""
+"""Evaluates programs that a model writes: pass@k on problems in HumanEval's format (Chen et al. 2021)."""
 
 import json
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from .generation import generate_completions
 from .record import Evaluation
 from .sandbox import run_program
 
-# What ends the body of a function (Chen et al. 2021, section 2.1).
+# Strings that end the body of a function (Chen et al. 2021, section 2.1).
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-# Of nucleus sampling, as there (section 3.2).
+# For nucleus sampling, from the same paper (section 3.2).
 _TOP_P = 0.95
 
 
@@ -33,10 +33,10 @@ class Problem:
     """One function to write.
 
     Attributes:
-        prompt: A module that breaks off where the function's body begins.
+        prompt: A module that ends where the function's body begins.
         entry_point: The function's name.
-        test: The source of a function `check(candidate)` that raises where the function is wrong.
-        canonical_solution: What the prompt could go on with.
+        test: The source of a function `check(candidate)` that raises an error if the function is wrong.
+        canonical_solution: A right continuation of the prompt.
     """
 
     task_id: str
@@ -46,15 +46,15 @@ class Problem:
     canonical_solution: str | None = None
 
     def program(self, completion: str) -> str:
-        """The prompt with its completion, and its test after it."""
+        """Returns the program: the prompt, its completion, and the test."""
         return f"{self.prompt}{completion}\n{self.test}\ncheck({self.entry_point})\n"
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """Problems from a file in HumanEval's format: a JSON object in each line, possibly compressed (.gz, .zst).
+    """Reads problems from a file in HumanEval's format: one JSON object per line, optionally compressed (.gz, .zst).
 
     Raises:
-        DataError: When the file cannot be read or holds no problem, or for a line that is none.
+        DataError: If the file cannot be read or has no problem, or a line is not a problem.
     """
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
@@ -70,23 +70,23 @@ def read_problems(path: Path) -> list[Problem]:
                 raise DataError(f"{path}, line {number} is broken JSON: {error}") from error
             problem = _problem(row, f"{path}, line {number}")
             if problem.task_id in problems:
-                raise DataError(f"{path}, line {number} has the task_id {problem.task_id} for the second time.")
+                raise DataError(f"{path}, line {number} repeats the task_id {problem.task_id} of an earlier line.")
             problems[problem.task_id] = problem
     if not problems:
-        raise DataError(f"{path} holds no problem.")
+        raise DataError(f"{path} has no problem.")
     return list(problems.values())
 
 
 def _problem(row: Any, where: str) -> Problem:
     if not isinstance(row, dict):
-        raise DataError(f"{where} is no JSON object.")
+        raise DataError(f"{where} is not a JSON object.")
     values = {}
     for field in fields(Problem):
         value = row.get(field.name)
         if value is None and field.name == "canonical_solution":
             continue
         if not isinstance(value, str):
-            raise DataError(f"{where} has no text as its `{field.name}`, but {value!r:.80}.")
+            raise DataError(f"{where} needs text in `{field.name}`, but has {value!r:.80}.")
         values[field.name] = value
     problem = Problem(**values)
     if not problem.entry_point.isidentifier():
@@ -97,7 +97,7 @@ def _problem(row: Any, where: str) -> Problem:
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:
-    """The chance that one of k of the samples passes, estimated without bias (Chen et al. 2021, equation 1)."""
+    """Returns the unbiased estimate of the chance that one of k samples passes (Chen et al. 2021, equation 1)."""
     if samples - passed < k:
         return 1.0
     return float(1 - np.prod(1 - k / np.arange(samples - passed + 1, samples + 1)))
@@ -115,25 +115,25 @@ def score_completions(
     unsafe_unconfined: bool = False,
     progress: bool = True,
 ) -> Evaluation:
-    """Runs what was written for each problem, in `sandbox.run_program`.
+    """Runs the completions of each problem in `sandbox.run_program`.
 
     Args:
-        completions: For each problem any number of continuations of its prompt, already cut where the function ends.
-        ks: For which k to give pass@k.
-        data: Where the problems came from.
-        timeout, memory_mb, unsafe_unconfined: As `run_program` takes them.
-        num_workers: How many programs run at a time; above the number of cores they may be timed out for no fault of theirs.
+        completions: For each problem any number of continuations of its prompt, already cut at the end of the function.
+        ks: The values of k for pass@k.
+        data: The source of the problems.
+        timeout, memory_mb, unsafe_unconfined: See `run_program`.
+        num_workers: How many programs run at a time; with more workers than cores, correct programs may time out.
 
     Returns:
-        Measures `pass@1` ..., over the problems; each example has all completions of its problem and what became of them.
+        Measures `pass@1` ..., over the problems; each example has all completions of its problem and their outcomes.
 
     Raises:
-        DataError: When there is no problem, or not as many lists of completions as problems.
-        ConfigError: When a k is above the number of completions, or programs cannot be confined here.
+        DataError: If there is no problem, or the number of lists of completions is not the number of problems.
+        ConfigError: If a k is above the number of completions, or this system cannot confine programs.
     """
     if not problems or len(problems) != len(completions):
         raise DataError(
-            f"There are {len(problems)} problems and completions for {len(completions)}: give one list for each."
+            f"There are {len(problems)} problems, but completions for {len(completions)}: give one list for each problem."
         )
     _check(ks, min(map(len, completions)), num_workers)
     programs = [
@@ -166,7 +166,7 @@ def score_completions(
 
 def _check(ks: Sequence[int], samples: int, num_workers: int) -> None:
     if not ks or not all(1 <= k <= samples for k in ks):
-        raise ConfigError(f"ks is {list(ks)}, and there are {samples} completions of a problem: give 1 to {samples}.")
+        raise ConfigError(f"ks is {list(ks)}, but a problem has {samples} completions: give 1 to {samples}.")
     if num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}: at least one program must run at a time.")
 
@@ -189,28 +189,28 @@ def evaluate_code(
     unsafe_unconfined: bool = False,
     progress: bool = True,
 ) -> Evaluation:
-    """Has a model complete each problem, and scores what it wrote.
+    """Lets a model complete each problem, and scores the completions.
 
     Args:
         samples: Completions of each problem.
-        temperature: 0 takes the likeliest token each time; above that, tokens are sampled among the likeliest 95 %.
-        seed: Of sampling; the caller's random state is not touched.
-        ks: As `score_completions` takes it, and so are `data`, `timeout`, `memory_mb`, `num_workers`, `unsafe_unconfined`.
+        temperature: 0 always takes the likeliest token; above 0, tokens are sampled from the likeliest 95 %.
+        seed: Seed of sampling; the caller's random state does not change.
+        ks: See `score_completions`; also for `data`, `timeout`, `memory_mb`, `num_workers` and `unsafe_unconfined`.
 
     Raises:
-        DataError: When there is no problem.
-        ConfigError: When several samples are asked for at temperature 0, a k is above `samples`, or programs cannot be
-            confined here.
+        DataError: If there is no problem.
+        ConfigError: If `samples` is above 1 at temperature 0, a k is above `samples`, or this system cannot confine
+            programs.
     """
     if not problems:
         raise DataError("There are no problems to evaluate on.")
     _check(ks, samples, num_workers)
     if temperature < 0 or (samples > 1 and not temperature):
         raise ConfigError(
-            f"temperature is {temperature} and samples {samples}: samples differ at a temperature above 0 alone, 0.2 for "
+            f"temperature is {temperature} and samples {samples}: samples differ only at a temperature above 0; 0.2 for "
             "pass@1 and 0.8 for pass@100 are usual."
         )
-    # So that a system without confinement is known of before hours of generation.
+    # Fails before hours of generation if this system cannot confine programs.
     run_program("", timeout=timeout, memory_mb=memory_mb, unsafe_unconfined=unsafe_unconfined)
     prompts = [ids[:-1] for ids in encode_documents(tokenizer, [problem.prompt for problem in problems])]
     sampling: dict[str, Any] = {"do_sample": False}

@@ -1,4 +1,4 @@
-"""Evaluations of several models on the same examples, side by side: who is better, and whether that may be chance."""
+"""Compares evaluations of several models on the same examples: which model is better, and could it be chance?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..files import atomic_folder
 from .figures import Difference, Figure, paired_differences
 from .record import EVALUATION_FOLDER, EXAMPLES_NAME, RESULTS_NAME, Evaluation
 
-# Of an example, what does not depend on the model.
+# Model-independent fields of an example, which show that two evaluations saw the same examples.
 _GIVEN = ("id", "input", "text", "prompt", "question", "reference")
 PAGE_NAME = "compare.md"
 PLOT_NAME = "compare.png"
@@ -20,11 +20,11 @@ SIGNIFICANT = 0.05
 
 
 class Compared(NamedTuple):
-    """A model's figure, and how it differs from the first model's.
+    """A model's figure, and its difference from the first model's.
 
     Attributes:
-        difference: None for the first model; its p-value is that of this one comparison.
-        p_value: The same, adjusted for all comparisons on the page.
+        difference: None for the first model; its p-value is not adjusted.
+        p_value: The p-value, adjusted for all comparisons in the table.
     """
 
     figure: Figure
@@ -38,12 +38,12 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
-        figures: By figure, then by model, the first model first.
+        figures: By figure, then by model, starting with the first model.
         higher_is_better: By figure.
-        notes: What else a reader must know: settings that differ, figures that not all have.
+        notes: Remarks for the reader: different settings, figures that some models lack.
     """
 
     task: str
@@ -54,7 +54,7 @@ class Comparison:
     notes: list[str]
 
     def rows(self) -> list[list[str]]:
-        """The table, its head first: a row for each figure and model; a significant difference has a star."""
+        """Returns the table with its header: a row for each figure and model; a significant difference has a star."""
         rows = [["figure", "model", "value", "95 % interval", "difference to the first", "95 % interval", "p"]]
         for name, models in self.figures.items():
             title = name if self.higher_is_better[name] else f"{name} (lower is better)"
@@ -69,7 +69,7 @@ class Comparison:
         return rows
 
     def markdown(self, title: str | None = None) -> str:
-        """A section of a page, with the table and how it was made."""
+        """Returns a section of a page, with the table and the notes."""
         head, *rows = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in self.rows())
         table = "\n".join(f"| {row} |" for row in (head, " | ".join(["---"] * 7), *rows))
         about = f"{self.task} on {self.data}, {self.examples:,} examples."
@@ -83,14 +83,14 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
     comparisons together.
 
     Args:
-        evaluations: Two or more, by the names of their models.
+        evaluations: Two or more, by model name.
 
     Raises:
-        DataError: When they are of different tasks, data or examples, or have no figure in common; the message says what
-            differs.
+        DataError: If they have different tasks, data or examples, or no figure in common; the message names the
+            difference.
     """
     if len(evaluations) < 2:
-        raise DataError(f"A comparison needs two evaluations, and here is {len(evaluations)}.")
+        raise DataError(f"A comparison needs at least two evaluations, but has {len(evaluations)}.")
     (first_name, first), *others = evaluations.items()
     for name, other in others:
         _check_same(first_name, first, name, other)
@@ -126,18 +126,18 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
 
 
 def compare_folders(folders: Sequence[Path]) -> dict[str, Comparison]:
-    """`compare` of what `chatgpt-hf evaluate` wrote, by the names of the evaluations.
+    """Compares evaluations that `chatgpt-hf evaluate` wrote; returns the comparisons by evaluation name.
 
     Args:
-        folders: Of evaluations, or of models with evaluations in `evaluation/`. The same evaluation under any name can be
-            given for each; of models, all evaluations that every one of them has are compared.
+        folders: Folders of one evaluation each, with any names, or of models with evaluations in `evaluation/`. For
+            models, all evaluations that they have in common are compared.
 
     Raises:
-        DataError: When a folder is given twice or holds no evaluation, or there is none that all have.
+        DataError: If a folder is given twice or has no evaluation, or the models have no evaluation in common.
     """
     places = [folder.resolve() for folder in folders]
     if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
-        raise DataError(f"{twice[0]} is given twice; name the folders of different models.")
+        raise DataError(f"{twice[0]} is given twice: name the folders of different models.")
     if all(map(_is_evaluation, folders)):
         single = {str(folder): Evaluation.load(folder) for folder in folders}
         return {evaluation.task: compare(single) for evaluation in list(single.values())[:1]}
@@ -145,7 +145,7 @@ def compare_folders(folders: Sequence[Path]) -> dict[str, Comparison]:
     shared = [name for name in next(iter(found.values())) if all(name in named for named in found.values())]
     if not shared:
         have = "; ".join(f"{folder}: {', '.join(named)}" for folder, named in found.items())
-        raise DataError(f"There is no evaluation that all have ({have}). Evaluate each on the same data.")
+        raise DataError(f"The folders have no evaluation in common ({have}). Evaluate each on the same data.")
     return {
         name: compare({folder: Evaluation.load(named[name]) for folder, named in found.items()}) for name in shared
     }
@@ -162,14 +162,14 @@ def _evaluations_in(folder: Path) -> dict[str, Path]:
     named = {path.parent.name: path.parent for path in sorted(folder.glob(f"{EVALUATION_FOLDER}/*/{RESULTS_NAME}"))}
     if not named:
         raise DataError(
-            f"{folder} holds no evaluation ({RESULTS_NAME} with {EXAMPLES_NAME}), and none in {EVALUATION_FOLDER}/: run "
+            f"{folder} has no evaluation ({RESULTS_NAME} with {EXAMPLES_NAME}), and none in {EVALUATION_FOLDER}/: run "
             f"`chatgpt-hf evaluate {folder}` first."
         )
     return named
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for there being several (Holm 1979), in the order given."""
+    """Adjusts p-values for multiple comparisons (Holm 1979); keeps their order."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -182,7 +182,7 @@ def write(comparisons: Mapping[str, Comparison], folder: Path) -> None:
     """Writes compare.md and compare.png, both or neither.
 
     Args:
-        comparisons: By the names of the evaluations.
+        comparisons: By evaluation name.
     """
     page = [
         "# Comparison",
@@ -198,8 +198,8 @@ def write(comparisons: Mapping[str, Comparison], folder: Path) -> None:
 
 
 def plot(comparisons: Mapping[str, Comparison], file: Path) -> None:
-    """A panel for each figure: the models' values as dots with their intervals, the first's as a line through all."""
-    # Without pyplot, which would pick a window system and keep the figure alive.
+    """Draws a panel for each figure: each model's value and interval, with a line at the first model's value."""
+    # No pyplot: it would pick a window system and keep the figure alive.
     with needed_by("A plot"):
         from matplotlib.figure import Figure as Picture
 
@@ -234,7 +234,7 @@ def _check_same(first_name: str, first: Evaluation, name: str, other: Evaluation
         a, b = getattr(first, what), getattr(other, what)
         if a != b:
             raise DataError(
-                f"{first_name} and {name} cannot be compared: the {what} of the first is {a}, that of the second {b}. "
+                f"{first_name} and {name} cannot be compared: the {what} is {a} for the first and {b} for the second. "
                 "Evaluate both on the same."
             )
     if len(first.examples) != len(other.examples):
@@ -266,14 +266,14 @@ def _notes(evaluations: Mapping[str, Evaluation], shared: Sequence[str]) -> list
             notes.append(f"The setting {key} differs: {said}.")
     measures = [evaluation.measures for evaluation in evaluations.values()]
     if only := sorted({name for found in measures for name in found} - set(shared)):
-        notes.append(f"Not all models have: {', '.join(only)}.")
+        notes.append(f"Some models lack: {', '.join(only)}.")
     for figure in shared:
         tokens = {
             found[figure].statistics[:, 1].sum() for found in measures if found[figure].aggregate == "perplexity"
         }
         if len(tokens) > 1:
             notes.append(
-                f"{figure} is per token, and the models' tokenizers cut the text into differing numbers of tokens: compare bits "
-                "per byte instead."
+                f"{figure} is per token, but the models' tokenizers split the text into different numbers of tokens: "
+                "compare bits per byte instead."
             )
     return notes

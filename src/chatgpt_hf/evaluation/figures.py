@@ -1,4 +1,4 @@
-"""Figures with their uncertainty: every metric is a function of sums over examples, so that resampling them is cheap."""
+"""Metrics with confidence intervals: every metric is a function of sums over examples, so resampling is cheap."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ import numpy as np
 from ..errors import DataError
 from ..extras import needed_by
 
-# Sums of statistics over examples (..., statistics), and options, as one figure (...).
+# Turns sums of statistics over examples (..., statistics), and options, into one figure (...).
 Aggregate = Callable[..., np.ndarray]
 
 AGGREGATES: dict[str, Aggregate] = {}
 
 
 def aggregate(name: str) -> Callable[[Aggregate], Aggregate]:
-    """Registers how sums become a figure, by the name that a saved evaluation keeps."""
+    """Registers a function that turns sums into a figure, under the name that saved evaluations use."""
 
     def decorate(function: Aggregate) -> Aggregate:
         AGGREGATES[name] = function
@@ -27,19 +27,19 @@ def aggregate(name: str) -> Callable[[Aggregate], Aggregate]:
 
 @aggregate("mean")
 def mean(sums: np.ndarray) -> np.ndarray:
-    """`[value, weight]`: their ratio, as for accuracy, or for nats per token."""
+    """`[value, weight]`: their ratio, for example accuracy or nats per token."""
     return _ratio(sums[..., 0], sums[..., 1])
 
 
 @aggregate("difference_of_means")
 def difference_of_means(sums: np.ndarray) -> np.ndarray:
-    """`[value, weight]` of one group, then of another: the first's mean minus the second's."""
+    """`[value, weight]` of a first group, then of a second: the first mean minus the second."""
     return mean(sums[..., :2]) - mean(sums[..., 2:])
 
 
 @aggregate("perplexity")
 def perplexity(sums: np.ndarray) -> np.ndarray:
-    """`[nats, tokens]`."""
+    """`[nats, tokens]`: perplexity per token."""
     return np.exp(mean(sums))
 
 
@@ -57,7 +57,7 @@ def f1(sums: np.ndarray) -> np.ndarray:
 
 @aggregate("macro_f1")
 def macro_f1(sums: np.ndarray) -> np.ndarray:
-    """`[right, predicted, true]` of each class one after another: the mean of the classes' F1, as scikit-learn's `macro`.
+    """`[right, predicted, true]` of one class after another: the mean of the classes' F1, like scikit-learn's `macro`.
 
     A class that is neither predicted nor true does not count.
     """
@@ -68,7 +68,7 @@ def macro_f1(sums: np.ndarray) -> np.ndarray:
 
 @aggregate("weighted_f1")
 def weighted_f1(sums: np.ndarray) -> np.ndarray:
-    """As `macro_f1`, each class weighing as much as it has true examples."""
+    """Like `macro_f1`, with each class weighted by its number of true examples."""
     classes = sums.reshape(*sums.shape[:-1], -1, 3)
     return _ratio((f1(classes) * classes[..., 2]).sum(-1), classes[..., 2].sum(-1))
 
@@ -86,7 +86,7 @@ def bleu(sums: np.ndarray, **options: Any) -> np.ndarray:
     """`[length, reference length, right n-grams of each order, n-grams of each order]`, by sacrebleu.
 
     Args:
-        **options: Those of `BLEU.compute_bleu`: `smooth_method` (`exp` where it is left out, as in `BLEU`) ...
+        **options: Options of `BLEU.compute_bleu`: `smooth_method` (default `exp`, as in `BLEU`) ...
     """
     with needed_by("BLEU"):
         from sacrebleu.metrics import BLEU
@@ -106,28 +106,28 @@ def bleu(sums: np.ndarray, **options: Any) -> np.ndarray:
 
 @aggregate("chrf")
 def chrf(sums: np.ndarray, **options: Any) -> np.ndarray:
-    """`[n-grams, n-grams of the reference, right]` of each order one after another, by sacrebleu.
+    """`[n-grams, n-grams of the reference, right]` of one order after another, by sacrebleu.
 
     Args:
-        **options: Those of `CHRF`: `beta`, `eps_smoothing`.
+        **options: Options of `CHRF`: `beta`, `eps_smoothing`.
     """
     with needed_by("chrF"):
         from sacrebleu.metrics import CHRF
 
-    # Orders of words count as those of characters do.
+    # Word n-grams count like character n-grams.
     scorer = CHRF(char_order=sums.shape[-1] // 3, **options)
     return np.apply_along_axis(lambda row: scorer._compute_score_from_stats(row.tolist()).score, -1, sums)
 
 
 @aggregate("ter")
 def ter(sums: np.ndarray) -> np.ndarray:
-    """`[edits, reference length]`: edits for each 100 words; without a word of reference 0 or 100, as by sacrebleu."""
+    """`[edits, reference length]`: edits per 100 words; 0 or 100 if the references have no words, as in sacrebleu."""
     edits, length = sums[..., 0], sums[..., 1]
     return 100 * np.where(length > 0, _ratio(edits, length), edits > 0)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Zero where nothing was counted."""
+    """Divides, with zero where the divisor is zero."""
     return np.divide(above, below, out=np.zeros_like(np.asarray(above, dtype=float)), where=below != 0)
 
 
@@ -140,7 +140,7 @@ class Figure(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How much more B has than A on the same examples, its 95 % confidence interval, and the two-sided p-value."""
+    """B's figure minus A's on the same examples, its 95 % confidence interval, and the two-sided p-value."""
 
     value: float
     low: float
@@ -154,9 +154,9 @@ class Measure:
 
     Attributes:
         aggregate: A name in `AGGREGATES`.
-        statistics: (examples, statistics); their sum is what the aggregate takes.
-        higher_is_better: As the name says; perplexity is better when it is lower.
-        options: Of the aggregate.
+        statistics: (examples, statistics); the aggregate takes their sum over examples.
+        higher_is_better: False for perplexity, for example.
+        options: Options of the aggregate.
     """
 
     aggregate: str
@@ -165,7 +165,7 @@ class Measure:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, sums: np.ndarray) -> np.ndarray:
-        """The figures (...) of sums (..., statistics) over examples."""
+        """Returns the figures (...) for sums (..., statistics) over examples."""
         return AGGREGATES[self.aggregate](sums, **self.options)
 
     @property
@@ -174,13 +174,13 @@ class Measure:
 
 
 def bootstrap(measure: Measure, *, resamples: int = 1000, seed: int = 0) -> Figure:
-    """The percentile bootstrap over examples (Efron & Tibshirani 1993, chapter 13)."""
+    """Returns the value and its interval by the percentile bootstrap over examples (Efron & Tibshirani 1993, ch. 13)."""
     (figure,) = bootstraps([measure], resamples=resamples, seed=seed)
     return figure
 
 
 def bootstraps(measures: Sequence[Measure], *, resamples: int = 1000, seed: int = 0) -> list[Figure]:
-    """`bootstrap` of several measures of the same examples, each as it is alone, in less time."""
+    """Returns the same as `bootstrap` for each of several measures of the same examples, in less time."""
     return [
         Figure(measure.value, *_interval(drawn))
         for measure, drawn in zip(measures, _resampled(measures, resamples, seed), strict=True)
@@ -188,12 +188,12 @@ def bootstraps(measures: Sequence[Measure], *, resamples: int = 1000, seed: int 
 
 
 def paired_difference(a: Measure, b: Measure, *, resamples: int = 10_000, seed: int = 0) -> Difference:
-    """B's figure minus A's, with the paired bootstrap (Koehn 2004): both are resampled with the same examples.
+    """Returns B's figure minus A's by the paired bootstrap (Koehn 2004): resamples have the same examples of both.
 
-    The p-value is twice the share of resamples on the other side of zero than most, at least one of them.
+    The p-value is twice the share of resamples on the less frequent side of zero, with one added to both counts.
 
     Raises:
-        DataError: When the two have differing numbers of examples, or different aggregates.
+        DataError: If the two have different numbers of examples, or different aggregates.
     """
     (difference,) = paired_differences([a], [b], resamples=resamples, seed=seed)
     return difference
@@ -202,14 +202,14 @@ def paired_difference(a: Measure, b: Measure, *, resamples: int = 10_000, seed: 
 def paired_differences(
     a: Sequence[Measure], b: Sequence[Measure], *, resamples: int = 10_000, seed: int = 0
 ) -> list[Difference]:
-    """`paired_difference` of several measures of the same examples, each as it is alone, in less time."""
+    """Returns the same as `paired_difference` for each of several measures of the same examples, in less time."""
     for one, other in zip(a, b, strict=True):
         kinds = [(measure.aggregate, dict(measure.options)) for measure in (one, other)]
         if len(one.statistics) != len(other.statistics) or kinds[0] != kinds[1]:
             said = [" ".join([name, *(f"{key}={value}" for key, value in options.items())]) for name, options in kinds]
             raise DataError(
-                f"The two evaluations are of {len(one.statistics)} and {len(other.statistics)} examples ({said[0]} and "
-                f"{said[1]}): only figures of the same examples can be compared in pairs."
+                f"The two evaluations have {len(one.statistics)} and {len(other.statistics)} examples ({said[0]} and "
+                f"{said[1]}): a paired comparison needs the same figure on the same examples."
             )
     drawn = _resampled([*a, *b], resamples, seed)
     return [
@@ -229,13 +229,13 @@ def _interval(drawn: np.ndarray) -> tuple[float, float]:
 
 
 def _resampled(measures: Sequence[Measure], resamples: int, seed: int) -> list[np.ndarray]:
-    """Each measure's figure on the same resamples of their examples, (resamples,) each."""
+    """Computes each measure's figure on the same resamples of the examples, each of shape (resamples,)."""
     if not measures:
         return []
     examples = len(measures[0].statistics)
     generator = np.random.default_rng(seed)
     drawn: list[list[np.ndarray]] = [[] for _ in measures]
-    # How often each resample has each example is a matrix, which for all of them at once may be gigabytes.
+    # The matrix of counts (resample, example) could take gigabytes, so it is computed in parts.
     rows = max(1, 10_000_000 // examples)
     for begin in range(0, resamples, rows):
         size = min(rows, resamples - begin)

@@ -1,4 +1,4 @@
-"""What a model writes after many prompts, in batches that change nothing about it."""
+"""Continues many prompts, in batches that do not change the results."""
 
 import logging
 from bisect import bisect_left
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Completion:
-    """What came after one prompt.
+    """The continuation of one prompt.
 
     Attributes:
-        ids: All that was generated before an end mark or, where a stop string ended it, with that string.
+        ids: The generated tokens up to the end mark, without it, or up to a stop string, including it.
         text: `ids` without special tokens, up to the first stop string.
-        ended: Whether an end mark or a stop string came before there was no more room.
+        ended: True if an end mark or a stop string came before the room was used up.
     """
 
     ids: list[int]
@@ -50,23 +50,23 @@ def generate_completions(
 ) -> list[Completion]:
     """Continues each prompt as far as `max_new_tokens` and the model's context allow.
 
-    How prompts fall into batches does not change what greedy search writes: they are padded on the left, and only those with
-    as much room share a batch. A prompt that leaves no room gets an empty completion that did not end, and a
-    warning says how many.
+    The division into batches does not change the output of greedy search: prompts are padded on the left, and a batch has
+    only prompts with the same room. A prompt that leaves no room gets an empty completion that did not end, and a warning
+    gives their number.
 
     Args:
-        prompts: Token ids, special tokens and all.
-        desc: Of the progress bar.
-        noun: What the warning calls the prompts.
-        stop: Texts of which the first to be written ends the completion and is cut off; one that spans prompt and
-            completion does not count.
-        **generation: For `model.generate`; without any, the model's generation config decides.
+        prompts: Token ids, including special tokens.
+        desc: Text of the progress bar.
+        noun: The warning's word for the prompts.
+        stop: Stop strings. The first one that appears ends the completion and is cut off; one that begins in the prompt
+            does not count.
+        **generation: Options of `model.generate`; without any, the model's generation config decides.
 
     Returns:
         Completions in the order of the prompts.
 
     Raises:
-        DataError: When a prompt has no token.
+        DataError: If a prompt has no token.
     """
     if empty := [index for index, prompt in enumerate(prompts) if not len(prompt)]:
         raise DataError(f"Prompt {empty[0]} has no token: begin it with the tokenizer's bos.")
@@ -96,7 +96,7 @@ def generate_completions(
 def _batches(
     lengths: Sequence[int], limit: int, max_new_tokens: int, batch_size: int
 ) -> Iterator[tuple[list[int], int]]:
-    """Indices of prompts, short ones first, and how many tokens may follow each of them."""
+    """Yields indices of prompts, short ones first, and the number of tokens that may follow each of them."""
 
     def room(index: int) -> int:
         return min(max_new_tokens, limit - lengths[index])
@@ -116,7 +116,7 @@ def _completion(
     text = _decode(tokenizer, ids)
     if not (places := [place for place in map(text.find, stop) if place >= 0]):
         return Completion(ids, text, ended)
-    # A row that stopped before the others of its batch goes on with padding, or whatever the model said.
+    # A row that stopped before the others of its batch continues with padding, or with more of the model's output.
     length = bisect_left(range(len(ids)), True, key=lambda n: _holds(_decode(tokenizer, ids[:n]), stop))
     return Completion(ids[:length], text[: min(places)], True)
 
@@ -130,11 +130,11 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Any) -> str:
 
 
 class _Stop(StoppingCriteria):
-    """Ends rows that hold a stop string after the prompt; transformers' own `stop_strings` looks into the prompt too."""
+    """Ends rows with a stop string after the prompt; transformers' own `stop_strings` looks into the prompt too."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, width: int, stop: Sequence[str]) -> None:
         self.tokenizer, self.width, self.stop = tokenizer, width, stop
-        # A token is at least a byte, and one more character may be unfinished.
+        # A token has at least one byte, and the last character may be unfinished.
         self.reach = max(len(text.encode()) for text in stop) + 4
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:

@@ -1,4 +1,4 @@
-"""Standard benchmarks, run by EleutherAI's lm-evaluation-harness: its prompts, its figures, and each item's part in them."""
+"""Runs standard benchmarks by EleutherAI's lm-evaluation-harness: its prompts and figures, with each item's result."""
 
 import contextlib
 import copy
@@ -27,16 +27,16 @@ __all__ = ["BENCHMARKS", "HARNESS_RESULTS_NAME", "BenchmarkResults", "evaluate_b
 logger = logging.getLogger(__name__)
 
 HARNESS_RESULTS_NAME = "results_harness.json"
-# What `lm_eval --seed` is when it is not given: of Python's, NumPy's and PyTorch's generators, and of the choice of shots.
+# The defaults of `lm_eval --seed`: for Python's, NumPy's and PyTorch's generators, and for the choice of shots.
 _SEEDS = (0, 1234, 1234, 1234)
 
 
 @dataclass
 class BenchmarkResults:
-    """What a model did on some benchmarks.
+    """A model's results on some benchmarks.
 
     Attributes:
-        harness: The harness' own results, as it writes them to its JSON.
+        harness: The harness' own results, in the form of its JSON file.
         evaluations: By benchmark; the subjects of MMLU are pooled under `mmlu`.
     """
 
@@ -44,7 +44,7 @@ class BenchmarkResults:
     evaluations: dict[str, Evaluation]
 
     def save(self, folder: Path) -> None:
-        """Writes results_harness.json, and each benchmark's evaluation into a folder of its name."""
+        """Writes results_harness.json, and each benchmark's evaluation into a folder with its name."""
         from lm_eval.utils import handle_non_serializable
 
         for name, evaluation in self.evaluations.items():
@@ -65,23 +65,23 @@ def evaluate_benchmarks(
     seed: int | None = None,
     add_bos_token: bool | None = None,
 ) -> BenchmarkResults:
-    """Runs benchmarks as `lm_eval --model hf` does, with the same figures.
+    """Runs benchmarks like `lm_eval --model hf`, with the same figures.
 
-    A prompt that is longer than the model's context loses its beginning, bos included, as always in the harness.
+    A prompt that is longer than the model's context loses its beginning, including bos, as always in the harness.
 
     Args:
         tasks: Names in `BENCHMARKS`, or `mmlu_SUBJECT`.
-        data_folder: Local files, see `write_tasks`. The harness' own tasks, which read the Hub, when None.
-        limit: The first so many items of each task, of each subject for MMLU; all when None.
-        num_fewshot: Answered items before each question; none when None.
-        seed: For all four generators of `lm_eval --seed`; its defaults when None.
-        add_bos_token: As in `lm_eval --model_args`: whether each prompt begins with bos; when None, what the tokenizer does
-            by itself, so that figures are those of `lm_eval` without options. Tokenizers of `train_tokenizer` and GPT-2's add
-            none, though documents begin with bos in training.
+        data_folder: Local files, see `write_tasks`. None for the harness' own tasks, which read the Hub.
+        limit: Use only this many items of each task (for MMLU, of each subject); None for all.
+        num_fewshot: Answered items before each question; None for none.
+        seed: For all four generators of `lm_eval --seed`; None for their defaults.
+        add_bos_token: Begin each prompt with bos, as in `lm_eval --model_args`. None for the tokenizer's own behavior, so
+            that figures equal those of `lm_eval` without options. Tokenizers of `train_tokenizer` and GPT-2's add no bos,
+            although documents begin with bos in training.
 
     Raises:
-        ConfigError: When a name is unknown, a number is out of range, or lm-evaluation-harness is not installed.
-        DataError: When data are missing or broken, or an answer is longer than the model's context.
+        ConfigError: If a name is unknown, a number is out of range, or lm-evaluation-harness is not installed.
+        DataError: If data are missing or broken, or an answer is longer than the model's context.
     """
     names = list(dict.fromkeys(tasks))
     check_names(names)
@@ -142,7 +142,7 @@ def evaluate_benchmarks(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness' warnings, one for each prompt that is cut, and with what it prints beside its progress bars."""
+    """Silences the harness' warnings (one for each prompt that is cut), and sends its output to standard error."""
     log = logging.getLogger("lm_eval")
     before = log.level
     log.setLevel(logging.ERROR)
@@ -158,10 +158,10 @@ def _load(manager: Any, names: list[str]) -> dict[str, Any]:
         raise ConfigError(f"lm-evaluation-harness has no benchmark {unknown[0]!r}.")
     try:
         return manager.load(names)
-    # What `datasets` raises without a network depends on what of a data set is in the cache.
+    # Without a network, the error of `datasets` depends on the parts of a data set that are in the cache.
     except (OSError, ValueError) as error:
         raise DataError(
-            f"The data of {', '.join(names)} cannot be had from the Hub ({error}): name a folder that holds them."
+            f"The data of {', '.join(names)} cannot be loaded from the Hub ({error}): name a folder that has them."
         ) from error
 
 
@@ -169,16 +169,16 @@ def _check_shots(loaded: dict[str, Any], num_fewshot: int | None) -> None:
     for name, task in loaded["tasks"].items():
         if num_fewshot:
             config = task.config
-            # Where the shots come from the questions themselves, one is the question that is asked.
+            # If the shots come from the questions themselves, the asked question is one of them.
             there = len(list(task.fewshot_docs())) - (config.fewshot_split == config.test_split)
             if num_fewshot > there:
-                raise ConfigError(f"num_fewshot is {num_fewshot}, and {name} has {there} items to take shots from.")
+                raise ConfigError(f"num_fewshot is {num_fewshot}, but {name} has {there} items to take shots from.")
 
 
 def _language_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, add_bos_token: bool | None
 ) -> Any:
-    """The harness' wrapper, which says what it cannot score and counts what it cuts."""
+    """Returns the harness' wrapper, extended to reject answers longer than the context and to count cut prompts."""
     from lm_eval.models.huggingface import HFLM
 
     class LanguageModel(HFLM):
@@ -194,7 +194,7 @@ def _language_model(
             self.seen += len(requests)
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
-    # The wrapper gives a tokenizer without a padding token one.
+    # A copy, because the wrapper adds a padding token to a tokenizer without one.
     tokenizer = copy.deepcopy(tokenizer)
     if add_bos_token is not None:
         tokenizer.add_bos_token = add_bos_token
@@ -204,12 +204,12 @@ def _language_model(
 def _evaluation(
     name: str, data: str, tasks: list[Any], results: dict[str, Any], settings: dict[str, Any]
 ) -> Evaluation:
-    """The logged items of a task, or of all tasks in a group, as the project's own record."""
+    """Converts the logged items of a task, or of all tasks in a group, to an `Evaluation`."""
     rows = [(task, sample) for task in tasks for sample in results["samples"][task.task_name]]
     first_task, first = rows[0]
     measures = {}
     for metric in first["metrics"]:
-        # The harness keeps an item's log-likelihood as its perplexity.
+        # The harness logs an item's log-likelihood as its perplexity.
         aggregate, sign = ("perplexity", -1.0) if metric == "perplexity" else ("mean", 1.0)
         measures[metric] = Measure(
             aggregate,

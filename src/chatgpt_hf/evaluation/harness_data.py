@@ -1,4 +1,4 @@
-"""Benchmarks in local files as tasks of lm-evaluation-harness, which otherwise fetches them from the Hub."""
+"""Writes tasks for lm-evaluation-harness that read benchmarks from local files instead of the Hub."""
 
 import csv
 import io
@@ -20,35 +20,37 @@ _MMLU_COLUMNS = ["question", "choice0", "choice1", "choice2", "choice3", "answer
 
 @dataclass(frozen=True)
 class _Shape:
-    """The columns of a benchmark's rows: strings, and for multiple choice a list of options and the number of the right one."""
+    """The columns of a benchmark's rows: texts, and for multiple choice the options and the number of the right one."""
 
     texts: tuple[str, ...]
     options: str | None = None
     gold: str | None = None
 
     def fault(self, row: Any) -> str | None:
-        """What is wrong with a row; None when it is as it should be."""
+        """Returns what is wrong with a row, or None if it is valid."""
         if not isinstance(row, dict):
-            return "is no JSON object"
+            return "is not a JSON object"
         for name in self.texts:
             if not isinstance(row.get(name), str) or not row[name].strip():
                 return f"needs text in {name!r}"
         if self.options is None or self.gold is None:
-            # LAMBADA's word to guess is what follows the last space.
+            # In LAMBADA, the model guesses the word after the last space.
             context, _, word = row[self.texts[0]].rpartition(" ")
-            return None if context and word else f"needs at least two words in {self.texts[0]!r}, no space at its end"
+            return (
+                None if context and word else f"needs two or more words, without a final space, in {self.texts[0]!r}"
+            )
         options, gold = row.get(self.options), row.get(self.gold)
         if not isinstance(options, list) or len(options) < 2:
             return f"needs a list of two or more texts in {self.options!r}"
         if not all(isinstance(option, str) and option.strip() for option in options):
-            return f"has something else than text in {self.options!r}"
+            return f"has something other than text in {self.options!r}"
         if type(gold) is not int or not 0 <= gold < len(options):
             return f"needs the number of the right one of {self.options!r}, 0 to {len(options) - 1}, in {self.gold!r}"
         return None
 
 
 _CHOICE = _Shape(("query",), "choices", "gold")
-# By the harness' names: how the name of the file begins, and what is in it. MMLU's files are in a folder of their own.
+# By the harness' names: the beginning of the file's name, and its columns. MMLU's files are in a separate folder.
 _FILES = {
     "hellaswag": ("hellaswag", _Shape(("ctx",), "endings", "label")),
     "lambada_openai": ("lambada", _Shape(("text",))),
@@ -64,46 +66,46 @@ BENCHMARKS = (*_FILES, "mmlu")
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises `ConfigError` for a name that is neither in `BENCHMARKS` nor `mmlu_` and a subject."""
+    """Raises `ConfigError` for a name that is neither in `BENCHMARKS` nor of the form `mmlu_SUBJECT`."""
     if not names:
         raise ConfigError(f"No benchmark is named; known are {', '.join(BENCHMARKS)}.")
     for name in names:
         if name not in BENCHMARKS and not name.startswith("mmlu_"):
             raise ConfigError(
-                f"There is no benchmark {name!r}; known are {', '.join(BENCHMARKS)}, and mmlu_SUBJECT, as in mmlu_anatomy."
+                f"There is no benchmark {name!r}; known are {', '.join(BENCHMARKS)}, and mmlu_SUBJECT, like mmlu_anatomy."
             )
         if name.startswith("mmlu_") and "mmlu" in names:
-            raise ConfigError(f"{name} is a part of mmlu, which is asked for as well: name one of the two.")
+            raise ConfigError(f"{name} is part of mmlu, which is named as well: name only one of the two.")
 
 
 def write_tasks(data_folder: str | Path, folder: str | Path, tasks: Sequence[str] | None = None) -> list[str]:
-    """Writes task files of lm-evaluation-harness that read local data and have the names of its own tasks.
+    """Writes task files for lm-evaluation-harness that read local data and have the names of its own tasks.
 
-    `lm_eval --include_path FOLDER --tasks hellaswag,mmlu ...` then runs what `evaluate_benchmarks` runs. Each file begins
-    with where it differs from the harness' own. The data are read where they are; only MMLU's rows are written anew, as
-    a reader of CSV that guesses types takes "None" for nothing and 0.50 for 0.5.
+    `lm_eval --include_path FOLDER --tasks hellaswag,mmlu ...` then runs the same as `evaluate_benchmarks`. A comment at the
+    top of each file says how it differs from the harness' own task. The tasks read the data in place; only MMLU's rows are
+    rewritten, because a CSV reader that guesses types turns "None" into a missing value and 0.50 into 0.5.
 
     Args:
-        data_folder: Holds a file for each benchmark, `hellaswag*.jsonl`, `lambada*.jsonl`, `arc_easy*.jsonl`,
-            `arc_challenge*.jsonl`, `piqa*.jsonl`, `winogrande*.jsonl`, `boolq*.jsonl`, `openbook*.jsonl`, `copa*.jsonl`, with
-            the rows of mosaicml/llm-foundry (for HellaSwag: ctx, endings, label), and MMLU in `mmlu/SUBJECT_dev.csv` and
+        data_folder: Has a file for each benchmark: `hellaswag*.jsonl`, `lambada*.jsonl`, `arc_easy*.jsonl`,
+            `arc_challenge*.jsonl`, `piqa*.jsonl`, `winogrande*.jsonl`, `boolq*.jsonl`, `openbook*.jsonl`, `copa*.jsonl` with
+            the rows of mosaicml/llm-foundry (for HellaSwag: ctx, endings, label); and MMLU in `mmlu/SUBJECT_dev.csv` and
             `mmlu/SUBJECT_test.csv` with the columns question, choice0 ... choice3, answer.
-        folder: Where to write; it must stay where it is.
-        tasks: Names in `BENCHMARKS`, or `mmlu_SUBJECT`; all that there are files of when None.
+        folder: The folder to write; the tasks work only while it stays there.
+        tasks: Names in `BENCHMARKS`, or `mmlu_SUBJECT`; None for all tasks with files.
 
     Returns:
-        The names of the tasks, groups included.
+        The names of the tasks, including groups.
 
     Raises:
-        ConfigError: When a name is unknown.
-        DataError: When a file is missing, or a row is broken.
+        ConfigError: If a name is unknown.
+        DataError: If a file is missing, or a row is broken.
     """
     source, target = Path(data_folder).expanduser(), Path(folder).expanduser().resolve()
     if not source.is_dir():
-        raise DataError(f"There is no folder {source}: name one that holds files such as hellaswag.jsonl and mmlu/.")
+        raise DataError(f"There is no folder {source}: name one with files like hellaswag.jsonl and mmlu/.")
     if tasks is not None:
         check_names(tasks)
-    # The harness' own cache is of no use for files that lie here; beside them the rows go when the tasks go.
+    # Not the usual cache, which is no use for local files; here the cached rows are deleted with the tasks.
     common = {"cache_dir": str(target / "cache")}
     files: dict[str, str] = {}
     for name, (stem, shape) in _FILES.items():
@@ -132,7 +134,7 @@ def write_tasks(data_folder: str | Path, folder: str | Path, tasks: Sequence[str
     if subjects:
         files["mmlu.yaml"] = _template("mmlu", task=[f"mmlu_{subject}" for subject in subjects])
     if not files:
-        raise DataError(f"{source} holds no file of a benchmark, such as hellaswag.jsonl or mmlu/anatomy_test.csv.")
+        raise DataError(f"{source} has no benchmark files, such as hellaswag.jsonl or mmlu/anatomy_test.csv.")
     with atomic_folder(target) as temporary:
         for file_name, content in files.items():
             (temporary / file_name).write_text(content, encoding="utf-8")
@@ -144,7 +146,7 @@ def _task(template: str, dataset_kwargs: dict[str, Any], **fields: Any) -> str:
 
 
 def _template(name: str, **fields: Any) -> str:
-    """A file of `harness_tasks`, its comment included, with more fields."""
+    """Returns the text of a file in `harness_tasks`, including its comment, with more fields."""
     added = yaml.safe_dump(fields, allow_unicode=True, sort_keys=False)
     return (_TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8") + added
 
@@ -153,9 +155,9 @@ def _only_file(folder: Path, stem: str, *, required: bool) -> Path | None:
     found = sorted(folder.glob(f"{stem}*.jsonl"))
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
-        raise DataError(f"{folder} holds {names}: leave one, so that it is clear which is meant.")
+        raise DataError(f"{folder} has {names}: keep only the one to use.")
     if not found and required:
-        raise DataError(f"{folder / stem}.jsonl is missing (the name may go on before the ending).")
+        raise DataError(f"{folder / stem}.jsonl is missing (the name may continue before the extension).")
     return found[0] if found else None
 
 
@@ -172,7 +174,7 @@ def _check_rows(file: Path, shape: _Shape) -> None:
 
 
 def _mmlu_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of one CSV file in the columns of the harness' own data set, `cais/mmlu`."""
+    """Reads one CSV file; returns rows with the columns of the harness' own data set, `cais/mmlu`."""
     found: list[dict[str, Any]] = []
 
     def rows(text: Iterator[str]) -> Iterator[tuple[int, str | None]]:
@@ -183,9 +185,9 @@ def _mmlu_rows(file: Path) -> list[dict[str, Any]]:
             for row in reader:
                 values = [row.get(name) for name in _MMLU_COLUMNS]
                 if None in row or not all(values):
-                    yield reader.line_num, f"does not hold the {len(_MMLU_COLUMNS)} columns"
+                    yield reader.line_num, f"does not have the {len(_MMLU_COLUMNS)} columns"
                 elif row["answer"] not in ("0", "1", "2", "3"):
-                    yield reader.line_num, f"needs 0, 1, 2 or 3 in 'answer' and has {row['answer']!r}"
+                    yield reader.line_num, f"needs 0, 1, 2 or 3 in 'answer', but has {row['answer']!r}"
                 found.append({"question": row["question"], "choices": values[1:5], "answer": int(row["answer"])})
                 yield reader.line_num, None
         except csv.Error as error:
@@ -196,10 +198,10 @@ def _mmlu_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _read(file: Path, rows: Callable[[Iterator[str]], Iterator[tuple[int, str | None]]]) -> None:
-    """Goes through a file's rows, given as line and fault, up to the first fault.
+    """Reads a file's rows; `rows` yields each row's line number and fault.
 
     Raises:
-        DataError: At a fault; or when the file is missing, is not UTF-8, or has no rows.
+        DataError: At the first fault; or if the file is missing, is not UTF-8, or has no rows.
     """
     if not file.is_file():
         raise DataError(f"{file} is missing.")
@@ -211,4 +213,4 @@ def _read(file: Path, rows: Callable[[Iterator[str]], Iterator[tuple[int, str | 
                 raise DataError(f"{file}, line {number}: {fault}.")
             count += 1
     if not count:
-        raise DataError(f"{file} holds no rows.")
+        raise DataError(f"{file} has no rows.")

@@ -1,4 +1,4 @@
-"""How well a model predicts text: negative log-likelihood, and bits per byte, which no tokenizer can flatter."""
+"""Evaluates how well a model predicts text: negative log-likelihood, and bits per byte (independent of tokenizers)."""
 
 import lzma
 import math
@@ -17,7 +17,7 @@ from .scoring import negative_log_likelihoods
 
 @dataclass(frozen=True)
 class LanguageModelingResult:
-    """Nats, tokens and bytes of each document of a corpus, (documents,) each."""
+    """Nats, tokens and bytes of each document in a corpus, each of shape (documents,)."""
 
     nats: np.ndarray
     document_tokens: np.ndarray
@@ -41,14 +41,14 @@ class LanguageModelingResult:
 
     @property
     def perplexity(self) -> float:
-        """Per token, so only comparable between models with the same tokenizer."""
+        """Per token, so it can only be compared between models with the same tokenizer."""
         return math.exp(self.negative_log_likelihood / self.tokens)
 
     def as_dict(self) -> dict[str, float]:
         return {"bits_per_byte": self.bits_per_byte, "perplexity": self.perplexity, "tokens": self.tokens}
 
     def measures(self) -> dict[str, Measure]:
-        """The figures with each document's part in them."""
+        """Returns the figures with each document's contribution."""
         by_token = np.stack([self.nats, self.document_tokens], axis=1)
         by_byte = np.stack([self.nats, self.document_bytes], axis=1)
         return {
@@ -60,10 +60,10 @@ class LanguageModelingResult:
 
 
 def scoring_windows(length: int, size: int, stride: int) -> list[tuple[int, int, int]]:
-    """Windows `(start, end, first_scored)` over `length` tokens, in which each token but the first is scored once.
+    """Returns windows `(start, end, first_scored)` over `length` tokens that score each token but the first once.
 
-    The first window scores all it can; each later one begins `stride` further and scores what is new, so that a scored
-    token has at least `size - stride` tokens before it.
+    The first window scores all its tokens but the first; each later one begins `stride` further and scores the new tokens.
+    So a token in a later window has at least `size - stride` tokens before it.
     """
     result = [(0, min(size, length), 1)]
     while result[-1][1] < length:
@@ -82,14 +82,14 @@ def evaluate_language_modeling(
     stride: int | None = None,
     progress: bool = True,
 ) -> LanguageModelingResult:
-    """Scores documents, each from bos to eos, in windows of the model's context.
+    """Scores documents, each from bos to eos, in windows as long as the model's context.
 
     Args:
-        stride: New tokens per window of a document that is longer than the context; half the context when None.
+        stride: New tokens per window for documents longer than the context; None for half the context.
 
     Raises:
-        DataError: When there is no text.
-        ConfigError: When `stride` is below 1 or not below the context.
+        DataError: If there is no text.
+        ConfigError: If `stride` is below 1 or not below the context length.
     """
     texts = [text for text in texts if text]
     if not texts:
@@ -98,8 +98,8 @@ def evaluate_language_modeling(
     stride = max(1, size // 2) if stride is None else stride
     if not 1 <= stride < max(size, 2):
         raise ConfigError(
-            f"stride is {stride} and the model's context {size}: give 1 to {size - 1}, so that every token is predicted "
-            "from something."
+            f"stride is {stride} and the model's context {size}: give 1 to {size - 1}, so that every token has a token "
+            "before it."
         )
     documents = encode_documents(tokenizer, texts)
     pieces: list[tuple[list[int], int]] = []
@@ -118,14 +118,14 @@ def evaluate_language_modeling(
     )
     return LanguageModelingResult(
         np.bincount(owners, nats, minlength=len(documents)),
-        # Nothing is before the first token of a document that could predict it.
+        # A document's first token is not scored: no token before it could predict it.
         np.array([len(ids) - 1 for ids in documents]),
         np.array([len(text.encode()) for text in texts]),
     )
 
 
 def xz_bits_per_byte(train: Iterable[str], held_out: Iterable[str]) -> float:
-    """What `xz -9e` needs for the held-out text when it has seen the training text: the bar a model has to beat."""
+    """Returns how many bits per byte `xz -9e` needs for held-out text after the training text: the bar for a model."""
 
     def size(texts: list[str]) -> int:
         return len(lzma.compress("\n\n".join(texts).encode(), preset=9 | lzma.PRESET_EXTREME))

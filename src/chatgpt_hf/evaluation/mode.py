@@ -1,4 +1,4 @@
-"""A model as it answers, whatever it was doing."""
+"""Switches a model to evaluation mode temporarily."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout while the block runs; afterwards every module is in the mode that it was in."""
+    """Turns dropout off while the block runs, then returns every module to its previous mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Rows of unequal length as one batch, also for tokenizers without a padding token (GPT-2's)."""
+"""Pads rows of unequal length to one batch, also for tokenizers without a padding token (GPT-2's)."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,7 +9,7 @@ import torch
 def pad(
     rows: Sequence[Sequence[int]], *, side: Literal["left", "right"], pad_token_id: int | None
 ) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, both (len(rows), longest); what fills the gaps is masked, so it may be any id."""
+    """Returns `input_ids` and `attention_mask`, both (len(rows), longest); padding is masked, so it may be any id."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), pad_token_id or 0)
     mask = torch.zeros_like(ids)

@@ -1,4 +1,4 @@
-"""One evaluation as it is kept: figures with their intervals for people, every example's part in them for comparisons."""
+"""A saved evaluation: figures with intervals for people, and every example's contribution for comparisons."""
 
 import json
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from ..errors import DataError
 from ..files import atomic_folder
 from .figures import AGGREGATES, Figure, Measure, bootstraps
 
-# In a model's folder, with a folder for each of its evaluations.
+# In a model's folder; it has a folder for each of the model's evaluations.
 EVALUATION_FOLDER = "evaluation"
 RESULTS_NAME = "results.json"
 EXAMPLES_NAME = "examples.jsonl"
@@ -19,17 +19,17 @@ EXAMPLES_NAME = "examples.jsonl"
 
 @dataclass
 class Evaluation:
-    """What a model did on some data.
+    """A model's results on some data.
 
     Attributes:
-        task: As on the command line: `text-classification`, `language-modeling`, `code`, `hellaswag` ...
-        data: Where the examples came from.
+        task: The name on the command line: `text-classification`, `language-modeling`, `code`, `hellaswag` ...
+        data: The source of the examples.
         measures: By name; all are over the same examples, in the same order.
-        examples: One for each row of the measures' statistics: what went in (`input`, `text`,
-            `prompt` or `question`; `id` where the data has them), what came out, and what would have been right (`reference`).
-            By what does not depend on the model, a comparison knows that two evaluations are of the same examples.
-        settings: What else decides the figures: stride, number of shots, seed ...
-        command: Measures it again, where it was measured from the command line.
+        examples: One for each row of the measures' statistics: the input (`input`, `text`, `prompt` or `question`; `id` if
+            the data has one), the output, and the right output (`reference`). Comparisons use the model-independent fields to
+            check that two evaluations are of the same examples.
+        settings: Everything else that affects the figures: stride, number of shots, seed ...
+        command: The command that repeats the evaluation, if it was run from the command line.
     """
 
     task: str
@@ -43,11 +43,11 @@ class Evaluation:
         for name, measure in self.measures.items():
             if len(measure.statistics) != len(self.examples):
                 raise DataError(
-                    f"{name} has {len(measure.statistics)} examples and the evaluation {len(self.examples)}."
+                    f"{name} has {len(measure.statistics)} examples, but the evaluation has {len(self.examples)}."
                 )
 
     def figures(self) -> dict[str, Figure]:
-        """Every measure with its 95 % bootstrap interval."""
+        """Returns every measure's value with its 95 % bootstrap interval."""
         return dict(zip(self.measures, bootstraps(list(self.measures.values())), strict=True))
 
     def save(self, folder: Path) -> dict[str, Figure]:
@@ -80,10 +80,10 @@ class Evaluation:
 
     @classmethod
     def load(cls, folder: Path) -> "Evaluation":
-        """What `save` wrote.
+        """Reads an evaluation that `save` wrote.
 
         Raises:
-            DataError: When the folder holds no evaluation, or one cut short.
+            DataError: If the folder has no evaluation, or an incomplete one.
         """
         try:
             results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
@@ -91,13 +91,13 @@ class Evaluation:
             examples = [json.loads(line) for line in lines if line]
             if len(examples) != results["examples"]:
                 raise DataError(
-                    f"{folder / EXAMPLES_NAME} has {len(examples)} examples and {RESULTS_NAME} {results['examples']}: it was "
-                    "cut short, or is of another run. Evaluate again."
+                    f"{folder / EXAMPLES_NAME} has {len(examples)} examples, but {RESULTS_NAME} says {results['examples']}: "
+                    "it was cut short or belongs to another run. Evaluate again."
                 )
             statistics = [example.pop("statistics") for example in examples]
             figures = results["figures"]
             if unknown := [kept["aggregate"] for kept in figures.values() if kept["aggregate"] not in AGGREGATES]:
-                raise DataError(f"{folder} has figures of the unknown kind {unknown[0]}: it is of a newer release.")
+                raise DataError(f"{folder} has figures of the unknown kind {unknown[0]}: a newer release wrote them.")
             measures = {
                 name: Measure(
                     kept["aggregate"],
@@ -111,4 +111,4 @@ class Evaluation:
                 results["task"], results["data"], measures, examples, results["settings"], results.get("command", "")
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{folder} holds no evaluation that `chatgpt-hf evaluate` wrote: {error!r}") from error
+            raise DataError(f"{folder} has no evaluation that `chatgpt-hf evaluate` wrote: {error!r}") from error

@@ -1,4 +1,4 @@
-"""How likely a model finds given tokens: what language modelling, completions and choices are measured by."""
+"""The likelihood of given tokens under a model, which measures language modeling, completions and choices."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,16 @@ def negative_log_likelihoods(
     desc: str = "Scoring",
     progress: bool = True,
 ) -> np.ndarray:
-    """The nats of each piece, (pieces,): of its tokens from the given place on, each after those before it.
+    """Returns the negative log-likelihood of each piece in nats, (pieces,).
+
+    It sums over the tokens from the given position on, each predicted from the tokens before it.
 
     Args:
-        pieces: Ids, at most as many as the model's context, and the place of the first token that counts, 1 or more.
+        pieces: Pairs of token ids, at most as many as the model's context, and the position of the first token that
+            counts, at least 1.
         pad_token_id: Fills short rows; it is masked, so it may be any id.
     """
-    # Rows of one length waste the least padding.
+    # Batches of similarly long rows need the least padding.
     order = sorted(range(len(pieces)), key=lambda index: len(pieces[index][0]), reverse=True)
     nats = np.zeros(len(pieces))
     with evaluating(model):
@@ -50,10 +53,10 @@ def negative_log_likelihoods(
 def continuation(
     tokenizer: PreTrainedTokenizerBase, context: str, text: str, *, max_length: int
 ) -> tuple[list[int], int]:
-    """A piece for `negative_log_likelihoods`: the document's begin, a context, and the text that counts.
+    """Returns a piece for `negative_log_likelihoods`: bos, a context, and the text that counts.
 
-    The two are encoded together, as a reader would meet them, and cut where the context's own tokens end, as in
-    lm-evaluation-harness. What is too long loses its beginning.
+    Context and text are encoded together, and split at the number of tokens that the context has by itself, like in
+    lm-evaluation-harness. A piece that is too long loses its beginning.
     """
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     # White space at the end of the context belongs to the next token.

@@ -1,4 +1,4 @@
-"""Words of a text for figures, also in languages that put no spaces between them."""
+"""Splits texts into words for metrics, also in languages without spaces between words."""
 
 import re
 import string
@@ -6,28 +6,28 @@ import sys
 import unicodedata
 from functools import cache
 
-# One character: Han with its extensions and compatibility forms, kana, and the marks that stand for a character.
+# One character: Han with its extensions and compatibility forms, kana, and the marks that replace a character.
 CJK = r"[\u3005\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003347f]"
 _WORDS = re.compile(rf"{CJK}|(?:(?!{CJK})\S)+")
-# The characters and the full-width marks between them.
+# These characters, or full-width punctuation.
 _CHINESE_OR_JAPANESE = re.compile(rf"{CJK}|[\u3000-\u303f\uff00-\uffef]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def words(text: str) -> list[str]:
-    """What stands between spaces; each Chinese or Japanese character alone."""
+    """Splits a text at spaces, and around each Chinese or Japanese character."""
     return _WORDS.findall(text)
 
 
 def squad_normalize(text: str) -> str:
-    """Lower case, without punctuation, articles and extra spaces, as the script of SQuAD (Rajpurkar et al. 2016)."""
+    """Lowercases, and removes punctuation, articles and extra spaces like SQuAD's script (Rajpurkar et al. 2016)."""
     return " ".join(_ARTICLES.sub(" ", remove_punctuation(text.lower())).split())
 
 
 def remove_punctuation(text: str) -> str:
-    """Without ASCII's punctuation; of a text with Chinese or Japanese in it, without Unicode's.
+    """Removes ASCII punctuation; from a text that contains Chinese or Japanese, all Unicode punctuation.
 
-    The former is what SQuAD's script does, the latter that of MLQA (Lewis et al. 2020).
+    SQuAD's script does the former, MLQA's the latter (Lewis et al. 2020).
     """
     return text.translate(_punctuation(everywhere=bool(_CHINESE_OR_JAPANESE.search(text))))
 

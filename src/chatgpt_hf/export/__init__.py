@@ -1,1 +1,1 @@
-"""Models for other runtimes: ONNX Runtime, OpenVINO, ExecuTorch, torch.export and llama.cpp."""
+"""Exports models to other runtimes: ONNX Runtime, OpenVINO, ExecuTorch, torch.export and llama.cpp."""

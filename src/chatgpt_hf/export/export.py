@@ -1,4 +1,4 @@
-"""One call for every format: load, translate, run what was made against the model, write."""
+"""One call for every format: load, convert, compare the result with the model, and write."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,19 @@ from .gguf import OUTTYPES, check_gguf, check_llama_cpp, round_weights, run_gguf
 from .graphs import GRAPH_FORMATS, check_graph, export_graph, graph_logits, load_graph
 
 FORMATS = (*GRAPH_FORMATS, "gguf")
-# The largest norm of all logits' differences that rounding activations makes, as a share of the logits' own: llama.cpp rounds
-# them to the type of the matrices, and looks GELU up in a table of float16. Weights are rounded on both sides.
+# Largest relative error of the logits (norms over all logits) from rounded activations: llama.cpp rounds them to the type of
+# the matrices, and looks GELU up in a float16 table. Weights are rounded on both sides.
 TOLERANCES = {"f32": 2e-5, "f32 with GELU": 2e-3, "f16": 5e-3, "bf16": 3e-2, "q8_0": 5e-2}
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        files: In the folder, the largest first.
-        error: The norm of the differences between the exported model's logits and its source's, as a share of the source's own;
-            for a GGUF file beside the source with its weights rounded in the same way. None unless checked.
+        files: The written files, largest first.
+        error: Relative error of the exported model's logits (norms over all logits) compared with the source's; for a GGUF
+            file, with the source's weights rounded in the same way. None if the check is skipped.
     """
 
     files: list[Path]
@@ -43,21 +43,21 @@ def export_model(
     max_cache_len: int | None = None,
     check: bool = True,
 ) -> Export:
-    """Exports a model and its tokenizer, and runs what was made before it is written for good.
+    """Exports a model and its tokenizer, and runs the result before it appears in `output_dir`.
 
     Args:
         source: Folder or Hub id of a model of ours, or of a family that `ChatGPTForCausalLM.from_pretrained` reads.
         output_dir: A folder that does not exist or is empty.
         export_format: One of `FORMATS`.
-        outtype: Of the matrices in a GGUF file; graphs are float32.
-        max_cache_len: Places in the cache of an ExecuTorch program; by default the model's context.
-        check: Whether to compare the logits of random ids, which takes the format's own runtime.
+        outtype: Type of the matrices in a GGUF file; graphs are float32.
+        max_cache_len: Positions in the cache of an ExecuTorch program; by default the model's context.
+        check: Compare the logits of random ids, which needs the format's own runtime.
 
     Raises:
-        ConversionError: When the format cannot express the model, a package is missing, or the logits differ.
-        OutputError: When the folder is not empty.
-        CheckpointError: When the model cannot be read.
-        TokenizerError: When its tokenizer cannot be read or does not fit, or a GGUF file would have none.
+        ConversionError: If the format cannot express the model, a package is missing, or the logits differ.
+        OutputError: If the folder is not empty.
+        CheckpointError: If the model cannot be read.
+        TokenizerError: If the tokenizer cannot be read or does not fit, or is missing for a GGUF file.
     """
     if export_format not in FORMATS:
         raise ConversionError(f"--format {export_format} is unknown; known are {', '.join(FORMATS)}.")
@@ -72,11 +72,11 @@ def export_model(
     length = model.config.max_position_embeddings
     if max_cache_len is not None and not 8 <= max_cache_len <= length:
         raise ConversionError(
-            f"--max_cache_len is {max_cache_len}: name 8 to {length} places, `max_position_embeddings`."
+            f"--max_cache_len is {max_cache_len}: give 8 to {length} positions (`max_position_embeddings`)."
         )
     if export_format == "gguf":
         if tokenizer is None:
-            raise TokenizerError(f"{source} has no tokenizer, and a GGUF file holds one: save one there.")
+            raise TokenizerError(f"{source} has no tokenizer, but a GGUF file needs one: save one there.")
         check_gguf(model, tokenizer, outtype)
         if check:
             check_llama_cpp()
@@ -107,24 +107,24 @@ def export_model(
             error = ((found - expected).norm() / expected.norm()).item()
             if not error <= TOLERANCES[kind]:
                 raise ConversionError(
-                    f"The exported model's logits differ from the source's by {error:.1e} of these (at most "
-                    f"{TOLERANCES[kind]:.0e} is rounding). Nothing was written."
+                    f"The exported model's logits differ from the source's by a relative error of {error:.1e} (rounding "
+                    f"explains at most {TOLERANCES[kind]:.0e}). Nothing was written."
                 )
     files = sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: -file.stat().st_size)
     return Export(files, error)
 
 
 def _read(source: str | Path) -> tuple[ChatGPTForCausalLM, PreTrainedTokenizerBase | None]:
-    """The language model in float32, and its tokenizer, if it has one.
+    """Returns the language model in float32, and its tokenizer, if it has one.
 
     Raises:
-        ConversionError: When the source is an adapter, or a model with another head.
+        ConversionError: If the source is an adapter, or a model with another head.
     """
     refuse_adapter(source)
     model = load_model(source, ChatGPTForCausalLM, dtype=torch.float32).eval()
     others = [name for name in model.config.architectures or () if not name.endswith(("CausalLM", "LMHeadModel"))]
     if others:
-        raise ConversionError(f"{source} holds a {others[0]}: only language models are exported.")
+        raise ConversionError(f"{source} is a {others[0]}: only language models can be exported.")
     tokenizer = find_tokenizer(source)
     if tokenizer is not None:
         check_tokenizer_fits(model, tokenizer)

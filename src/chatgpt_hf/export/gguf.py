@@ -1,4 +1,4 @@
-"""GGUF files for llama.cpp, in the layouts of the families that it knows: GPT-2, Llama, and Qwen3 for QK norm."""
+"""Writes GGUF files for llama.cpp in the layouts of GPT-2, Llama, and Qwen3 (for QK norm)."""
 
 import json
 import re
@@ -21,29 +21,29 @@ from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..tokenization_chatgpt import IM_END, pre_tokenization
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
-# llama.cpp's names for pre-tokenizations, which it has compiled in (`llama-vocab.cpp`); it knows no groups of two digits.
+# llama.cpp's names for its built-in pre-tokenizations (`llama-vocab.cpp`); none has groups of two digits.
 _PRE_TOKENIZATIONS = {pre_tokenization(1): "qwen2", pre_tokenization(3): "llama-bpe"}
-# What a tokenizer may be trained with in Hugging Face's library and llama.cpp does not do.
+# BPE options of Hugging Face's tokenizers that llama.cpp does not support.
 _BPE_OPTIONS = ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "dropout")
-# Cut by both tokenizers in a check.
+# The check compares how both tokenizers split these texts.
 _TEXTS = (
     "Once upon a time, in 1234567 days: it's 12 345!\n\n\n  Tabs\there",
     "2024年11月27日 你好，世界！ 🎉 naïve cafe\u0301",
 )
-# What only training needs, and no template engine but transformers' knows; a comment keeps its whitespace control.
+# A tag that only training needs and only transformers knows; a comment in its place keeps the whitespace control.
 _GENERATION_TAG = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 
 
 def check_llama_cpp() -> None:
-    """Raises `MissingDependency` if llama.cpp, which runs a file, is missing."""
+    """Raises `MissingDependency` if llama.cpp, which the check needs, is missing."""
     require("The check of a GGUF file (--no-check skips it)", "llama_cpp")
 
 
 def check_gguf(model: ChatGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, outtype: str) -> None:
-    """Whether llama.cpp can express model and tokenizer.
+    """Checks that llama.cpp can express a model and its tokenizer.
 
     Raises:
-        ConversionError: Naming what it cannot.
+        ConversionError: If it cannot; names the field.
         MissingDependency: If the package that writes the files is missing.
     """
     require("--format gguf", "gguf")
@@ -53,9 +53,9 @@ def check_gguf(model: ChatGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, ou
         MODEL_FAMILIES[name].config_out(config)
     except ConversionError as error:
         raise ConversionError(
-            f"No layout that llama.cpp knows fits this model. The nearest is {name}: {error}"
+            f"None of llama.cpp's layouts fits this model. The nearest is {name}: {error}"
         ) from error
-    # What the family has, and llama.cpp's implementation of it has not.
+    # Options that llama.cpp does not implement for this family.
     refusals = {
         "hidden_act": config.hidden_act != ("gelu_new" if name == "gpt2" else "silu"),
         "attention_bias": name == "qwen3" and config.attention_bias,
@@ -70,14 +70,14 @@ def check_gguf(model: ChatGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, ou
     for key, tensor in model.named_parameters():
         if _is_matrix(key, tensor) and tensor.shape[-1] % block:
             raise ConversionError(
-                f"--outtype {outtype} has blocks of {block} weights, and {key} has rows of {tensor.shape[-1]}: use f16."
+                f"--outtype {outtype} has blocks of {block} weights, but {key} has rows of {tensor.shape[-1]}: use f16."
             )
     _pre_tokenization_name(_content(tokenizer))
 
 
 @torch.no_grad()
 def round_weights(model: ChatGPTForCausalLM, outtype: str) -> None:
-    """Puts what a file of the type holds in the place of the model's matrices."""
+    """Rounds the model's matrices like a file of this type does."""
     import gguf
 
     kind = gguf.GGMLQuantizationType[outtype.upper()]
@@ -90,14 +90,14 @@ def round_weights(model: ChatGPTForCausalLM, outtype: str) -> None:
 def write_gguf(
     model: ChatGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, file: Path, outtype: str, name: str
 ) -> None:
-    """Writes model, tokenizer, chat template and sampling parameters as one file.
+    """Writes model, tokenizer, chat template and sampling parameters to one file.
 
     Args:
-        model: In float32, and passed by `check_gguf`, as the tokenizer.
+        model: A model in float32; it and the tokenizer must have passed `check_gguf`.
         tokenizer: A byte-level BPE.
-        file: To be written.
-        outtype: Of the matrices, as llama.cpp's own converter calls it; vectors and positions stay float32.
-        name: What the file calls the model.
+        file: The new file.
+        outtype: Type of the matrices, by its name in llama.cpp's own converter; vectors and positions stay float32.
+        name: The model's name in the file.
     """
     import gguf
 
@@ -123,10 +123,10 @@ def write_gguf(
 
 
 def run_gguf(file: Path, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """llama.cpp's logits (seq, vocab) of ids, with a cache in float32, from a file that also cuts text as it should.
+    """Returns llama.cpp's logits (seq, vocab) of ids, with a float32 cache, and checks how it splits text.
 
     Raises:
-        ConversionError: When llama.cpp fails on the file, or cuts text otherwise than the tokenizer.
+        ConversionError: If llama.cpp fails on the file, or splits text differently from the tokenizer.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.npz")
@@ -139,14 +139,14 @@ def run_gguf(file: Path, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> 
         if process.returncode:
             last = (process.stderr.strip().splitlines() or ["no message"])[-1]
             reason = f"it was ended by signal {-process.returncode}" if process.returncode < 0 else last
-            raise ConversionError(f"llama.cpp fails on what was written, which is not kept: {reason}.")
+            raise ConversionError(f"llama.cpp fails on the written file, which was deleted: {reason}.")
         with np.load(result) as arrays:
             found = {key: arrays[key] for key in arrays}
     for index, text in enumerate(_TEXTS):
         expected = tokenizer(text, add_special_tokens=False)["input_ids"]
         if found[f"text{index}"].tolist() != expected:
             raise ConversionError(
-                f"llama.cpp cuts text otherwise than the tokenizer, as in {text!r}. Nothing was written."
+                f"llama.cpp splits text differently from the tokenizer, for example {text!r}. Nothing was written."
             )
     return torch.from_numpy(found["logits"])
 
@@ -192,14 +192,14 @@ def _add_config(writer: Any, config: ChatGPTConfig, name: str) -> None:
 
 
 def _tensors(state: dict[str, torch.Tensor], config: ChatGPTConfig, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The family's tensors as llama.cpp lays them out."""
+    """Yields the family's tensors in llama.cpp's layout."""
     for key, tensor in state.items():
         if key == "lm_head.weight" and config.tie_word_embeddings:
             continue
         tensor = tensor.detach().float()
         if name == "gpt2" and key.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             tensor = tensor.T
-        # In llama.cpp, Llama's rotary positions turn neighbours; in transformers, the halves of a head.
+        # Llama's rotary positions rotate pairs of neighbors in llama.cpp, but the two halves of a head in transformers.
         elif name == "llama" and (match := re.search(r"\.([qk])_proj\.(?:weight|bias)$", key)):
             heads = config.num_attention_heads if match[1] == "q" else config.num_key_value_heads
             assert heads is not None
@@ -209,22 +209,22 @@ def _tensors(state: dict[str, torch.Tensor], config: ChatGPTConfig, name: str) -
 
 
 def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What tokenizer.json holds.
+    """Returns the content of tokenizer.json.
 
     Raises:
-        ConversionError: When it is no byte-level BPE.
+        ConversionError: If the tokenizer is not a byte-level BPE.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.loads(backend.to_str()) if backend is not None else {"model": {}}
     if content["model"].get("type") != "BPE" or any(content["model"].get(option) for option in _BPE_OPTIONS):
         raise ConversionError(
-            "llama.cpp gets a byte-level BPE from this package, as chatgpt-hf tokenizer train makes, and the tokenizer is none."
+            "Export to llama.cpp needs a byte-level BPE, such as chatgpt-hf tokenizer train makes; this tokenizer is different."
         )
     return content
 
 
 def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
-    """The byte-level BPE, filled up to the model's number of tokens, and the template."""
+    """Adds the byte-level BPE, padded to the model's number of tokens, and the chat template."""
     import gguf
 
     content = _content(tokenizer)
@@ -249,15 +249,15 @@ def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int) -
 
 
 def _plain(template: str) -> str:
-    """A chat template without the tag that only transformers knows; a comment keeps its white space control."""
+    """Replaces the tag that only transformers knows by a comment, which keeps its whitespace control."""
     return _GENERATION_TAG.sub(r"{#\1 \2#}", template)
 
 
 def _add_generation(writer: Any, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None) -> None:
-    """Where texts begin and end, and how to sample.
+    """Adds the tokens that begin and end texts, and the sampling parameters.
 
     Raises:
-        ConversionError: When a model's text ends in more ways than llama.cpp has names for.
+        ConversionError: If the model has more end tokens than llama.cpp supports.
     """
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
@@ -271,7 +271,7 @@ def _add_generation(writer: Any, tokenizer: PreTrainedTokenizerBase, config: Gen
     ends = list(dict.fromkeys(end for end in (*named, *ends) if end is not None))
     writers = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
     if len(ends) > len(writers):
-        raise ConversionError(f"llama.cpp knows {len(writers)} tokens that end a text, and `eos_token_id` has {ends}.")
+        raise ConversionError(f"llama.cpp supports {len(writers)} end tokens, but `eos_token_id` has {ends}.")
     for add, end in zip(writers, ends, strict=False):
         add(end)
     for name, add in (
@@ -286,14 +286,14 @@ def _add_generation(writer: Any, tokenizer: PreTrainedTokenizerBase, config: Gen
 
 
 def _pre_tokenization_name(content: dict[str, Any]) -> str:
-    """llama.cpp's name for how the tokenizer cuts text before it merges.
+    """Returns llama.cpp's name for the tokenizer's pre-tokenization.
 
     Raises:
-        ConversionError: When it has none.
+        ConversionError: If it has none.
     """
     pre = content.get("pre_tokenizer") or {}
     if content.get("normalizer"):
-        raise ConversionError("llama.cpp does not normalize text, and the tokenizer has a `normalizer`.")
+        raise ConversionError("llama.cpp does not normalize text, but the tokenizer has a `normalizer`.")
     *splits, last = pre.get("pretokenizers", [pre])
     if last.get("type") == "ByteLevel" and not last["add_prefix_space"]:
         if not splits and last["use_regex"]:
@@ -305,10 +305,10 @@ def _pre_tokenization_name(content: dict[str, Any]) -> str:
                 return _PRE_TOKENIZATIONS[pattern]
             if pattern == pre_tokenization(2):
                 raise ConversionError(
-                    "llama.cpp has no tokenizer that cuts digits in groups of two, as this one does. Train one with "
+                    "llama.cpp cannot split digits in groups of two, like this tokenizer. Train a tokenizer with "
                     "chatgpt-hf tokenizer train --max_digits 1 or 3, and the model with it."
                 )
     raise ConversionError(
-        "llama.cpp's name for how this tokenizer cuts text (its `pre_tokenizer`) is not known here: only GPT-2's, and those "
-        "of chatgpt-hf tokenizer train --max_digits 1 or 3."
+        "The tokenizer has an unknown `pre_tokenizer`: export supports GPT-2's, and those of chatgpt-hf tokenizer train "
+        "--max_digits 1 or 3."
     )

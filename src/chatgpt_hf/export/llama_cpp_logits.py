@@ -1,4 +1,4 @@
-"""What llama.cpp makes of a file, in a process of its own: a program in C++ that fails takes its process with it.
+"""Runs llama.cpp on a GGUF file in a separate process, because a crash in its C++ code ends the process.
 
 Run as a file, so that the process imports nothing else. It reads {"ids": [...], "texts": [...]} as JSON and writes an .npz:
 `logits` (seq, vocab), and `text0`, `text1` and so on, the ids of the texts.

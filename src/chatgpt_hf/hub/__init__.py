@@ -1,1 +1,1 @@
-"""Model folders to the Hugging Face Hub and back."""
+"""Uploads model folders to the Hugging Face Hub, and downloads them."""

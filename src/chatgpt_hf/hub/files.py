@@ -1,4 +1,4 @@
-"""Which files of a folder are the model's own, and so for others."""
+"""Decides which files of a folder belong to the model and are uploaded."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from ..training.run_folder import DATA_NAME, RECIPE_NAME, is_whole_checkpoint, l
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-# Names, and not endings: a folder may hold data, notes and keys that end in .json or .txt too.
+# Full names instead of extensions: a folder may also have data, notes and keys that end in .json or .txt.
 _PUBLISHED = (
     *WEIGHTS,
     CONFIG_NAME,
@@ -48,18 +48,18 @@ _PUBLISHED = (
     "report/*",
     "evaluation/*",
 )
-# Not even where they are asked for: what only a training needs, and what runs code when it is read.
+# Never uploaded, even if included explicitly: training state and pickles.
 _NEVER = ("*.pt", "*.pth", "*.bin", "*.ckpt", "*.pkl", "*.pickle", "trainer_state.json", "data_state_*.json")
 _NEVER_FOLDERS = ("checkpoint-*", "__pycache__")
 
 
 @dataclass(frozen=True)
 class FolderFiles:
-    """What is sent of a folder, and what is not.
+    """The files of a folder that are uploaded, and those that are not.
 
     Attributes:
         files: By path in the repository.
-        left_out: Names of files, and of folders as a whole with a slash at their end, that stay here.
+        left_out: Names of files that are not uploaded; a folder that is left out as a whole ends with a slash.
     """
 
     files: dict[str, Path]
@@ -67,12 +67,12 @@ class FolderFiles:
 
 
 def published_files(folder: Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> FolderFiles:
-    """The files of a model folder that are the model's own.
+    """Returns the files of a model folder that belong to the model.
 
     Args:
-        folder: Of a model.
-        include: Patterns of more of them. Hidden files, pickles and what only a training needs stay here all the same.
-        exclude: Patterns of those to leave out; wins.
+        folder: The model's folder.
+        include: Patterns of more files. Hidden files, pickles and training state are left out even so.
+        exclude: Patterns of files to leave out; overrides `include`.
     """
     wanted = (*_PUBLISHED, *include, *_code(folder))
     files, left_out = {}, []
@@ -88,16 +88,16 @@ def published_files(folder: Path, *, include: Sequence[str] = (), exclude: Seque
 
 
 def stays(name: str, endings: Sequence[str]) -> bool:
-    """Whether a file never travels: a hidden one, one in a checkpoint or cache, or one of these kinds."""
+    """True for files that are never transferred: hidden ones, those in checkpoints or caches, and these endings."""
     *folders, last = name.split("/")
     hidden = any(part.startswith(".") for part in (*folders, last))
     return hidden or matches(last, endings) or any(matches(part, _NEVER_FOLDERS) for part in folders)
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raises `CheckpointError` where a folder holds no whole model in safetensors."""
+    """Raises `CheckpointError` unless a folder has a complete model in safetensors."""
     if not folder.is_dir():
-        raise CheckpointError(f"There is no folder {folder}; name one that `save_pretrained` wrote.")
+        raise CheckpointError(f"There is no folder {folder}: name one that `save_pretrained` wrote.")
     configs = [folder / name for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME) if (folder / name).is_file()]
     if not configs:
         raise CheckpointError(
@@ -107,10 +107,10 @@ def check_model_folder(folder: Path) -> None:
         read_json(file)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        pickled = f" {WEIGHTS_NAME} is a pickle, which runs code when it is read:" if _pickled(folder) else ""
+        pickled = f" ({WEIGHTS_NAME} is a pickle, which can run code when loaded)" if _pickled(folder) else ""
         raise CheckpointError(
-            f"{folder} holds no weights in safetensors.{pickled} save the model again with `save_pretrained`, or "
-            "`chatgpt-hf convert` it."
+            f"{folder} has no weights in safetensors{pickled}: save the model again with `save_pretrained`, or run "
+            "`chatgpt-hf convert` on it."
         )
     for file in weights:
         check_safetensors(file)
@@ -118,18 +118,18 @@ def check_model_folder(folder: Path) -> None:
     if index.is_file():
         named = set((read_json(index).get("weight_map") or {}).values())
         if missing := sorted(named - {file.name for file in weights}):
-            raise CheckpointError(f"{index} names {missing[0]}, which is not there: save or copy the model again.")
+            raise CheckpointError(f"{index} names {missing[0]}, which is missing: save or copy the model again.")
 
 
 def checkpoint_files(folder: Path) -> dict[int, dict[str, Path]]:
-    """The files of every whole checkpoint of a run, by its step; what belongs to the run and not to a step is the run's.
+    """Returns the files of every complete checkpoint of a run, by step, with the run's own files that all steps share.
 
     Raises:
-        ConfigError: When there is none.
+        ConfigError: If there is none.
     """
     if last_whole_checkpoint(folder) is None:
         raise ConfigError(
-            f"--checkpoints: {folder} holds no whole checkpoint-N. Leave it out to send the model alone."
+            f"--checkpoints: {folder} has no complete checkpoint-N. Leave it out to send only the model."
         )
     run = {
         name: path
@@ -148,7 +148,7 @@ def checkpoint_files(folder: Path) -> dict[int, dict[str, Path]]:
 
 
 def _code(folder: Path) -> set[str]:
-    """The Python files that a config names, and what they import of the folder; others are somebody's own."""
+    """Returns the Python files that a config names, and their imports from the folder; other Python files are private."""
     references: list[Any] = []
     for name in (CONFIG_NAME, "tokenizer_config.json"):
         config = read_json(folder / name)
@@ -167,11 +167,11 @@ def _pickled(folder: Path) -> bool:
 
 
 def is_weights(name: str) -> bool:
-    """Whether a path in a repository is one of the files that a model's weights are loaded from."""
+    """True if a path in a repository is a file with a model's weights, or an index of such files."""
     return matches(name, (*WEIGHTS, *PICKLED_WEIGHTS))
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern fits. One without a slash is for files at the top."""
+    """True if a pattern matches. Patterns without a slash match only top-level files."""
     fitting = [pattern for pattern in patterns if "/" in pattern or "/" not in name]
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in fitting)

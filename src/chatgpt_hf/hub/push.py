@@ -1,4 +1,4 @@
-"""A model folder as one commit on the Hub, and the checkpoints of its run as branches."""
+"""Uploads a model folder to the Hub as one commit, and the checkpoints of its run as branches."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -25,23 +25,23 @@ from .connection import check_repo_id, client, hub_errors
 from .files import WEIGHTS, check_model_folder, checkpoint_files, matches, published_files
 
 MAIN = "main"
-# The Hub writes it itself: it says which files are kept in large file storage.
+# The Hub writes this file itself; it lists the files in large file storage.
 _OF_THE_HUB = (".gitattributes",)
 
 
 @dataclass
 class Pushed:
-    """What was sent, or would be.
+    """The result of an upload, or of a dry run.
 
     Attributes:
-        repo_id: With its namespace, once the Hub has said it.
+        repo_id: The repository; with its namespace once the Hub has named it.
         revision: The branch.
         files: Sizes in bytes, by path in the repository.
-        left_out: What of the folder stays here; folders end in a slash.
+        left_out: Files of the folder that are not uploaded; folders end with a slash.
         card: The text of README.md.
-        url: Of the repository; empty where nothing was sent.
-        commits: By branch; where nothing had changed, the commit that was there.
-        steps: Of the checkpoints that go along.
+        url: The repository's address; empty if nothing was sent.
+        commits: By branch; if nothing had changed, the existing commit.
+        steps: Steps of the checkpoints that are uploaded too.
     """
 
     repo_id: str
@@ -68,36 +68,36 @@ def push(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Pushed:
-    """Sends a model folder to the Hub as one commit: all of it is there afterwards, or nothing.
+    """Uploads a model folder to the Hub as one commit: afterwards all of it is there, or nothing.
 
-    Files go first and the commit, which names them, last; what an upload that broke off has left on the Hub is not sent
-    again. The folder's README.md becomes the model card that is sent, where it is missing or was made here.
+    Uploads the files first, then makes the commit that names them; files that an interrupted upload left on the Hub are not
+    sent again. If the folder's README.md is missing or was made by us, it is replaced by the uploaded model card.
 
     Args:
-        folder: That `save_pretrained` or a run wrote.
-        repo_id: `me/my-model`, or `my-model` for the token's owner; made where there is none.
-        private: Whether a new repository is; as the owner's settings say if None.
-        revision: Branch, made from `main` where there is none; `main` if None.
-        token: `HF_TOKEN`, or that of `hf auth login`, if None.
+        folder: A folder that `save_pretrained` or a run wrote.
+        repo_id: `me/my-model`, or `my-model` for the token's owner; created if it does not exist.
+        private: Visibility of a new repository; None for the owner's default.
+        revision: Branch, created from `main` if it does not exist; None for `main`.
+        token: None for `HF_TOKEN`, or the token of `hf auth login`.
         dry_run: Contact nothing and write nothing.
-        checkpoints: Send each whole checkpoint-N of the run too, as the branch step-N.
-        overwrite: Let the branch hold this folder's files in place of another model's. History keeps what was there.
-        message: Of the commit.
+        checkpoints: Also upload each complete checkpoint-N of the run, as branch step-N.
+        overwrite: Replace another model's files on the branch by this folder's. The history keeps the old files.
+        message: The commit message.
         include: Patterns of more files of the folder.
         exclude: Patterns of files to leave out.
 
     Raises:
-        CheckpointError: When the folder holds no whole model.
-        CardError: When the card has metadata that the Hub refuses.
-        ConfigError: When the repository's name cannot be, or there are no checkpoints.
-        HubError: When the Hub refuses, holds another model there, or cannot be reached.
+        CheckpointError: If the folder has no complete model.
+        CardError: If the card has metadata that the Hub rejects.
+        ConfigError: If the repository's name is invalid, or there are no checkpoints.
+        HubError: If the Hub refuses, has another model there, or cannot be reached.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
     check_model_folder(folder)
     branch = revision or MAIN
     if checkpoints and branch != MAIN:
-        raise ConfigError(f"--checkpoints makes branches step-N, and --revision is {branch}: give one of the two.")
+        raise ConfigError(f"--checkpoints writes branches step-N, but --revision is {branch}: give one of the two.")
     steps = checkpoint_files(folder) if checkpoints else {}
     card = make_card(folder, repo_id)
     found = published_files(folder, include=include, exclude=exclude)
@@ -107,12 +107,12 @@ def push(
         return pushed
 
     api = client(token, write=True)
-    lost = "A commit is made whole or not at all. Run the same command again: what the Hub has received whole is not sent again."
+    lost = "Commits are all or nothing. Run the same command again: files that the Hub has already are not sent again."
     with hub_errors(repo_id, revision=revision, after=lost):
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         pushed.repo_id, pushed.url = repo.repo_id, str(repo)
         _check_visibility(api, repo.repo_id, private)
-        # Only now is it known where readers find it, if no namespace was given.
+        # If no namespace was given, the card's name of the repository is known only now.
         pushed.card = make_card(folder, repo.repo_id)
         write_card(folder, pushed.card)
         files: dict[str, Path | bytes] = {**found.files, CARD_NAME: folder / CARD_NAME}
@@ -135,20 +135,20 @@ def _card_of_checkpoint(folder: Path, name: str, step: int) -> str:
 
 
 def _check_visibility(api: HfApi, repo_id: str, private: bool | None) -> None:
-    """What exists keeps its visibility, and a model that was to be private must not become public by that."""
+    """Raises if an existing repository has the wrong visibility, so that no private model becomes public."""
     found = api.model_info(repo_id).private
     if private is not None and bool(found) != private:
         is_now, wanted = ("private", "public") if found else ("public", "private")
         raise HubError(
-            f"{repo_id} is {is_now} and was to be {wanted}. Nothing was sent: change it in the repository's settings, or leave "
-            f"out --{wanted}."
+            f"{repo_id} is {is_now}, but --{wanted} is set. Nothing was sent: change the repository's settings, or leave out "
+            f"--{wanted}."
         )
 
 
 def _commit(
     api: HfApi, repo_id: str, branch: str, files: Mapping[str, Path | bytes], title: str, *, overwrite: bool
 ) -> str:
-    """Makes one commit of all files, on top of what was looked at, and returns its id."""
+    """Commits all files on top of the commit that was checked, and returns the new id."""
     own = branch == MAIN or _has_commits(api, repo_id, branch)
     head = api.model_info(repo_id, revision=branch).sha
     tree = api.list_repo_tree(repo_id, recursive=True, revision=head)
@@ -156,11 +156,11 @@ def _commit(
     operations = {name: CommitOperationAdd(name, source) for name, source in files.items()}
     if there and own and not overwrite and not _is_same_model(there, operations, files):
         raise HubError(
-            f"{repo_id} (revision {branch}) holds something else already: {_listed(there)}. Nothing was sent. Name another "
-            "repository, or a branch with --revision; or add --overwrite, and the revision holds this folder's files alone, "
-            "while its history keeps the others."
+            f"{repo_id} (revision {branch}) already has other content: {_listed(there)}. Nothing was sent. Name another "
+            "repository, or a branch with --revision; or add --overwrite to replace all files of the revision by this "
+            "folder's (its history keeps the others)."
         )
-    # Weights that nothing names any more would be loaded in place of the new.
+    # Old weights that stay behind could be loaded instead of the new ones.
     stale = [name for name in there if name not in files and (overwrite or not own or matches(name, WEIGHTS))]
     commit = api.create_commit(
         repo_id,
@@ -173,7 +173,7 @@ def _commit(
 
 
 def _has_commits(api: HfApi, repo_id: str, branch: str) -> bool:
-    """Makes a branch from `main` where there is none, and says whether one that was there has commits of its own."""
+    """Creates a missing branch from `main`; returns whether an existing one has commits that `main` lacks."""
     if not api.revision_exists(repo_id, branch):
         api.create_branch(repo_id, branch=branch)
         return False
@@ -184,7 +184,7 @@ def _has_commits(api: HfApi, repo_id: str, branch: str) -> bool:
 def _is_same_model(
     there: Mapping[str, RepoFile], operations: Mapping[str, CommitOperationAdd], files: Mapping[str, Path | bytes]
 ) -> bool:
-    """Whether a repository holds what is sent, or another state of it: the same run's, or the same weights."""
+    """True if a repository has the same model, possibly in another state: the same run, or the same weights."""
     if RECIPE_NAME in there and RECIPE_NAME in files and there[RECIPE_NAME].blob_id == _git_hash(files[RECIPE_NAME]):
         return True
     weights = [name for name in files if matches(name, WEIGHTS)]

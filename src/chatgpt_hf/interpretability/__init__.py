@@ -1,1 +1,1 @@
-"""What goes on inside a model: attention, lenses, attribution, surprise, ablation; as arrays, pictures and one page."""
+"""Looks inside a model: attention, lenses, attribution, surprise and ablation, as arrays, pictures and one page."""

@@ -1,4 +1,4 @@
-"""What a head, a feed-forward network or a layer is good for: how much more a model is surprised without it."""
+"""Ablation: how much a model's loss grows without a head, a feed-forward network or a layer."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +26,7 @@ class Part:
 
     Attributes:
         kind: `head`, `mlp` or `layer`.
-        head: Of a head; None for the others.
+        head: Number of the head; None for other kinds.
     """
 
     kind: str
@@ -39,13 +39,13 @@ class Part:
 
 @dataclass(frozen=True)
 class AblationEffects:
-    """The loss of a model without some of its parts, on the same texts.
+    """How a model's loss changes without some of its parts, on the same texts.
 
     Attributes:
-        ablations: What was removed together, each time.
-        loss: Of the whole model, in nats per token.
-        differences: Loss without the parts minus that of the whole model, (ablation,).
-        low, high: 95 % confidence interval of the difference, (ablation,) each: the texts are resampled in pairs
+        ablations: The parts that each ablation removes together.
+        loss: Loss of the whole model, in nats per token.
+        differences: Loss without the parts minus the whole model's loss, (ablation,).
+        low, high: 95 % confidence interval of the difference, each (ablation,), by the paired bootstrap over texts
             (Koehn 2004).
     """
 
@@ -57,7 +57,7 @@ class AblationEffects:
 
 
 def all_parts(model: PreTrainedModel, kinds: Sequence[str] = KINDS) -> list[Part]:
-    """Every part of the kinds, from below upwards."""
+    """Returns every part of the given kinds, from the lowest layer up."""
     parts = anatomy(model)
     found = []
     for layer in range(parts.num_layers):
@@ -71,16 +71,15 @@ def all_parts(model: PreTrainedModel, kinds: Sequence[str] = KINDS) -> list[Part
 def removed(
     model: PreTrainedModel, parts: Sequence[Part], means: "dict[Part, torch.Tensor] | None" = None
 ) -> Iterator[None]:
-    """Runs a model without some parts.
+    """Removes some parts of a model while the block runs.
 
-    A head's contribution to the residual stream is zero then, a feed-forward network's as well, and a layer passes on what
-    it is given.
+    A removed head or feed-forward network adds zero to the residual stream; a removed layer passes its input on.
 
     Args:
-        means: What to put in the place of each part's contribution, from `mean_contributions`, in place of zero.
+        means: Contributions to use instead of zero, from `mean_contributions`.
 
     Raises:
-        ConfigError: When there is no such part.
+        ConfigError: If there is no such part.
     """
     body = anatomy(model)
     with ExitStack() as stack:
@@ -116,7 +115,7 @@ def _removed(body: Anatomy, part: Part, mean: torch.Tensor | None) -> Iterator[N
 
 
 def _module(body: Anatomy, part: Part) -> nn.Module:
-    """Where a part is found: for a head, the matrix that reads it."""
+    """Returns the module of a part; for a head, the matrix that reads it."""
     body.check_layer(part.layer)
     if part.kind == "layer" and part.head is None:
         return body.layers[part.layer]
@@ -126,7 +125,7 @@ def _module(body: Anatomy, part: Part) -> nn.Module:
         body.check_head(part.head)
         return body.output_projection(part.layer)
     raise ConfigError(
-        f"{part.kind!r} with head {part.head} is no part that can be removed; there are {', '.join(KINDS)}."
+        f"{part.kind!r} with head {part.head} is not a part that can be removed; choose from {', '.join(KINDS)}."
     )
 
 
@@ -139,9 +138,9 @@ def _place(body: Anatomy, part: Part) -> slice:
 def mean_contributions(
     model: PreTrainedModel, parts: Sequence[Part], rows: Sequence[Sequence[int]]
 ) -> dict[Part, torch.Tensor]:
-    """What each part adds on average over all positions of rows of ids, for mean ablation (Wang et al. 2023, section 2.2).
+    """Returns each part's mean contribution over all positions of rows of ids (Wang et al. 2023, section 2.2).
 
-    For a head it is what it gives to the output matrix, (head_dim,); for the others (hidden,).
+    For a head it is the mean input of the output matrix, (head_dim,); for other parts (hidden,).
     """
     body = anatomy(model)
     sums: dict[Part, torch.Tensor] = {}
@@ -176,22 +175,22 @@ def ablation_effects(
     pad_token_id: int | None = None,
     progress: bool = False,
 ) -> AblationEffects:
-    """The loss without some parts, for each of several choices of parts.
+    """Measures the loss without some parts, for several sets of parts.
 
     Args:
         rows: Ids of texts, none longer than the model's context; the error bars are over them.
-        ablations: Parts that are removed together, each time.
+        ablations: The sets of parts; each set is removed together.
         how: `zero`, or `mean` for each part's mean over the rows (`mean_contributions`).
-        begin: The place of the first token that counts.
+        begin: The position of the first token that counts.
 
     Raises:
-        ConfigError: When there is no such part, or no such way.
-        DataError: When there are fewer than two rows, or one has no token that counts.
+        ConfigError: If there is no such part, or `how` is unknown.
+        DataError: If there are fewer than two rows, or one has no token that counts.
     """
     if how not in ("zero", "mean"):
-        raise ConfigError(f"how is {how!r}: parts are replaced by zero or by their mean.")
+        raise ConfigError(f"how is {how!r}, but must be zero or mean: the value that replaces a part.")
     if len(rows) < 2 or min(map(len, rows)) <= begin:
-        raise DataError(f"Error bars need two texts or more, each of more than {begin} tokens.")
+        raise DataError(f"Error bars need two or more texts with more than {begin} tokens each.")
     pieces = [(row, begin) for row in rows]
     tokens = np.array([len(row) - begin for row in rows])
 
@@ -199,7 +198,7 @@ def ablation_effects(
         nats = negative_log_likelihoods(model, pieces, pad_token_id=pad_token_id, progress=False)
         return Measure("mean", np.stack([nats, tokens], axis=1), higher_is_better=False)
 
-    # Each part once, in its order.
+    # Each part once, in order.
     parts = list(dict.fromkeys(part for ablation in ablations for part in ablation))
     means = mean_contributions(model, parts, rows) if how == "mean" else None
     whole = measure()

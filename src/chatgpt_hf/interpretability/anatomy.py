@@ -1,7 +1,7 @@
-"""Where the parts of a causal language model are: layers, attention, feed-forward, heads, norm, head.
+"""Finds the parts of a causal language model: layers, attention, feed-forward networks, heads, norm, output head.
 
-Nothing here knows a family. transformers' decoders keep their layers in one `ModuleList` of `num_hidden_layers`, and name
-what is in a layer in a handful of ways; a model that does otherwise is refused by name.
+Nothing here depends on a model family. transformers' decoders keep their layers in one `ModuleList` of `num_hidden_layers`,
+and there are few names for the modules of a layer. Models that are built differently are rejected with an error.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,8 +26,8 @@ class Anatomy:
 
     Attributes:
         layers: From the embeddings upwards.
-        attentions: Of each layer.
-        num_heads, head_dim: Of each layer's attention.
+        attentions: Each layer's attention.
+        num_heads, head_dim: Number and size of each attention's heads.
     """
 
     model: PreTrainedModel
@@ -41,27 +41,27 @@ class Anatomy:
         return len(self.layers)
 
     def mlp(self, layer: int) -> nn.Module:
-        """The feed-forward network of a layer.
+        """Returns the feed-forward network of a layer.
 
         Raises:
-            ConfigError: When the layer has none under a known name.
+            ConfigError: If the layer has none with a known name.
         """
         found = _child(self.layers[layer], _MLP_NAMES)
         if found is None:
             raise ConfigError(
-                f"{type(self.model).__name__} has no feed-forward network in layer {layer} under any of the names "
-                f"{', '.join(_MLP_NAMES)}, so it cannot be removed; remove heads or whole layers."
+                f"{type(self.model).__name__} has no feed-forward network in layer {layer} with one of the names "
+                f"{', '.join(_MLP_NAMES)}, so it cannot be removed: remove heads or whole layers."
             )
         return found
 
     def output_projection(self, layer: int) -> nn.Module:
-        """The matrix that takes the heads of a layer, side by side, back to the residual stream.
+        """Returns the matrix that maps the concatenated heads of a layer to the residual stream.
 
         Raises:
-            ConfigError: When no single matrix of the attention does.
+            ConfigError: If the attention has no such matrix, or several candidates.
         """
         width = self.num_heads * self.head_dim
-        # GPT-2's Conv1D is no Linear and keeps its matrix the other way round.
+        # GPT-2's Conv1D is not a Linear, and its matrix is transposed.
         found = [
             module
             for name, module in self.attentions[layer].named_modules()
@@ -70,30 +70,30 @@ class Anatomy:
         ]
         if len(found) != 1:
             raise ConfigError(
-                f"In {type(self.model).__name__} the output of the heads of layer {layer} was not found, so no head can be "
-                "removed alone; remove the layer or its feed-forward network."
+                f"{type(self.model).__name__} has no known output matrix of the heads in layer {layer}, so single heads "
+                "cannot be removed: remove the layer or its feed-forward network."
             )
         return found[0]
 
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the model's last norm and head make of a residual stream: (..., hidden) to logits (..., vocab) in float32.
+        """Applies the last norm and the head to a residual stream: (..., hidden) to float32 logits (..., vocab).
 
         Raises:
-            ConfigError: When the model shows no such norm or head.
+            ConfigError: If the norm or the head is not found.
         """
         head = self.model.get_output_embeddings()
         norm = self._final_norm()
         if head is None or norm is None:
             raise ConfigError(
-                f"{type(self.model).__name__} shows no {'head' if head is None else 'norm after its last layer'}, which a lens "
-                "looks through."
+                f"{type(self.model).__name__} has no known {'head' if head is None else 'norm after its last layer'}, which a "
+                "lens needs."
             )
         logits = head(norm(hidden)).float()
         softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     def _final_norm(self) -> nn.Module | None:
-        """The last norm beside the stack of layers."""
+        """Returns the last norm in the module that has the layers, or None."""
         for body in self.model.modules():
             children = list(body.children())
             if any(isinstance(child, nn.ModuleList) and tuple(child) == self.layers for child in children):
@@ -102,10 +102,10 @@ class Anatomy:
         return None
 
     def check_layer(self, layer: int) -> int:
-        """The layer.
+        """Returns the number of the layer if it exists.
 
         Raises:
-            ConfigError: When the model has no such layer.
+            ConfigError: If the model has no such layer.
         """
         if not 0 <= layer < self.num_layers:
             raise ConfigError(
@@ -114,10 +114,10 @@ class Anatomy:
         return layer
 
     def check_head(self, head: int) -> int:
-        """The head.
+        """Returns the number of the head if it exists.
 
         Raises:
-            ConfigError: When no layer has such a head.
+            ConfigError: If the layers have no such head.
         """
         if not 0 <= head < self.num_heads:
             raise ConfigError(
@@ -127,10 +127,10 @@ class Anatomy:
 
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
-    """The parts of a model.
+    """Finds the parts of a model.
 
     Raises:
-        ConfigError: When its layers or their attention are not found.
+        ConfigError: If its layers or their attention are not found.
     """
     config = model.config.get_text_config()
     name = type(model).__name__
@@ -139,16 +139,16 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         for module in model.modules()
         if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
     ]
-    # Inside a layer there may be lists of the same length: the first is the outermost.
+    # Layers may contain lists of the same length; the first list is the outermost.
     layers = tuple(stacks[0]) if stacks else ()
     attentions = tuple(found for layer in layers if (found := _child(layer, _ATTENTION_NAMES)) is not None)
     if not layers or len(attentions) != len(layers):
         raise ConfigError(
-            f"{name} is not built as the decoders that this looks into: "
+            f"{name} is not built like the supported decoders: "
             + (
                 f"only {len(attentions)} of its {len(layers)} layers have attention."
                 if layers
-                else "its layers are not found."
+                else "its layers were not found."
             )
         )
     heads = config.num_attention_heads
@@ -163,18 +163,18 @@ def _child(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 
 
 def first_tensor(output: Any) -> torch.Tensor:
-    """What a layer gives: a tensor, or a tuple that begins with it."""
+    """Returns the tensor of a layer's output, which is a tensor or a tuple that begins with it."""
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
 def with_first_tensor(output: Any, tensor: torch.Tensor) -> Any:
-    """A layer's output with another tensor in it."""
+    """Returns a layer's output with its tensor replaced."""
     return tensor if isinstance(output, torch.Tensor) else (tensor, *output[1:])
 
 
 @contextmanager
 def output_changed(module: nn.Module, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Puts `change(input, output)` in the place of a module's output, first tensors each, while the block runs."""
+    """Replaces a module's output (its first tensor) by `change(input, output)` while the block runs."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         given: Any = args[0] if args else kwargs.get("hidden_states")
@@ -189,9 +189,9 @@ def output_changed(module: nn.Module, change: Callable[[torch.Tensor, torch.Tens
 
 @torch.no_grad()
 def residual_streams(parts: Anatomy, ids: torch.Tensor) -> list[torch.Tensor]:
-    """The residual stream before the first layer and after each: `num_layers + 1` tensors (batch, seq, hidden).
+    """Returns the residual stream before the first layer and after each: `num_layers + 1` tensors (batch, seq, hidden).
 
-    Not `output_hidden_states`, whose last entry has gone through the last norm in most families and not in all.
+    Does not use `output_hidden_states`: its last entry includes the last norm in most families, but not in all.
     """
     streams: list[torch.Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Where a model looks: attention maps, what they come to over all layers, and which heads do something known."""
+"""Attention maps, their combination over all layers, and scores of heads for known functions."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,18 +20,17 @@ with needed_by("The attention of a passage"):
 
 Floats = npt.NDArray[np.float64]
 
-# scipy's maximum flow counts in 32-bit integers; into one position flows 1 in all, which is this many.
+# scipy's maximum flow uses 32-bit integers; this number represents 1, the total flow into a position.
 _UNIT = 2**30
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """How much each position takes from each.
+    """How much each position attends to each other position.
 
     Attributes:
         weights: (layer, head, query, key); each query's weights add up to 1.
-        switched_from: The attention backend that gives no weights, in whose place `eager` computed them; None where the
-            model's own backend did.
+        switched_from: The model's attention backend if it gives no weights and `eager` computed them instead, else None.
     """
 
     weights: npt.NDArray[np.float32]
@@ -40,10 +39,10 @@ class AttentionMaps:
 
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[str | None]:
-    """Runs a model with the one attention backend that gives its weights; yields the name of the model's own if another.
+    """Switches a model to eager attention, which returns its weights; yields the name of the model's other backend, or None.
 
     Raises:
-        ConfigError: When the model cannot be switched.
+        ConfigError: If the model cannot be switched.
     """
     own = model.config._attn_implementation
     if own == "eager":
@@ -52,7 +51,7 @@ def eager_attention(model: PreTrainedModel) -> Iterator[str | None]:
     try:
         model.set_attn_implementation("eager")
         if model.config._attn_implementation != "eager":
-            raise ValueError("it keeps the one that it was loaded with")
+            raise ValueError("it keeps the backend that it was loaded with")
     except (ValueError, ImportError, AttributeError) as error:
         raise ConfigError(
             f"{type(model).__name__} gives no attention weights with {own!r} attention and cannot be switched to eager "
@@ -61,16 +60,16 @@ def eager_attention(model: PreTrainedModel) -> Iterator[str | None]:
     try:
         yield own
     finally:
-        # Not `set_attn_implementation`, which takes a name with "flash" in it, as our own for a CPU, for a kernel of the Hub.
+        # Not `set_attn_implementation`: it looks for a Hub kernel if a name, like our own CPU backend's, contains "flash".
         model.config._attn_implementation = own
 
 
 @torch.no_grad()
 def attention_maps(model: PreTrainedModel, ids: torch.Tensor) -> AttentionMaps:
-    """The attention weights of one row of ids, (1, seq).
+    """Returns the attention weights of one row of ids, (1, seq).
 
     Raises:
-        ConfigError: When the model gives no weights for each layer, as one without attention.
+        ConfigError: If some layers give no weights, for example because they have no attention.
     """
     with evaluating(model), eager_attention(model) as switched_from:
         outputs = model(input_ids=ids, output_attentions=True, use_cache=False)
@@ -84,15 +83,15 @@ def attention_maps(model: PreTrainedModel, ids: torch.Tensor) -> AttentionMaps:
 
 
 def with_residual(weights: npt.NDArray[np.float32]) -> Floats:
-    """`0.5 W + 0.5 I` with the heads' mean as `W` (Abnar & Zuidema 2020, section 3): (layer, query, key)."""
+    """Returns `0.5 W + 0.5 I`, where `W` is the heads' mean (Abnar & Zuidema 2020, section 3): (layer, query, key)."""
     mean = weights.mean(axis=1, dtype=np.float64)
     return 0.5 * mean + 0.5 * np.eye(mean.shape[-1])
 
 
 def attention_rollout(weights: npt.NDArray[np.float32]) -> Floats:
-    """How much each position has of each token after each layer, if attention were all (Abnar & Zuidema 2020, equation 1).
+    """Returns each token's share in each position after each layer, if attention were all (Abnar & Zuidema 2020, eq. 1).
 
-    `R(l) = A(l) R(l - 1)`, with `A` from `with_residual` and the unit matrix before the first layer.
+    `R(l) = A(l) R(l - 1)`, with `A` from `with_residual` and the identity matrix before the first layer.
 
     Args:
         weights: (layer, head, query, key).
@@ -107,20 +106,20 @@ def attention_rollout(weights: npt.NDArray[np.float32]) -> Floats:
 
 
 def attention_flow(weights: npt.NDArray[np.float32], position: int = -1) -> Floats:
-    """How much can flow from one position after the last layer to each token (Abnar & Zuidema 2020, section 3).
+    """Returns the maximum flow from one position after the last layer to each token (Abnar & Zuidema 2020, section 3).
 
-    The positions after each layer are the nodes of a network, and the entries of `with_residual` the capacities of its
-    edges; a token's share is the maximum flow to it. Flows to different tokens are computed apart and add up to more than 1.
+    The positions after each layer are the nodes of a network, and the entries of `with_residual` are the capacities of its
+    edges. The flow to each token is computed separately, so they add up to more than 1.
 
     Args:
         weights: (layer, head, query, key).
-        position: Where the flow begins.
+        position: The start of the flow.
 
     Returns:
         (key,).
 
     Raises:
-        ConfigError: When there is no such position.
+        ConfigError: If there is no such position.
     """
     steps = with_residual(weights)
     layers, length, _ = steps.shape
@@ -138,14 +137,14 @@ def attention_flow(weights: npt.NDArray[np.float32], position: int = -1) -> Floa
 
 @dataclass(frozen=True)
 class HeadScores:
-    """What each head does on random tokens that come again, (layer, head) each, from 0 to 1.
+    """Scores of each head on repeated random tokens, each (layer, head), from 0 to 1.
 
     Attributes:
-        previous_token: The mean weight on the position just before (Clark et al. 2019, section 3.1; Voita et al. 2019 call
+        previous_token: The mean weight on the previous position (Clark et al. 2019, section 3.1; Voita et al. 2019 call
             such heads positional).
         first_token: The mean weight on the first position (Vig & Belinkov 2019, section 5.2; Xiao et al. 2024 call it an
             attention sink).
-        induction: The mean weight, within a repetition, on the positions just after the same token's earlier occurrences:
+        induction: The mean weight, within a repetition, on the positions right after the same token's earlier occurrences:
             the prefix matching score of Olsson et al. 2022, "In-context Learning and Induction Heads".
     """
 
@@ -157,16 +156,16 @@ class HeadScores:
 def repeated_tokens(
     vocabulary: Sequence[int], *, rows: int, length: int, repeats: int = 2, first: int | None = None, seed: int = 0
 ) -> torch.Tensor:
-    """Rows of random ids that come `repeats` times over: (rows, repeats · length), one more with a `first` token.
+    """Returns rows of random ids, repeated `repeats` times: (rows, repeats · length), one more with a `first` token.
 
-    Within a row no id occurs twice before the repetition, so that only the repetition says what comes next.
+    The ids of a row are all different before the repetition, so that only the repetition tells what comes next.
 
     Raises:
-        DataError: When the vocabulary is smaller than `length`.
+        DataError: If the vocabulary is smaller than `length`.
     """
     if len(vocabulary) < length:
         raise DataError(
-            f"{length} different tokens are wanted and the vocabulary has {len(vocabulary)}: lower the length."
+            f"length is {length}, but the vocabulary has only {len(vocabulary)} different tokens: lower the length."
         )
     generator = np.random.default_rng(seed)
     drawn = np.stack([generator.permutation(vocabulary)[:length] for _ in range(rows)])
@@ -183,21 +182,21 @@ def head_scores(
     first: int | None = None,
     seed: int = 0,
 ) -> HeadScores:
-    """The scores of all heads on `repeated_tokens`, each token seen twice.
+    """Returns the scores of all heads on `repeated_tokens`, with one repetition.
 
     Args:
         vocabulary: Ids to draw from; leave special tokens out.
-        length: Tokens before they come again; fewer where the model's context ends before.
+        length: Tokens before the repetition; fewer if the model's context is too short.
         first: A token before them, such as bos.
 
     Raises:
-        DataError: When the context has no room for four different tokens that come again.
+        DataError: If the context has no room for four different tokens and their repetition.
     """
     limit = context_length(model)
     length = min(length, (limit - (first is not None)) // 2, len(vocabulary))
     if length < 4:
         raise DataError(
-            f"A context of {limit} positions and {len(vocabulary)} tokens are too few to tell heads apart on tokens that come again."
+            f"A context of {limit} positions and {len(vocabulary)} tokens are too few to tell heads apart on repeated tokens."
         )
     sums = [np.zeros(()), np.zeros(()), np.zeros(())]
     for row in repeated_tokens(vocabulary, rows=rows, length=length, first=first, seed=seed):

@@ -1,4 +1,4 @@
-"""Which tokens an answer hangs on: gradient x input, integrated gradients, occlusion, by captum."""
+"""Attributes an answer to the tokens before it: gradient x input, integrated gradients or occlusion, by captum."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,20 +16,20 @@ from ..extras import needed_by
 from .anatomy import output_changed
 
 METHODS = ("gradient_x_input", "integrated_gradients", "occlusion")
-# Integrated gradients are taken with more and more steps until their sum is this near to what it has to be.
+# The number of steps of integrated gradients grows until the relative error of their sum is at most this.
 TOLERANCE = 0.005
 _STEPS = (32, 64, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """How much each token of the context speaks for what came after it, in nats.
+    """How much each token of the context contributes to the answer's log-probability, in nats.
 
     Attributes:
-        scores: (position,): positive where the token makes the answer likelier, zero from the answer's last token on.
-        log_probability: Of the answer after its context.
-        baseline_log_probability: Of the answer when every token of the context is the baseline token.
-        steps: Of the integral; 0 for the other methods.
+        scores: (position,): positive if the token makes the answer likelier, zero for the answer's last token.
+        log_probability: Log-probability of the answer after its context.
+        baseline_log_probability: Log-probability of the answer if every token of the context is the baseline token.
+        steps: Steps of the integral; 0 for the other methods.
     """
 
     scores: npt.NDArray[np.float64]
@@ -39,10 +39,10 @@ class Attribution:
 
     @property
     def error(self) -> float:
-        """How far the scores' sum is from the difference of the two log-probabilities, as a share of that difference.
+        """The relative error of the scores' sum, compared with the difference of the two log-probabilities.
 
-        Integrated gradients add up to it exactly but for their steps (Sundararajan et al. 2017, proposition 1); the other
-        methods promise nothing of the kind.
+        With enough steps, integrated gradients add up to this difference (Sundararajan et al. 2017, proposition 1); the other
+        methods have no such guarantee.
         """
         difference = self.log_probability - self.baseline_log_probability
         return abs(float(self.scores.sum()) - difference) / max(abs(difference), 1e-12)
@@ -56,31 +56,31 @@ def attribute(
     *,
     baseline_id: int,
 ) -> Attribution:
-    """What the log-probability of `ids[begin:]` after `ids[:begin]` is due to, token by token.
+    """Attributes the log-probability of `ids[begin:]` after `ids[:begin]` to single tokens.
 
-    All is done on the output of the embedding, so that it works for any model. The score of a token is the sum over its
-    embedding. Each token of an answer is also a part of the context of those after it.
+    Works on the output of the embedding, so it works for any model. The score of a token is the sum over its embedding. Each
+    token of an answer also belongs to the context of those after it.
 
     Args:
-        ids: Context and answer; the answer may be one token, and need not be what the model would say.
-        begin: The place of the answer's first token, 1 or more.
-        method: One of `METHODS`. `gradient_x_input` is the gradient times the embedding (Shrikumar et al. 2017);
-            `integrated_gradients` integrates it on the way from the baseline (Sundararajan et al. 2017), with as many steps as
-            the sum needs to be right within `TOLERANCE`, but at most 1,024: `error` of the result says what is left, as of a
-            model in half precision; `occlusion` is what is lost when the token alone is replaced by the
-            baseline (Zeiler & Fergus 2014).
-        baseline_id: Stands for nothing said, such as the eos token. A vector of zeros would be a bad baseline for a model
-            with norms, which are at their steepest there.
+        ids: Context and answer; the answer may be a single token, and need not be the model's own.
+        begin: The position of the answer's first token, at least 1.
+        method: One of `METHODS`. `gradient_x_input` is the gradient times the embedding (Shrikumar et al. 2017).
+            `integrated_gradients` integrates it on the path from the baseline (Sundararajan et al. 2017), with as many steps
+            as the sum needs to be right within `TOLERANCE`, but at most 1,024; `error` of the result is the remaining error,
+            for example of a model in half precision. `occlusion` is the drop in log-probability if only this token is
+            replaced by the baseline (Zeiler & Fergus 2014).
+        baseline_id: A token that stands for missing input, such as eos. A vector of zeros would be a bad baseline for a model
+            with norms, which are steepest there.
 
     Raises:
-        ConfigError: When captum is missing, or there is no such method.
-        DataError: When `begin` leaves no context or no answer.
+        ConfigError: If captum is missing, or there is no such method.
+        DataError: If `begin` leaves no context or no answer.
     """
     if method not in METHODS:
-        raise ConfigError(f"There is no attribution method {method!r}; there are {', '.join(METHODS)}.")
+        raise ConfigError(f"There is no attribution method {method!r}; choose one of {', '.join(METHODS)}.")
     if not 1 <= begin < len(ids):
         raise DataError(
-            f"begin is {begin} of {len(ids)} tokens: at least one token must come before the answer, and one be it."
+            f"begin is {begin} of {len(ids)} tokens: the context and the answer need at least one token each."
         )
     captum = _captum()
     device = model.device
@@ -101,7 +101,7 @@ def attribute(
             found = captum.FeatureAblation(score).attribute(
                 given, baseline, feature_mask=places, perturbations_per_eval=_rows(context)
             )
-            # captum gives the whole difference to each number of an embedding.
+            # captum assigns the whole difference to each element of an embedding.
             found = found[..., :1]
         else:
             integrated = captum.IntegratedGradients(score)
@@ -113,17 +113,17 @@ def attribute(
 
 
 def _by_token(found: torch.Tensor) -> npt.NDArray[np.float64]:
-    # The answer's last token is the context of nothing.
+    # No token comes after the answer's last one, so it has no score.
     return np.append(found.detach()[0].double().sum(-1).cpu().numpy(), 0.0)
 
 
 def _scorer(
     model: PreTrainedModel, context: torch.Tensor, answer: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """From embeddings (rows, seq, hidden) to the log-probability of the answer, (rows,).
+    """Returns a function from embeddings (rows, seq, hidden) to the log-probability of the answer, (rows,).
 
-    The embeddings are put in the place of the embedding's output, since not every model takes `inputs_embeds`: one with
-    n-grams looks up ids, and those stay what they are.
+    It replaces the output of the embedding, because not every model takes `inputs_embeds`: a model with n-grams looks up
+    ids, which stay the same.
     """
 
     def score(embeddings: torch.Tensor) -> torch.Tensor:
@@ -137,13 +137,13 @@ def _scorer(
 
 
 def _rows(context: torch.Tensor) -> int:
-    """Rows at a time: about two thousand tokens."""
+    """Returns the batch size in rows, for about two thousand tokens."""
     return max(1, 2048 // context.shape[1])
 
 
 @contextmanager
 def _frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Without gradients of the weights, which nobody asks for, while the block runs."""
+    """Turns off the weights' gradients, which are not needed, while the block runs."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

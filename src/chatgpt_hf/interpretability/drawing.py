@@ -1,4 +1,4 @@
-"""Pictures of what the other files compute, by matplotlib: each function returns a figure to show or to save."""
+"""Draws the results of the other modules with matplotlib: each function returns a figure to show or to save."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Without pyplot, which would pick a window system and keep the figures alive.
+# No pyplot: it would pick a window system and keep the figures alive.
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError
@@ -23,7 +23,7 @@ with needed_by("A plot"):
     from matplotlib import font_manager, rc_context
     from matplotlib.figure import Figure
 
-# Fonts with Chinese characters, in the order in which they are tried; those that are installed are used.
+# Fonts with Chinese characters, in order of preference; only installed ones are used.
 _CHINESE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -44,7 +44,7 @@ def _fonts() -> Iterator[None]:
 
 
 def draw_surprise(tokens: Sequence[TokenProbability]) -> Figure:
-    """Each token's surprise as a bar, and as a line how much the model expected (the entropy)."""
+    """Draws each token's surprise as a bar, and the expected surprise (the entropy) as a line."""
     with _fonts():
         figure, axes = _figure(0.3 * len(tokens) + 1.5, 3)
         axes.bar(range(len(tokens)), [token.surprise for token in tokens], color="tab:orange", label="surprise")
@@ -56,10 +56,10 @@ def draw_surprise(tokens: Sequence[TokenProbability]) -> Figure:
 
 
 def draw_attention(maps: AttentionMaps, labels: Sequence[str], layer: int, head: int | None = None) -> Figure:
-    """The maps of one layer's heads, or of one head: queries downwards, keys to the right.
+    """Draws the maps of one layer's heads, or of one head: queries downwards, keys to the right.
 
     Raises:
-        ConfigError: When there is no such layer or head.
+        ConfigError: If there is no such layer or head.
     """
     layers, heads = maps.weights.shape[:2]
     for name, number, count in (("layer", layer, layers), ("head", head, heads)):
@@ -82,7 +82,7 @@ def draw_attention(maps: AttentionMaps, labels: Sequence[str], layer: int, head:
 
 
 def draw_tokens(labels: Sequence[str], scores: Mapping[str, npt.NDArray[np.float64]], ylabel: str = "") -> Figure:
-    """Several scores of each token, (position,) each, a panel for each: rollout, flow, attributions."""
+    """Draws scores of the tokens, each (position,), in one panel each: rollout, flow, attributions."""
     with _fonts():
         figure = Figure(figsize=(min(0.3 * len(labels) + 1.5, 20), 1.2 + 1.3 * len(scores)), layout="constrained")
         panels = figure.subplots(len(scores), 1, sharex=True, squeeze=False)[:, 0]
@@ -96,13 +96,13 @@ def draw_tokens(labels: Sequence[str], scores: Mapping[str, npt.NDArray[np.float
 
 
 def draw_attributions(labels: Sequence[str], attributions: Mapping[str, Attribution]) -> Figure:
-    """The attributions of each method over the tokens."""
+    """Draws the attributions of each method over the tokens."""
     scores = {name.replace("_", " "): found.scores[: len(labels)] for name, found in attributions.items()}
     return draw_tokens(labels, scores, "nats")
 
 
 def draw_head_scores(scores: HeadScores) -> Figure:
-    """The three scores of each head: layers downwards, heads to the right."""
+    """Draws the three scores of each head: layers downwards, heads to the right."""
     figure = Figure(figsize=(10, 1 + 0.5 * len(scores.induction)), layout="constrained")
     for axes, name in zip(figure.subplots(1, 3), ("previous_token", "first_token", "induction"), strict=True):
         values = getattr(scores, name)
@@ -115,7 +115,7 @@ def draw_head_scores(scores: HeadScores) -> Figure:
 
 
 def draw_lens(lens: Lens, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Figure:
-    """The likeliest next token after each layer, coloured by its probability: positions to the right, layers upwards."""
+    """Draws the likeliest next token after each layer, colored by probability: positions rightwards, layers upwards."""
     likeliest, probabilities = lens.top_ids[..., 0], lens.top_probabilities[..., 0]
     layers, positions = likeliest.shape
     with _fonts():
@@ -131,7 +131,7 @@ def draw_lens(lens: Lens, labels: Sequence[str], tokenizer: PreTrainedTokenizerB
 
 
 def draw_ablation(effects: AblationEffects, top: int = 20) -> Figure:
-    """The parts without which the loss grows most, with their 95 % confidence intervals."""
+    """Draws the parts whose removal raises the loss most, with 95 % confidence intervals."""
     order = np.argsort(effects.differences)[::-1][:top]
     names = [" + ".join(map(str, effects.ablations[index])) for index in order]
     values = effects.differences[order]
@@ -140,7 +140,7 @@ def draw_ablation(effects: AblationEffects, top: int = 20) -> Figure:
     axes.barh(range(len(order)), values, xerr=bars, color="tab:blue", ecolor="black", capsize=2)
     axes.set_yticks(range(len(order)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel(f"nats per token more than the whole model's {effects.loss:.3f}")
+    axes.set_xlabel(f"increase of the loss over the whole model's {effects.loss:.3f} (nats per token)")
     return figure
 
 
@@ -150,7 +150,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def _fixed(figure: Figure) -> Figure:
-    """Draws now, while the fonts are set; a figure is otherwise drawn when it is shown."""
+    """Draws the figure now, while the fonts are set; otherwise matplotlib draws it when it is shown."""
     figure.draw_without_rendering()
     return figure
 
@@ -160,10 +160,10 @@ def _name_tokens(axis: Any, labels: Sequence[str], **style: Any) -> None:
 
 
 def _plain(text: str) -> str:
-    # A dollar sign would begin a formula.
+    # An unescaped dollar sign would begin a formula.
     return visible(text).replace("$", r"\$")
 
 
 def _on(value: float) -> str:
-    """The colour of text on a cell that is dark from about the middle on."""
+    """Returns the text color for a cell that gets darker with its value."""
     return "white" if value > 0.6 else "black"

@@ -1,4 +1,4 @@
-"""All of it for one text or answer: what the page shows."""
+"""Computes everything that the page shows for one text or answer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from .lens import Lens, look_through, train_tuned_lens
 from .passage import Passage
 from .surprise import TokenProbability, token_probabilities
 
-# A maximum flow for each token, through a network of as many nodes in each layer: minutes beyond this.
+# The flow needs one maximum flow per token, through a network with a node for every token in each layer: beyond this, minutes.
 MAX_FLOW_TOKENS = 128
-# Of the texts that lens and ablation are measured on.
+# Length and numbers of the rows for the tuned lens and the ablation.
 _ROW_LENGTH = 128
 _LENS_ROWS = 64
 _ABLATION_ROWS = 16
@@ -34,9 +34,9 @@ class Texts:
     """Rows of ids from a corpus.
 
     Attributes:
-        source: Of the corpus.
-        lens_rows: A tuned lens learns from them.
-        ablation_rows: The effects of parts are measured on them; of other documents than the lens's.
+        source: Name of the corpus.
+        lens_rows: Rows to train the tuned lens.
+        ablation_rows: Rows to measure the effects of parts, from other documents than `lens_rows`.
     """
 
     source: str
@@ -46,18 +46,18 @@ class Texts:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was found out about one passage. None where a technique does not go with the model: `notes` says why.
+    """The results for one passage. A result is None if its technique does not work with the model; `notes` says why.
 
     Attributes:
-        name: Of the model.
-        surprise: Of each token from `passage.begin` on, (tokens,).
+        name: Name of the model.
+        surprise: One entry for each token from `passage.begin` on.
         rollout: (query, key) after the last layer.
         flow: (key,), from the last position.
-        target: The text that the attributions explain: the answer, or the token that the model would say next.
+        target: The text that the attributions explain: the answer, or the model's next token.
         attributions: By method.
-        heads: On random tokens that come again.
-        tuned_lens, ablation: Where there were texts of a corpus, `source`.
-        notes: What was done otherwise, or not at all, and why.
+        heads: Scores on repeated random tokens.
+        tuned_lens, ablation: None without texts from a corpus (`source`).
+        notes: Steps that were done differently or left out, with the reasons.
     """
 
     name: str
@@ -77,10 +77,10 @@ class Explanation:
 
 
 def corpus_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> Texts:
-    """Rows of up to 128 tokens of a corpus, documents end to end; what the corpus holds out is for the ablation.
+    """Returns rows of up to 128 tokens from a corpus, with documents end to end; held-out documents are for the ablation.
 
     Raises:
-        DataError: When the corpus cannot be used, or is too short.
+        DataError: If the corpus cannot be used, or is too short.
     """
     splits = load_corpus(source)
     length = min(context_length(model), _ROW_LENGTH)
@@ -94,8 +94,8 @@ def corpus_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sou
     ]
     if min(map(len, rows)) < 2:
         raise DataError(
-            f"{source} is too short: the tuned lens and the ablation need two stretches of {length} tokens each, from "
-            "different documents. Name a larger corpus."
+            f"{source} is too short: the tuned lens and the ablation each need two rows of {length} tokens, from different "
+            "documents. Name a larger corpus."
         )
     return Texts(source, *rows)
 
@@ -122,12 +122,12 @@ def explain(
     report: Callable[[str], None] = lambda sentence: None,
     progress: bool = False,
 ) -> Explanation:
-    """Everything about one passage.
+    """Computes the explanation of one passage.
 
     Args:
-        texts: For the tuned lens and the ablation, which are left out without.
-        report: Is told what is being done.
-        progress: Whether the ablation, which takes an evaluation for each part, shows a bar.
+        texts: Texts for the tuned lens and the ablation; without them, both are left out.
+        report: Called with the name of each step.
+        progress: Show a progress bar for the ablation, which needs one evaluation per part.
     """
     notes: list[str] = []
     ids = passage.tensor(model)
@@ -149,7 +149,7 @@ def explain(
     if maps is not None:
         if maps.switched_from is not None:
             notes.append(
-                f"The model's {maps.switched_from} attention gives no weights: they are those of eager attention, which computes "
+                f"The model's {maps.switched_from} attention gives no weights: these are from eager attention, which computes "
                 "the same."
             )
         rollout = attention_rollout(maps.weights)[-1]
@@ -160,7 +160,7 @@ def explain(
                 f"Attention flow is left out: it takes minutes for more than {MAX_FLOW_TOKENS} tokens, and there are {len(passage.ids)}."
             )
     lens = attempt("Logit lens", lambda: look_through(model, ids))
-    # A text is followed by what the model would say next; an answer is explained itself.
+    # For a text, the attributions explain the model's next token; for an answer, the answer itself.
     explained, begin = list(passage.ids), passage.begin
     if not passage.is_answer:
         with torch.no_grad(), evaluating(model):
@@ -209,6 +209,6 @@ def explain(
 
 
 def _baseline_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that says nothing: eos, or what else the tokenizer has in its place."""
+    """Returns the token that stands for missing input: eos, or another special token if there is no eos."""
     candidates = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
     return next((token_id for token_id in candidates if token_id is not None), 0)

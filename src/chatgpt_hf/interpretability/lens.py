@@ -1,4 +1,4 @@
-"""What a model would say if it stopped after each layer: the logit lens and the tuned lens."""
+"""The logit lens and the tuned lens: a model's prediction if it stopped after each layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from .anatomy import Anatomy, anatomy, residual_streams
 
 @dataclass(frozen=True)
 class Lens:
-    """The next token after each layer, layer 0 being the embeddings and the last the model itself.
+    """Predictions of the next token after each layer; layer 0 is the embeddings, the last layer is the model itself.
 
     Attributes:
         top_ids: (layer, position, k), likeliest first.
         top_probabilities: (layer, position, k).
-        targets: (position,): the token that does come next; at the last position the model's own choice.
-        probabilities: Of the target, (layer, position).
-        ranks: Of the target, (layer, position); 1 is the likeliest.
-        divergences: From the model's own distribution in nats, KL(model, layer), (layer, position).
+        targets: (position,): the actual next token; at the last position the model's own choice.
+        probabilities: Probability of the target, (layer, position).
+        ranks: Rank of the target, (layer, position); 1 is the likeliest.
+        divergences: KL(model, layer) in nats, (layer, position).
     """
 
     top_ids: npt.NDArray[np.int64]
@@ -36,10 +36,10 @@ class Lens:
 
 
 class TunedLens(nn.Module):
-    """A translator for each layer but the last, `h + A h + b` (Belrose et al. 2023, equation 8), the unit map at first.
+    """A translator for each layer but the last, `h + A h + b` (Belrose et al. 2023, equation 8), initially the identity.
 
     Args:
-        num_layers: Of the model; as many translators, since the embeddings have one too.
+        num_layers: Number of the model's layers, and of translators: the embeddings have one, the last layer does not.
     """
 
     def __init__(self, num_layers: int, hidden_size: int) -> None:
@@ -49,7 +49,7 @@ class TunedLens(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, hidden: torch.Tensor, layer: int) -> torch.Tensor:
-        """The residual stream (..., hidden) after `layer` layers in the words of the last one."""
+        """Translates the residual stream (..., hidden) after `layer` layers to that of the last layer."""
         if layer == len(self.translators):
             return hidden
         return hidden + self.translators[layer](hidden)
@@ -57,15 +57,15 @@ class TunedLens(nn.Module):
 
 @torch.no_grad()
 def look_through(model: PreTrainedModel, ids: torch.Tensor, *, tuned: TunedLens | None = None, top_k: int = 5) -> Lens:
-    """The logit lens (nostalgebraist 2020): the model's last norm and head on the residual stream after each layer.
+    """Applies the model's last norm and head to the residual stream after each layer: the logit lens (nostalgebraist 2020).
 
     Args:
         ids: (1, seq).
-        tuned: Translators to look through, for the tuned lens.
+        tuned: Translators to apply first, for the tuned lens.
 
     Raises:
-        ConfigError: When the lens at the last layer does not give the model's own logits, since more than a norm and a
-            head is between the two.
+        ConfigError: If the lens at the last layer does not give the model's own logits, because there is more than a norm and
+            a head in between.
     """
     parts = anatomy(model)
     streams = residual_streams(parts, ids)
@@ -88,13 +88,13 @@ def look_through(model: PreTrainedModel, ids: torch.Tensor, *, tuned: TunedLens 
 
 @torch.no_grad()
 def check_last_layer(parts: Anatomy, last: torch.Tensor, ids: torch.Tensor) -> None:
-    """Raises `ConfigError` where norm and head do not make the model's logits of its last residual stream."""
+    """Raises `ConfigError` unless norm and head turn the last residual stream into the model's logits."""
     with evaluating(parts.model):
         logits = parts.model(input_ids=ids, use_cache=False).logits.float()
     if not torch.allclose(parts.unembed(last), logits, rtol=1e-2, atol=1e-3 * logits.abs().max().item()):
         raise ConfigError(
-            f"Between the last layer of {type(parts.model).__name__} and its logits there is more than a norm and a head, so "
-            "no lens can be put in front of them."
+            f"{type(parts.model).__name__} has more than a norm and a head between its last layer and its logits, so a lens "
+            "does not work."
         )
 
 
@@ -107,20 +107,20 @@ def train_tuned_lens(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> TunedLens:
-    """Trains the translators to say what the model says: KL(model, layer) (Belrose et al. 2023, equation 9).
+    """Trains the translators to match the model's predictions, by KL(model, layer) (Belrose et al. 2023, equation 9).
 
-    Adam in place of the paper's SGD, so that the learning rate does not depend on the model's scale.
+    Uses Adam instead of the paper's SGD, so that the learning rate does not depend on the model's scale.
 
     Args:
-        rows: Ids of the texts to learn from, none longer than the model's context.
-        positions_per_step: Drawn from all positions of all rows.
+        rows: Ids of the training texts, none longer than the model's context.
+        positions_per_step: Positions per step, drawn from all rows.
 
     Raises:
-        DataError: When there is no row.
-        ConfigError: As in `look_through`.
+        DataError: If there is no row, or an empty one.
+        ConfigError: See `look_through`.
     """
     if not rows or not all(rows):
-        raise DataError("A tuned lens learns from texts: give one or more, and none that is empty.")
+        raise DataError("A tuned lens needs one or more training texts, none of them empty.")
     parts = anatomy(model)
     collected: list[torch.Tensor] = []
     for row in rows:
@@ -138,7 +138,7 @@ def train_tuned_lens(
         chosen = torch.randint(hidden.shape[1], (positions_per_step,), generator=generator).to(model.device)
         with torch.no_grad():
             own = parts.unembed(hidden[-1, chosen]).log_softmax(-1)
-        # One layer at a time: the logits of all of them would be the largest thing in memory.
+        # One layer at a time: the logits of all layers would take the most memory.
         for layer, translator in enumerate(lens.translators):
             logs = parts.unembed(lens(hidden[layer, chosen].float(), layer).to(hidden.dtype)).log_softmax(-1)
             parameters = list(translator.parameters())
@@ -152,7 +152,7 @@ def train_tuned_lens(
 
 
 def _divergence(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """KL(own, other) in nats over the last dimension, of log-probabilities (..., vocab)."""
+    """Returns KL(own, other) in nats over the last dimension of log-probabilities (..., vocab)."""
     terms = nn.functional.kl_div(other, own, log_target=True, reduction="none")
-    # A token of probability 0 in both would be 0 times infinity minus infinity; 0 log 0 is 0.
+    # A token with probability 0 in both would give 0 times (infinity minus infinity), but 0 log 0 is 0.
     return terms.masked_fill(own.isneginf(), 0.0).sum(-1)

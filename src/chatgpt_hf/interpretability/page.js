@@ -1,4 +1,4 @@
-// What the page does when it is tapped. Without it all but the attention maps can still be read.
+// Responses to taps. Without JavaScript the page still shows everything except the attention maps.
 "use strict";
 
 const $ = (selector) => document.querySelector(selector);
@@ -27,7 +27,7 @@ function rows(pairs) {
   return table;
 }
 
-// On a strip, how much each token has.
+// Shows a token's score on a strip.
 function strips() {
   for (const strip of document.querySelectorAll(".strip")) {
     choosable(strip.querySelector(".tokens"), "span", (span) => {
@@ -36,7 +36,7 @@ function strips() {
   }
 }
 
-// Calls `show` for what is tapped, or reached by keyboard, and marks it.
+// Calls `show` for the element that is tapped or focused by keyboard, and marks it.
 function choosable(container, selector, show) {
   let chosen = null;
   const choose = (event) => {
@@ -58,12 +58,12 @@ function surprise(data) {
     for (let place = +span.dataset.first; place < +span.dataset.end; place += 1) {
       const found = data.surprise[place - data.begin];
       if (place < data.begin || !found) {
-        panel.append(element("p", `${data.labels[place]}: the model was given it.`));
+        panel.append(element("p", `${data.labels[place]}: part of the input.`));
         continue;
       }
       const [nats, entropy, others] = found;
       panel.append(
-        element("p", `${data.labels[place]}: ${percent(Math.exp(-nats))}, a surprise of ${nats.toFixed(2)} nats where ${entropy.toFixed(2)} were expected.`),
+        element("p", `${data.labels[place]}: ${percent(Math.exp(-nats))}, a surprise of ${nats.toFixed(2)} nats (expected: ${entropy.toFixed(2)}).`),
         rows(others),
       );
     }
@@ -76,11 +76,11 @@ function lenses(data) {
     choosable(table, "td", (cell) => {
       const position = +cell.parentNode.dataset.position;
       const [layer, row] = [cell.cellIndex - 1, position - lens.first];
-      const where = layer ? `after ${layer} layer${layer > 1 ? "s" : ""}` : "from the embeddings alone";
+      const where = layer ? `after ${layer} layer${layer > 1 ? "s" : ""}` : "from the embeddings only";
       const next = `${lens.texts[lens.targets[row]]} has rank ${lens.rank[layer][row]} and ${percent(lens.target_p[layer][row])}`;
       const top = lens.top[layer][row].map((place, index) => [lens.texts[place], lens.p[layer][row][index]]);
       table.parentNode.nextElementSibling.replaceChildren(
-        element("p", `After ${data.labels[position]}, ${where}: ${next}; ${lens.kl[layer][row].toFixed(2)} nats from what the model says.`),
+        element("p", `After ${data.labels[position]}, ${where}: ${next}; ${lens.kl[layer][row].toFixed(2)} nats from the model's prediction.`),
         rows(top),
       );
     });
@@ -103,7 +103,7 @@ function attention(data) {
   }
   const select = element("select", "");
   choices.forEach((choice, index) => select.append(new Option(choice.name, index)));
-  const label = element("label", "Look at ");
+  const label = element("label", "Map: ");
   label.append(select);
   $("#attention-choice").append(label);
   const spans = [...document.querySelectorAll("#attention-text span")];
@@ -133,7 +133,7 @@ function attention(data) {
     const image = context.createImageData(length, length);
     for (let place = 0, row = 0; row < length; row += 1) {
       for (let key = 0; key <= row; key += 1, place += 1) {
-        // The root, so that weights that are spread over many tokens can be seen, too.
+        // The square root keeps small weights, spread over many tokens, visible.
         image.data.set([...color, Math.sqrt(255 * choice.map[place])], 4 * (row * length + key));
       }
     }
@@ -154,7 +154,7 @@ function attention(data) {
   show();
 }
 
-// Paper has nothing to unfold.
+// Unfold everything for printing.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));
 
 unpack().then((data) => {

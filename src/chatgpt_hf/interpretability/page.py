@@ -1,4 +1,4 @@
-"""An explanation as one HTML file: nothing is fetched from anywhere, and all of it can be read on paper."""
+"""Renders an explanation as one HTML file, which makes no network requests and can be printed completely."""
 
 import base64
 import json
@@ -19,15 +19,15 @@ from .passage import token_text, visible
 from .surprise import percent
 
 MAX_BYTES = 5_000_000
-# The lens has a row for each position: those of the end are shown.
+# The lens has a row for each position; the page shows the last ones.
 MAX_LENS_ROWS = 256
 
 
 def check_page_file(file: str | Path) -> Path:
-    """The file, which a page can be written to.
+    """Returns the path if a page can be written there.
 
     Raises:
-        OutputError: When it is a folder, or lies in what is none, or in one that cannot be written to.
+        OutputError: If it is a folder, or its parent is not a folder or not writable.
     """
     path = Path(file)
     try:
@@ -35,8 +35,8 @@ def check_page_file(file: str | Path) -> Path:
             raise OutputError(f"{path} is a folder: name a file for the page, such as {path / 'report.html'}")
         parent = next(parent for parent in path.absolute().parents if parent.exists())
         if not parent.is_dir():
-            raise OutputError(f"{path} cannot be: {parent} is a file. Name another one for the page.")
-        # Tried before what takes its time. Permissions alone do not tell, as on a disk that is mounted to be read.
+            raise OutputError(f"{path} cannot be written: {parent} is a file. Name another file for the page.")
+        # Try writing before the slow computation. Permissions are not enough, for example on a read-only disk.
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
         raise OutputError(f"The page cannot be written to {path}: {error.strerror}. Name another file.") from error
@@ -47,7 +47,7 @@ def write_page(explanation: Explanation, tokenizer: PreTrainedTokenizerBase, fil
     """Writes the page of an explanation.
 
     Raises:
-        OutputError: When it cannot be written, or would be larger than 5 MB.
+        OutputError: If it cannot be written, or would be larger than 5 MB.
     """
     path = check_page_file(file)
     content = render_page(explanation, tokenizer)
@@ -56,7 +56,7 @@ def write_page(explanation: Explanation, tokenizer: PreTrainedTokenizerBase, fil
 
 
 def render_page(explanation: Explanation, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The page. Of a long text it holds the attention of each layer's mean in place of each head's, so that it stays small."""
+    """Returns the page. To keep it small, the page of a long text shows each layer's mean attention instead of each head's."""
     environment = Environment(
         loader=PackageLoader("chatgpt_hf", "interpretability"),
         autoescape=True,
@@ -101,7 +101,7 @@ def render_page(explanation: Explanation, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _attention_choices(explanation: Explanation) -> list[dict[str, Any] | None]:
-    """The maps with all heads, with each layer's mean, and none: the first with which the page is small enough is taken."""
+    """Returns the maps with all heads, with each layer's mean, and none: the page uses the first that keeps it small."""
     if explanation.maps is None or explanation.rollout is None:
         return [None]
     weights, rollout = explanation.maps.weights, explanation.rollout
@@ -120,14 +120,14 @@ def _attention_choices(explanation: Explanation) -> list[dict[str, Any] | None]:
 
 
 def _bytes(weights: np.ndarray) -> str:
-    """Weights (..., query, key) in steps of 1/255, each query's keys up to itself: what is after it has none."""
+    """Encodes weights (..., query, key) in steps of 1/255; only keys up to the query, because later ones have no weight."""
     length = weights.shape[-1]
     lower = weights[..., *np.tril_indices(length)]
     return base64.b64encode(np.round(255 * lower).astype(np.uint8).tobytes()).decode()
 
 
 def _packed(content: dict[str, Any]) -> str:
-    # JSON has no number for a surprise without bounds.
+    # JSON has no infinity for an infinite surprise.
     text = json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
@@ -141,7 +141,7 @@ def _finite(value: Any) -> Any:
 
 
 def _labels(explanation: Explanation) -> list[str]:
-    """Each token's; where several are a character, the last one has it beside its bytes, `<A0>=你`."""
+    """Returns each token's label; if several tokens make a character, the last one's label adds it: `<A0>=你`."""
     labels = list(explanation.passage.labels)
     for first, end, text in explanation.passage.units:
         if end - first > 1:
@@ -150,7 +150,7 @@ def _labels(explanation: Explanation) -> list[str]:
 
 
 def _units(explanation: Explanation) -> list[dict[str, Any]]:
-    """The passage in pieces of whole characters: where each begins, its text, its surprise, its shade."""
+    """Returns the passage in pieces of whole characters: start, end, text, surprise and shade of each."""
     begin = explanation.passage.begin
     nats = [0.0] * begin + [token.surprise for token in explanation.surprise]
     nats += [0.0] * (len(explanation.passage.ids) - len(nats))
@@ -161,7 +161,7 @@ def _units(explanation: Explanation) -> list[dict[str, Any]]:
             "text": text,
             "prompt": end <= begin,
             "nats": sum(nats[first:end]),
-            # Ten nats are a token that one expects once in 22,026.
+            # Ten nats mean a chance of 1 in 22,026.
             "shade": min(sum(nats[first:end]) / 10, 1),
         }
         for first, end, text in explanation.passage.units
@@ -169,7 +169,7 @@ def _units(explanation: Explanation) -> list[dict[str, Any]]:
 
 
 def _attributions(explanation: Explanation) -> list[dict[str, Any]]:
-    """The attributions, summed over the tokens of each unit."""
+    """Returns the attributions, summed over the tokens of each unit."""
     found = []
     for method, result in explanation.attributions.items():
         note = f"They add up to {result.scores.sum():.3f} nats. "
@@ -191,7 +191,7 @@ def _strip(name: str, scores: np.ndarray, explanation: Explanation, note: str) -
 
 
 def _flows(explanation: Explanation) -> list[dict[str, Any]]:
-    """Rollout and flow from the last position, as strips."""
+    """Returns rollout and flow from the last position, as strips."""
     scores = {
         "Rollout": explanation.rollout[-1] if explanation.rollout is not None else None,
         "Flow": explanation.flow,
@@ -220,7 +220,7 @@ def _lens_table(name: str, lens: Lens, explanation: Explanation, tokenizer: PreT
 
 
 def _lens_details(lens: Lens, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a cell says when it is tapped; texts are kept once."""
+    """Returns the details for tapped cells; each text is stored once."""
     ids = sorted({*lens.top_ids[:, -MAX_LENS_ROWS:].flatten().tolist(), *lens.targets.tolist()})
     places = {token_id: place for place, token_id in enumerate(ids)}
     tail = slice(-MAX_LENS_ROWS, None)
@@ -240,9 +240,9 @@ def _heads(explanation: Explanation) -> list[dict[str, Any]]:
     if explanation.heads is None:
         return []
     notes = {
-        "previous_token": "How much a head looks at the token before: such heads put neighbors together.",
-        "first_token": "How much it looks at the very first token, where heads look that have nothing to say.",
-        "induction": "How much it looks at what followed the same token earlier: such heads go on with what was there before.",
+        "previous_token": "How much a head looks at the previous token: such heads combine neighbors.",
+        "first_token": "How much a head looks at the very first token, as idle heads often do.",
+        "induction": "How much a head looks at the token that followed the same token earlier: such heads continue repetitions.",
     }
     return [
         {"name": name.replace("_", " "), "note": note, "rows": getattr(explanation.heads, name).tolist()}
@@ -251,7 +251,7 @@ def _heads(explanation: Explanation) -> list[dict[str, Any]]:
 
 
 def _ablation(explanation: Explanation) -> list[dict[str, Any]]:
-    """Each part with its bar, in percent of the axis: the largest effect first."""
+    """Returns each part with its bar in percent of the axis, largest effect first."""
     effects = explanation.ablation
     if effects is None:
         return []

@@ -1,4 +1,4 @@
-"""The text that is looked at: its ids, checked against the model, and how its tokens are shown."""
+"""The text to explain: its ids, checked against the model, and the labels of its tokens."""
 
 import re
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ _BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>(=|$)")
 
 @dataclass(frozen=True)
 class Passage:
-    """Tokens to be looked at.
+    """The tokens to explain.
 
     Attributes:
         ids: All tokens that the model sees.
-        begin: The place of the first token with a prompt before it. 1 or more, unless there is but one token in all.
-        is_answer: Whether what begins there was said by the model, to what is before.
-        labels: How each token is shown, (tokens,): a part of a character as its bytes.
-        units: Places `(first, end, text)` that make up the passage: a token each, or the tokens that together are one or
+        begin: The position of the first token after the prompt. At least 1, unless there is only one token.
+        is_answer: True if the tokens from `begin` on are the model's answer to those before.
+        labels: Text of each token, (tokens,); the bytes for a part of a character.
+        units: Ranges `(first, end, text)` that make up the passage: one token each, or the tokens that together form one or
             several characters.
     """
 
@@ -34,16 +34,18 @@ class Passage:
     units: tuple[tuple[int, int, str], ...]
 
     def tensor(self, model: PreTrainedModel) -> torch.Tensor:
-        """The ids (1, tokens) on the model's device."""
+        """Returns the ids (1, tokens) on the model's device."""
         return torch.tensor([self.ids], device=model.device)
 
 
 def passage_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Passage:
-    """A text as a document begins: after the bos token, where the tokenizer has one. It never gives a special token.
+    """Returns the passage of a text, which begins like a document: after bos, if the tokenizer has one.
+
+    Special tokens in the text are read as plain text.
 
     Raises:
-        DataError: When it is empty, or longer than the model's context.
-        TokenizerError: When the tokenizer does not fit the model.
+        DataError: If the text is empty, or longer than the model's context.
+        TokenizerError: If the tokenizer does not fit the model.
     """
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
@@ -55,11 +57,11 @@ def passage_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 def passage_of_answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], answer_ids: Sequence[int]
 ) -> Passage:
-    """A prompt and what was said to it.
+    """Returns the passage of a prompt and its answer.
 
     Raises:
-        DataError: When one of the two is empty, or they are longer than the model's context.
-        TokenizerError: When the tokenizer does not fit the model.
+        DataError: If one of them is empty, or together they are longer than the model's context.
+        TokenizerError: If the tokenizer does not fit the model.
     """
     if not prompt_ids or not answer_ids:
         raise DataError(f"The {'answer' if prompt_ids else 'prompt'} is empty: there is nothing to explain.")
@@ -78,7 +80,7 @@ def _passage(
     ids = [*prompt_ids, *answer_ids]
     limit = context_length(model)
     if len(ids) > limit:
-        raise DataError(f"The text has {len(ids)} tokens and the model's context {limit}: shorten it.")
+        raise DataError(f"The text has {len(ids)} tokens, but the model's context is {limit}: shorten it.")
     labels = tuple(token_text(tokenizer, token_id) for token_id in ids)
     begin = min(max(len(prompt_ids), 1), len(ids) - 1)
     return Passage(tuple(ids), begin, is_answer, labels, tuple(_units(tokenizer, ids, labels)))
@@ -87,7 +89,7 @@ def _passage(
 def _units(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], labels: Sequence[str]
 ) -> list[tuple[int, int, str]]:
-    """Joins parts of characters where they form some. UTF-8 has at most four bytes for one."""
+    """Joins tokens that are parts of characters if together they form characters, of at most four bytes in UTF-8."""
     found = []
     first = 0
     while first < len(ids):
@@ -104,26 +106,26 @@ def _units(
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """The text of one token; one that is only a part of a character is shown as its bytes, `<F0 9F 98>`."""
+    """Returns the text of one token, or its bytes, `<F0 9F 98>`, if it is only a part of a character."""
     text = tokenizer.decode([token_id])
     token = tokenizer.convert_ids_to_tokens(token_id)
     if token is None:
-        # Ids that the model's table has room for and the tokenizer does not use.
+        # The model's table may have more ids than the tokenizer uses.
         return f"<{token_id}>"
     if "\ufffd" in text:
-        # SentencePiece writes a byte that it has no token for as <0xE4>.
+        # SentencePiece has tokens like <0xE4> for single bytes.
         if fallback := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
             return f"<{fallback[1]}>"
         alphabet = _byte_alphabet()
         if all(character in alphabet for character in token):
             return f"<{' '.join(f'{alphabet[character]:02X}' for character in token)}>"
         return token
-    # SentencePiece: a token by itself loses the space it begins with.
+    # SentencePiece drops the leading space when it decodes a single token.
     return " " + text if token.startswith("▁") and not text.startswith(" ") else text
 
 
 def visible(text: str) -> str:
-    """With signs for white space, to stand in a table; what separates the bytes of a part of a character is none."""
+    """Replaces white space by visible signs, for tables; spaces between the bytes of a part of a character stay."""
     part = _BYTES.match(text)
     end = part.end() if part else 0
     return text[:end] + text[end:].replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
@@ -131,7 +133,7 @@ def visible(text: str) -> str:
 
 @cache
 def _byte_alphabet() -> dict[str, int]:
-    """The byte behind each character in which byte-level BPE writes its tokens."""
+    """Returns the byte for each character in which byte-level BPE writes its tokens."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     return {character: byte for byte, character in bytes_to_unicode().items()}

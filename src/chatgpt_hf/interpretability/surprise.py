@@ -1,4 +1,4 @@
-"""What a model thought of each token of a text or an answer: how surprised it was, and what else it might have said."""
+"""A model's surprise at each token of a text or an answer, and its likeliest alternatives."""
 
 import math
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ class Candidate:
 
     Attributes:
         token_id: Its id.
-        text: Its text, as `token_text` gives it.
-        probability: Of the model itself.
+        text: Its text, from `token_text`.
+        probability: The model's own probability.
     """
 
     token_id: int
@@ -31,8 +31,8 @@ class TokenProbability(Candidate):
     """A token of an answer.
 
     Attributes:
-        entropy: Of the model's distribution at its place, in nats: how much surprise it expected.
-        alternatives: The likeliest tokens at its place, likeliest first; the token itself may be among them.
+        entropy: Entropy of the model's distribution at this position, in nats: the expected surprise.
+        alternatives: The likeliest tokens at this position, likeliest first; the token itself may be one of them.
     """
 
     entropy: float
@@ -40,7 +40,7 @@ class TokenProbability(Candidate):
 
     @property
     def surprise(self) -> float:
-        """In nats: minus the logarithm of its probability."""
+        """Minus the logarithm of its probability, in nats."""
         return -math.log(self.probability) if self.probability else math.inf
 
 
@@ -52,18 +52,18 @@ def token_probabilities(
     answer_ids: Sequence[int],
     top_k: int = 5,
 ) -> list[TokenProbability]:
-    """The probability of each token of an answer, and the likeliest alternatives, in one forward pass.
+    """Computes the probability of each token of an answer, and its likeliest alternatives, in one forward pass.
 
-    The probabilities are the model's own: those that sampling chose from may differ, since temperature, top-p and the
-    like change them.
+    The probabilities are the model's own; sampling may have used others, because temperature, top-p and similar options
+    change them.
 
     Args:
-        prompt_ids: What the model had seen before the answer; at least one token.
-        top_k: How many alternatives for each token.
+        prompt_ids: The tokens before the answer; at least one.
+        top_k: Number of alternatives for each token.
     """
     if not answer_ids:
         return []
-    # What the last token leads to is not asked for.
+    # The prediction after the last token is not needed.
     ids = torch.tensor([[*prompt_ids, *answer_ids[:-1]]], device=model.device)
     with evaluating(model):
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer_ids)).logits[0]
@@ -89,7 +89,7 @@ def token_probabilities(
 
 
 def percent(probability: float) -> str:
-    """A probability for people, `25.0 %`."""
+    """Formats a probability like `25.0 %`."""
     if 0 < probability < 0.001:
         return "<0.1 %"
     return f"{probability:.1%}".replace("%", " %")

@@ -1,1 +1,1 @@
-"""Reports, model cards and the estimate of energy that every run leaves behind."""
+"""The report, the model card and the energy estimate of every run."""

@@ -1,4 +1,4 @@
-"""The model card: README.md with metadata, made from what a model's folder says of itself, and checked before it is sent."""
+"""Makes the model card, README.md with metadata, from the content of a model's folder, and checks it before upload."""
 
 import hashlib
 import math
@@ -20,10 +20,10 @@ from .footprint import KILOGRAMS_PER_KILOWATT_HOUR, WATTS_PER_CORE, estimate
 
 CARD_NAME = "README.md"
 REPORT_FILE = "report/report.json"
-# Fields of the metadata that a person may give; the others are found in the folder.
+# Metadata fields that a person may give; the others come from the folder.
 GIVEN_FIELDS = ("license", "language", "datasets", "base_model")
 
-# Held-out figures that other models' cards know.
+# Held-out figures that are common on model cards.
 _KNOWN_METRICS = {
     "loss": "Loss (nats per token)",
     "bits_per_byte": "Bits per byte",
@@ -37,9 +37,9 @@ _KNOWN_METRICS = {
     "chrf": "chrF",
     "rougeL": "ROUGE-L",
 }
-# The task of an evaluation by `chatgpt-hf evaluate --bias`.
+# Task of evaluations by `chatgpt-hf evaluate --bias`.
 _BIAS = "bias"
-# Pipelines by the end of a model class' name, and by what PEFT calls the task of an adapter.
+# Pipelines by the end of a model class' name, and by PEFT's name for an adapter's task.
 _TASKS = {
     "ForCausalLM": "text-generation",
     "ForSequenceClassification": "text-classification",
@@ -57,25 +57,25 @@ _SHAPE = {
     "max_position_embeddings": "longest context, in tokens",
     "vocab_size": "vocabulary",
 }
-# In the last line of a card that was made here: by the hash of its text, one that a person has changed is known.
+# The last line of a card that we made: the hash of its text shows whether a person has changed it.
 _MARK = re.compile(r"\n*<!-- Made by chatgpt-hf from this folder\. A text that is changed is kept\. (\w+) -->\s*\Z")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _LANGUAGE = re.compile(r"code|multilingual|[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
 def make_card(folder: Path, name: str, given: Mapping[str, Any] | None = None) -> str:
-    """The card that a folder would be sent with.
+    """Returns the card that is uploaded with a folder.
 
-    Where README.md lies there with a text that a person wrote, it stays as it is but for what is given. Else the text is
-    made, and metadata of the README.md before it is kept.
+    If the folder has a README.md with a person's text, only the given metadata change. Otherwise the text is generated, and
+    the metadata of an existing README.md are kept.
 
     Args:
-        folder: Of a model.
-        name: What readers are to load: a repo id, or a folder.
-        given: Metadata, by the names of `GIVEN_FIELDS`; what is None is not given.
+        folder: The model's folder.
+        name: The name for loading the model: a repo id, or a folder.
+        given: Metadata by the names of `GIVEN_FIELDS`; None means not given.
 
     Raises:
-        CardError: When the folder's README.md has metadata that cannot be read, or that the Hub refuses.
+        CardError: If the folder's README.md has metadata that cannot be read, or that the Hub rejects.
     """
     file = folder / CARD_NAME
     given = {key: value for key, value in (given or {}).items() if value is not None}
@@ -95,7 +95,7 @@ def make_card(folder: Path, name: str, given: Mapping[str, Any] | None = None) -
 
 
 def write_card(folder: Path, text: str) -> None:
-    """Puts the card into the folder, where it is not there already."""
+    """Writes the card into the folder, unless it is already there."""
     file = folder / CARD_NAME
     if not file.is_file() or file.read_bytes() != text.encode():
         write_atomically(file, lambda path: path.write_bytes(text.encode()))
@@ -109,14 +109,14 @@ def render_card(
     metadata: Mapping[str, Any] | None = None,
     step: int | None = None,
 ) -> str:
-    """The card of a model.
+    """Returns the card of a model.
 
     Args:
-        folder: Of the model.
-        name: What readers are to load: a repo id, or a folder.
-        facts: As in `report/report.json`; empty where there was no run of ours.
-        metadata: In place of what is found.
-        step: Of the run's checkpoint that the model is, for which the run's figures do not hold.
+        folder: The model's folder.
+        name: The name for loading the model: a repo id, or a folder.
+        facts: The content of `report/report.json`; empty if the model is not from a run of ours.
+        metadata: Metadata that replace those found in the folder.
+        step: The checkpoint's step if the model is a checkpoint of the run; the run's figures are then left out.
     """
     facts = dict(facts)
     if step is not None:
@@ -163,12 +163,12 @@ def render_card(
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What the report of a run of ours says; empty where there was none."""
+    """Returns the content of a run's report.json; empty without one."""
     return read_json(folder / REPORT_FILE)
 
 
 def kept_metadata(folder: Path) -> dict[str, Any]:
-    """What a person may have put into the metadata of a card that was made here; empty for any other card."""
+    """Returns the metadata that a person may have added to a card that we made; empty for any other card."""
     try:
         before = read_card(folder / CARD_NAME)
     except (OSError, CardError):
@@ -177,15 +177,15 @@ def kept_metadata(folder: Path) -> dict[str, Any]:
 
 
 def given_metadata(card: ModelCard) -> dict[str, Any]:
-    """What of a card's metadata a person may have given: licence, languages, data sets, base model."""
+    """Returns the metadata that a person may have given: license, languages, data sets, base model."""
     return {key: value for key, value in card.data.to_dict().items() if key.startswith(GIVEN_FIELDS)}
 
 
 def read_card(file: Path) -> ModelCard:
-    """A card from its file.
+    """Reads a card from its file.
 
     Raises:
-        CardError: When its metadata are no YAML, or no mapping, or its model-index has not the form of one.
+        CardError: If its metadata are not YAML or not a mapping, or its model-index is malformed.
     """
     return _parse(file.read_text(encoding="utf-8-sig"), file)
 
@@ -194,52 +194,52 @@ def _parse(text: str, file: Path) -> ModelCard:
     try:
         return ModelCard(text)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        raise CardError(f"{file}: its metadata, between the lines of ---, cannot be read: {error}") from error
+        raise CardError(f"{file}: the metadata between the --- lines cannot be read: {error}") from error
 
 
 def check_card(text: str, file: Path) -> None:
-    """Refuses what the Hub would refuse, as far as it can be known without asking.
+    """Checks a card for metadata that the Hub would reject, as far as possible without a request.
 
     Args:
-        text: Of the card.
-        file: Where it is from, for the message.
+        text: The card's text.
+        file: The card's file, for the message.
 
     Raises:
-        CardError: Naming every field that is wrong, and what would be right.
+        CardError: If fields are wrong; names each of them and what would be right.
     """
     data = _parse(text, file).data
     wrong = [
         *_wrong(data, "license", _SLUG.fullmatch, "an identifier such as apache-2.0, mit or other"),
         *_wrong(
-            data, "language", _LANGUAGE.fullmatch, 'codes such as en or zh, in quotes where YAML reads a word ("no")'
+            data, "language", _LANGUAGE.fullmatch, 'codes such as en or zh, in quotes where YAML reads a bool ("no")'
         ),
         *_wrong(data, "library_name", _SLUG.fullmatch, "a name such as transformers", many=False),
         *_wrong(data, "pipeline_tag", _SLUG.fullmatch, "a task such as text-generation", many=False),
-        *_wrong(data, "base_model", _is_repo_id, "the id of a model on the Hub, and no folder"),
-        *_wrong(data, "datasets", _is_repo_id, "ids of data sets on the Hub, and no files"),
+        *_wrong(data, "base_model", _is_repo_id, "the id of a model on the Hub, not a folder"),
+        *_wrong(data, "datasets", _is_repo_id, "ids of data sets on the Hub, not files"),
         *_wrong(data, "tags", bool, "a list of words"),
         *_wrong(data, "metrics", bool, "a list of names"),
     ]
     if data.get("license") == "other" and not data.get("license_name"):
-        wrong.append("license is other, which needs license_name, and license_link or a file LICENSE")
+        wrong.append("license is other, so it needs license_name, and license_link or a file LICENSE")
     for result in data.get("eval_results") or []:
         names = (result.task_type, result.dataset_type, result.dataset_name, result.metric_type)
         if not all(isinstance(value, str) and value for value in names):
             wrong.append(f"model-index has a result without task, dataset or metric as text: {names}")
         value = result.metric_value
         if not isinstance(value, (str, dict)) and not (isinstance(value, (int, float)) and math.isfinite(value)):
-            wrong.append(f"model-index gives {result.metric_type} the value {value}, which is no number")
+            wrong.append(f"model-index gives {result.metric_type} the value {value}, which is not a number")
     if wrong:
-        raise CardError(f"{file} has metadata that the Hub refuses: {'; '.join(wrong)}.")
+        raise CardError(f"{file} has metadata that the Hub rejects: {'; '.join(wrong)}.")
 
 
 def hub_ids(names: Iterable[str | None]) -> list[str]:
-    """Those that are ids on the Hub: neither files or folders here, nor built in."""
+    """Returns the names that are Hub ids: not local files or folders, and not built in."""
     return [name for name in names if name and _is_repo_id(name) and not Path(name).exists()]
 
 
 def card_template() -> Path:
-    """Where the model card's template lies: in the wheel, or at the root of a checkout."""
+    """Returns the path of the model card's template: in the wheel, or at the root of a checkout."""
     package = Path(__file__).parents[1]
     shipped = package / "model_card.md"
     return shipped if shipped.is_file() else package.parents[1] / "model_card.md"
@@ -248,7 +248,7 @@ def card_template() -> Path:
 def _metadata(folder: Path, name: str, facts: Mapping[str, Any], *, measured: bool = True) -> ModelCardData:
     adapter = read_json(folder / ADAPTER_CONFIG_NAME)
     alone = bool(adapter) and not (folder / CONFIG_NAME).is_file()
-    # A run has looked whether its base was a folder; later, elsewhere, a relative path looks like an id.
+    # The run checked whether its base was a folder. Later or elsewhere, a relative path would look like an id.
     base = facts.get("base_model") if facts else adapter.get("base_model_name_or_path")
     task = facts.get("task") or _task(read_json(folder / CONFIG_NAME), adapter)
     return ModelCardData(
@@ -275,7 +275,7 @@ def _eval_results(folder: Path, facts: Mapping[str, Any], task: str) -> list[Eva
         (task, data, "test", name, title, results.get(f"held_out_{name}")) for name, title in _KNOWN_METRICS.items()
     ]
     for evaluation in _evaluations(folder):
-        # The card explains what the probe of bias found; as bare numbers its figures would say little.
+        # The card explains the bias probe in its own section; as bare numbers its figures would say little.
         figures = {} if evaluation["task"] == _BIAS else evaluation["figures"]
         for name, figure in figures.items():
             title = _KNOWN_METRICS.get(name, name)
@@ -297,7 +297,7 @@ def _eval_results(folder: Path, facts: Mapping[str, Any], task: str) -> list[Eva
 
 
 def _evaluations(folder: Path) -> list[dict[str, Any]]:
-    """What `chatgpt-hf evaluate` kept in the folder, those of which the command is known."""
+    """Returns the evaluations by `chatgpt-hf evaluate` in the folder whose command is known."""
     found = [read_json(file) for file in sorted(folder.glob("evaluation/*/results.json"))]
     return [evaluation for evaluation in found if evaluation.get("command")]
 
@@ -326,13 +326,13 @@ def _shape(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any
 
 
 def _kept(card: ModelCard | None) -> dict[str, Any]:
-    """Metadata of a card that the next one takes over; its figures come from the report."""
+    """Returns a card's metadata that its next version keeps; the figures come from the report."""
     kept = {} if card is None else card.data.to_dict()
     return {key: value for key, value in kept.items() if key != "model-index"}
 
 
 def _is_made(card: ModelCard) -> bool:
-    """Whether the text was made here and not changed since. The metadata may have been."""
+    """True if we made the text and nobody changed it since; the metadata may have changed."""
     mark = _MARK.search(card.text)
     return mark is not None and _digest(card.text[: mark.start()]) == mark[1]
 
@@ -348,7 +348,7 @@ def _wrong(data: CardData, field: str, right: Any, wanted: str, *, many: bool = 
         return []
     values = value if many and isinstance(value, list) else [value]
     bad = [item for item in values if not isinstance(item, str) or not right(item)]
-    return [f"{field} is {', '.join(map(repr, bad))} and must be {wanted}"] if bad else []
+    return [f"{field} is {', '.join(map(repr, bad))}, but must be {wanted}"] if bad else []
 
 
 def _is_repo_id(name: str) -> bool:
@@ -360,12 +360,12 @@ def _is_repo_id(name: str) -> bool:
 
 
 def pairs(name: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of a table of names and values."""
+    """Returns table rows of names and values."""
     return [{name: key, "value": value} for key, value in values.items()]
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table with a column for every key; empty where there are no rows."""
+    """Returns a Markdown table with a column for every key, or an empty string without rows."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [[name.replace("_", " ") for name in columns], ["---"] * len(columns)]
     lines += [[_shown(row.get(name, "")) for name in columns] for row in rows]
@@ -374,7 +374,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        # A cell is one line, and a bar would end it.
+        # A cell must be one line, and a bar would end it.
         return " ".join(str(value).split()).replace("|", "\\|")
     if isinstance(value, int) or abs(value) >= 10_000:
         return f"{value:,.0f}"

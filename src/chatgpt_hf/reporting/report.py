@@ -1,4 +1,4 @@
-"""What a run leaves for people: a page with its figures, its curves as a picture, samples, and the model card."""
+"""Writes a run's report for people: a page with its figures, a picture of its curves, samples, and the model card."""
 
 import json
 import math
@@ -22,13 +22,13 @@ from .card import CARD_NAME, hub_ids, kept_metadata, markdown_table, pairs, rend
 from .footprint import assumed_watts
 
 FOLDER_NAME = "report"
-# Lines of {"step", "prompt", "text"}, which a run in progress appends to.
+# Lines of {"step", "prompt", "text"}; a run appends to it during training.
 SAMPLES_HISTORY_NAME = "samples.jsonl"
 
-# Which part of the page a figure belongs to, by the start of its name. The first that fits counts.
+# Section of the page for a figure, by the start of its name. The first match counts.
 _GROUPS = {
     "held_out_": "Held out",
-    "trained_": "On what it was trained on",
+    "trained_": "On training data",
     "train_tokens_per_second": "Training",
     "train_tokens": "Data",
     "share_of_": "Data",
@@ -40,24 +40,24 @@ _GROUPS = {
 
 @dataclass
 class Report:
-    """One run, as its page tells it.
+    """The content of one run's report.
 
     Args:
-        title: Of the page.
+        title: Title of the page.
         description: What the model is, as the end of a sentence.
-        data: Where the training text came from.
+        data: The source of the training text.
         results: The run's figures, as in its results.json.
         log_history: `TrainerState.log_history`.
-        samples: What the finished model says.
-        chat: Whether the card's example is a conversation.
-        statistics: One entry for each source of the data, a dataclass or a mapping with `source` and its figures; where
-            `bytes` and `tokens` are among them, bytes per token are added.
-        training: How it was trained, in the order to be shown; see `training_facts`.
-        command: Repeats the run.
+        samples: Samples of the finished model.
+        chat: If true, the card's example is a conversation.
+        statistics: One entry for each source of the data, a dataclass or a mapping with `source` and its figures; entries
+            with `bytes` and `tokens` get a column of bytes per token.
+        training: Settings of the training, in the order of the page; see `training_facts`.
+        command: The command that repeats the run.
         tokens_per_step: Positions in the rows of one optimizer step of all processes; gives the curves an axis of tokens.
-        task: The pipeline that the model is for.
-        datasets: What `data` names, one by one. Hub ids among them become metadata of the card.
-        base_model: What it was trained from, if from a model.
+        task: The model's pipeline.
+        datasets: The sources in `data`, one by one. Hub ids among them become metadata of the card.
+        base_model: The model from which training started, if any.
     """
 
     title: str
@@ -76,7 +76,7 @@ class Report:
     base_model: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Writes `report/` (report.md, report.json, loss.png, samples.md) and the card README.md into the run's folder."""
+        """Writes `report/` (report.md, report.json, loss.png, samples.md) and README.md (the card) into the folder."""
         history = read_samples(folder)
         with atomic_folder(folder) as temporary:
             target = temporary / FOLDER_NAME
@@ -99,9 +99,9 @@ class Report:
         if facts := self._facts():
             parts += ["## How it was trained", markdown_table(pairs("setting", facts))]
         if self.command:
-            parts += ["## To repeat it", f"```bash\n{self.command}\n```"]
+            parts += ["## Repeat the run", f"```bash\n{self.command}\n```"]
         if self.samples:
-            parts.append("What the model says: [samples.md](samples.md).")
+            parts.append("The model's samples: [samples.md](samples.md).")
         parts.append("The recipe: [recipe.yaml](../recipe.yaml).")
         return "\n\n".join(parts) + "\n"
 
@@ -123,7 +123,7 @@ class Report:
         return rows
 
     def _facts(self) -> dict[str, Any]:
-        """`training`, and what the log says of the speed."""
+        """Returns `training`, with the median speed from the log."""
         facts = dict(self.training)
         for name in ("tokens_per_second", "mfu"):
             measured = [entry[name] for entry in self.log_history if entry.get(name) is not None]
@@ -132,7 +132,7 @@ class Report:
         return facts
 
     def _facts_for_card(self) -> dict[str, Any]:
-        """All of it as JSON has it, so that the card can be made again from report.json alone."""
+        """Returns everything in JSON's types, so that the card can be made again from report.json only."""
         content = {**vars(self), "statistics": self._sources(), "training": self._facts()}
         content["datasets"] = hub_ids(self.datasets)
         content["base_model"] = next(iter(hub_ids([self.base_model])), None)
@@ -142,7 +142,7 @@ class Report:
     def _samples(self, history: list[dict[str, Any]]) -> str:
         parts = ["# Samples", *map(_quoted, self.samples)]
         if history:
-            parts.append("## While it was trained")
+            parts.append("## During training")
         for step in dict.fromkeys(row["step"] for row in history):
             parts.append(f"### Step {step:,}")
             parts += [_quoted(row["text"]) for row in history if row["step"] == step]
@@ -152,14 +152,14 @@ class Report:
 def training_facts(
     arguments: TrainingArguments, state: TrainerState, *, tokens_per_step: int | None = None
 ) -> dict[str, Any]:
-    """How a run was trained and on what, for `Report.training`.
+    """Returns the settings, hardware and software of a training run, for `Report.training`.
 
     Args:
-        state: After the training.
-        tokens_per_step: Positions in the rows of one optimizer step of all processes; None where rows differ in length.
+        state: The state after training.
+        tokens_per_step: Positions in the rows of one optimizer step of all processes; None if rows differ in length.
     """
     kwargs = arguments.lr_scheduler_kwargs
-    # Also what `accelerate launch` was told.
+    # Includes the setting of `accelerate launch`.
     precision = {"bf16": "bfloat16", "fp16": "float16"}.get(arguments.mixed_precision, "float32")
     watts = assumed_watts(arguments.device)
     facts = {
@@ -169,7 +169,7 @@ def training_facts(
         "rows per step": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
         "optimizer": getattr(arguments.optim, "value", arguments.optim),
         "learning rate": arguments.learning_rate,
-        # A field of our own arguments; None where there is but one learning rate.
+        # A field of our own arguments; None if there is only one learning rate.
         "learning rate of the embeddings": getattr(arguments, "embedding_learning_rate", None),
         "schedule": getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)
         + (f" {json.dumps(kwargs)}" if kwargs else ""),
@@ -182,7 +182,7 @@ def training_facts(
         "compiled": bool(arguments.torch_compile),
         "processes": arguments.world_size,
         "hardware": hardware_name(arguments.device),
-        # Of all processes; the card estimates the run's energy with it.
+        # For all processes; the card estimates the run's energy from it.
         "assumed watts": watts and watts * arguments.world_size,
         "software": f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
     }
@@ -190,7 +190,7 @@ def training_facts(
 
 
 def hardware_name(device: torch.device) -> str:
-    """The accelerator's name, or the processor's with its cores and the threads that torch uses."""
+    """Returns the accelerator's name, or the processor's with its cores and torch's number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -204,7 +204,7 @@ def hardware_name(device: torch.device) -> str:
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """What the run in `folder` said while it was trained: `step`, `prompt` and `text`, oldest first."""
+    """Returns samples from the training of the run in `folder`: `step`, `prompt` and `text`, oldest first."""
     file = folder / FOLDER_NAME / SAMPLES_HISTORY_NAME
     if not file.is_file():
         return []
@@ -212,8 +212,8 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
 
 
 def plot_curves(log_history: list[dict[str, Any]], file: Path, *, tokens_per_step: int | None = None) -> None:
-    """Loss in nats per token over optimizer steps (and tokens), and below it what else was logged, a panel for each."""
-    # Without pyplot, which would pick a window system and keep the figure alive.
+    """Draws loss in nats per token over optimizer steps (and tokens), and a panel for every other logged figure."""
+    # No pyplot: it would pick a window system and keep the figure alive.
     with needed_by("A plot"):
         from matplotlib.figure import Figure
 
@@ -254,7 +254,7 @@ def _plot(axes: Any, log_history: list[dict[str, Any]], key: str, **style: Any) 
 
 
 def _is_builtin(source: str) -> bool:
-    """Whether text comes with Python itself, which is written in English."""
+    """True for text that ships with Python, which is in English."""
     return source.startswith("builtin:")
 
 
@@ -263,7 +263,7 @@ def _quoted(sample: str) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with None for what JSON has no number for: a diverged loss is null there."""
+    """Returns `value` with None for infinities and NaN, which JSON lacks, such as a diverged loss."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

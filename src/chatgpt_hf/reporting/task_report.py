@@ -1,4 +1,4 @@
-"""What a model for a task gets right and wrong, as pictures and Markdown: its page under `report/`."""
+"""Writes the report of a model for a task: what it gets right and wrong, as pictures and Markdown."""
 
 import json
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ from .report import FOLDER_NAME
 
 PAGE_NAME = "evaluation.md"
 WORST = 20
-# A matrix of more classes cannot be read.
+# A larger confusion matrix is unreadable.
 MOST_CLASSES = 30
 
 
 def write_task_report(
     folder: Path, evaluations: Mapping[str, Evaluation], baselines: Mapping[str, Evaluation]
 ) -> None:
-    """Writes `report/evaluation.md` into the run's folder, with a confusion matrix and a table of the classes where there are any.
+    """Writes `report/evaluation.md` into the run's folder; for classes, with a table of them and a confusion matrix.
 
     Args:
-        evaluations: Of the model, by name; the errors are those of the first.
-        baselines: What simpler means reach on the same rows, by name.
+        evaluations: The model's evaluations by name; the page shows errors of the first.
+        baselines: Evaluations of simple baselines on the same rows, by name.
     """
     with atomic_folder(folder) as temporary:
         target = temporary / FOLDER_NAME
@@ -55,7 +55,7 @@ _INTERVALS = "In brackets: 95 % confidence intervals (bootstrap over rows)."
 
 
 def figure_rows(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
-    """A row for each evaluation, with every figure and its interval."""
+    """Returns a row for each evaluation, with every figure and its interval."""
     return [
         {"": name, **{figure: shown(value) for figure, value in evaluation.figures().items()}}
         for name, evaluation in evaluations.items()
@@ -63,12 +63,12 @@ def figure_rows(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
 
 
 def shown(figure: Figure) -> str:
-    """`0.812 [0.786, 0.838]`."""
+    """Formats a figure like `0.812 [0.786, 0.838]`."""
     return f"{figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}]"
 
 
 def class_rows(evaluation: Evaluation, labels: list[str]) -> list[dict[str, Any]]:
-    """Precision, recall and F1 of each class."""
+    """Returns precision, recall and F1 of each class."""
     said, true = ([example[side] for example in evaluation.examples] for side in ("prediction", "reference"))
     found = measures("f1", said, true, average=None)
     rows = []
@@ -88,11 +88,11 @@ def class_rows(evaluation: Evaluation, labels: list[str]) -> list[dict[str, Any]
 
 
 def worst_examples(evaluation: Evaluation) -> list[str]:
-    """Rows that the model got wrong: those of which it was surest, else those with the lowest scores."""
+    """Returns the rows that the model got wrong, the surest first if predictions have scores."""
     wrong = [example for example in evaluation.examples if example.get("prediction") != example.get("reference")]
     sure = "score" in (wrong[0] if wrong else {})
     wrong.sort(key=lambda example: example.get("score", 0.0), reverse=sure)
-    return [_quoted(example) for example in wrong[:WORST]] or ["There are none."]
+    return [_quoted(example) for example in wrong[:WORST]] or ["There are no errors."]
 
 
 def _quoted(example: Mapping[str, Any]) -> str:
@@ -104,8 +104,8 @@ def _quoted(example: Mapping[str, Any]) -> str:
 
 
 def plot_confusion(evaluation: Evaluation, labels: list[str], file: Path) -> None:
-    """How often each true class (rows) was taken for each other (columns)."""
-    # Without pyplot, which would pick a window system and keep the figure alive.
+    """Draws how often each true class (rows) was predicted as each class (columns)."""
+    # No pyplot: it would pick a window system and keep the figure alive.
     with needed_by("A plot"):
         from matplotlib.figure import Figure as Picture
 

@@ -1,4 +1,4 @@
-"""Accuracy, against scikit-learn."""
+"""Accuracy, compared with scikit-learn."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""BLEU, against sacrebleu's own corpus scores."""
+"""BLEU, compared with sacrebleu's own corpus scores."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from chatgpt_hf.evaluation.metrics import load_metric, measures
 
 @pytest.fixture(scope="module")
 def pairs(shared_data: Path) -> dict[str, tuple[list[str], list[str]]]:
-    """English and Chinese sentences, each against the one after the next."""
+    """English and Chinese sentences, each paired with the one two places later."""
     lines = (shared_data / "translation" / "tatoeba_eng_cmn_a.tsv").read_text(encoding="utf-8").splitlines()[1000:1150]
     texts = {"en": [line.split("\t")[0] for line in lines], "zh": [line.split("\t")[1] for line in lines]}
     return {language: (said, said[2:] + said[:2]) for language, said in texts.items()}
@@ -42,7 +42,7 @@ def test_as_sacrebleu(language: str, options: dict[str, Any], pairs: Any) -> Non
     "options", [{}, {"max_ngram_order": 2, "effective_order": True, "smooth_method": "add-k", "smooth_value": 2}]
 )
 def test_resampled(options: dict[str, Any], pairs: Any) -> None:
-    """What the bootstrap computes from sums is the score of the resampled texts."""
+    """The bootstrap's figure from sums equals the score of the resampled texts."""
     predictions, references = pairs["en"]
     measure = measures("bleu", predictions, references, **options)["bleu"]
     chosen = np.random.default_rng(0).integers(len(predictions), size=(3, 100))

@@ -1,4 +1,4 @@
-"""chrF, against sacrebleu's own corpus scores."""
+"""chrF, compared with sacrebleu's own corpus scores."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Diversity, against the definitions spelled out."""
+"""Diversity, compared with its definitions."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def grams(text: str, n: int) -> list[tuple[str, ...]]:
 def test_by_hand() -> None:
     texts = ["a b a b a b", "c d e f", "我我我", "x", ""]
     found = load_metric("diversity").compute(predictions=texts)
-    # Of the first: ab ba; aba bab; abab baba.
+    # The first text has: ab ba; aba bab; abab baba.
     assert found == pytest.approx(
         {
             "distinct_1": (2 + 4 + 1 + 1) / 14,

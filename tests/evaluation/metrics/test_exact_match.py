@@ -1,4 +1,4 @@
-"""Exact match, to the letter and as SQuAD has it."""
+"""Exact match, to the letter and with SQuAD's normalization."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""F1, against scikit-learn."""
+"""F1, compared with scikit-learn."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_classes(average: str | None) -> None:
 
 @pytest.mark.parametrize("average", AVERAGES)
 def test_resampled(average: str | None) -> None:
-    """Also when a class is absent from a resample."""
+    """Also if a class is absent from a resample."""
     rows = np.flatnonzero((TRUE != 3) & (SAID != 3))[::3]
     found = measures("f1", SAID, TRUE, average=average)
     values = [float(measure.of(measure.statistics[rows].sum(0))) for measure in found.values()]

@@ -1,4 +1,4 @@
-"""All metrics: they load without a network, give one number whichever way they are asked, and refuse what they must."""
+"""All metrics: they load offline, give the same number through every interface, and reject invalid input."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def test_by_path_and_by_name(name: str) -> None:
     assert by_path.description
     found = by_path.compute(**INPUTS[name])
     assert found == load_metric(name).compute(**INPUTS[name])
-    # Kept in batches, and one by one.
+    # Added in batches, and one by one.
     other = load_metric(name)
     for index in range(len(INPUTS[name]["predictions"])):
         other.add_batch(**{column: values[index : index + 1] for column, values in INPUTS[name].items()})
@@ -51,7 +51,7 @@ def test_by_path_and_by_name(name: str) -> None:
 @pytest.mark.works_with("evaluate", "our metrics as modules, loaded by path without a network", ("evaluate",))
 @pytest.mark.slow
 def test_by_path_in_a_process_that_is_offline(tmp_path: Path) -> None:
-    """Without a proxy, a name server or a cache to fall back on."""
+    """It has no proxy, name server or cache to fall back on."""
     program = """
 import socket, sys
 def refuse(*args, **kwargs): raise AssertionError("it wants the network")
@@ -80,7 +80,7 @@ def sst2(folder: Path) -> tuple[list[int], list[int]]:
 
 
 def shifted_tags(folder: Path) -> tuple[list[list[str]], list[list[str]]]:
-    """True tags, and those with every seventh gone."""
+    """Returns true tags, and the same without every seventh."""
     blocks = (folder / "ner" / "wnut17_dev.conll").read_text(encoding="utf-8").split("\n\n")[:400]
     true = [[line.split("\t")[1] for line in block.splitlines() if "\t" in line] for block in blocks]
     true = [tags for tags in true if tags]
@@ -94,7 +94,7 @@ def real(name: str, folder: Path) -> tuple[Any, Any]:
         return shifted_tags(folder)
     if name == "diversity":
         return (folder / "corpus" / "zh" / "西游记.txt").read_text(encoding="utf-8").splitlines()[100:200], None
-    # Every third sentence as it is, the others against the next, which begins alike more often than not.
+    # Every third sentence is paired with itself, the others with the next, which often begins the same way.
     texts = tatoeba(folder, 1 if name == "rouge" else 0)
     return texts, [texts[(index + (index % 3 > 0)) % len(texts)] for index in range(len(texts))]
 
@@ -119,18 +119,18 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     *((name, {"predictions": inputs["predictions"], "references": [inputs["predictions"][0]]}, r"\b{n} predictions and 1 ref")
       for name, inputs in INPUTS.items() if name != "diversity"),
     *((name, {"predictions": [], "references": []}, "0 predictions") for name in METRICS),
-    *((name, {"predictions": ["a", None], "references": ["a", "b"]}, "rediction 2 is no text, but None")
+    *((name, {"predictions": ["a", None], "references": ["a", "b"]}, "rediction 2 must be text, but is None")
       for name in ("bleu", "rouge", "exact_match")),
     ("chrf", {"predictions": ["a", "b"], "references": [["a"], []]}, "rediction 2 has an empty list"),
-    ("token_f1", {"predictions": ["a"], "references": [[3]]}, "Reference 1 is no text"),
+    ("token_f1", {"predictions": ["a"], "references": [[3]]}, "Reference 1 must be text or a list of texts, but has 3"),
     ("diversity", {"predictions": ["a", 3]}, "one is 3"),
-    ("accuracy", {"predictions": [1, 0.5], "references": [1, 0]}, "Prediction 2 is 0.5, which is no class"),
+    ("accuracy", {"predictions": [1, 0.5], "references": [1, 0]}, "Prediction 2 is 0.5, which is not a class"),
     ("accuracy", {"predictions": [1, 0], "references": [1, None]}, "Reference 2 is None"),
-    ("f1", {"predictions": [1, 0], "references": ["1", "0"]}, "not all of one kind"),
-    ("f1", {"predictions": [[1, 0], [1]], "references": [[1, 0], [1, 1]]}, "not all of one kind"),
-    ("f1", {"predictions": [0, 1], "references": [2, 1]}, "binary is for two classes, and here are 3"),
-    ("f1", {"predictions": ["a", "b"], "references": ["a", "b"]}, "pos_label is 1, which is none of the classes a and b"),
-    ("seqeval", {"predictions": [["O"], ["O"]], "references": [["O"], ["O", "O"]]}, "Example 2 has 1 predicted tags and 2"),
+    ("f1", {"predictions": [1, 0], "references": ["1", "0"]}, "of different kinds"),
+    ("f1", {"predictions": [[1, 0], [1]], "references": [[1, 0], [1, 1]]}, "of different kinds"),
+    ("f1", {"predictions": [0, 1], "references": [2, 1]}, "binary is for two classes, but there are 3"),
+    ("f1", {"predictions": ["a", "b"], "references": ["a", "b"]}, "pos_label is 1, but must be one of the classes a and b"),
+    ("seqeval", {"predictions": [["O"], ["O"]], "references": [["O"], ["O", "O"]]}, "Example 2 has 1 predicted and 2"),
     ("seqeval", {"predictions": [["PER"]], "references": [["O"]]}, "Example 1 has the tag 'PER'"),
 ]  # fmt: skip
 
@@ -145,7 +145,7 @@ def test_bad_input(name: str, given: dict[str, Any], message: str) -> None:
     module = load_metric(name)
     with pytest.raises(DataError, match=message):
         module.compute(**given)
-    # And goes on as if nothing had been.
+    # And works as before afterwards.
     assert module.compute(**INPUTS[name]) == load_metric(name).compute(**INPUTS[name])
 
 
@@ -157,12 +157,12 @@ def test_no_references() -> None:
 
 
 OPTIONS: list[tuple[str, dict[str, Any], str]] = [
-    ("bleu", {"tokenize": "words"}, "BLEU's tokenize is 'words'; it can be none, zh, 13a"),
+    ("bleu", {"tokenize": "words"}, "BLEU's tokenize is 'words', but must be one of none, zh, 13a"),
     ("bleu", {"smooth_method": "add"}, "smooth_method is 'add'"),
-    ("bleu", {"reference_length": "mean"}, "reference_length is 'mean'; it can be closest, shortest"),
-    ("rouge", {"rouge_types": ["rouge0"]}, "no 'rouge0' in ROUGE"),
+    ("bleu", {"reference_length": "mean"}, "reference_length is 'mean', but must be one of closest, shortest"),
+    ("rouge", {"rouge_types": ["rouge0"]}, "ROUGE has no 'rouge0'"),
     ("f1", {"average": "samples"}, "average is 'samples'"),
-    ("seqeval", {"scheme": "BIO"}, "no scheme 'BIO'"),
+    ("seqeval", {"scheme": "BIO"}, "no tagging scheme 'BIO'"),
 ]
 
 
@@ -174,5 +174,5 @@ def test_unknown_options(name: str, options: dict[str, Any], message: str) -> No
 
 @pytest.mark.parametrize("ask", [load_metric, lambda name: measures(name, ["a"], ["a"])])
 def test_unknown_metric(ask: Callable[[str], Any]) -> None:
-    with pytest.raises(ConfigError, match="no metric 'meteor'; there are accuracy, bleu"):
+    with pytest.raises(ConfigError, match="no metric 'meteor'; choose one of accuracy, bleu"):
         ask("meteor")

@@ -1,4 +1,4 @@
-"""The documented values of metric_reference_values.json, each through our modules, to the digits that are printed there."""
+"""Our modules give the documented values in metric_reference_values.json, to the digits printed there."""
 
 import json
 from collections.abc import Callable
@@ -16,12 +16,12 @@ NEEDS_WEIGHTS = {
     "perplexity (evaluate), model gpt2": "the weights of gpt2 and wikitext-2",
     "nanoGPT val loss": "nanoGPT's weights and OpenWebText",
 }
-# Where the row itself says that the documentation is out of date.
+# The row itself says that the documentation is out of date.
 OUTDATED = {"rouge (evaluate) use_aggregator=False": {"rouge1": "recomputed"}}
 
 
 def agrees(found: Any, expected: Any) -> bool:
-    """To the last digit that is printed."""
+    """True if the value agrees to the last printed digit."""
     if isinstance(expected, list):
         return len(found) == len(expected) and all(map(agrees, found, expected))
     digits = -int(Decimal(repr(expected)).as_tuple().exponent)
@@ -29,7 +29,7 @@ def agrees(found: Any, expected: Any) -> bool:
 
 
 def streams(given: dict[str, Any]) -> dict[str, Any]:
-    """`hypotheses` and references by stream as `predictions` and references by example."""
+    """Converts `hypotheses` and references by stream to `predictions` and references by example."""
     options = dict(given)
     references = [list(texts) for texts in zip(*options.pop("references_by_stream"), strict=True)]
     return {"predictions": options.pop("hypotheses"), "references": references, **options}
@@ -41,7 +41,7 @@ def bleu(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluates_bleu(given: dict[str, Any]) -> dict[str, Any]:
-    """From 0 to 1, against the shortest reference."""
+    """BLEU from 0 to 1, with the shortest reference's length."""
     found = load_metric("bleu").compute(**given, tokenize="13a", reference_length="shortest")
     return {
         "bleu": found["bleu"] / 100,

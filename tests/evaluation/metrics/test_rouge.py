@@ -1,4 +1,4 @@
-"""ROUGE: rouge-score's values for English, and a tokenizer that sees Chinese."""
+"""ROUGE: rouge-score's values for English, and a tokenizer that keeps Chinese."""
 
 import json
 from pathlib import Path
@@ -37,9 +37,9 @@ def test_tokens() -> None:
 def test_chinese() -> None:
     predictions, references = ["床前明月光\n疑是地上霜"], ["床前看月光\n疑是地上霜"]
     found = load_metric("rouge").compute(predictions=predictions, references=references)
-    # 9 of 10 characters; of 9 pairs, which run on over the end of the line, 7.
+    # 9 of 10 characters; 7 of 9 pairs, which cross the end of the line.
     assert found == pytest.approx({"rouge1": 0.9, "rouge2": 7 / 9, "rougeL": 0.9, "rougeLsum": 0.9})
-    # Which rouge-score's own tokenizer does not see.
+    # rouge-score's own tokenizer drops Chinese.
     assert RougeScorer(["rouge1"]).score(references[0], predictions[0])["rouge1"].fmeasure == 0
 
 

@@ -1,4 +1,4 @@
-"""Entities, against seqeval's own report."""
+"""Entities, compared with seqeval's own report."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def read(file: Path, count: int = 500) -> Tags:
 
 
 def disturbed(tags: Tags) -> Tags:
-    """With some tags lost, some of another type and some that begin anew."""
+    """Changes tags: some are lost, some get another type, and some begin a new entity."""
     random = np.random.default_rng(0)
     other = {"PER": "ORG", "person": "location"}
 
@@ -74,7 +74,7 @@ def test_measures(shared_data: Path) -> None:
     ("tag", "expected"), [("I-PER", {None: 1, "IOB1": 1, "IOB2": 0}), ("B-PER", {None: 1, "IOB1": 0, "IOB2": 1})]
 )
 def test_schemes_differ(tag: str, expected: dict[str | None, int]) -> None:
-    """An entity after none begins with I in IOB1 and with B in IOB2; CoNLL's script takes both."""
+    """After O, an entity begins with I in IOB1 and with B in IOB2; CoNLL's script accepts both."""
     for scheme, count in expected.items():
         assert (
             measures("seqeval", [["O", tag, "O"]], [["O"] * 3], scheme=scheme)["overall_f1"].statistics[0, 1] == count
@@ -82,7 +82,7 @@ def test_schemes_differ(tag: str, expected: dict[str | None, int]) -> None:
 
 
 def test_a_tag_of_another_scheme() -> None:
-    with pytest.raises(DataError, match="The tags E-PER are not of the scheme IOB2"):
+    with pytest.raises(DataError, match="The tags E-PER do not follow the scheme IOB2"):
         measures("seqeval", [["E-PER"]], [["O"]], scheme="IOB2")
 
 

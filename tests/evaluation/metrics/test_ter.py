@@ -1,4 +1,4 @@
-"""Translation edit rate, against sacrebleu's own corpus score."""
+"""Translation edit rate, compared with sacrebleu's own corpus score."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Token F1, against the script of SQuAD where the answers are English."""
+"""Token F1, compared with SQuAD's script for English answers."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from chatgpt_hf.evaluation.metrics import measures
 
 
 def squad_f1(prediction: str, truth: str) -> float:
-    """`f1_score` of SQuAD's evaluate-v1.1.py."""
+    """Reimplements `f1_score` of SQuAD's evaluate-v1.1.py."""
 
     def normalize(text: str) -> str:
         text = "".join(character for character in text.lower() if character not in set(string.punctuation))
@@ -32,7 +32,7 @@ def test_english_is_as_squad(shared_data: Path) -> None:
     predictions, references = [], []
     for paragraph in paragraphs:
         for item in paragraph["qas"]:
-            # The answer with some words around it.
+            # The answer with some more words around it.
             start, text = item["answers"][0]["answer_start"], item["answers"][0]["text"]
             predictions.append(paragraph["context"][max(0, start - 12) : start + len(text) + 8])
             references.append([text, paragraph["context"][:20]])

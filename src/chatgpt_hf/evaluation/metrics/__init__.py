@@ -1,7 +1,7 @@
-"""Metrics as modules of `evaluate`, one file each, that load without a network.
+"""Metrics as modules of `evaluate`, one file each, which load without a network.
 
 `load_metric("bleu").compute(predictions=..., references=...)`, or `evaluate.load` with the path of the file, is for people
-and for other libraries; `measures("bleu", predictions, references)` is the same figure with each example's part in it.
+and for other libraries; `measures("bleu", predictions, references)` returns the same figure with each example's contribution.
 """
 
 from collections.abc import Sequence
@@ -28,27 +28,27 @@ METRICS = (
 
 
 def metric_class(name: str) -> "type[MetricModule]":
-    """The class of a metric, whose docstring tells its options.
+    """Returns the class of a metric; its docstring describes the metric's options.
 
     Raises:
-        ConfigError: When there is no metric of this name.
+        ConfigError: If there is no metric with this name.
     """
     if name not in METRICS:
-        raise ConfigError(f"There is no metric {name!r}; there are {', '.join(METRICS)}.")
+        raise ConfigError(f"There is no metric {name!r}; choose one of {', '.join(METRICS)}.")
     from evaluate.loading import import_main_class
 
     return import_main_class(f"{__name__}.{name}")
 
 
 def load_metric(name: str, **kwargs: Any) -> "MetricModule":
-    """As `evaluate.load`, of the metrics of this package.
+    """Loads a metric of this package, like `evaluate.load`.
 
     Args:
         name: One of `METRICS`.
-        **kwargs: Those of `evaluate.Metric`, such as `experiment_id`.
+        **kwargs: Arguments of `evaluate.Metric`, such as `experiment_id`.
 
     Raises:
-        ConfigError: When there is no metric of this name.
+        ConfigError: If there is no metric with this name.
     """
     return metric_class(name)(**kwargs)
 
@@ -56,16 +56,17 @@ def load_metric(name: str, **kwargs: Any) -> "MetricModule":
 def measures(
     name: str, predictions: Sequence[Any], references: Sequence[Any] | None = None, **options: Any
 ) -> dict[str, Measure]:
-    """The figures of a metric, each with the examples' parts in it.
+    """Returns the figures of a metric, with the examples' contributions.
 
     Args:
         name: One of `METRICS`.
-        predictions: What the model said, one for each example.
-        references: What would have been right; of text, also several for each example. None for `diversity`.
-        **options: The metric's.
+        predictions: The model's output for each example.
+        references: The right output for each example; for texts, also a list of several. None for `diversity`.
+        **options: The metric's options.
 
     Raises:
-        ConfigError: When there is no metric of this name, or an option has an unknown value.
-        DataError: When there are no predictions, or not as many references, or they are not of the metric's kind.
+        ConfigError: If there is no metric with this name, or an option has an unknown value.
+        DataError: If there are no predictions, the numbers of predictions and references differ, or the metric cannot
+            take their type.
     """
     return metric_class(name).measures(predictions, references, **options)

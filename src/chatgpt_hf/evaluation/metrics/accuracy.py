@@ -1,4 +1,4 @@
-"""The share of right classes."""
+"""Accuracy: the share of right classes."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from chatgpt_hf.evaluation.metrics.base import LabelMetric, mean_measure
 
 
 class Accuracy(LabelMetric):
-    """The share of predictions that are right; for several labels a row, that are right in all of them.
+    """The share of right predictions; with several labels per row, all of a row's labels must be right.
 
     Args:
-        predictions: Classes, as numbers or names; for several labels a row, lists of 0 and 1.
-        references: As many of the same kind.
+        predictions: Classes, as numbers or names; for several labels per row, lists of 0 and 1.
+        references: The right classes, of the same kind.
 
     Returns:
         `accuracy`.

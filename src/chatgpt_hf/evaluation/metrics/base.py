@@ -1,4 +1,4 @@
-"""What the metrics share: the same figures through `evaluate` and as `Measure`s, and what they refuse."""
+"""Base classes of the metrics: the same figures through `evaluate` and as `Measure`s, and checks of the input."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -15,45 +15,45 @@ from chatgpt_hf.evaluation.figures import Measure
 
 
 class MetricModule(evaluate.Metric, ABC):
-    """A metric of `evaluate` whose figures are made of a part for each example.
+    """A metric of `evaluate` whose figures are computed from one contribution per example.
 
-    A subclass stands in a file of its own, which `evaluate.load` copies elsewhere before it runs it: such a file imports by
-    absolute names alone.
+    Each subclass is in a separate file. `evaluate.load` copies the file elsewhere before it runs it, so the file must use
+    absolute imports only.
     """
 
     source: str
 
     @abstractmethod
     def _features(self) -> Features | list[Features]:
-        """The columns that `compute` takes, or the kinds of them."""
+        """Returns the columns that `compute` takes, or a list of alternatives."""
 
     @classmethod
     @abstractmethod
     def _measures(cls, *args: Any, **options: Any) -> dict[str, Measure]:
-        """`measures`, of predictions and references that `check` has let pass."""
+        """Computes `measures` for predictions and references that passed `check`."""
 
     @classmethod
     def measures(
         cls, predictions: Sequence[Any], references: Sequence[Any] | None = None, **options: Any
     ) -> dict[str, Measure]:
-        """The metric's figures by name; see `chatgpt_hf.evaluation.metrics.measures`."""
+        """Returns the metric's figures by name; see `chatgpt_hf.evaluation.metrics.measures`."""
         cls.check(predictions, references)
         return cls._measures(predictions, references, **options)
 
     @classmethod
     def check(cls, predictions: Sequence[Any] | None, references: Sequence[Any] | None) -> None:
-        """Raises `DataError` for anything but one reference for each of at least one prediction."""
+        """Raises `DataError` unless there is at least one prediction, and one reference for each."""
         said, right = (0 if given is None else len(given) for given in (predictions, references))
         if said != right:
             raise DataError(
-                f"There are {said} predictions and {right} references: each prediction needs its reference, or a list of "
-                "them."
+                f"There are {said} predictions and {right} references: each prediction needs one reference, or one list of "
+                "references."
             )
         if not said:
             raise DataError("There are 0 predictions and 0 references: there is nothing to measure.")
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
-        """Keeps some predictions and references for `compute`."""
+        """Stores some predictions and references for `compute`."""
         self.check(predictions, references)
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
@@ -68,7 +68,7 @@ class MetricModule(evaluate.Metric, ABC):
 
 
 class TextMetric(MetricModule):
-    """Of texts, each with one reference or a list of them."""
+    """A metric of texts, each with one reference or a list of references."""
 
     def _features(self) -> list[Features]:
         text = Value("string")
@@ -79,16 +79,16 @@ class TextMetric(MetricModule):
         super().check(predictions, references)
         for number, text in enumerate([] if predictions is None else predictions, start=1):
             if not isinstance(text, str):
-                raise DataError(f"Prediction {number} is no text, but {text!r:.80}.")
+                raise DataError(f"Prediction {number} must be text, but is {text!r:.80}.")
         for number, texts in enumerate(several([] if references is None else references), start=1):
             if not texts:
-                raise DataError(f"Prediction {number} has an empty list of references: give it one at least.")
+                raise DataError(f"Prediction {number} has an empty list of references: give at least one.")
             if bad := [text for text in texts if not isinstance(text, str)]:
-                raise DataError(f"Reference {number} is no text and no list of texts, but {bad[0]!r:.80}.")
+                raise DataError(f"Reference {number} must be text or a list of texts, but has {bad[0]!r:.80}.")
 
 
 class LabelMetric(MetricModule):
-    """Of classes, as numbers or names; for several labels a row, lists of 0 and 1."""
+    """A metric of classes, given as numbers or names, or as lists of 0 and 1 for several labels per row."""
 
     def _features(self) -> list[Features]:
         kinds = (Value("int64"), Value("string"), ListOf(Value("int64")))
@@ -102,13 +102,13 @@ class LabelMetric(MetricModule):
             for number, label in enumerate([] if labels is None else labels, start=1):
                 several_labels = isinstance(label, list | tuple | np.ndarray)
                 row = list(label) if several_labels else [label]
-                # In a list of 1.0 and 0.0, as in a column that was read as floats, nothing is lost.
+                # 1.0 and 0.0 are allowed, because a column may have been read as floats.
                 if bad := [item for item in row if item is None or _is_fraction(item)]:
-                    raise DataError(f"{name} {number} is {bad[0]!r}, which is no class: give its number or its name.")
+                    raise DataError(f"{name} {number} is {bad[0]!r}, which is not a class: give its number or name.")
                 kinds.add((len(row) if several_labels else None, isinstance(row[0] if row else 0, str)))
         if len(kinds) > 1:
             raise DataError(
-                "The labels are not all of one kind: give numbers, or names, or lists of 0 and 1 of one length."
+                "The labels are of different kinds: give only numbers, only names, or only lists of 0 and 1 of one length."
             )
 
 
@@ -117,17 +117,17 @@ def _is_fraction(value: Any) -> bool:
 
 
 def several(references: Sequence[Any]) -> list[list[str]]:
-    """A list of references for each example."""
+    """Returns a list of references for each example."""
     return [list(given) if isinstance(given, list | tuple) else [given] for given in references]
 
 
 def streams(references: list[list[str]]) -> list[list[Any]]:
-    """sacrebleu's order: the first reference of each example, the second of each, ... with None where there is none."""
+    """Returns references in sacrebleu's order: the first of each example, the second of each, ... or None if missing."""
     most = max(map(len, references))
     return [[texts[number] if number < len(texts) else None for texts in references] for number in range(most)]
 
 
 def mean_measure(values: Any) -> Measure:
-    """A figure that is the mean of `values`, one for each example."""
+    """Returns a figure that is the mean of `values`, one for each example."""
     values = np.asarray(values, dtype=float)
     return Measure("mean", np.stack([values, np.ones_like(values)], axis=1))

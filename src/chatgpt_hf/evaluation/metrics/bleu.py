@@ -14,17 +14,17 @@ with needed_by("BLEU"):
 
 
 class Bleu(TextMetric):
-    """BLEU from 0 to 100 as sacrebleu computes it, over the whole corpus.
+    """BLEU from 0 to 100 as computed by sacrebleu, over the whole corpus.
 
     Args:
-        predictions: Texts as they are, not cut into tokens.
-        references: A text, or several, for each.
+        predictions: Raw texts, not tokenized.
+        references: A text, or several, for each prediction.
         tokenize: `13a` (the default), `zh` for Chinese, `char`, `intl`, `none`, `ja-mecab`, `ko-mecab`, or `spm`, `flores101`
             and `flores200`, which download their model.
         lowercase, smooth_method (`exp`, `floor`, `add-k`, `none`), smooth_value, max_ngram_order, effective_order, force:
-            sacrebleu's.
-        reference_length: Of several references, the length of the `closest` counts (Papineni et al. 2002, sacrebleu) or that of
-            the `shortest` (NIST's script, and `evaluate.load("bleu")`).
+            Options of sacrebleu.
+        reference_length: With several references, use the length of the `closest` (Papineni et al. 2002, sacrebleu) or the
+            `shortest` (NIST's script, and `evaluate.load("bleu")`).
 
     Returns:
         `bleu`, and from `compute` also `counts`, `totals`, `precisions`, `bp`, `sys_len` and `ref_len`.
@@ -40,7 +40,7 @@ class Bleu(TextMetric):
     ) -> dict[str, Measure]:
         _check(reference_length, options)
         scorer, given = BLEU(**options), several(references)
-        # By example: sacrebleu's public scores of one sentence each would not warn of texts that were cut into tokens already.
+        # Not by sacrebleu's public score of each sentence, which would not warn about texts that are already tokenized.
         statistics = np.array(scorer._extract_corpus_statistics(predictions, streams(given)))
         if reference_length == "shortest":
             statistics[:, 1] = [_shortest(scorer, *pair) for pair in zip(predictions, given, strict=True)]
@@ -66,7 +66,7 @@ class Bleu(TextMetric):
 
 
 def _shortest(scorer: BLEU, prediction: str, references: list[str]) -> int:
-    """The tokens of the shortest reference."""
+    """Returns the number of tokens of the shortest reference."""
     return min(scorer.corpus_score([prediction], [[reference]]).ref_len for reference in references)
 
 
@@ -78,4 +78,4 @@ def _check(reference_length: str, options: dict[str, Any]) -> None:
     }
     for name, (value, values) in known.items():
         if value not in values:
-            raise ConfigError(f"BLEU's {name} is {value!r}; it can be {', '.join(values)}.")
+            raise ConfigError(f"BLEU's {name} is {value!r}, but must be one of {', '.join(values)}.")

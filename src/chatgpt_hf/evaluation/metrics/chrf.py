@@ -13,13 +13,13 @@ with needed_by("chrF"):
 
 
 class Chrf(TextMetric):
-    """chrF from 0 to 100 as sacrebleu computes it: the F-score of character n-grams, over the whole corpus.
+    """chrF from 0 to 100 as computed by sacrebleu: the F-score of character n-grams, over the whole corpus.
 
     Args:
-        predictions: Texts as they are.
-        references: A text, or several, for each.
-        word_order: 2 for chrF++, which counts words as well.
-        char_order, beta, lowercase, whitespace, eps_smoothing: sacrebleu's.
+        predictions: Raw texts.
+        references: A text, or several, for each prediction.
+        word_order: 2 for chrF++, which also counts word n-grams.
+        char_order, beta, lowercase, whitespace, eps_smoothing: Options of sacrebleu.
 
     Returns:
         `chrf`.

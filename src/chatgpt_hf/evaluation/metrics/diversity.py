@@ -1,4 +1,4 @@
-"""How much generated texts repeat themselves and one another."""
+"""Measures how much generated texts repeat themselves and one another."""
 
 import math
 from collections import Counter
@@ -23,11 +23,11 @@ class Diversity(MetricModule):
         predictions: Generated texts. There are no references.
 
     Returns:
-        `distinct_1` to `distinct_3`: of all the n-grams of all the texts, the share of different ones (Li et al. 2016), which falls
-        with more or longer texts; its interval takes how often each n-gram occurs as given.
-        `rep_2` to `rep_4`: the share of a text's n-grams that it has had before (seq-rep-n of Welleck et al. 2020), the mean
-        over the texts that have any; lower is better.
-        `diversity`: (1 - rep_2)(1 - rep_3)(1 - rep_4) of a text (Su et al. 2022), the mean over texts of at least four words.
+        `distinct_1` to `distinct_3`: the number of different n-grams in all texts, divided by the number of n-grams (Li et
+        al. 2016); it falls with more or longer texts. Its interval treats the frequency of each n-gram as fixed.
+        `rep_2` to `rep_4`: the share of a text's n-grams that repeat an earlier one (seq-rep-n of Welleck et al. 2020),
+        averaged over the texts that have n-grams; lower is better.
+        `diversity`: (1 - rep_2)(1 - rep_3)(1 - rep_4) of a text (Su et al. 2022), averaged over texts of at least four words.
         `length`: the mean number of words.
     """
 
@@ -44,10 +44,10 @@ class Diversity(MetricModule):
         if predictions is None or not len(predictions):
             raise DataError("There are 0 predictions: there is nothing to measure.")
         if bad := [text for text in predictions if not isinstance(text, str)]:
-            raise DataError(f"Predictions are texts, and one is {bad[0]!r:.80}.")
+            raise DataError(f"Predictions must be texts, but one is {bad[0]!r:.80}.")
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
-        """Keeps some predictions for `compute`."""
+        """Stores some predictions for `compute`."""
         super().add_batch(predictions=predictions, **kwargs)
 
     @classmethod
@@ -70,15 +70,16 @@ def _ngrams(tokens: list[str], n: int) -> Ngrams:
 
 
 def _repeated(grams: Ngrams) -> tuple[float, int]:
-    """The share, and 1; zeros for a text that is too short to have any."""
+    """Returns the share of repeated n-grams, and 1; zeros for a text that is too short for n-grams."""
     total = grams.total()
     return (1 - len(grams) / total, 1) if total else (0, 0)
 
 
 def _distinct(texts: list[Ngrams]) -> np.ndarray:
-    """Different n-grams and all of them, (texts, 2): an n-gram that occurs k times counts a kth each time.
+    """Returns the numbers of different n-grams and of all n-grams, (texts, 2).
 
-    So the parts sum to the number of different n-grams, and do not depend on the order of the texts.
+    Each of the k occurrences of an n-gram counts as 1/k different n-grams, so the parts sum to the number of different
+    n-grams and do not depend on the order of the texts.
     """
     everywhere: Ngrams = Counter()
     for grams in texts:

@@ -1,4 +1,4 @@
-"""Whether predictions are what was asked for, to the letter."""
+"""Exact match: the share of predictions that equal a reference."""
 
 import re
 import string
@@ -15,11 +15,10 @@ class ExactMatch(TextMetric):
 
     Args:
         predictions: Texts.
-        references: A text, or several, for each.
-        squad: Compares lower case without punctuation and articles, as SQuAD does.
-        regexes_to_ignore: Regular expressions whose matches are taken out of both, before all else.
-        ignore_case, ignore_punctuation, ignore_numbers: What makes no difference. Without any of these options, everything
-            does.
+        references: A text, or several, for each prediction.
+        squad: Compare in lower case without punctuation and articles, like SQuAD.
+        regexes_to_ignore: Regular expressions; their matches are first removed from both texts.
+        ignore_case, ignore_punctuation, ignore_numbers: Differences to ignore. By default every difference counts.
 
     Returns:
         `exact_match`.

@@ -10,16 +10,16 @@ from chatgpt_hf.evaluation.metrics.base import LabelMetric
 
 
 class F1(LabelMetric):
-    """The harmonic mean of precision and recall, as scikit-learn's `f1_score`.
+    """The harmonic mean of precision and recall, like scikit-learn's `f1_score`.
 
-    A class that is neither predicted nor true does not count (`zero_division=nan` there).
+    A class that is neither predicted nor true does not count (scikit-learn's `zero_division=nan`).
 
     Args:
-        predictions: Classes, as numbers or names; for several labels a row, lists of 0 and 1.
-        references: As many of the same kind.
-        average: `binary`, the F1 of `pos_label`; `macro`, the mean over classes; `weighted`, the same by how many examples are of
-            each; `micro`, of all decisions together; None, each class's.
-        pos_label: The class that `binary` is of.
+        predictions: Classes, as numbers or names; for several labels per row, lists of 0 and 1.
+        references: The right classes, of the same kind.
+        average: `binary` for the F1 of `pos_label`; `macro` for the mean over classes; `weighted` for the mean weighted by the
+            number of examples of each class; `micro` for all decisions together; None for each class separately.
+        pos_label: The positive class of `binary`.
 
     Returns:
         `f1`. With None, `compute` gives a list in the order of the classes, `measures` a figure `f1_CLASS` for each.
@@ -42,15 +42,15 @@ class F1(LabelMetric):
         if average in ("macro", "weighted"):
             return {"f1": Measure(f"{average}_f1", flat)}
         if average != "binary":
-            raise ConfigError(f"F1's average is {average!r}; it can be binary, macro, micro, weighted or None.")
+            raise ConfigError(f"F1's average is {average!r}, but must be binary, macro, micro, weighted or None.")
         if np.ndim(predictions[0]) or len(classes) > 2:
             raise DataError(
-                f"F1's average binary is for two classes, and here are {len(classes)}: choose macro, micro, weighted or None."
+                f"F1's average binary is for two classes, but there are {len(classes)}: use macro, micro, weighted or None."
             )
         if pos_label not in classes:
             if len(classes) == 2:
                 raise DataError(
-                    f"pos_label is {pos_label!r}, which is none of the classes {classes[0]} and {classes[1]}."
+                    f"pos_label is {pos_label!r}, but must be one of the classes {classes[0]} and {classes[1]}."
                 )
             return {"f1": Measure("f1", np.zeros((len(counts), 3)))}
         return {"f1": Measure("f1", counts[:, classes.index(pos_label)])}
@@ -61,7 +61,7 @@ class F1(LabelMetric):
 
 
 def _decisions(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Any]]:
-    """Of each example and class, whether it was predicted and whether it is true: two (examples, classes)."""
+    """Returns which classes are predicted and which are true, two arrays (examples, classes), and the classes."""
     if predictions.ndim == 2:
         return predictions != 0, references != 0, list(range(predictions.shape[1]))
     classes = np.union1d(predictions, references)

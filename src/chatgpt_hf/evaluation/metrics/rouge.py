@@ -1,4 +1,4 @@
-"""ROUGE, by rouge-score, with words of Chinese too."""
+"""ROUGE, by rouge-score, extended to Chinese and Japanese."""
 
 import re
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ with needed_by("ROUGE"):
 
 
 class Rouge(TextMetric):
-    """The F-measure of ROUGE from 0 to 1 as rouge-score computes it, the mean over the examples.
+    """ROUGE's F-measure from 0 to 1 as computed by rouge-score, averaged over the examples.
 
-    A Chinese or Japanese character is a word; anything else is read as rouge-score does, which knows the letters a to z and
+    A Chinese or Japanese character is a word; other words are split by rouge-score, which knows only the letters a to z and
     digits.
 
     Args:
-        predictions: Texts; for `rougeLsum` with a sentence on each line.
-        references: A text, or several, of which the best counts.
-        rouge_types: Any of `rouge1` to `rouge9`, `rougeL` and `rougeLsum`; 1, 2, L and Lsum where it is left out.
-        use_stemmer: Whether English words are compared by their stems.
-        use_aggregator: False for a list with each example's figure, from `compute`.
+        predictions: Texts; for `rougeLsum` with one sentence per line.
+        references: A text, or several; the best match counts.
+        rouge_types: Any of `rouge1` to `rouge9`, `rougeL` and `rougeLsum`; the default is 1, 2, L and Lsum.
+        use_stemmer: Compare English words by their stems.
+        use_aggregator: With False, `compute` returns lists with each example's figure.
 
     Returns:
         A figure for each of `rouge_types`.
@@ -45,7 +45,7 @@ class Rouge(TextMetric):
     ) -> dict[str, Measure]:
         for name in rouge_types:
             if not re.fullmatch("rouge([1-9]|L|Lsum)", name):
-                raise ConfigError(f"There is no {name!r} in ROUGE; there are rouge1 to rouge9, rougeL and rougeLsum.")
+                raise ConfigError(f"ROUGE has no {name!r}; choose from rouge1 to rouge9, rougeL and rougeLsum.")
         scorer = RougeScorer(list(rouge_types), tokenizer=Tokenizer(use_stemmer))
         scores = [scorer.score_multi(*pair) for pair in zip(several(references), predictions, strict=True)]
         return {name: mean_measure([score[name].fmeasure for score in scores]) for name in rouge_types}
@@ -60,7 +60,7 @@ class Rouge(TextMetric):
 
 
 class Tokenizer(DefaultTokenizer):
-    """rouge-score's, which drops everything but a to z and digits, with each Chinese or Japanese character as a token."""
+    """rouge-score's tokenizer, which keeps only a to z and digits, plus each Chinese or Japanese character as a token."""
 
     def tokenize(self, text: str) -> list[str]:
         words = super().tokenize

@@ -1,4 +1,4 @@
-"""Named entities, found by seqeval in the tags of tokens."""
+"""Metrics of named entities, which seqeval finds in the tags of tokens."""
 
 import re
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ _SCHEMES = ("IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU")
 
 
 class Seqeval(MetricModule):
-    """Precision, recall and F1 of entities, over the whole corpus; an entity is right when its type and both its ends are.
+    """Precision, recall and F1 of entities, over the whole corpus; an entity is right if its type and both ends are.
 
     Args:
-        predictions: For each example, a list of tags, one a token.
-        references: As many lists, as long.
-        scheme: None reads tags as the script of CoNLL-2000 does, which takes IOB1 and IOB2. With a name (`IOB1`, `IOB2`, `IOE1`,
-            `IOE2`, `IOBES`, `BILOU`) what does not follow the scheme is no entity: `mode="strict"` in seqeval.
+        predictions: For each example, a list of tags, one per token.
+        references: For each example, the list of right tags, of the same length.
+        scheme: None reads tags like CoNLL-2000's script, which accepts IOB1 and IOB2. With a name (`IOB1`, `IOB2`, `IOE1`,
+            `IOE2`, `IOBES`, `BILOU`), only tags that follow the scheme make an entity (seqeval's `mode="strict"`).
 
     Returns:
-        `overall_precision`, `overall_recall`, `overall_f1`, and `overall_accuracy` of the tags. Of each type, `compute` gives
-        `precision`, `recall`, `f1` and `number` under its name, `measures` a figure `f1_TYPE`.
+        `overall_precision`, `overall_recall`, `overall_f1`, and `overall_accuracy` of the tags. For each type, `compute` adds
+        `precision`, `recall`, `f1` and `number` under its name, and `measures` adds a figure `f1_TYPE`.
     """
 
     source = "Tjong Kim Sang and De Meulder 2003, CoNLL-2003; Nakayama 2018, seqeval"
@@ -47,10 +47,12 @@ class Seqeval(MetricModule):
         for number, (said, right) in enumerate(pairs, start=1):
             if len(said) != len(right):
                 raise DataError(
-                    f"Example {number} has {len(said)} predicted tags and {len(right)} true ones: it needs one for each token."
+                    f"Example {number} has {len(said)} predicted and {len(right)} true tags: give one of each per token."
                 )
             if bad := [tag for tag in (*said, *right) if not re.match("O$|[BILUES](-|$)", str(tag))]:
-                raise DataError(f"Example {number} has the tag {bad[0]!r}, which is neither O nor as B-PER or I-PER.")
+                raise DataError(
+                    f"Example {number} has the tag {bad[0]!r}, which is neither O nor like B-PER or I-PER."
+                )
 
     @classmethod
     def _measures(cls, predictions: Any, references: Any, *, scheme: str | None = None) -> dict[str, Measure]:
@@ -86,7 +88,7 @@ class Seqeval(MetricModule):
 
 
 def _counts(predictions: Any, references: Any, scheme: str | None) -> tuple[np.ndarray, list[str]]:
-    """Right, predicted and true entities of each example and type: (examples, types, 3), and the types."""
+    """Returns numbers of right, predicted and true entities, (examples, types, 3), and the types."""
     said, true = ([_entities(list(tags), scheme) for tags in rows] for rows in (predictions, references))
     types = sorted({entity[0] for entities in (*said, *true) for entity in entities})
     place = {name: index for index, name in enumerate(types)}
@@ -102,9 +104,9 @@ def _entities(tags: list[str], scheme: str | None) -> set[tuple[str, int, int]]:
     if scheme is None:
         return set(get_entities(tags))
     if scheme not in _SCHEMES:
-        raise ConfigError(f"There is no scheme {scheme!r} of entities; there are {', '.join(_SCHEMES)}.")
+        raise ConfigError(f"There is no tagging scheme {scheme!r}; choose one of {', '.join(_SCHEMES)}.")
     try:
         found = seqeval.scheme.Tokens(tags, getattr(seqeval.scheme, scheme)).entities
     except ValueError as error:
-        raise DataError(f"The tags {' '.join(tags):.80} are not of the scheme {scheme}: {error}") from error
+        raise DataError(f"The tags {' '.join(tags):.80} do not follow the scheme {scheme}: {error}") from error
     return {(entity.tag, entity.start, entity.end) for entity in found}

@@ -13,12 +13,13 @@ with needed_by("TER"):
 
 
 class Ter(TextMetric):
-    """Edits for each 100 words of the references, as sacrebleu computes it over the whole corpus; lower is better.
+    """Edits per 100 words of the references as computed by sacrebleu, over the whole corpus; lower is better.
 
     Args:
-        predictions: Texts as they are.
-        references: A text, or several, for each.
-        normalized, no_punct, asian_support, case_sensitive: sacrebleu's. Chinese needs `normalized` and `asian_support`.
+        predictions: Raw texts.
+        references: A text, or several, for each prediction.
+        normalized, no_punct, asian_support, case_sensitive: Options of sacrebleu. Chinese needs `normalized` and
+            `asian_support`.
 
     Returns:
         `ter`.

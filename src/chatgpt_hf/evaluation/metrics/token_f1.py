@@ -1,4 +1,4 @@
-"""How many words a prediction shares with its reference, as answers to questions are scored."""
+"""F1 of the words that a prediction shares with its reference, the usual score for question answering."""
 
 from collections import Counter
 from typing import Any
@@ -9,14 +9,14 @@ from chatgpt_hf.evaluation.text import squad_normalize, words
 
 
 class TokenF1(TextMetric):
-    """The F1 of a prediction's words from 0 to 1, the mean over the examples.
+    """The F1 of a prediction's words from 0 to 1, averaged over the examples.
 
-    Words are compared as SQuAD does, in lower case without punctuation and articles; a Chinese or Japanese character is a
-    word, as in MLQA. Where one of the two has no words, both must have none, as in SQuAD 2.0.
+    Words are compared as in SQuAD, in lower case without punctuation and articles; a Chinese or Japanese character is a
+    word, as in MLQA. If one text has no words, the score is 1 only if the other has none either, as in SQuAD 2.0.
 
     Args:
         predictions: Texts.
-        references: A text, or several, of which the best counts.
+        references: A text, or several; the best match counts.
 
     Returns:
         `token_f1`.

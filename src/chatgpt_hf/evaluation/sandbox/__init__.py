@@ -1,4 +1,4 @@
-"""Runs programs that a model wrote: `run.py` starts and watches them, `confined.py` is what runs inside."""
+"""Runs programs that a model wrote: `run.py` starts and watches them, `confined.py` runs inside the sandbox."""
 
 from .run import Outcome, run_program
 

@@ -1,7 +1,7 @@
-"""What runs inside a sandbox: it gives up all that the program does not need, runs the program, and reports.
+"""Runs inside the sandbox: gives up all rights that the program does not need, runs the program, and reports.
 
-`sandbox.py` starts this file's text in a bare interpreter, so it imports the standard library alone. Nothing can be taken back:
-the kernel holds a process to Landlock rules, a seccomp filter and lowered hard limits for the rest of its life.
+`run.py` starts this file's text in a bare interpreter, so it imports only the standard library. Nothing can be undone:
+the kernel enforces Landlock rules, a seccomp filter and lowered hard limits for the rest of a process' life.
 """
 
 import ctypes
@@ -15,9 +15,9 @@ import types
 from contextlib import suppress
 from typing import Any
 
-# System calls that a program may make, by name, number on x86_64 and number on aarch64. All others are refused; so there is
-# no second process, no other program, no socket, no signal to others, no change of any file's owner, mode or times, nothing
-# that outlives the process (System V memory, message queues, keys), and no signal handler, which would be handed a frame.
+# System calls that a program may make: name, number on x86_64 and number on aarch64. All others are refused. So a program
+# cannot start a second process or another program, open a socket, signal other processes, change a file's owner, mode or
+# times, leave anything behind (System V memory, message queues, keys), or set a signal handler, which would get a frame.
 CALLS = """
 read 0 63  write 1 64  open 2 -  close 3 57  stat 4 -  fstat 5 80  lstat 6 -  poll 7 -  lseek 8 62  mmap 9 222
 mprotect 10 226  munmap 11 215  brk 12 214  rt_sigprocmask 14 135  rt_sigreturn 15 139
@@ -37,7 +37,7 @@ rseq 334 293  close_range 436 436  faccessat2 439 439
 """
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
-# Landlock's rights to files in its first version, which is all that is asked of a kernel.
+# The file rights of Landlock's first version; newer versions are not needed.
 READ_FILE, WRITE_FILE, READ_DIR, REMOVE_FILE, MAKE_REG, ALL_RIGHTS = (
     1 << 2,
     1 << 1,
@@ -46,12 +46,12 @@ READ_FILE, WRITE_FILE, READ_DIR, REMOVE_FILE, MAKE_REG, ALL_RIGHTS = (
     1 << 8,
     (1 << 13) - 1,
 )
-# Beside the interpreter's own.
+# Readable in addition to the interpreter's own libraries.
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime")
 
 
 class _Libc:
-    """The C library's functions, whose failures are raised."""
+    """Calls functions of the C library; raises `OSError` if they fail."""
 
     def __init__(self) -> None:
         self.library = ctypes.CDLL(None, use_errno=True)
@@ -65,11 +65,11 @@ class _Libc:
 
 
 def limit(limits: dict[str, int], *, strict: bool) -> None:
-    """Lowers soft and hard limits, by their names in `resource`."""
+    """Lowers soft and hard limits; keys are their names in `resource`."""
     for name, value in limits.items():
         kind = getattr(resource, name)
         most = resource.getrlimit(kind)[1]
-        # At the lower limit of time comes a signal that names it, at the higher one an end.
+        # At the soft limit of CPU time the kernel sends SIGXCPU, at the hard one it kills the process.
         pair = (value, value + (name == "RLIMIT_CPU"))
         soft, hard = pair if most == resource.RLIM_INFINITY else (min(each, most) for each in pair)
         try:
@@ -80,16 +80,16 @@ def limit(limits: dict[str, int], *, strict: bool) -> None:
 
 
 def confine(folder: str, parent: int) -> None:
-    """Leaves this process reading its libraries, writing plain files into its folder, and computing.
+    """Restricts this process to reading its libraries, writing plain files into its folder, and computing.
 
     Raises:
-        OSError: When the system cannot enforce it.
+        OSError: If the system cannot enforce it.
     """
     machine = os.uname().machine
     if sys.platform != "linux" or machine not in ARCHITECTURES:
-        raise OSError(f"there is no confinement for {sys.platform} on {machine}")
+        raise OSError(f"programs cannot be confined on {sys.platform} with {machine}")
     libc = _Libc()
-    # Root is no exception to limits and permissions once it has no capability: version 3, this process, six empty sets.
+    # Without capabilities, limits and permissions bind root as well: version 3, this process, six empty sets.
     libc("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
     libc("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     libc("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
@@ -104,9 +104,9 @@ def confine(folder: str, parent: int) -> None:
 
 
 def _restrict_files(libc: _Libc, folder: str) -> None:
-    """Landlock (Salaün 2017-2021, https://docs.kernel.org/userspace-api/landlock.html).
+    """Restricts file access by Landlock (Salaün 2017-2021, https://docs.kernel.org/userspace-api/landlock.html).
 
-    Neither subfolders nor links of any kind can be made, so that a folder is measured and removed without surprises.
+    The program cannot create subfolders or links, so that its folder is easy to measure and safe to remove.
     """
     ruleset = libc("syscall", 444, struct.pack("=Q", ALL_RIGHTS), 8, 0)
     own = {
@@ -125,7 +125,7 @@ def _restrict_files(libc: _Libc, folder: str) -> None:
 
 
 def _filter(machine: str, own: int) -> bytes:
-    """The seccomp filter as classic BPF: 8 bytes an instruction, over `struct seccomp_data`."""
+    """Returns the seccomp filter as classic BPF: 8 bytes per instruction, over `struct seccomp_data`."""
     column, architecture = ARCHITECTURES[machine]
     allow, refuse, missing, kill = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000  # refuse: EPERM, missing: ENOSYS
     code = b""
@@ -153,21 +153,21 @@ def _filter(machine: str, own: int) -> bytes:
             emit(give, allow)
         emit(give, refuse)
 
-    allow_if((56, 220), 0, [0x10000], any_bit)  # clone, for threads alone
+    allow_if((56, 220), 0, [0x10000], any_bit)  # clone, for threads only
     allow_if((62, 129), 0, [own])  # kill
     allow_if((234, 131), 0, [own])  # tgkill
     allow_if((302, 261), 0, [0])  # prlimit64
-    # fcntl, without F_SETOWN, which has the kernel send signals, and ioctl for what `open` and `isatty` do.
+    # fcntl without F_SETOWN, which makes the kernel send signals, and those ioctls that `open` and `isatty` use.
     allow_if((72, 25), 1, [0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030])
     allow_if((16, 29), 1, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451])
     emit(equal, 435, false=1)
-    emit(give, missing)  # clone3, whose flags lie in memory: the C library then takes clone
+    emit(give, missing)  # clone3, whose flags are in memory: the C library then uses clone
     emit(give, refuse)
     return code
 
 
 def _check(libc: _Libc, folder: str) -> None:
-    """What a kernel says it enforces is tried once."""
+    """Tries forbidden actions once, instead of trusting that the kernel enforces the rules."""
     done = []
     with suppress(OSError):
         os.close(os.open(f"{folder}-outside", os.O_CREAT | os.O_WRONLY))
@@ -181,11 +181,11 @@ def _check(libc: _Libc, folder: str) -> None:
         libc("socket", 2, 1, 0)
         done.append("open sockets")
     if done:
-        raise OSError(f"after all was restricted a process can still {' and '.join(done)}")
+        raise OSError(f"with all restrictions in place, a process can still {' and '.join(done)}")
 
 
 def _hide_frames() -> None:
-    """Takes from the program, for good, what could find the secret in the frames below its own."""
+    """Removes everything by which the program could find the secret in the frames below its own."""
     for name in [name for name in sys.modules if name.split(".")[0] in ("ctypes", "_ctypes")]:
         del sys.modules[name]
     hidden = {"sys._getframe", "sys._current_frames", "sys._current_exceptions", "sys.settrace", "sys.setprofile"}
@@ -195,12 +195,12 @@ def _hide_frames() -> None:
         "gc.get_referrers",
         "gc.get_referents",
     }
-    # Raw memory, the interpreter's own tests, and further interpreters without this hook.
+    # Modules for raw memory, the interpreter's own tests, and further interpreters, which would lack this hook.
     modules = ("ctypes", "_ctypes", "_test", "_xx", "_interp", "concurrent.interpreters")
-    starts = str.startswith  # A name may be of a class with a method of its own.
+    starts = str.startswith  # The name may belong to a subclass of str that overrides the method.
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        # namedtuple, typing and logging do without a frame after a ValueError.
+        # After a ValueError, namedtuple, typing and logging manage without a frame.
         if event in hidden or (event == "object.__getattr__" and arguments[1][-5:] == "frame"):
             raise ValueError(f"{event} cannot be used in the sandbox.")
         if event[:7] == "ctypes." or (event == "import" and starts(arguments[0], modules)):
@@ -210,7 +210,7 @@ def _hide_frames() -> None:
 
 
 def main() -> None:
-    """Reads the setup as JSON from standard input, and writes `ready`, and then the secret or what failed, to the report."""
+    """Reads the setup as JSON from standard input; reports `ready`, then the secret or what failed."""
     with open(0, "rb", closefd=False) as stdin:
         setup = json.load(stdin)
     source, secret, report = setup.pop("source"), setup.pop("secret").encode(), setup.pop("report")
@@ -224,7 +224,7 @@ def main() -> None:
     except (OSError, ValueError, AttributeError) as error:
         os.write(report, f"{error}".encode())
         os._exit(1)
-    # The program may change what names stand for, and finds the functions of this module by their classes.
+    # The program may rebind names, and can find the functions of this module by their classes.
     write, leave, quiet, system = os.write, os._exit, suppress, sys
     module = types.ModuleType("__main__")
     sys.modules["__main__"], sys.argv = module, [""]

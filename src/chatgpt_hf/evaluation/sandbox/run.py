@@ -1,8 +1,8 @@
-"""Programs that nobody has read, run where they can do no harm.
+"""Runs untrusted programs where they can do no harm.
 
-A program gets a process of its own that can read Python's libraries, write plain files into one empty folder, and compute. The
-kernel enforces it: Landlock for files, seccomp for everything else (no second process, no socket, no signal to others), no
-capabilities, and hard limits on time, memory and files. It needs no privileges, and root has none left inside.
+A program gets a separate process that can read Python's libraries, write plain files into one empty folder, and compute. The
+kernel enforces this: Landlock for files, seccomp for everything else (no second process, no socket, no signal to others), no
+capabilities, and hard limits on time, memory and files. The sandbox needs no privileges, and root has none inside.
 """
 
 import json
@@ -22,7 +22,7 @@ from typing import NamedTuple
 from ...errors import ConfigError
 
 _INSIDE = Path(__file__).with_name("confined.py").read_text(encoding="utf-8")
-# How often the folder and the threads are counted, in seconds.
+# Interval in seconds at which files and threads are counted.
 _INTERVAL = 0.05
 _STARTING = 60.0
 _MAX_OUTPUT = 1 << 16
@@ -35,9 +35,9 @@ class Outcome(NamedTuple):
     """How a program ended.
 
     Attributes:
-        passed: Whether it ran to its end, and nothing was raised.
-        reason: `passed`, or what kept it from passing.
-        output: What it printed, at most 64 KiB of it.
+        passed: True if it ran to its end without an error.
+        reason: `passed`, or why it did not pass.
+        output: Its output, at most 64 KiB.
     """
 
     passed: bool
@@ -54,30 +54,29 @@ def run_program(
     python: str = sys.executable,
     unsafe_unconfined: bool = False,
 ) -> Outcome:
-    """Runs Python that is not trusted; when it returns, the process and its folder are gone.
+    """Runs an untrusted Python program; before returning, ends its process and deletes its folder.
 
-    That it passed is known from a secret that the process tells after the last line of the program, so neither leaving early nor
-    anything printed counts; frames, which would lead to it, cannot be looked at. Only a program that reads the interpreter's raw
-    memory could find it. A program can still deceive the tests that it carries, as with an object equal to all others.
+    A program passes if its process reports a secret after the program's last line, so a program cannot pass by exiting early
+    or by printing something. It cannot inspect frames, which would lead to the secret; only a program that reads the
+    interpreter's raw memory could find it. A program can still deceive its own tests, for example with an object that equals
+    every other.
 
     Args:
-        source: The program, with its tests. Of other modules only the standard library is there.
-        timeout: Seconds, of the clock and of all threads' work together.
-        memory_mb: Address space.
-        disk_mb: Of one file, and of all files together (looked at 20 times a second).
+        source: The program, with its tests. It can import only the standard library.
+        timeout: Limit in seconds, both of wall-clock time and of CPU time of all threads together.
+        memory_mb: Limit of the address space.
+        disk_mb: Limit of each file, and of all files together (checked 20 times a second).
         python: The interpreter.
-        unsafe_unconfined: Run it even though this system cannot confine it, with limits alone. It can then do to your files and
-            network whatever you can.
+        unsafe_unconfined: Run the program even if this system cannot confine it, with limits only. It can then do
+            everything to your files and network that you can.
 
     Raises:
-        ConfigError: When the system cannot confine a program, which is then not run, or a limit makes no sense.
+        ConfigError: If the system cannot confine a program (it is then not run), or a limit is not positive.
     """
     if not (timeout > 0 and math.isfinite(timeout) and memory_mb > 0 and disk_mb > 0):
         raise ConfigError(f"timeout={timeout}, memory_mb={memory_mb} and disk_mb={disk_mb} must all be above 0.")
     if os.name != "posix":
-        raise ConfigError(
-            "Programs are run on Linux alone: use a Linux machine, or a container or virtual machine with one."
-        )
+        raise ConfigError("Programs run only on Linux: use a Linux machine, container or virtual machine.")
     secret = secrets.token_hex()
     seconds = math.ceil(timeout)
     limits = {"AS": memory_mb << 20, "CPU": seconds, "FSIZE": disk_mb << 20, "NOFILE": 32, "CORE": 0}
@@ -121,7 +120,7 @@ def run_program(
                     process, stdout.fileno(), report.fileno(), folder, timeout, disk_mb << 20
                 )
             finally:
-                # Where nothing confined it, it may have children.
+                # An unconfined program may have child processes.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.kill()
@@ -130,9 +129,9 @@ def run_program(
     if not told.startswith(_READY):
         why = told.decode(errors="replace") or text.strip()[-500:] or f"its process ended with {process.returncode}"
         raise ConfigError(
-            f"No program was run, because this system cannot confine it: {why}. That takes Linux 5.13 or newer with Landlock and "
-            "seccomp on x86_64 or aarch64, and memory_mb enough for Python. unsafe_unconfined=True runs programs with limits "
-            "alone; do that only on a machine that you can lose."
+            f"No program was run, because this system cannot confine it: {why}. This needs Linux 5.13 or newer with Landlock "
+            "and seccomp on x86_64 or aarch64, and a memory_mb large enough for Python. unsafe_unconfined=True runs programs "
+            "with limits only: use it only on a machine that you can afford to lose."
         )
     told = told.removeprefix(_READY)
     if stopped:
@@ -145,7 +144,7 @@ def run_program(
 def _watch(
     process: subprocess.Popen[bytes], stdout: int, report: int, folder: str, timeout: float, disk: int
 ) -> tuple[bytes, bytes, str]:
-    """Reads until the process ends or has to be ended: the report, the output, and why it was ended."""
+    """Reads until the process ends or a limit is passed; returns the report, the output, and the passed limit or ""."""
     received = {stdout: b"", report: b""}
     deadline, ready = time.monotonic() + _STARTING, False
     with selectors.DefaultSelector() as selector:
@@ -175,7 +174,7 @@ def _watch(
 
 
 def _excess(pid: int, folder: str, disk: int) -> str:
-    """Which of the limits that the kernel does not count is passed."""
+    """Returns a message if a limit is passed that the kernel does not enforce, else ""."""
     files = size = 0
     with os.scandir(folder) as entries:
         for entry in entries:
