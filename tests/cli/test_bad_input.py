@@ -237,7 +237,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_config(f, num_attention_heads=3),
         "config.json cannot be used: `num_attention_heads`",
     ),
-    "missing weights": (lambda f: edit_weights(f, **{"model.norm.weight": None}), "1 weights are missing, model.norm"),
+    "missing weights": (lambda f: edit_weights(f, **{"model.norm.weight": None}), "1 weights are missing, including model.norm"),
     "mis-shaped weights": (
         lambda f: edit_weights(f, **{"model.norm.weight": torch.ones(3)}),
         "model.norm.weight has the shape (3,), config.json asks for (64,)",

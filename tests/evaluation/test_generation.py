@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
 from chatgpt_hf.errors import DataError
-from chatgpt_hf.tasks.generation.evaluation import Completion, generate_completions
+from chatgpt_hf.evaluation.generation import Completion, generate_completions
 
 
 def random_model(tokenizer: Any, positions: str = "rope", size: int = 40) -> Any:
