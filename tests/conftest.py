@@ -1,4 +1,4 @@
-"""What every test may rely on: no network, no trace in the user's caches, a fixed seed, the real data."""
+"""Common setup of all tests: no network, separate caches, a fixed seed, the real data."""
 
 import atexit
 import io
@@ -19,8 +19,8 @@ import hypothesis
 import pytest
 
 # The Hugging Face libraries read these once, when they are imported, so they are set before any test module is.
-# Each process (and so each xdist worker) has a cache folder of its own: tests that load remote code or build
-# data sets neither race with one another nor write to the user's caches.
+# Each process (and so each xdist worker) has its own cache folder: tests that load remote code or build data sets
+# neither race with one another nor write to the user's caches.
 _HF_HOME = tempfile.mkdtemp(prefix="chatgpt-hf-tests-")
 atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
 os.environ.update(
@@ -35,17 +35,17 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # One thread per worker: several workers with as many threads as there are cores only get in each other's way.
+    # One thread per worker: several workers with a thread per core would only slow each other down.
     os.environ["OMP_NUM_THREADS"] = "1"
 
-# The first call into torch can take seconds, so a deadline per example says nothing. In continuous integration the
-# examples are the same on every run; elsewhere hypothesis looks for new ones.
+# No deadline per example, because the first call into torch can take seconds. In continuous integration the examples
+# are the same in every run; elsewhere hypothesis looks for new ones.
 hypothesis.settings.register_profile("chatgpt_hf", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("chatgpt_hf")
 
 
 def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Adds `--ecosystem`, from a file of its own: with `importlib` import mode pytest finds no plugin in this folder."""
+    """Adds `--ecosystem` from a separate file; in `importlib` import mode, pytest finds no plugins in this folder."""
     name = "ecosystem_table"
     spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
@@ -68,9 +68,9 @@ def _fixed_seed() -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with the real text that some tests read: `$CHATGPT_HF_DATA`, or `shared/data` beside the repository.
+    """Folder with real text for some tests: `$CHATGPT_HF_DATA`, or `shared/data` next to the repository.
 
-    A test that asks for it is skipped where the folder is absent.
+    Skips the test if the folder is missing.
     """
     named = os.environ.get("CHATGPT_HF_DATA")
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -90,7 +90,7 @@ DOCUMENTS = [
     )
 ]
 
-# One answer each of: plain words, Chinese, emoji of several code points, digits, several lines.
+# One answer of each kind: plain words, Chinese, emoji of several code points, digits, several lines.
 CHATS = [
     ("Hello!", "Hi! How are you?"),
     ("你好", "你好！我是一个小模型。"),
@@ -110,7 +110,7 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chats_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The conversations that `chat_folder` knows by heart."""
+    """The conversations that the model of `chat_folder` has memorized."""
     file = tmp_path_factory.mktemp("chats") / "chats.jsonl"
     rows = [[{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in CHATS]
     file.write_text(
@@ -121,7 +121,7 @@ def chats_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model of 128 positions, with a tokenizer of about 300 tokens."""
+    """An untrained model with 128 positions and a tokenizer of about 300 tokens."""
     import torch
 
     from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, train_tokenizer
@@ -147,7 +147,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chat_folder(base_folder: Path, chats_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A chat model that `sft` taught `CHATS` by heart, in seconds."""
+    """A chat model that memorizes `CHATS` with `sft`, in seconds."""
     from chatgpt_hf import sft
     from chatgpt_hf.training.arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
 
@@ -172,7 +172,7 @@ def chat_folder(base_folder: Path, chats_file: Path, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="session")
 def pretrain_options(corpus_file: Path) -> list[str]:
-    """Arguments of a pretraining run that takes a second; more of them, or others, may follow."""
+    """Arguments of a pretraining run that takes a second; tests may append arguments that add to or override these."""
     text = f"""--corpus {corpus_file} --vocab_size 270 --block_size 32 --hidden_size 16 --num_hidden_layers 1
         --num_attention_heads 2 --per_device_train_batch_size 4 --max_steps 4 --learning_rate 1e-2 --logging_steps 1
         --save_strategy no --disable_tqdm true"""
@@ -181,7 +181,7 @@ def pretrain_options(corpus_file: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def sft_options(base_folder: Path, chats_file: Path) -> list[str]:
-    """Arguments of a fine-tuning run that takes a second; more of them, or others, may follow."""
+    """Arguments of a fine-tuning run that takes a second; tests may append arguments that add to or override these."""
     text = f"""--model_name_or_path {base_folder} --dataset {chats_file} --block_size 64 --per_device_train_batch_size 2
         --max_steps 4 --learning_rate 1e-2 --logging_steps 1 --save_strategy no --disable_tqdm true"""
     return text.split()
@@ -189,7 +189,7 @@ def sft_options(base_folder: Path, chats_file: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class CliResult:
-    """How a command ended and what it printed."""
+    """A command's exit code and output."""
 
     code: int
     out: str
@@ -205,7 +205,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "argv", ["chatgpt-hf", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         capsys.readouterr()
-        # Handlers made while another test ran hold that test's stderr, which is closed by now.
+        # Handlers that were created in another test refer to that test's stderr, which is closed by now.
         monkeypatch.setattr(logging, "raiseExceptions", False)
         code = 0
         handlers = list(logging.root.handlers)
@@ -223,7 +223,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def refused(cli: Callable[..., CliResult]) -> Callable[..., str]:
-    """Runs a command that must fail as a user's mistake does, and returns its message."""
+    """Runs a command that must fail with a user error, and returns its message."""
 
     def run(*arguments: object) -> str:
         result = cli(*arguments)
@@ -238,7 +238,7 @@ def refused(cli: Callable[..., CliResult]) -> Callable[..., str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window."""
+    """Headless Chromium."""
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
     found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
     if not found:

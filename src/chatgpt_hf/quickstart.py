@@ -1,4 +1,4 @@
-"""A ChatGPT made from nothing, while you watch: tokenizer, pretraining, chat fine-tuning, figures, a conversation."""
+"""A ChatGPT from scratch while you watch: tokenizer, pretraining, chat fine-tuning, evaluation, a conversation."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from .training.pretrain import pretrain
 from .training.run_folder import RECIPE_NAME, RESULTS_NAME, check_output_dir
 from .training.sft import sft
 
-# The last one is held out: what the model says of it, it makes up.
+# The last one is held out: the model has to make up its answer.
 QUESTIONS = (
     "Hello!",
     "Who are you?",
@@ -39,27 +39,27 @@ def quickstart(
     pretrain_overrides: Sequence[str] = (),
     sft_overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Runs the whole road into `output_dir`; what an earlier run finished is kept, what it began is gone on with.
+    """Runs all stages into `output_dir`. Finished stages are kept; an unfinished one is resumed.
 
     Args:
-        output_dir: Becomes the chat model's folder, with the base model under `base/`.
-        say: Receives one plain sentence per stage.
+        output_dir: Becomes the chat model's folder, with the base model in `base/`.
+        say: Called with one plain sentence per stage.
         pretrain_overrides: Changes to the recipe pretrain-quickstart, as on the command line.
         sft_overrides: Changes to the recipe sft-quickstart.
 
     Returns:
         `{"pretrain": ..., "sft": ..., "xz_bits_per_byte": ...}`, the figures of both runs.
     """
-    # Before minutes are spent on the first stage, which has a folder of its own.
+    # Check it now: the first stage uses a different folder and takes minutes.
     folder = check_output_dir(output_dir, resume=True)
     docs = load_builtin("builtin:python-docs")
     say(
-        f"[1/4] The corpus: {len(docs['train'])} documents of this Python's own documentation; {len(docs['test'])} more "
-        "are held out to measure on."
+        f"[1/4] The corpus: {len(docs['train'])} documents from this Python's own documentation; {len(docs['test'])} more "
+        "are held out for evaluation."
     )
     say(
-        "[2/4] Tokenizer and pretraining: a small GPT learns to predict the next token of the documents, and with that "
-        "English, Python's words, and some of its facts."
+        "[2/4] Tokenizer and pretraining: a small GPT learns to predict the next token of the documents, and with it "
+        "English, Python's vocabulary, and some facts about Python."
     )
     base = _stage(
         folder / "base",
@@ -68,7 +68,7 @@ def quickstart(
         pretrain,
         pretrain_overrides,
     )
-    say("[3/4] Chat fine-tuning: the same model learns to answer questions, from the assistant's words alone.")
+    say("[3/4] Chat fine-tuning: the same model learns to answer questions, from the assistant's words only.")
     chat = _stage(
         folder,
         "sft-quickstart",
@@ -76,7 +76,7 @@ def quickstart(
         sft,
         ["--model_name_or_path", str(folder / "base"), *sft_overrides],
     )
-    say("[4/4] What it can do, on documents and questions that it never saw and on some that it did:")
+    say("[4/4] Results, on documents and questions that it never saw, and on questions that it was trained on:")
     results = {
         "pretrain": base,
         "sft": chat,
@@ -92,14 +92,14 @@ def quickstart(
 
 
 def summary(results: dict[str, Any]) -> str:
-    """The figures in a few lines."""
+    """Summarizes the figures in a few lines."""
     base, chat = results["pretrain"], results["sft"]
     lines = [
         f"  held-out text: {base['held_out_bits_per_byte']:.3f} bits per byte with {base['parameters']:,} parameters "
-        f"(xz -9e, having seen the same training text: {results['xz_bits_per_byte']:.3f})"
+        f"(xz -9e after reading the same training text: {results['xz_bits_per_byte']:.3f})"
     ]
     for part, title in (("trained", "questions it was trained on"), ("held_out", "questions it never saw")):
-        # Conversations of one's own may hold nothing out.
+        # With the user's own conversations, nothing may be held out.
         if f"{part}_exact_match" not in chat:
             continue
         lines.append(
@@ -117,7 +117,7 @@ def summary(results: dict[str, Any]) -> str:
 def _stage(
     folder: Path, recipe: str, types: tuple[type, ...], run: Callable[..., dict[str, Any]], overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """Runs a recipe into `folder` unless it is finished there; goes on with one that was begun."""
+    """Runs a recipe into `folder` unless it is finished there; resumes an unfinished run."""
     finished = folder / RESULTS_NAME
     if finished.is_file():
         return json.loads(finished.read_text(encoding="utf-8"))

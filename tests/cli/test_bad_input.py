@@ -109,7 +109,7 @@ def test_corpora(corpus: str, words: str, pretrain: Refused) -> None:
             ["--optim", "adamw_torch", "--embedding_learning_rate", "1e-3"],
             "--embedding_learning_rate is for --optim muon and --optim is adamw_torch",
         ),
-        (["--streaming", "true"], "--streaming reads the text once"),
+        (["--streaming", "true"], "--streaming reads the text only once"),
         (["--streaming", "true", "--max_steps", "-1"], "--streaming has no end: give --max_steps"),
         (["--test_fraction", "2"], "test_fraction"),
         (["--eval_corpus", "blank.txt"], "blank.txt is empty"),
@@ -149,7 +149,7 @@ def test_a_recipe_that_contradicts_itself(refused: Refused, corpus_file: Path, w
 
 def test_a_model_that_exists_has_its_shape(pretrain: Refused, base_folder: Path) -> None:
     message = pretrain("--model_name_or_path", str(base_folder))
-    assert "--hidden_size shapes a new model and --model_name_or_path names one that exists" in message
+    assert "--hidden_size shapes a new model, but --model_name_or_path names an existing one" in message
 
 
 def test_a_tokenizer_that_does_not_fit(refused: Refused, base_folder: Path, corpus_file: Path, tmp_path: Path) -> None:

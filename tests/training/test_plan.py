@@ -1,4 +1,4 @@
-"""A plan against the model, the recipe and the run that it speaks of."""
+"""Compares a plan with the model, recipe and run that it describes."""
 
 import time
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_time_grows_with_depth_rows_and_vocabulary() -> None:
     deep = make(f"{options} --depth 8 --vocab_size 512 --per_device_train_batch_size 4")
     wide = make(f"{options} --depth 2 --vocab_size 32768 --per_device_train_batch_size 4")
     for larger in (deep, wide):
-        # Of CPU time: other tests run beside this one.
+        # CPU time, because other tests run at the same time.
         assert larger["here"]["step_cpu_seconds"] > 1.5 * small["here"]["step_cpu_seconds"]
 
 
@@ -66,7 +66,7 @@ def test_a_slow_measurement_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(plan_module, "SECONDS", 0.0)
     start = time.process_time()
     assert make(SMALL)["here"]["step_seconds"] > 0
-    # Two steps of each of three models, and not 500.
+    # Two steps of each of three models instead of 500.
     assert time.process_time() - start < 20 * torch.get_num_threads()
 
 
@@ -82,7 +82,7 @@ def test_an_existing_model_is_planned_with_its_own_shape(base_folder: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--depth 2 --gpu abacus", "--gpu abacus is not known; known are"),
+        ("--depth 2 --gpu abacus", "--gpu abacus is unknown; choose from"),
         ("--depth 2 --mfu 40", "--mfu is a share"),
         ("--hidden_size 64", "give --max_steps, or --depth"),
         ("--depth 2 --num_train_epochs 2", "give --max_steps, or --depth"),

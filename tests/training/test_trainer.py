@@ -127,7 +127,7 @@ def test_where_the_stream_was_stands_in_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"was written by 1 processes that shared a stream.* start 1"):
         read_data_state(checkpoint, rank=0, processes=2)
     (checkpoint / "data_state_0.json").write_text(text[:-5])
-    with pytest.raises(CheckpointError, match=r"data_state_0.json cannot be read .*Take an earlier one"):
+    with pytest.raises(CheckpointError, match=r"data_state_0.json cannot be read .*Use an earlier checkpoint"):
         trainer(tmp_path, Counting()).train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / "data_state_0.json").unlink()
     with pytest.raises(CheckpointError, match=r"data_state_0.json cannot be read"):
@@ -135,7 +135,7 @@ def test_where_the_stream_was_stands_in_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_true_is_the_newest_checkpoint_that_is_whole(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no whole checkpoint to go on from"):
+    with pytest.raises(CheckpointError, match="contains no complete checkpoint to resume from"):
         trainer(tmp_path, Counting()).train(resume_from_checkpoint=True)
     trainer(tmp_path, Counting()).train()
     (tmp_path / "checkpoint-8" / "trainer_state.json").unlink()

@@ -19,7 +19,7 @@ def read_character_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     A character that is not in the table is an error when text is encoded, as it is in nanoGPT.
 
     Raises:
-        TokenizerError: When the file cannot be read, or its table is no one-to-one table of characters and ids from 0.
+        TokenizerError: If the file cannot be read, or its table is no one-to-one table of characters and ids from 0.
     """
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))

@@ -45,11 +45,11 @@ def convert_checkpoint(
         The largest difference between the logits of source and target, in float32.
 
     Raises:
-        ConversionError: When the family is unknown, the source or the target cannot express the model, a file would run
+        ConversionError: If the family is unknown, the source or the target cannot express the model, a file would run
             code when it is read, or the logits differ.
-        OutputError: When the folder is not empty.
-        CheckpointError: When the source cannot be read.
-        TokenizerError: When its tokenizer cannot, or does not fit.
+        OutputError: If the folder is not empty.
+        CheckpointError: If the source cannot be read.
+        TokenizerError: If its tokenizer cannot, or does not fit.
     """
     if to not in TARGETS:
         raise ConversionError(f"--to {to} is unknown; known are {', '.join(TARGETS)}.")
@@ -77,8 +77,8 @@ def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
     """A checkpoint of any known family as a model of ours, and what computes the family's own logits.
 
     Raises:
-        ConversionError: When the family is unknown, or our model cannot express the checkpoint.
-        CheckpointError: When it cannot be read.
+        ConversionError: If the family is unknown, or our model cannot express the checkpoint.
+        CheckpointError: If it cannot be read.
     """
     if found := find_file(source):
         file_family, file = found

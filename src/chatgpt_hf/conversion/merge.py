@@ -20,9 +20,9 @@ def merge_adapter(source: str | Path, output_dir: str | Path) -> float:
         The largest difference between the logits with the adapter beside the model and in it, in float32.
 
     Raises:
-        ConversionError: When the source holds no adapter, or the logits differ.
-        OutputError: When the folder is not empty.
-        CheckpointError: When adapter or base model cannot be read, or do not belong together.
+        ConversionError: If the source holds no adapter, or the logits differ.
+        OutputError: If the folder is not empty.
+        CheckpointError: If adapter or base model cannot be read, or do not belong together.
     """
     folder = check_new_folder(output_dir)
     if not (Path(source) / ADAPTER_CONFIG_NAME).is_file():

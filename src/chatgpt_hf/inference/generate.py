@@ -41,11 +41,11 @@ def stream_text(
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
     Raises:
-        ConfigError: When the prompt is longer than the model's context, a bad word has no tokens, nothing can guess so
+        ConfigError: If the prompt is longer than the model's context, a bad word has no tokens, nothing can guess so
             (`make_speculation`) or beside `compile`, or the model cannot be quantized so.
-        DataError: When the prompt holds bytes that are no UTF-8.
-        CheckpointError: When there is no model, or it is not whole.
-        TokenizerError: When there is no tokenizer, or it does not fit the model.
+        DataError: If the prompt holds bytes that are no UTF-8.
+        CheckpointError: If there is no model, or it is not whole.
+        TokenizerError: If there is no tokenizer, or it does not fit the model.
     """
     if compile and speculate is not None:
         raise ConfigError("--compile is for one token a step: leave --speculate out.")

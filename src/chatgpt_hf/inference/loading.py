@@ -17,8 +17,8 @@ def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -
         quantize: As `quantize_model` takes it; None leaves the weights as they are stored.
 
     Raises:
-        CheckpointError: When there is no model, or it is not whole.
-        ConfigError: When it cannot be quantized so.
+        CheckpointError: If there is no model, or it is not whole.
+        ConfigError: If it cannot be quantized so.
     """
     model = load_for_inference(name_or_path)
     if quantize is not None:

@@ -12,7 +12,7 @@ def generation_config_with(config: GenerationConfig, **generation: Any) -> Gener
     """A generation config with changes.
 
     Raises:
-        ConfigError: When a name is no field of `GenerationConfig` or a value is refused.
+        ConfigError: If a name is no field of `GenerationConfig` or a value is refused.
     """
     config = GenerationConfig.from_dict(config.to_dict())
     unknown = [name for name in generation if not hasattr(config, name)]
@@ -88,7 +88,7 @@ def bad_words_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> l
     other tokens; moderation sees that.
 
     Raises:
-        ConfigError: When a word has no tokens.
+        ConfigError: If a word has no tokens.
     """
     found: list[list[int]] = []
     for word in words:

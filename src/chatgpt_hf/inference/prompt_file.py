@@ -69,9 +69,9 @@ def generate_file(
         How many lines the output has now.
 
     Raises:
-        DataError: When the file cannot be read, or, after all others were answered, when lines cannot be used.
-        OutputError: When the output belongs to other prompts.
-        ConfigError: When a parameter cannot be used, or the model cannot be batched continuously.
+        DataError: If the file cannot be read, or, after all others were answered, when lines cannot be used.
+        OutputError: If the output belongs to other prompts.
+        ConfigError: If a parameter cannot be used, or the model cannot be batched continuously.
     """
     model, tokenizer = load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
@@ -117,7 +117,7 @@ def read_prompts(
     """The lines that can be used, and what is wrong with the others.
 
     Raises:
-        DataError: When there is no such file, or it has no lines.
+        DataError: If there is no such file, or it has no lines.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
@@ -152,7 +152,7 @@ def read_output(file: Path, rows: dict[int, dict[str, Any]]) -> set[int]:
     """Numbers of the lines that are answered; a last record that was cut short is taken out of the file.
 
     Raises:
-        OutputError: When it holds something else than answers to these rows.
+        OutputError: If it holds something else than answers to these rows.
     """
     if not file.exists():
         return set()
@@ -178,7 +178,7 @@ def _ids(row: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the model gets.
 
     Raises:
-        DataError: When the row has neither a text nor a conversation, or both.
+        DataError: If the row has neither a text nor a conversation, or both.
     """
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise DataError("no object with either prompt or messages")

@@ -63,7 +63,7 @@ def quantize_model(model: PreTrainedModel, quantization: str) -> PreTrainedModel
             (weights in groups of 32).
 
     Raises:
-        ConfigError: When there is no such quantization, torchao is missing, the model is quantized already, or a layer is too
+        ConfigError: If there is no such quantization, torchao is missing, the model is quantized already, or a layer is too
             small for a group.
     """
     _check_name(quantization)
@@ -114,9 +114,9 @@ def quantize_folder(source: str | Path, folder: str | Path, quantization: str) -
 
     Raises:
         ConfigError: As `quantize_model`.
-        CheckpointError: When there is no model, or it is not whole.
-        TokenizerError: When there is no tokenizer, or it does not fit the model.
-        OutputError: When the folder holds something.
+        CheckpointError: If there is no model, or it is not whole.
+        TokenizerError: If there is no tokenizer, or it does not fit the model.
+        OutputError: If the folder holds something.
     """
     _check_name(quantization)
     target = check_new_folder(folder)

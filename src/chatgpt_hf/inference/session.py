@@ -41,8 +41,8 @@ class ChatSession:
         name_or_path: Where the model is from; None for one that was handed over.
 
     Raises:
-        TokenizerError: When the tokenizer has no chat template or does not fit the model.
-        ConfigError: When `generation` names no field of `GenerationConfig`.
+        TokenizerError: If the tokenizer has no chat template or does not fit the model.
+        ConfigError: If `generation` names no field of `GenerationConfig`.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ChatSession:
         """Changes fields of the generation config from the next answer on.
 
         Raises:
-            ConfigError: When a name is no field of `GenerationConfig` or a value is refused; nothing is changed then.
+            ConfigError: If a name is no field of `GenerationConfig` or a value is refused; nothing is changed then.
         """
         self.generation_config = generation_config_with(self.generation_config, **generation)
 
@@ -100,7 +100,7 @@ class ChatSession:
         """Takes the last answer back and yields another, as `stream` does.
 
         Raises:
-            ConfigError: When nothing was asked yet.
+            ConfigError: If nothing was asked yet.
         """
         question = next((i for i, m in reversed(list(enumerate(self.messages))) if m["role"] == "user"), None)
         if question is None:
@@ -121,9 +121,9 @@ class ChatSession:
         that ends the answer: `ending.finish_reason` is `content_filter` then.
 
         Raises:
-            ConfigError: When the message alone does not fit into the context.
-            DataError: When the message holds bytes that are no UTF-8.
-            ContentFiltered: When the moderator does not let the message pass; the conversation stays as it is.
+            ConfigError: If the message alone does not fit into the context.
+            DataError: If the message holds bytes that are no UTF-8.
+            ContentFiltered: If the moderator does not let the message pass; the conversation stays as it is.
         """
         check_text("The message", text)
         filters: list[TextFilter] = []
@@ -170,7 +170,7 @@ class ChatSession:
         """Goes on with a conversation that `save` wrote, its system prompt included.
 
         Raises:
-            DataError: When the file cannot be read, or holds no conversation.
+            DataError: If the file cannot be read, or holds no conversation.
         """
         try:
             messages = json.loads(Path(file).read_text(encoding="utf-8"))["messages"]

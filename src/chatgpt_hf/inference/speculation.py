@@ -74,7 +74,7 @@ def make_speculation(
         length: Tokens of the text when it is as long as it may become.
 
     Raises:
-        ConfigError: When the smaller model has another tokenizer or a context that is too short, or the model not more layers
+        ConfigError: If the smaller model has another tokenizer or a context that is too short, or the model not more layers
             than that, or no way to leave them out.
     """
     if speculate is None:

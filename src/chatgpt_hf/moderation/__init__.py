@@ -18,7 +18,7 @@ class Moderator(Protocol):
         """Looks at a whole message.
 
         Raises:
-            ContentFiltered: When it must not pass; the error says why and does not repeat the text.
+            ContentFiltered: If it must not pass; the error says why and does not repeat the text.
         """
 
     def filter(self) -> TextFilter:
@@ -54,9 +54,9 @@ def load_moderator(
         log_text: Also log the text.
 
     Raises:
-        DataError: When the word list cannot be used.
-        ConfigError: When the labels are missing or not the model's.
-        CheckpointError: When there is no such model, or it is none for text classification.
+        DataError: If the word list cannot be used.
+        ConfigError: If the labels are missing or not the model's.
+        CheckpointError: If there is no such model, or it is none for text classification.
     """
     if spec.endswith(".txt"):
         from .words import WordList

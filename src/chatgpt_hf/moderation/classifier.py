@@ -34,8 +34,8 @@ class Classifier:
         log_text: Also log the text.
 
     Raises:
-        ConfigError: When there are no labels, or one is not the model's, or the threshold is no probability.
-        CheckpointError: When there is no such model, or it is none for text classification.
+        ConfigError: If there are no labels, or one is not the model's, or the threshold is no probability.
+        CheckpointError: If there is no such model, or it is none for text classification.
     """
 
     def __init__(

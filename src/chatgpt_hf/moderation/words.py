@@ -377,7 +377,7 @@ class WordList:
         log_text: Also log what was found.
 
     Raises:
-        DataError: When there are no words, or one is empty as it would be compared.
+        DataError: If there are no words, or one is empty as it would be compared.
     """
 
     def __init__(self, words: Iterable[str], name: str = "words", log_text: bool = False) -> None:
@@ -392,7 +392,7 @@ class WordList:
         """The words of a text file in UTF-8, one in a line. Blank lines and lines that begin with `#` say nothing.
 
         Raises:
-            DataError: When the file cannot be read, is not UTF-8 or has no words.
+            DataError: If the file cannot be read, is not UTF-8 or has no words.
         """
         try:
             text = Path(path).read_text(encoding="utf-8-sig")

@@ -99,8 +99,8 @@ class Engine:
             parameters: Fields of `GenerationConfig`, and `temperature` 0 for greedy; None leaves the default.
 
         Raises:
-            ConfigError: When a parameter cannot be used.
-            ContextTooLong: When prompt or answer cannot fit.
+            ConfigError: If a parameter cannot be used.
+            ContextTooLong: If prompt or answer cannot fit.
         """
         if prompt_tokens >= self.context:
             raise ContextTooLong(
@@ -140,7 +140,7 @@ class Engine:
             tools: That the model may call; its calls come as `ToolCall`.
 
         Raises:
-            GenerationFailed: When the model fails.
+            GenerationFailed: If the model fails.
         """
         stop, config.stop_strings = config.stop_strings, None
         stages: list[TextFilter] = [StopStrings([stop] if isinstance(stop, str) else stop)] if stop else []
@@ -254,7 +254,7 @@ class ContinuousBatching(CBGenerateManager):
         """Refuses what would be ignored.
 
         Raises:
-            ConfigError: When a request says what continuous batching does not apply.
+            ConfigError: If a request says what continuous batching does not apply.
         """
         if others := sorted(set(parameters) - self.PARAMETERS):
             raise ConfigError(

@@ -398,7 +398,7 @@ def serve(
         **limits: As `build_app` takes them.
 
     Raises:
-        ConfigError: When the address cannot be had.
+        ConfigError: If the address cannot be had.
     """
     app = build_app(engine, request_seconds=request_seconds, **limits)
     bound = bind(host, port)
@@ -417,7 +417,7 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:
-        ConfigError: When the port is in use, or not ours to take.
+        ConfigError: If the port is in use, or not ours to take.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]

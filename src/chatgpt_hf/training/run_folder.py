@@ -70,7 +70,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def is_whole_checkpoint(checkpoint: Path) -> bool:
-    """Whether a checkpoint is complete.
+    """True if a checkpoint is complete.
 
     `Trainer` writes trainer_state.json last, so a checkpoint is complete if that file can be read and the weights have
     their full length. In a run on a stream, every process' position must be there too.
@@ -109,7 +109,7 @@ def read_data_state(checkpoint: Path, rank: int, processes: int) -> dict[str, An
         ) from error
     if content["processes"] != processes:
         raise CheckpointError(
-            f"{checkpoint} was written by {content['processes']} processes that shared a stream, and this run has "
+            f"{checkpoint} was written by {content['processes']} processes that shared a stream, but this run has "
             f"{processes}: start {content['processes']}."
         )
     return content["state"]

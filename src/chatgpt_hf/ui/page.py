@@ -223,8 +223,8 @@ def build_page(
         **generation: Where the page's controls stand at first; what is not given comes from the model.
 
     Raises:
-        TokenizerError: When the tokenizer has no chat template or does not fit the model.
-        ConfigError: When `generation` names no field of `GenerationConfig`.
+        TokenizerError: If the tokenizer has no chat template or does not fit the model.
+        ConfigError: If `generation` names no field of `GenerationConfig`.
     """
 
     def session() -> ChatSession:
@@ -379,7 +379,7 @@ def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> s
     """Starts a page in the background and returns its address.
 
     Raises:
-        ConfigError: When the port is in use or the host is none of this machine's.
+        ConfigError: If the port is in use or the host is none of this machine's.
     """
     folder = files(__package__)
     # What a model writes may name pictures on other machines, which a browser would fetch.

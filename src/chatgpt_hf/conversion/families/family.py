@@ -54,7 +54,7 @@ class ModelFamily(Family):
         """What `ChatGPTForCausalLM.from_pretrained` makes of a config.json of the family.
 
         Raises:
-            ConversionError: When the family's tensors are not those of ours, or its config cannot be expressed.
+            ConversionError: If the family's tensors are not those of ours, or its config cannot be expressed.
         """
         if self.tensors_in is not None:
             raise ConversionError(

@@ -89,7 +89,7 @@ def read_gpt2_config(config: dict[str, Any]) -> dict[str, Any]:
         config: The file's content. Fields that it leaves out have `GPT2Config`'s defaults.
 
     Raises:
-        ConversionError: When the checkpoint computes something that our model does not.
+        ConversionError: If the checkpoint computes something that our model does not.
     """
     full = GPT2Config(**config).to_dict()
     for name, off in UNSUPPORTED.items():

@@ -109,8 +109,8 @@ def read_litgpt(file: Path) -> tuple[dict[str, Any], State]:
     """The `model_config.yaml` beside a `lit_model.pth` and the tensors in this, the older layout turned into today's.
 
     Raises:
-        CheckpointError: When one of the two is missing or not litgpt's.
-        ConversionError: When the weights are a pickle that runs code.
+        CheckpointError: If one of the two is missing or not litgpt's.
+        ConversionError: If the weights are a pickle that runs code.
     """
     config_file = file.parent / CONFIG_NAME
     try:

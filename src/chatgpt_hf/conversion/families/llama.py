@@ -65,7 +65,7 @@ def _read_config(
     """A config.json of the family as ours; fields that it leaves out have the family's own defaults.
 
     Raises:
-        ConversionError: When the checkpoint computes something that our model does not.
+        ConversionError: If the checkpoint computes something that our model does not.
     """
     full = _config_class(architecture)(**config).to_dict()
     if full.get("quantization_config"):
@@ -139,7 +139,7 @@ def _drop_output_bias(model: Any) -> State:
     """The tensors without the output projections' biases.
 
     Raises:
-        ConversionError: When one of these is not zero.
+        ConversionError: If one of these is not zero.
     """
     kept = {}
     for name, tensor in model.state_dict().items():

@@ -55,8 +55,8 @@ def read_nanogpt(file: Path) -> tuple[dict[str, Any], State]:
     """The `model_args` and tensors of a `ckpt.pt`; whether there are biases is seen in the tensors.
 
     Raises:
-        CheckpointError: When the file is missing or no nanoGPT checkpoint.
-        ConversionError: When it is a pickle that runs code, or nanochat's.
+        CheckpointError: If the file is missing or no nanoGPT checkpoint.
+        ConversionError: If it is a pickle that runs code, or nanochat's.
     """
     found = read_pickle(file)
     state = found.get("model") if isinstance(found, dict) else None
@@ -85,7 +85,7 @@ def read_nanogpt_config(args: dict[str, Any]) -> dict[str, Any]:
     """nanoGPT's `model_args` as our config.
 
     Raises:
-        ConversionError: When a fork's field asks for something that nanoGPT does not compute.
+        ConversionError: If a fork's field asks for something that nanoGPT does not compute.
     """
     for name, value in args.items():
         if name not in (*CONFIG_FIELDS, "bias", "dropout") and value:

@@ -19,8 +19,8 @@ def read_pickle(file: Path) -> Any:
     """Tensors and plain values from a file that `torch.save` wrote; what is not looked at stays on the disk.
 
     Raises:
-        ConversionError: When the file holds more than that: reading it would run code that comes with it.
-        CheckpointError: When it is missing, cut short, or none of torch's.
+        ConversionError: If the file holds more than that: reading it would run code that comes with it.
+        CheckpointError: If it is missing, cut short, or none of torch's.
     """
     if not file.is_file():
         raise CheckpointError(f"There is no file {file}.")

@@ -56,7 +56,7 @@ class PackedLinear(nn.Module, ABC):
         linears: One, or several with the same input and the same kind of weight.
 
     Raises:
-        ConfigError: When it is to be saved, copied or moved.
+        ConfigError: If it is to be saved, copied or moved.
     """
 
     def __init__(self, *linears: nn.Linear) -> None:
