@@ -1,4 +1,4 @@
-"""Makes transformers know the model: Auto classes, module attributes, and checkpoints of other families."""
+"""Registers the model with transformers: Auto classes, module attributes, and checkpoints of other families."""
 
 import sys
 
@@ -32,8 +32,8 @@ AUTO_CLASSES = {
     AutoModelForTokenClassification: ChatGPTForTokenClassification,
     AutoModelForQuestionAnswering: ChatGPTForQuestionAnswering,
 }
-# `Auto*.register` leaves these tables of names as they are. `Trainer` reads in them whether label smoothing has to shift the
-# labels, pipelines whether to complain of a model that they do not know.
+# `Auto*.register` does not update these tables of names. `Trainer` uses them to decide whether label smoothing must shift
+# the labels, and pipelines to decide whether to warn of an unknown model.
 NAME_TABLES = {
     ChatGPTModel: modeling_auto.MODEL_MAPPING_NAMES,
     ChatGPTForCausalLM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -45,7 +45,7 @@ NAME_TABLES = {
 
 def register() -> None:
     """Registers everything; calling it again changes nothing."""
-    # transformers puts a second module of its name in place while parts of it are imported; both are in use then.
+    # While parts of transformers are imported, it replaces its entry in `sys.modules`; then both modules are in use.
     modules = (transformers, sys.modules["transformers"])
     AutoConfig.register(ChatGPTConfig.model_type, ChatGPTConfig, exist_ok=True)
     for auto_class, model_class in AUTO_CLASSES.items():

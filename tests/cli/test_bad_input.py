@@ -237,7 +237,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_config(f, num_attention_heads=3),
         "config.json cannot be used: `num_attention_heads`",
     ),
-    "missing weights": (lambda f: edit_weights(f, **{"model.norm.weight": None}), "1 weights are missing, model.norm"),
+    "missing weights": (
+        lambda f: edit_weights(f, **{"model.norm.weight": None}),
+        "1 weights are missing, including model.norm",
+    ),
     "mis-shaped weights": (
         lambda f: edit_weights(f, **{"model.norm.weight": torch.ones(3)}),
         "model.norm.weight has the shape (3,), config.json asks for (64,)",
@@ -311,7 +314,7 @@ def test_prompts_longer_than_the_context(refused: Refused, chat_folder: Path) ->
 
 def test_conversion(refused: Refused, base_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    assert "--to gtp2 is unknown; known are chatgpt, gpt2" in refused(
+    assert "--to gtp2 is unknown; choose from chatgpt, gpt2" in refused(
         "convert", base_folder, tmp_path / "new", "--to", "gtp2"
     )
     for folder in (tmp_path, tmp_path / "mine.txt"):

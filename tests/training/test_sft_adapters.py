@@ -74,7 +74,7 @@ def test_merged_it_is_an_ordinary_model(adapter: Path, cli: Callable[..., Any], 
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
     with pytest.raises(OutputError, match="is not an empty folder"):
         merge_adapter(adapter, tmp_path / "merged")
-    with pytest.raises(ConversionError, match="holds no adapter"):
+    with pytest.raises(ConversionError, match="contains no adapter"):
         merge_adapter(tmp_path / "merged", tmp_path / "again")
 
 
