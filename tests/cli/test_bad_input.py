@@ -305,7 +305,7 @@ def test_prompts_longer_than_the_context(refused: Refused, chat_folder: Path) ->
     long = "a b " * 200
     tokens = len(AutoTokenizer.from_pretrained(chat_folder)(long)["input_ids"])
     message = refused("generate", chat_folder, "--prompt", long)
-    assert f"The prompt takes {tokens + 1} tokens and the model's context is 128" in message
+    assert f"The prompt takes {tokens + 1} tokens, but the model's context is 128" in message
     assert "shorten the message, or lower max_new_tokens" in refused("chat", chat_folder, "--prompt", long)
 
 

@@ -100,7 +100,7 @@ def test_commands(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
     ):
         assert words in result.err
     assert "/set needs a name and a value" in result.err
-    assert "nowhere.json holds no conversation" in result.err
+    assert "nowhere.json does not contain a conversation" in result.err
 
 
 def test_a_message_of_several_lines(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:

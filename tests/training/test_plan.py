@@ -83,7 +83,7 @@ def test_an_existing_model_is_planned_with_its_own_shape(base_folder: Path) -> N
     ("options", "message"),
     [
         ("--depth 2 --gpu abacus", "--gpu abacus is unknown; choose from"),
-        ("--depth 2 --mfu 40", "--mfu is a share"),
+        ("--depth 2 --mfu 40", "--mfu must be above 0"),
         ("--hidden_size 64", "give --max_steps, or --depth"),
         ("--depth 2 --num_train_epochs 2", "give --max_steps, or --depth"),
     ],

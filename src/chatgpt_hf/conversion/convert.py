@@ -88,7 +88,7 @@ def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
     refuse_adapter(source)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(
-            f"{folder} does not contain a model: it has neither {CONFIG_NAME} nor a known torch file. Known families: "
+            f"{folder} does not contain a model: {CONFIG_NAME} is missing, and there is no known torch file. Known families: "
             f"{known_families()}."
         )
     name = _model_type(source)

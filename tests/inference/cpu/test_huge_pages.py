@@ -1,4 +1,4 @@
-"""Memory in huge pages holds what it held, and the kernel says that it is there."""
+"""Moving memory into huge pages keeps its content, and the kernel reports huge pages."""
 
 import platform
 import re
@@ -17,7 +17,7 @@ RELEASE = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 
 
 def huge_bytes(address: int) -> int:
-    """Bytes in huge pages of the mapping that holds an address."""
+    """The number of bytes in huge pages of the mapping that contains an address."""
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
@@ -38,7 +38,7 @@ def test_what_is_in_use_is_moved_and_stays_the_same() -> None:
     assert use_huge_pages() > 0
     assert huge_bytes(values.data_ptr()) >= before + 60 * MB
     assert values.equal(torch.arange(16 * MB, dtype=torch.int32))
-    # What nobody has written to takes no memory afterwards either.
+    # Untouched memory still takes no physical memory.
     resident = int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
     unused.fill_(1)
     assert int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) > resident + 200_000
