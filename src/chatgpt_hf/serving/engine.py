@@ -1,4 +1,4 @@
-"""The served model behind the routes: token ids in, text out, one request after another or batched continuously."""
+"""The model behind the server's routes: token ids in, text out, one request at a time or with continuous batching."""
 
 import asyncio
 import contextlib
@@ -31,20 +31,20 @@ from ..tokenization_chatgpt import CHAT_TEMPLATE, RESPONSE_TEMPLATE
 
 
 class ContextTooLong(ConfigError):
-    """A prompt that leaves no room for an answer, or an answer asked for that cannot fit."""
+    """The prompt leaves no room for an answer, or the requested answer cannot fit."""
 
 
 class GenerationFailed(RuntimeError):
-    """The model itself failed; a fault of the server, not of the request."""
+    """The model itself failed: an error of the server, not of the request."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The last thing that `Engine.generate` yields.
+    """The last item that `Engine.generate` yields.
 
     Attributes:
         finish_reason: `stop`, `length`, `tool_calls` or `content_filter`.
-        completion_tokens: That the model made, its end mark included.
+        completion_tokens: Number of generated tokens, including the end mark.
     """
 
     finish_reason: str
@@ -55,16 +55,15 @@ Item: TypeAlias = str | ToolCall | ReasoningText | Ended
 
 
 class Engine:
-    """A model, its tokenizer and how they are run.
+    """Runs a model with its tokenizer.
 
     Args:
-        name: Under which clients ask for the model.
-        continuous_batching: Whether requests share the model's steps (paged attention). Then `seed`, penalties, `min_p`
-            and `logit_bias` of a request are refused, since transformers applies only temperature, top_k and top_p
-            request by request.
-        max_concurrent: For how many requests the paged cache has room.
-        moderation: Sees every message that comes in and every answer before it goes out.
-        **generation: Fields of `GenerationConfig` in place of the model's own.
+        name: The model's name for clients.
+        continuous_batching: Let requests share the model's steps (paged attention). Then requests with `seed`, penalties,
+            `min_p` or `logit_bias` are refused, because transformers applies only temperature, top_k and top_p per request.
+        max_concurrent: Number of requests that fit into the paged cache.
+        moderation: Checks every incoming message, and every answer before it is sent.
+        **generation: Fields of `GenerationConfig` that override the model's own.
     """
 
     def __init__(
@@ -93,10 +92,10 @@ class Engine:
             self._one_by_one = GenerateManager()
 
     def config(self, prompt_tokens: int, max_tokens: int | None, **parameters: Any) -> GenerationConfig:
-        """The generation config of a request.
+        """Returns the generation config of a request.
 
         Args:
-            parameters: Fields of `GenerationConfig`, and `temperature` 0 for greedy; None leaves the default.
+            parameters: Fields of `GenerationConfig`; `temperature` 0 means greedy, and None keeps the default.
 
         Raises:
             ConfigError: If a parameter cannot be used.
@@ -104,11 +103,11 @@ class Engine:
         """
         if prompt_tokens >= self.context:
             raise ContextTooLong(
-                f"The prompt takes {prompt_tokens} tokens and the model's context is {self.context}: shorten it."
+                f"The prompt takes {prompt_tokens} tokens, but the model's context is {self.context}: shorten it."
             )
         if max_tokens is not None and max_tokens > self.context:
             raise ContextTooLong(
-                f"max_tokens is {max_tokens} and the model's context is {self.context}: ask for at most {self.context}."
+                f"max_tokens is {max_tokens}, but the model's context is {self.context}: ask for at most {self.context}."
             )
         given = {name: value for name, value in parameters.items() if value is not None}
         if self.batching is not None:
@@ -116,7 +115,7 @@ class Engine:
         given |= sampling(given.pop("temperature", None))
         cutoffs = {"top_k", "top_p", "min_p"} & set(given)
         if given.get("do_sample") is False:
-            # transformers warns of them, request by request.
+            # Drop them: transformers would log a warning for every request.
             given = {name: value for name, value in given.items() if name not in cutoffs}
         elif cutoffs:
             given["do_sample"] = True
@@ -132,12 +131,12 @@ class Engine:
         seed: int | None = None,
         tools: list[dict[str, Any]] | None = None,
     ) -> AsyncGenerator[Item, None]:
-        """Yields what may be shown, piece by piece, and then how it ended. Closing it stops the model within one token.
+        """Yields the answer in pieces that may be shown, then `Ended`. Closing the generator stops the model within one token.
 
         Args:
             ids: The prompt.
-            seed: Of this answer's sampling.
-            tools: That the model may call; its calls come as `ToolCall`.
+            seed: Seed for sampling this answer.
+            tools: Tools that the model may call; it yields calls as `ToolCall`.
 
         Raises:
             GenerationFailed: If the model fails.
@@ -156,7 +155,7 @@ class Engine:
                     raise GenerationFailed(item.msg)
                 if isinstance(item, ToolCall):
                     called = True
-                    # Whoever reads the call may act on it, so it is looked at like text that ends here.
+                    # The client may act on the call, so moderation checks it like complete text.
                     if self.moderation is not None and not _passes(self.moderation, f"{item.name} {item.arguments}"):
                         chain.finish_reason = "content_filter"
                     else:
@@ -183,13 +182,13 @@ class Engine:
     async def _feed(self, chain: FilterChain, piece: str) -> str:
         if self.moderation is None:
             return chain.feed(piece)
-        # A moderator may be a model, which must not hold up the other requests' text.
+        # In a thread, because a moderator may be a model, which must not block the text of other requests.
         return await asyncio.to_thread(chain.feed, piece)
 
     def _start(
         self, ids: list[int], config: GenerationConfig, seed: int | None, parser: ResponseParser | None
     ) -> tuple[asyncio.Queue, Any]:
-        # The client's own id would do for a log, but two requests with one id would get each other's tokens.
+        # Not the client's own id: two requests with the same id would get each other's tokens.
         request = uuid.uuid4().hex
         if self.batching is not None:
             return self.batching.generate_streaming(
@@ -200,7 +199,7 @@ class Engine:
 
         inputs = torch.tensor([ids], device=self.model.device)
         if seed is not None:
-            # On the thread that generates, right before it does.
+            # Set the seed on the generating thread, right before it generates.
             self._one_by_one.submit(set_torch_seed, seed)
         return self._one_by_one.generate_streaming(
             self.model,
@@ -213,11 +212,11 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether requests can be answered."""
+        """True if the engine can answer requests."""
         return self.batching is None or self.batching.is_alive()
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Stops the threads."""
         if self.batching is not None:
             self.batching.stop()
 
@@ -233,9 +232,10 @@ def _passes(moderation: Moderator, text: str) -> bool:
 
 
 class ContinuousBatching(CBGenerateManager):
-    """transformers' continuous batching with temperature, top_k and top_p request by request.
+    """transformers' continuous batching with temperature, top_k and top_p per request.
 
-    Its own manager takes the sampling parameters of the first request for all that follow. Greedy is a top_k of 1 here.
+    transformers' own manager uses the sampling parameters of the first request for all later ones. Greedy means a top_k of 1
+    here.
     """
 
     PARAMETERS = frozenset({"temperature", "top_k", "top_p", "stop_strings"})
@@ -245,25 +245,25 @@ class ContinuousBatching(CBGenerateManager):
         sizes = prepare_batching(model, context, max_concurrent)
         super().__init__(ContinuousBatchingConfig(per_request_processors=True, use_cuda_graph=False, **sizes))
         self._vocab_size = model.config.get_text_config().vocab_size
-        # Values that leave no processor out; every request brings its own.
+        # Any values that activate all processors; every request overrides them.
         shared = generation_config_with(defaults, do_sample=True, temperature=0.5, top_k=2, top_p=0.5)
         shared.use_cache = False
         self.init_cb(model, shared)
 
     def check(self, parameters: dict[str, Any]) -> None:
-        """Refuses what would be ignored.
+        """Raises if continuous batching would ignore a parameter.
 
         Raises:
-            ConfigError: If a request says what continuous batching does not apply.
+            ConfigError: If a request sets a parameter that continuous batching does not apply.
         """
         if others := sorted(set(parameters) - self.PARAMETERS):
             raise ConfigError(
-                f"{others[0]} cannot be set for a request while requests are batched continuously; the server's owner can "
-                "turn that off with --no-continuous_batching."
+                f"{others[0]} cannot be set per request with continuous batching; the server's owner can turn it off with "
+                "--no-continuous_batching."
             )
 
     def sampling(self, config: GenerationConfig) -> dict[str, Any]:
-        """A generation config as the logits processors take it."""
+        """Translates a generation config to the parameters of the logits processors."""
         if not config.do_sample:
             return {"temperature": 1.0, "top_k": 1, "top_p": 1.0}
         top_k = config.top_k or self._vocab_size
@@ -282,7 +282,7 @@ class ContinuousBatching(CBGenerateManager):
         request_id: str,
         response_parser: ResponseParser | None = None,
     ) -> tuple[asyncio.Queue, CBStreamer]:
-        """As in the base class, with the request's own sampling."""
+        """As in the base class, but with the request's own sampling parameters."""
         self._check_alive(request_id)
         pieces: asyncio.Queue = asyncio.Queue()
         streamer = _Streamer(
@@ -299,7 +299,7 @@ class ContinuousBatching(CBGenerateManager):
             except Exception as error:
                 pieces.put_nowait(_StreamError(str(error)))
 
-        # Before the request, which may be answered sooner than the next line runs.
+        # Registered before the request, because the answer may arrive before the next line runs.
         self._cb.register_result_handler(request_id, receive)
         self._cb.add_request(
             inputs["input_ids"],
@@ -313,7 +313,7 @@ class ContinuousBatching(CBGenerateManager):
 
 
 class _Streamer(CBStreamer):
-    """Lets go of a cancelled request, whose handler and last tokens transformers keeps for ever."""
+    """Releases the handler and last tokens of a cancelled request, which transformers would keep forever."""
 
     def cancel(self) -> None:
         router = self._cb.output_router
