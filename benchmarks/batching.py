@@ -1,55 +1,50 @@
-"""Many prompts of different lengths: batched continuously, as `chatgpt-hf generate --prompts` does, against padded batches.
+"""Many prompts of different lengths: continuous batching, as in `chatgpt-hf generate --prompts`, against padded batches.
 
-Prompts of 8 to 400 random tokens get answers of 8 to 64 tokens, each of its own length, greedily; a padded batch goes on
-until its longest answer is done. Both ways take turns in one process, in rounds, and the median counts. Whether the answers
-are the same is counted as well: sums of other shapes round differently.
+Prompts of 8 to 400 random tokens get greedy answers of 8 to 64 tokens; all lengths differ. A padded batch
+runs until its longest answer is done. Both ways take turns in one process; the median of the rounds counts. The script also
+counts equal answers: sums in another order round differently, and so may choose another token.
 
     python benchmarks/batching.py
 """
 
-import argparse
-import json
 import os
 import random
-import statistics
-import time
-from pathlib import Path
+from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import harness
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
-from transformers.utils import logging as transformers_logging
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, use_cpu_kernels
+from chatgpt_hf import ChatGPTForCausalLM, use_cpu_kernels
 from chatgpt_hf.inference.continuous import prepare_batching
 from chatgpt_hf.inference.prompt_file import Prompt, answers
 
-# Layers, heads, width, vocabulary: the quickstart's model, and GPT-2's smallest.
-SIZES = {"quickstart": (4, 3, 192, 4096), "gpt2": (12, 12, 768, 50257)}
+# Layers, heads, width; vocabulary.
+SIZES = {"quickstart": (harness.QUICKSTART, 4096), "gpt2": ((12, 12, 768), 50257)}
 CONTEXT = 512
 
+# The ids of each prompt, and the tokens of its answer.
 Requests = list[tuple[list[int], int]]
 
 
 def padded(model: ChatGPTForCausalLM, requests: Requests, size: int) -> list[list[int]]:
-    """Answers in batches of so many, in the order of the file, padded on the left."""
+    """Answers in left-padded batches of `size` requests, in their order."""
     done = []
     for start in range(0, len(requests), size):
         batch = requests[start : start + size]
         longest = max(len(ids) for ids, _ in batch)
         rows = torch.tensor([[0] * (longest - len(ids)) + ids for ids, _ in batch])
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids, _ in batch])
-        config = GenerationConfig(
-            do_sample=False, max_new_tokens=max(count for _, count in batch), eos_token_id=None, pad_token_id=0
-        )
+        config = harness.greedy(max(count for _, count in batch))
         found = model.generate(rows, attention_mask=mask, generation_config=config)[:, longest:].tolist()
         done += [answer[:count] for answer, (_, count) in zip(found, batch, strict=True)]
     return done
 
 
 def continuous(model: ChatGPTForCausalLM, requests: Requests, size: int) -> list[list[int]]:
-    """Answers batched continuously, so many at a time."""
+    """Answers up to `size` requests at a time; the next one starts as soon as one is done."""
     config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
     batching = ContinuousBatchingConfig(use_cuda_graph=False, **prepare_batching(model, CONTEXT, size))
     rows = [Prompt(index, {}, ids, count) for index, (ids, count) in enumerate(requests)]
@@ -58,56 +53,45 @@ def continuous(model: ChatGPTForCausalLM, requests: Requests, size: int) -> list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=list(SIZES), default="quickstart", help="default: %(default)s")
-    parser.add_argument("--prompts", type=int, default=200, help="default: %(default)s")
-    parser.add_argument("--batch", type=int, default=16, help="rows in a padded batch (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    transformers_logging.set_verbosity_error()
-    layers, heads, width, vocab = SIZES[args.size]
+    options = harness.parser(__doc__, rounds=3, threads=1)
+    options.add_argument("--size", choices=list(SIZES), default="quickstart", help="default: %(default)s")
+    options.add_argument("--prompts", type=int, default=200, help="number of prompts (default: %(default)s)")
+    options.add_argument("--batch", type=int, default=16, help="requests at a time (default: %(default)s)")
+    args = options.parse_args()
+    harness.prepare(args.threads)
+
+    shape, vocab = SIZES[args.size]
     torch.manual_seed(0)
     random.seed(0)
-    model = ChatGPTForCausalLM(
-        ChatGPTConfig(
-            vocab_size=vocab,
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            max_position_embeddings=CONTEXT,
-            initializer_range=0.1,
-        )
-    ).eval()
-    # As the command loads it.
-    use_cpu_kernels(model)
+    config = harness.shaped_config(*shape, vocab=vocab, context=CONTEXT, initializer_range=0.1)
+    # With the kernels that the command uses.
+    model = use_cpu_kernels(ChatGPTForCausalLM(config).eval())
     requests = [
         ([random.randrange(4, vocab) for _ in range(random.randint(8, 400))], random.randint(8, 64))
         for _ in range(args.prompts)
     ]
     tokens = sum(count for _, count in requests)
+
     ways = {"padded": padded, "continuous": continuous}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    found: dict[str, list[list[int]]] = {}
-    for _ in range(args.rounds):
-        for name, way in ways.items():
-            begun = time.perf_counter()
-            found[name] = way(model, requests, args.batch)
-            seconds[name].append(time.perf_counter() - begun)
-    speed = {name: tokens / statistics.median(values) for name, values in seconds.items()}
-    same = sum(one == other for one, other in zip(found["padded"], found["continuous"], strict=True))
+    rounds = harness.in_turn(
+        {name: partial(harness.timed, way, model, requests, args.batch) for name, way in ways.items()}, args.rounds
+    )
+
+    speed = {name: tokens / harness.median_seconds(times) for name, times in rounds.items()}
+    ratio = speed["continuous"] / speed["padded"]
+    same = harness.count_equal(rounds["padded"][-1].result, rounds["continuous"][-1].result)
     print(f"{args.size}, {len(requests)} prompts, {tokens} tokens of answers, {args.threads} thread(s)\n")
     print(f"padded batches of {args.batch}   {speed['padded']:8.0f} tokens/s")
     print(f"continuous batching    {speed['continuous']:8.0f} tokens/s")
-    ratio = speed["continuous"] / speed["padded"]
     print(f"continuous/padded      {ratio:8.2f}")
     print(f"equal answers          {same:8d} of {len(requests)}")
-    if args.json:
-        ratios = {"continuous/padded tokens per second": ratio, "equal answers": same / len(requests)}
-        figures = {"seconds": seconds, "tokens": tokens, "same": same, "ratios": ratios}
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    harness.write_json(
+        args.json,
+        {"continuous/padded tokens per second": ratio, "equal answers": same / len(requests)},
+        seconds={name: [one.seconds for one in times] for name, times in rounds.items()},
+        tokens=tokens,
+        same=same,
+    )
 
 
 if __name__ == "__main__":

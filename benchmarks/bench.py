@@ -1,11 +1,10 @@
-"""A short version of every benchmark, its ratios beside the stored ones: five to nine minutes on two cores that do
-nothing else.
+"""Runs a short version of every benchmark and compares its ratios with the stored ones.
 
-Every script of this folder writes with `--json FILE`, among other things, an object "ratios" of names and numbers: each is
-of two things measured side by side in that run, and a larger one is better. They are compared with `ratios.json`, never
-speeds, which differ from machine to machine. A ratio fails when it is smaller than the stored one by more than the share
-that is its tolerance. A script that finds no GPU, or none of the data that it reads, says so in its last line and exits
-with 77, as automake's tests do: it is skipped.
+Takes five to nine minutes on two otherwise idle cores. With `--json FILE`, every script of this folder writes, among other
+figures, an object "ratios" of names and numbers. Each ratio compares two things measured side by side in one run; larger is
+better. Only ratios are compared with `ratios.json`, since speeds differ from machine to machine. A ratio fails when it is
+below the stored one by more than its tolerance, a share of it. A script that lacks a GPU or its data says so in its last
+line and exits with 77, as automake's tests do: it is skipped.
 
     python benchmarks/bench.py
     python benchmarks/bench.py --only batching serving
@@ -25,18 +24,16 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
+import harness
 
 FOLDER = Path(__file__).resolve().parent
 RATIOS = FOLDER / "ratios.json"
-SKIPPED = 77
-# Of a ratio that is stored for the first time; those in the file are set by hand, by how far runs lie apart.
+# For a ratio that is stored for the first time; the tolerances in the file are set by hand, from the spread of several runs.
 TOLERANCE = 0.2
-# The arguments of each script's short version; FOLDER is an empty one. What a GPU would do faster stays on the CPU, because the
-# stored ratios are a CPU's.
+# The arguments of each script's short version; FOLDER stands for an empty folder. The scripts stay on the CPU even where there
+# is a GPU, because the stored ratios are a CPU's.
 SHORT = {
     "batching": "--size gpt2 --prompts 10 --batch 5 --rounds 1",
     "decode": "--quick",
@@ -53,8 +50,8 @@ SHORT = {
     "pretrain_quality": "--arms shakespeare-char --seeds 1 --points 0 --max_steps 150 --jobs 1 --out FOLDER",
     "data_memory": "--megabytes 2",
 }
-# Their ratios are of losses, memory or CPU time, so two of them run at a time, the longest first; the clock's need the
-# machine alone.
+# Ratios of losses, memory or CPU time: two of these scripts run at a time, the longest first. The others measure by the clock
+# and need the machine for themselves.
 UNTIMED = {"data_memory", "lr_scaling", "pretrain_quality", "quantized", "tasks"}
 
 
@@ -63,10 +60,10 @@ class Stored:
     """One entry of `ratios.json`.
 
     Attributes:
-        ratio: As it was measured.
+        ratio: The measured ratio.
         tolerance: The share of it that a run may lose.
-        date: Of the measurement.
-        machine: In words.
+        date: When it was measured.
+        machine: Where it was measured, in words.
     """
 
     ratio: float
@@ -76,7 +73,7 @@ class Stored:
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """One line of the table."""
 
     name: str
     stored: float | None
@@ -86,21 +83,15 @@ class Row(NamedTuple):
 
 
 class Unmeasured(Exception):
-    """A script gave no ratios; the message says why, `skipped` whether that is no failure."""
+    """A script gave no ratios; the message says why. `skipped` scripts lack something here, the others failed."""
 
     def __init__(self, reason: str, skipped: bool) -> None:
         super().__init__(reason)
         self.skipped = skipped
 
 
-def skip(reason: str) -> NoReturn:
-    """Ends a script that lacks what it needs."""
-    print(reason, file=sys.stderr)
-    raise SystemExit(SKIPPED)
-
-
 def results(names: list[str]) -> Iterator[tuple[str, Future[dict[str, float]]]]:
-    """Runs the scripts, those that look at the clock first and alone; each as it is done."""
+    """Runs the scripts, first those that measure by the clock, one at a time; yields each when it is done."""
     for jobs, group in ((1, [n for n in names if n not in UNTIMED]), (2, [n for n in names if n in UNTIMED])):
         with ThreadPoolExecutor(jobs) as pool:
             begun = {pool.submit(run, name): name for name in group}
@@ -109,28 +100,28 @@ def results(names: list[str]) -> Iterator[tuple[str, Future[dict[str, float]]]]:
 
 
 def run(name: str) -> dict[str, float]:
-    """The ratios of a script's short version, run in a process of its own.
+    """Runs a script's short version in a separate process and returns its ratios.
 
     Raises:
-        Unmeasured: When it skipped itself or failed.
+        Unmeasured: When the script skips itself or fails.
     """
     print(f"{name}.py {SHORT[name]}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         file = Path(folder, "figures.json")
         options = [folder if word == "FOLDER" else word for word in shlex.split(SHORT[name])]
         command = [sys.executable, str(FOLDER / f"{name}.py"), *options, "--json", str(file)]
-        # One thread, so that a ratio does not depend on the number of cores.
+        # One thread, so that ratios do not depend on the number of cores.
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         if done.returncode:
             said = done.stderr.strip().splitlines()
             reason = said[-1] if said else f"it ended with {done.returncode}"
-            raise Unmeasured(reason, skipped=done.returncode == SKIPPED)
+            raise Unmeasured(reason, skipped=done.returncode == harness.SKIPPED)
         ratios: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))["ratios"]
     return {f"{name}: {title}": ratio for title, ratio in ratios.items()}
 
 
 def compare(stored: dict[str, Stored], measured: dict[str, float]) -> list[Row]:
-    """What is stored of a script beside what its run gave."""
+    """Compares a script's stored ratios with those of its run."""
     rows = []
     for name in stored | measured:
         entry, ratio = stored.get(name), measured.get(name)
@@ -148,7 +139,7 @@ def compare(stored: dict[str, Stored], measured: dict[str, float]) -> list[Row]:
 
 
 def renew(stored: dict[str, Stored], measured: dict[str, float], machine: str) -> dict[str, Stored]:
-    """A script's entries anew: tolerances stay, and what it gives no longer goes."""
+    """Makes a script's new entries: tolerances stay, and ratios it no longer gives are dropped."""
     date = datetime.date.today().isoformat()
     return {
         name: Stored(round(ratio, 4), stored[name].tolerance if name in stored else TOLERANCE, date, machine)
@@ -158,15 +149,17 @@ def renew(stored: dict[str, Stored], measured: dict[str, float], machine: str) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(SHORT), metavar="NAME", help=f"of {', '.join(SHORT)}")
-    parser.add_argument("--update", action="store_true", help="store what is measured in ratios.json")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(SHORT), metavar="NAME", help=f"run only these, of: {', '.join(SHORT)}"
+    )
+    parser.add_argument("--update", action="store_true", help="store the measured ratios in ratios.json")
     args = parser.parse_args()
 
     stored = {name: Stored(**entry) for name, entry in json.loads(RATIOS.read_text(encoding="utf-8")).items()}
     names = args.only or list(SHORT)
     rows: list[Row] = []
     broken = False
-    here = machine() if args.update else ""
+    here = harness.machine() if args.update else ""
     begun = time.perf_counter()
     for number, (name, result) in enumerate(results(names), 1):
         seconds = time.perf_counter() - begun
@@ -185,26 +178,17 @@ def main() -> None:
             if args.update:
                 stored = {title: entry for title, entry in stored.items() if title not in known}
                 stored |= renew(known, measured, here)
-                # After each, so that what was measured survives an interruption.
+                # Written after each script, so that an interruption loses nothing.
                 content = {title: asdict(entry) for title, entry in sorted(stored.items())}
                 RATIOS.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    table = Table("ratio", "stored", "measured", "verdict")
+    table = harness.rich_table("ratio", "stored", "measured", "verdict", left=("ratio", "verdict"))
     for row in rows:
         figures = ("" if figure is None else f"{figure:.3f}" for figure in (row.stored, row.measured))
         table.add_row(row.name, *figures, row.verdict)
-    Console(width=150).print(table)
+    harness.show(table, width=150)
     if broken or (not args.update and any(row.failed for row in rows)):
         raise SystemExit(1)
-
-
-def machine() -> str:
-    """The processor in words."""
-    import torch
-
-    from chatgpt_hf.reporting.report import hardware_name
-
-    return f"{hardware_name(torch.device('cpu'))}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

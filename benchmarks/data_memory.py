@@ -1,17 +1,14 @@
-"""Peak memory, time and use of positions when a corpus of 50 MB is tokenized and packed, at once and as a stream.
+"""Peak memory, time and used positions when a corpus of 50 MB is tokenized and packed, all at once and as a stream.
 
-The corpus is made by shuffling and repeating the paragraphs of the shared one (`$CHATGPT_HF_DATA`, or `shared/data`
-beside the repository), as many documents in one JSON Lines file and as one document in one text file, the hardest case.
-Each way runs in a process of its own, because a process never gives its peak back; the peak is that of the whole
-process, libraries included. The script fails where a limit is exceeded.
+The corpus is made by shuffling and repeating the paragraphs of the shared texts (`$CHATGPT_HF_DATA`, or `shared/data` beside
+the repository), as many documents in one JSON Lines file and as one document in one text file, the hardest case. Each way runs
+in a separate process, because a process never gives its peak back; the peak includes the libraries. The script fails where a
+limit is exceeded.
 """
 
 import argparse
 import json
-import os
 import random
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,20 +16,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("CHATGPT_HF_DATA") or REPOSITORY.parent / "shared" / "data") / "corpus"
-# Megabytes: the finite way, and the stream.
+import harness
+
+CORPUS = harness.SHARED_DATA / "corpus"
+# Megabytes.
 LIMITS = {"prepare": 2000, "stream": 1000}
 RUNS = [("prepare", "corpus.jsonl"), ("prepare", "corpus.txt"), ("stream", "corpus.jsonl"), ("stream", "corpus.txt")]
 
 
 def make(folder: Path, megabytes: int, vocab_size: int) -> None:
-    """Writes both forms of the corpus and a tokenizer trained on a part of it."""
+    """Writes both forms of the corpus, and a tokenizer trained on a part of it."""
     from chatgpt_hf import train_tokenizer
 
     paragraphs = [
         paragraph
-        for file in sorted(SHARED.rglob("*.txt"))
+        for file in sorted(CORPUS.rglob("*.txt"))
         for paragraph in file.read_text(encoding="utf-8").split("\n\n")
         if paragraph.strip()
     ]
@@ -53,7 +51,7 @@ def make(folder: Path, megabytes: int, vocab_size: int) -> None:
 
 
 def measure(way: str, file: Path, block_size: int, rows: int) -> dict[str, Any]:
-    """Runs one way in this process; a stream has no end and gives so many rows."""
+    """Runs one way in this process; a stream has no end, so `rows` says how many to take from it."""
     from chatgpt_hf import load_tokenizer
     from chatgpt_hf.data.mixture import load_mixture, stream_mixture
     from chatgpt_hf.data.prepare import prepare_rows
@@ -74,32 +72,18 @@ def measure(way: str, file: Path, block_size: int, rows: int) -> dict[str, Any]:
             padding += int((row["input_ids"] == tokenizer.pad_token_id).sum())
         used = 1 - padding / (rows * block_size)
     figures = {"way": way, "file": file.name, "rows": rows, "used": used, "megabytes": file.stat().st_size / 1e6}
-    return {**figures, "seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu, "peak": peak()}
+    took = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+    return {**figures, **took, "peak": harness.peak_bytes() / 1e6}
 
 
-def peak() -> float:
-    """The largest resident set of this process in megabytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Unlike ru_maxrss, this leaves out the process that started this one.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def apart(*arguments: str, folder: Path) -> str:
-    """Runs this script with other arguments in a process of its own, and returns its last line."""
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "datasets"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, __file__, *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if run.returncode != 0:
-        raise SystemExit(f"{' '.join(arguments)} failed:\n{run.stderr}")
-    return (run.stdout.splitlines() or [""])[-1]
+def apart(folder: Path, *arguments: str) -> str:
+    """Runs this script with other arguments in a separate process and returns its output."""
+    environment = {"HF_DATASETS_CACHE": str(folder / "datasets"), "HF_HUB_OFFLINE": "1"}
+    return harness.run_apart(" ".join(arguments), [sys.executable, __file__, *arguments], **environment)
 
 
 def ratios(results: list[dict[str, Any]]) -> dict[str, float]:
-    """The stream beside the finite way, and the shares of positions that hold a token."""
+    """The stream against preparing all rows, and the share of positions that hold a token."""
     found = {}
     for prepared, streamed in zip(results[:2], results[2:], strict=True):
         file = prepared["file"]
@@ -111,11 +95,10 @@ def ratios(results: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--megabytes", type=int, default=50, help="size of the corpus (default: %(default)s)")
     parser.add_argument("--vocab", type=int, default=4096, help="entries of the vocabulary (default: %(default)s)")
     parser.add_argument("--block", type=int, default=512, help="tokens in a row (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -126,23 +109,20 @@ def main() -> None:
         way, file, rows = args.measure
         print(json.dumps(measure(way, Path(file), args.block, int(rows))))
         return
-    if not SHARED.is_dir():
-        # Not at the top: what is imported there counts in the memory that is measured.
-        from bench import skip
-
-        skip(f"There is no folder {SHARED}: set CHATGPT_HF_DATA to one with texts in corpus/.")
+    if not CORPUS.is_dir():
+        harness.skip(f"There is no folder {CORPUS}: set CHATGPT_HF_DATA to one with texts in corpus/.")
 
     results = []
     with tempfile.TemporaryDirectory(prefix="data-memory-") as temporary:
         folder = Path(temporary)
-        apart("--make", str(folder), "--megabytes", str(args.megabytes), "--vocab", str(args.vocab), folder=folder)
+        apart(folder, "--make", str(folder), "--megabytes", str(args.megabytes), "--vocab", str(args.vocab))
         print(f"{args.megabytes} MB, {args.vocab} entries, rows of {args.block}\n")
         print(f"{'':<24}{'peak memory':>13}{'limit':>9}{'wall':>9}{'CPU':>9}{'MB/CPU-s':>10}{'rows':>9}{'used':>10}")
         for way, name in RUNS:
-            # What the finite way made of the same file: one pass over it.
+            # A stream gives as many rows as preparing the same file gave: one pass over it.
             rows = next((result["rows"] for result in results if result["file"] == name), 0)
             measured = ["--measure", way, str(folder / name), str(rows), "--block", str(args.block)]
-            result = json.loads(apart(*measured, folder=folder))
+            result = json.loads(apart(folder, *measured).splitlines()[-1])
             results.append(result)
             speed = result["megabytes"] / result["cpu"]
             print(
@@ -150,9 +130,7 @@ def main() -> None:
                 f"{result['cpu']:>7.1f} s{speed:>10.2f}{result['rows']:>9,}{result['used']:>10.3%}",
                 flush=True,
             )
-    if args.json:
-        figures = {"settings": vars(args) | {"json": None}, "results": results, "ratios": ratios(results)}
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    harness.write_json(args.json, ratios(results), settings=vars(args) | {"json": None}, results=results)
     if any(result["peak"] > LIMITS[result["way"]] for result in results):
         raise SystemExit("A limit was exceeded.")
 

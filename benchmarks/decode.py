@@ -1,36 +1,36 @@
-"""Tokens per second of one model by several means, beside the share of what this machine's memory allows.
+"""Tokens per second of one model with several engines, and the share of what this machine's memory allows.
 
-One set of weights, of GPT-2-small's shape and random: transformers' own GPT-2 class, ours plainly, ours as the commands load it
-(packed linear layers, a cache that does not copy; float32, bfloat16, and quantized), the same with compiled steps, CTranslate2 and llama.cpp. Every means runs
-in a process of its own, which is where its peak of memory is read; they answer in turn, in rounds. Speeds and ratios are the
-medians of those of the rounds.
-Answers are greedy, after prompts of 16 tokens; prefill is the time to the first token after 512.
+All have the same random weights of GPT-2-small's shape: transformers' GPT-2 class; our model as it is; ours as the commands load
+it (packed linear layers, a cache that does not copy; float32, bfloat16 and quantized); the same with compiled steps; CTranslate2;
+llama.cpp. Each runs in a separate process, whose peak memory is measured. They take turns; speeds and ratios are medians of the
+rounds. Answers are greedy, after prompts of 16 tokens; prefill is the time to the first token after 512.
 
-The floor is the time to read every weight of the layers and the head once, at the bandwidth that a sum over 400 MB reaches.
+The floor is the time to read every weight of the layers and the head once, at the bandwidth of a sum over 400 MB.
 
     python benchmarks/decode.py --json decode.json --plot decode.png
 
-CTranslate2 and llama.cpp are left out by name where they are not installed (pip install ctranslate2 llama-cpp-python), and compiled
-steps where there is no C++ compiler.
+The script names what it leaves out: CTranslate2 and llama.cpp where they are not installed (pip install ctranslate2
+llama-cpp-python), and compiled steps where there is no C++ compiler.
 """
 
-import argparse
 import contextlib
-import json
-import multiprocessing
 import os
+import random
 import re
 import statistics
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# Means, its package if it is not ours, bytes a weight.
+import harness
+
+# The package of an engine that is not ours, and bytes per weight.
 ARMS = {
     "stock float32": (None, 4.0),
     "stock bfloat16": (None, 2.0),
@@ -53,22 +53,22 @@ QUICK = ("stock float32", "ours float32", "ours bfloat16", "ours int8")
 REFERENCE = "stock float32"
 PROMPT, PREFILL, MOST = 16, 512, 32
 
-# (batch, prompt tokens, new tokens)
+# Batch, prompt tokens, new tokens.
 Case = tuple[int, int, int]
 Answer = Callable[[list[list[int]], int], list[list[int]]]
 
 
 def write_weights(folder: Path, arms: list[str], small: bool) -> None:
-    """The same weights for everybody: `ours`, `stock` in GPT-2's layout, and what the other means read."""
+    """Saves the same weights for all engines: `ours`, `stock` in GPT-2's layout, and those of the chosen arms."""
     import torch
     from transformers import PreTrainedTokenizerFast
 
     from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, convert_checkpoint, load_builtin, train_tokenizer
 
     torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 2048} if small else {}
+    sizes = {**harness.TINY, "vocab_size": 2048} if small else {}
     model = ChatGPTForCausalLM(ChatGPTConfig.gpt2("gpt2", **sizes))
-    # Its likeliest tokens are to be clearly so, or sums in another order choose others.
+    # Large weights, so that the likeliest tokens stand out: otherwise sums in another order choose others.
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.2)
     texts = load_builtin("builtin:python-docs")["train"]["text"][:300]
     tokenizer = train_tokenizer(texts, 1024, max_digits=3, show_progress=False)
@@ -87,7 +87,7 @@ def write_weights(folder: Path, arms: list[str], small: bool) -> None:
         from tokenizers import Tokenizer
         from tokenizers.models import WordLevel
 
-        # It speaks in strings; each id is its own.
+        # CTranslate2 takes strings: each id becomes its digits.
         words = {str(index): index for index in range(model.config.vocab_size)}
         names = PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer(WordLevel(words, unk_token="0")), unk_token="0", bos_token="0", eos_token="1"
@@ -106,7 +106,7 @@ def write_weights(folder: Path, arms: list[str], small: bool) -> None:
 
 def load_ours(folder: Path, means: str, kind: str) -> Answer:
     import torch
-    from transformers import GenerationConfig, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
     from chatgpt_hf import ChatGPTForCausalLM, GrowingCache, use_cpu_kernels
     from chatgpt_hf.inference.compiling import StaticPrefix, compile_config
@@ -123,7 +123,7 @@ def load_ours(folder: Path, means: str, kind: str) -> Answer:
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
         ids = torch.tensor(prompts)
-        config = GenerationConfig(do_sample=False, max_new_tokens=count, eos_token_id=None, pad_token_id=0)
+        config = harness.greedy(count)
         cache: Any = None
         if means == "ours":
             cache = GrowingCache(model.config)
@@ -163,13 +163,7 @@ def load_llama_cpp(folder: Path, kind: str, threads: int) -> Answer:
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
         (prompt,) = prompts
-        model.reset()
-        found: list[int] = []
-        for token in model.generate(prompt, temp=0.0, repeat_penalty=1.0):
-            found.append(token)
-            if len(found) == count:
-                break
-        return [found]
+        return [harness.llama_answer(model, prompt, count)]
 
     return answer
 
@@ -184,20 +178,17 @@ def load(arm: str, folder: Path, threads: int) -> Answer:
 
 
 def own_memory() -> float:
-    """MB that belong to this process alone; pages of a file that was mapped can go at any time."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return float("nan")
-    kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("RssAnon"))
-    return int(kilobytes) / 1e3
+    """MB of this process without mapped files, whose pages the system can drop at any time."""
+    held = harness.status_bytes("RssAnon")
+    return float("nan") if held is None else held / 1024e3
 
 
-def work(arm: str, folder: Path, threads: int, pipe: Any) -> None:
-    """A process with one means of answering: takes (prompts, count), gives (ids, seconds), and at the end its peak in MB."""
+def work(arm: str, folder: Path, threads: int, pipe: Connection) -> None:
+    """Runs one arm in this process: takes (prompts, count), answers with `Timed` ids, and at the end with its peak in MB."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
-    # What every program with these libraries has is no means' own.
+    # The libraries first: their memory is not the arm's.
     import chatgpt_hf.inference.cpu.packed_linear  # noqa: F401
 
     torch.set_num_threads(threads)
@@ -216,26 +207,10 @@ def work(arm: str, folder: Path, threads: int, pipe: Any) -> None:
     answer = load(arm, folder, threads)
     pipe.send("ready")
     while (task := pipe.recv()) is not None:
-        begun = time.perf_counter()
-        found = answer(*task)
-        pipe.send((found, time.perf_counter() - begun))
+        pipe.send(harness.timed(answer, *task))
     ended.set()
     watcher.join()
     pipe.send(peak - before)
-
-
-def bandwidth(threads: int) -> float:
-    """Bytes per second that a sum over 400 MB reads."""
-    import torch
-
-    torch.set_num_threads(threads)
-    values = torch.ones(100_000_000)
-    seconds = []
-    for _ in range(7):
-        begun = time.perf_counter()
-        values.sum()
-        seconds.append(time.perf_counter() - begun)
-    return values.numel() * 4 / min(seconds)
 
 
 def label(case: Case) -> str:
@@ -245,75 +220,71 @@ def label(case: Case) -> str:
 def measure(
     arms: list[str], cases: list[Case], folder: Path, threads: int, rounds: int, vocab: int
 ) -> dict[str, dict[str, Any]]:
-    """Seconds of every round, ids and peak of memory, by means."""
-    import random
-
-    context = multiprocessing.get_context("spawn")
+    """Returns the seconds of every round, the ids and the peak memory of each arm."""
     draw = random.Random(0)
     prompts = {case: [[draw.randrange(8, vocab) for _ in range(case[1])] for _ in range(case[0])] for case in cases}
-    workers: dict[str, tuple[Any, Any]] = {}
-    results: dict[str, dict[str, Any]] = {}
+    workers: dict[str, tuple[Any, Connection]] = {}
     for arm in arms:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(arm, folder, threads, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        if ours.recv() == "ready":
-            workers[arm] = (process, ours)
-            results[arm] = {"seconds": {label(case): [] for case in cases}, "ids": {}}
-    for turn in range(rounds + 1):
-        print("Warming up" if turn == 0 else f"Round {turn} of {rounds}", file=sys.stderr)
-        for case in cases:
-            for arm, (_, pipe) in workers.items():
-                if arm.startswith("llama.cpp") and case[0] > 1:
-                    continue
-                pipe.send((prompts[case], case[2]))
-                ids, seconds = pipe.recv()
-                if turn:
-                    results[arm]["seconds"][label(case)].append(seconds)
-                    results[arm]["ids"][label(case)] = ids
+        workers[arm] = harness.start_worker("spawn", work, arm, folder, threads)
+        # One after another: the next one waits until this one has its model.
+        harness.receive(arm, workers[arm][1])
+
+    def ask(arm: str, case: Case) -> harness.Timed[list[list[int]]]:
+        pipe = workers[arm][1]
+        pipe.send((prompts[case], case[2]))
+        return harness.receive(arm, pipe)
+
+    # llama.cpp's Python package answers one prompt at a time.
+    turns = {
+        (arm, case): partial(ask, arm, case)
+        for case in cases
+        for arm in arms
+        if case[0] == 1 or not arm.startswith("llama.cpp")
+    }
+    answers = harness.in_turn(turns, rounds, warm_up=True)
+    results: dict[str, dict[str, Any]] = {}
     for arm, (process, pipe) in workers.items():
         pipe.send(None)
-        results[arm]["peak_mb"] = pipe.recv()
+        results[arm] = {"seconds": {}, "ids": {}, "peak_mb": harness.receive(arm, pipe)}
         process.join()
+    for (arm, case), timed in answers.items():
+        results[arm]["seconds"][label(case)] = [one.seconds for one in timed]
+        results[arm]["ids"][label(case)] = timed[-1].result
     return results
 
 
 def report(results: dict[str, dict[str, Any]], cases: list[Case], rate: float, weights: int, cache_mb: float) -> dict:
-    """Prints the table; returns the figures."""
+    """Prints the table and returns the figures."""
     first = results[REFERENCE]["seconds"]
     figures: dict[str, Any] = {}
     names = [label(case) for case in cases]
-    print(f"| | {' | '.join(names)} | of the floor | peak, MB (allowed) | ids |\n|{'---|' * (len(names) + 4)}")
+    print(harness.markdown_head("", *names, "of the floor", "peak, MB (allowed)", "ids"))
     for arm, result in results.items():
         figures[arm] = {}
         cells = []
         for case in cases:
-            seconds = result["seconds"][label(case)]
-            if not seconds:
+            seconds = result["seconds"].get(label(case))
+            if seconds is None:
                 cells.append("")
                 continue
             middle = statistics.median(seconds)
-            # Round by round, since what else the machine has to do differs more between rounds than within one.
-            ratio = statistics.median(one / other for one, other in zip(first[label(case)], seconds, strict=True))
+            ratio = statistics.median(harness.round_ratios(first[label(case)], seconds))
             speed = case[0] * (case[2] if case[2] > 1 else case[1]) / middle
             figures[arm][label(case)] = {"tokens_per_second": speed, "ratio": ratio}
             cells.append(f"{speed:.0f} ({ratio:.2f})")
         floor = weights * ARMS[arm][1] / rate
         one = next(case for case in cases if case[0] == 1 and case[2] > 1)
         share = floor * figures[arm][label(one)]["tokens_per_second"]
-        # The embedding is looked up in full precision where the head is quantized or packed.
+        # 400 MB more: the embedding stays in full precision where the head is quantized or packed.
         allowed = weights * ARMS[arm][1] / 1e6 + cache_mb + 400
         same = [result["ids"][name] == results[REFERENCE]["ids"][name] for name in names if name in result["ids"]]
         figures[arm] |= {"share_of_floor": share, "peak_mb": result["peak_mb"], "allowed_mb": allowed, "same": same}
-        print(
-            f"| {arm} | {' | '.join(cells)} | {share:.0%} | {result['peak_mb']:.0f} ({allowed:.0f}) "
-            f"| {'the same' if all(same) else f'{sum(same)} of {len(same)}'} |"
-        )
+        equal = "the same" if all(same) else f"{sum(same)} of {len(same)}"
+        print(harness.markdown_row(arm, *cells, f"{share:.0%}", f"{result['peak_mb']:.0f} ({allowed:.0f})", equal))
     return figures
 
 
-# What operations of PyTorch do, by their names without the namespace; the time that none accounts for is Python's.
+# Kinds of PyTorch operations by their names without the namespace; time outside all operations is Python's.
 KINDS = {
     "matrix products": re.compile(r"(add)?mm|linear(_dynamic)?|_linear_pointwise|_weight_int[48]pack_mm\w*"),
     "attention": re.compile(r"_*scaled_dot_product\w+"),
@@ -324,7 +295,7 @@ KINDS = {
 
 
 def profile(arm: str, folder: Path, cases: list[Case], threads: int, vocab: int) -> None:
-    """Prints where the milliseconds of a token go (of a prefill, where that is the case)."""
+    """Prints where the milliseconds of a token, or of a prefill, go."""
     import torch
 
     torch.set_num_threads(threads)
@@ -334,9 +305,7 @@ def profile(arm: str, folder: Path, cases: list[Case], threads: int, vocab: int)
     for batch, length, tokens in cases:
         prompts = torch.randint(8, vocab, (batch, length)).tolist()
         answer(prompts, tokens)
-        begun = time.perf_counter()
-        answer(prompts, tokens)
-        wall = (time.perf_counter() - begun) * 1e3
+        wall = 1e3 * harness.timed(answer, prompts, tokens).seconds
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
             answer(prompts, tokens)
         spent = dict.fromkeys(names, 0.0)
@@ -344,15 +313,13 @@ def profile(arm: str, folder: Path, cases: list[Case], threads: int, vocab: int)
             operation = event.key.rpartition("::")[2]
             kind = next((name for name, pattern in KINDS.items() if pattern.fullmatch(operation)), None)
             spent[kind or "other operations"] += event.self_cpu_time_total / 1e3
-        # The profiler slows small operations down, so that they can come to more than the run took without it.
+        # The profiler slows small operations down, so their sum can exceed the time without it.
         spent["Python"] = max(0.0, wall - sum(spent.values()))
         for name in names:
             table[name].append(spent[name] / tokens)
-    print(
-        f"\n{arm}: milliseconds a token\n\n| | {' | '.join(label(case) for case in cases)} |\n|{'---|' * (len(cases) + 1)}"
-    )
+    print(f"\n{arm}: milliseconds a token\n\n{harness.markdown_head('', *map(label, cases))}")
     for name, values in table.items():
-        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in values)} |")
+        print(harness.markdown_row(name, *(f"{value:.2f}" for value in values)))
 
 
 def draw_plot(figures: dict[str, Any], names: list[str], file: Path) -> None:
@@ -377,21 +344,24 @@ def draw_plot(figures: dict[str, Any], names: list[str], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="*", choices=list(ARMS), metavar="ARM", help=f"of: {', '.join(ARMS)}")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer, 2 or more (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}; two rounds of 24 tokens")
+    parser = harness.parser(__doc__, rounds=5, threads=1)
+    parser.add_argument(
+        "--arms",
+        nargs="*",
+        choices=list(ARMS),
+        metavar="ARM",
+        help=f"measure these and {REFERENCE}, of: {', '.join(ARMS)}",
+    )
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer, 2 or more (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help=f"two rounds of 24 tokens of {', '.join(QUICK)}")
     parser.add_argument("--profile", action="store_true", help="also print where a token's time goes")
-    parser.add_argument("--tiny", action="store_true", help="a model of two narrow layers, to try the script")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the ratios, as a PNG")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if args.tokens < 2:
-        parser.error("--tokens: 2 or more, since one token is the prefill")
+        parser.error("--tokens: give 2 or more; one token would only measure the prefill")
     rounds, tokens = (2, 24) if args.quick else (args.rounds, args.tokens)
     arms = [arm for arm in ARMS if arm in (args.arms or (QUICK if args.quick else ARMS)) or arm == REFERENCE]
     for arm in list(arms):
@@ -404,7 +374,7 @@ def main() -> None:
 
             missing = missing_compiler(torch.device("cpu"))
         if missing is not None:
-            print(f"Left out: {arm}, for want of {missing}.", file=sys.stderr)
+            print(f"Left out: {arm}; {missing} is missing.", file=sys.stderr)
             arms.remove(arm)
     cases: list[Case] = [(1, PROMPT, tokens), (8, PROMPT, tokens), (MOST, PROMPT, tokens), (1, PREFILL, 1)]
     with tempfile.TemporaryDirectory() as work_folder:
@@ -417,11 +387,11 @@ def main() -> None:
 
         assert chatgpt_hf.ChatGPTConfig
         config = AutoConfig.from_pretrained(folder / "ours")
-        # Attention 4 and feed-forward 8 squares of the width, and the head.
-        weights = 12 * config.num_hidden_layers * config.hidden_size**2 + config.vocab_size * config.hidden_size
+        weights = harness.weights_read(config)
         cache = 8e-6 * MOST * (PROMPT + tokens) * config.num_hidden_layers * config.hidden_size
         results = measure(arms, cases, folder, args.threads, rounds, min(config.vocab_size, 1000))
-        rate = bandwidth(args.threads)
+        harness.prepare(args.threads)
+        rate = harness.read_bandwidth()
         if args.profile:
             for arm in ("ours float32", "ours int8"):
                 if arm in arms:
@@ -434,9 +404,7 @@ def main() -> None:
         for case in cases
         if label(case) in figures[arm] and arm != REFERENCE
     }
-    if args.json:
-        content = {"ratios": ratios, "figures": figures, "bandwidth": rate, "threads": args.threads}
-        args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    harness.write_json(args.json, ratios, figures=figures, bandwidth=rate, threads=args.threads)
     if args.plot:
         draw_plot(figures, [label(case) for case in cases], args.plot)
 

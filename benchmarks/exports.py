@@ -1,12 +1,13 @@
-"""One chat model in every form that it can take: size, perplexity, tokens per second, and whether it gives the same answers.
+"""One chat model in every form: size, perplexity, tokens per second, and whether the answers stay the same.
 
-Quantized by transformers' configs (torchao, bitsandbytes), and exported by `chatgpt-hf export`. All forms are held in one
-process with one thread each, and answer in turn, three times; the median counts. Answers are greedy and are compared with
-those of the float32 model, id by id up to the end of the answer. The perplexity is that of held-out answers.
+The forms are quantized with transformers' configs (torchao, bitsandbytes) or made by `chatgpt-hf export`. All run in one process
+with one thread each and take turns; the median of the rounds counts. Greedy answers are compared with the float32 model's, id
+by id up to the end of the answer. The perplexity is that of held-out answers.
 
     python benchmarks/exports.py --model runs/gguf/chat
 
-Without --model its shape is the quickstart's and its weights are random, and llama.cpp has no layout for it. The folder needs an architecture and a tokenizer that llama.cpp knows, or its rows say why they are missing:
+Without --model the model has the quickstart's shape and random weights, for which llama.cpp has no layout. For llama.cpp, the
+model needs an architecture and a tokenizer that it knows; otherwise its rows say what is missing:
 
     chatgpt-hf tokenizer train --corpus builtin:python-docs --max_digits 3 --output_dir runs/gguf/tokenizer
     chatgpt-hf pretrain pretrain-quickstart --tokenizer runs/gguf/tokenizer --gated_mlp true --hidden_act silu \\
@@ -14,25 +15,21 @@ Without --model its shape is the quickstart's and its weights are random, and ll
     chatgpt-hf sft sft-quickstart --model_name_or_path runs/gguf/base --output_dir runs/gguf/chat
 """
 
-import argparse
-import json
 import math
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import harness
 import torch
-from serving import random_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
-from transformers.utils import logging as transformers_logging
 
 from chatgpt_hf import ChatGPTConfig, load_tokenizer
 from chatgpt_hf.data.builtin import load_builtin
@@ -48,21 +45,19 @@ class Form:
     """A model in one form.
 
     Attributes:
-        logits: Of ids (1, seq): (seq, vocab).
-        answer: The greedy ids after a prompt's, as many as asked, and no end before.
-        megabytes: Of its weights on the disk.
+        logits: Computes (seq, vocab) logits of (1, seq) ids.
+        answer: Gives exactly as many greedy ids after a prompt as asked for.
+        megabytes: Size of its weights on disk.
     """
 
     logits: Callable[[torch.Tensor], torch.Tensor]
     answer: Callable[[list[int], int], list[int]]
     megabytes: float
-    seconds: list[float] = field(default_factory=list)
-    answers: list[list[int]] = field(default_factory=list)
 
 
 def megabytes(folder: Path) -> float:
-    suffixes = (".safetensors", ".data", ".onnx", ".bin", ".xml", ".pte", ".pt2", ".gguf")
-    return sum(file.stat().st_size for file in folder.iterdir() if file.name.endswith(suffixes)) / 1e6
+    endings = (".safetensors", ".data", ".onnx", ".bin", ".xml", ".pte", ".pt2", ".gguf")
+    return harness.megabytes(folder, endings)
 
 
 def transformers_form(source: str, folder: Path, **options: object) -> Form:
@@ -73,13 +68,7 @@ def transformers_form(source: str, folder: Path, **options: object) -> Form:
     def logits(ids: torch.Tensor) -> torch.Tensor:
         return model(ids).logits[0].float()
 
-    def answer(prompt: list[int], count: int) -> list[int]:
-        ids = torch.tensor([prompt])
-        mask = torch.ones_like(ids)
-        options = {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": None, "pad_token_id": 0}
-        return model.generate(ids, attention_mask=mask, max_new_tokens=count, **options)[0, len(prompt) :].tolist()
-
-    return Form(logits, answer, megabytes(folder))
+    return Form(logits, partial(harness.greedy_answer, model), megabytes(folder))
 
 
 def graph_form(source: str, folder: Path, export_format: str, config: ChatGPTConfig) -> Form:
@@ -115,20 +104,11 @@ def gguf_form(source: str, folder: Path, outtype: str) -> Form:
         model.eval(ids[0].tolist())
         return torch.from_numpy(model.scores[: ids.shape[1]].copy())
 
-    def answer(prompt: list[int], count: int) -> list[int]:
-        model.reset()
-        found: list[int] = []
-        for token in model.generate(prompt, temp=0.0, repeat_penalty=1.0):
-            found.append(token)
-            if len(found) == count:
-                break
-        return found
-
-    return Form(logits, answer, megabytes(folder))
+    return Form(logits, partial(harness.llama_answer, model), megabytes(folder))
 
 
 def make_forms(source: str, work: Path, only: list[str] | None) -> dict[str, Form | str]:
-    """Every form by name, or the reason why there is none."""
+    """Makes the forms, by name; one that cannot be made is the reason why."""
     from torchao.quantization import (
         Int8DynamicActivationInt8WeightConfig,
         Int8WeightOnlyConfig,
@@ -170,7 +150,7 @@ def make_forms(source: str, work: Path, only: list[str] | None) -> dict[str, For
 
 
 def perplexity(form: Form, conversations: list[dict[str, torch.Tensor]]) -> float:
-    """Of what the assistant says."""
+    """The perplexity of the assistant's messages."""
     nats, count = 0.0, 0
     for row in conversations:
         said = row["assistant_masks"][0, 1:].bool()
@@ -183,24 +163,22 @@ def perplexity(form: Form, conversations: list[dict[str, torch.Tensor]]) -> floa
 
 
 def up_to_end(ids: list[int], ends: set[int]) -> list[int]:
+    """The ids before the first that ends an answer."""
     return ids[: next((index for index, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, rounds=3)
     parser.add_argument(
         "--model", help="folder of a chat model (default: the quickstart's shape, with random weights)"
     )
-    parser.add_argument("--conversations", type=int, default=64, help="held out (default: %(default)s)")
+    parser.add_argument("--conversations", type=int, default=64, help="held-out conversations (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=20, help="held-out questions (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--only", nargs="*", help="forms to make beside float32 (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer (default: %(default)s)")
+    parser.add_argument("--only", nargs="*", help="forms to compare with float32 (default: all)")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers_logging.set_verbosity_error()
-    source = args.model or random_model()
+    harness.prepare(threads=1)
+    source = args.model or harness.random_model()
     tokenizer = load_tokenizer(source)
     rows = load_builtin("builtin:python-qa")["test"]["messages"]
     encoded = (encode_conversation(tokenizer, row) for row in rows)
@@ -217,18 +195,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         forms = make_forms(source, Path(work), args.only)
         made = {name: form for name, form in forms.items() if isinstance(form, Form)}
-        for round_index in range(args.rounds):
-            print(f"Round {round_index + 1} of {args.rounds}", file=sys.stderr)
-            for form in made.values():
-                begun = time.perf_counter()
-                form.answers = [form.answer(prompt, args.tokens) for prompt in prompts]
-                form.seconds.append(time.perf_counter() - begun)
-        reference = [up_to_end(answer, ends) for answer in made["float32"].answers]
+
+        def answers(form: Form) -> list[list[int]]:
+            return [form.answer(prompt, args.tokens) for prompt in prompts]
+
+        rounds = harness.in_turn(
+            {name: partial(harness.timed, answers, form) for name, form in made.items()}, args.rounds
+        )
+        said = {name: [up_to_end(answer, ends) for answer in times[-1].result] for name, times in rounds.items()}
         expected = [made["float32"].logits(row["input_ids"]) for row in short[:8]]
         results = {}
         for name, form in made.items():
-            speed = len(prompts) * args.tokens / statistics.median(form.seconds)
-            same = [up_to_end(answer, ends) == wanted for answer, wanted in zip(form.answers, reference, strict=True)]
             differences = [
                 (form.logits(row["input_ids"]) - want).abs().max().item()
                 for row, want in zip(short[:8], expected, strict=True)
@@ -237,33 +214,33 @@ def main() -> None:
                 "megabytes": form.megabytes,
                 "perplexity": perplexity(form, short),
                 "logits": max(differences),
-                "same_answers": sum(same),
-                "tokens_per_second": speed,
+                "same_answers": harness.count_equal(said[name], said["float32"]),
+                "tokens_per_second": len(prompts) * args.tokens / harness.median_seconds(rounds[name]),
             }
     print(f"torch {torch.__version__}, one thread; {len(short)} conversations, {len(prompts)} questions\n")
-    print(
-        "| form | MB | perplexity | largest difference of a logit | same answers | tokens/s | ratio |\n"
-        "|---|---|---|---|---|---|---|"
-    )
+    titles = ("MB", "perplexity", "largest difference of a logit", "same answers", "tokens/s", "ratio")
+    print(harness.markdown_head("form", *titles))
     first = results["float32"]["tokens_per_second"]
     for name, form in forms.items():
         if isinstance(form, str):
-            print(f"| {name} | {form} | | | | | |")
+            print(harness.markdown_row(name, form, *[""] * (len(titles) - 1)))
             continue
         row = results[name]
-        print(
-            f"| {name} | {row['megabytes']:.1f} | {row['perplexity']:.3f} | {row['logits']:.1e} "
-            f"| {row['same_answers']} of {len(prompts)} | {row['tokens_per_second']:.0f} "
-            f"| {row['tokens_per_second'] / first:.2f} |"
+        cells = (
+            f"{row['megabytes']:.1f}",
+            f"{row['perplexity']:.3f}",
+            f"{row['logits']:.1e}",
+            f"{row['same_answers']} of {len(prompts)}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['tokens_per_second'] / first:.2f}",
         )
-    if args.json:
-        ratios = {}
-        for name, row in results.items():
-            if name != "float32":
-                ratios[f"{name}/float32 tokens per second"] = row["tokens_per_second"] / first
-                ratios[f"{name}: same answers"] = row["same_answers"] / len(prompts)
-        figures = {"results": results, "ratios": ratios}
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        print(harness.markdown_row(name, *cells))
+    ratios = {}
+    for name, row in results.items():
+        if name != "float32":
+            ratios[f"{name}/float32 tokens per second"] = row["tokens_per_second"] / first
+            ratios[f"{name}: same answers"] = row["same_answers"] / len(prompts)
+    harness.write_json(args.json, ratios, results=results)
 
 
 if __name__ == "__main__":

@@ -1,41 +1,39 @@
-"""Whether one learning rate serves every width, and how it moves with the batch: the rules of `--depth`, tried small.
+"""Small tests of two rules of `--depth`: one learning rate serves every width, and it grows with the root of the batch.
 
-Two sweeps on `builtin:python-docs`, vocabulary 4,096, rows of 256, Muon, one seed, each run a `chatgpt-hf pretrain` in a
-process of its own, compared by bits per byte on held-out documents:
+Two sweeps on `builtin:python-docs` with a vocabulary of 4,096, rows of 256 tokens, Muon and one seed. Each run is a
+`chatgpt-hf pretrain` in a separate process; runs are compared by bits per byte on held-out documents:
 
 - width: depths 2 and 4 (widths 128 and 256) at 2,048 tokens a step, learning rates a factor of two apart;
-- batch: depth 2 at 2,048 and at 8,192 tokens a step and the same number of tokens, learning rates likewise.
+- batch: depth 2 at 2,048 and at 8,192 tokens a step for the same number of tokens, learning rates likewise.
 
-A rule holds where the best learning rate stays (width) or doubles (batch: square root of four). The steps between learning
-rates are coarse and there is one seed, so only a rule that is wrong by a factor of two or more would show.
+A rule holds where the best learning rate stays (width) or doubles (batch: square root of four). The learning rates are coarse
+and there is one seed, so only a rule that is wrong by a factor of two or more would show.
 """
 
-import argparse
 import json
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import harness
+
 from chatgpt_hf.data.builtin import load_builtin
 
 BLOCK_SIZE = 256
-CLI = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()"]
 
 
 def train(
     tokenizer: Path, depth: int, rows: int, steps: int, learning_rate: float, *, seed: int, options: Sequence[str]
 ) -> dict[str, Any]:
-    """One run; its held-out bits per byte, and the CPU seconds of the whole process."""
+    """Trains once and returns the held-out bits per byte and the CPU seconds of the whole process."""
     fields: dict[str, Any] = {
         "tokenizer": tokenizer,
         "depth": depth,
         "block_size": BLOCK_SIZE,
-        # Set by hand, so that the dial under test sets nothing but the shape.
+        # Set here, so that --depth sets only the shape.
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": 1,
         "max_steps": steps,
@@ -54,11 +52,8 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         words = [str(part) for name, value in fields.items() for part in (f"--{name}", value)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run = subprocess.run(
-            [*CLI, "pretrain", *words, *options, "--output_dir", f"{folder}/run"], capture_output=True, text=True
-        )
-        if run.returncode != 0:
-            raise SystemExit(f"The run failed:\n{run.stderr}")
+        command = [*harness.CLI, "pretrain", *words, *options, "--output_dir", f"{folder}/run"]
+        harness.run_apart("The run", command)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         figures = json.loads(Path(folder, "run", "results.json").read_text())
     return {
@@ -72,20 +67,25 @@ def train(
 
 
 def kept(small: list[dict[str, Any]], large: list[dict[str, Any]]) -> float:
-    """What a rule keeps: the best loss of the larger runs over the one at the learning rate that the smaller ones chose; 1 is all."""
+    """How good a rule's choice is: the larger runs' best loss over their loss at the smaller runs' best rate; 1 is perfect."""
     losses = [result["bits_per_byte"] for result in large]
     chosen = min(range(len(small)), key=lambda index: small[index]["bits_per_byte"])
     return min(losses) / losses[chosen]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweep", choices=("width", "batch", "both"), default="both")
-    parser.add_argument("--steps", type=int, help="of 2,048 tokens (100 in the width sweep, 300 in the batch sweep)")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.005, 0.01, 0.02], help="at 2,048 tokens a step")
-    parser.add_argument("--held_out", type=int, help="documents to compare on (default: all that are held out)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser = harness.parser(__doc__)
+    parser.add_argument("--sweep", choices=("width", "batch", "both"), default="both", help="default: both")
+    parser.add_argument("--steps", type=int, help="steps of 2,048 tokens (default: 100 for width, 300 for batch)")
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        default=[0.005, 0.01, 0.02],
+        help="learning rates at 2,048 tokens a step (default: 0.005 0.01 0.02)",
+    )
+    parser.add_argument("--held_out", type=int, help="number of held-out documents (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -100,7 +100,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder, "tokenizer")
         options = ["--corpus", "builtin:python-docs", "--vocab_size", "4096", "--output_dir", str(tokenizer)]
-        subprocess.run([*CLI, "tokenizer", "train", *options], check=True, capture_output=True)
+        harness.run_apart("The tokenizer's training", [*harness.CLI, "tokenizer", "train", *options])
         options = []
         if args.held_out:
             held_out = Path(folder, "held-out.jsonl")
@@ -116,13 +116,13 @@ def main() -> None:
                 flush=True,
             )
             ratios, count = {}, len(args.rates)
-            # Sweeps are made of the smaller runs and the larger ones, each at all rates.
+            # A sweep is the smaller runs at all rates, then the larger ones.
             for start in range(0, len(results) - 2 * count + 1, 2 * count):
                 small, large = results[start : start + count], results[start + count : start + 2 * count]
                 sweep = "width" if small[0]["depth"] != large[0]["depth"] else "batch"
                 ratios[f"{sweep}: best loss over the one at the rate that the rule gives"] = kept(small, large)
-            if args.json:
-                args.json.write_text(json.dumps({"results": results, "ratios": ratios}, indent=2) + "\n")
+            # Written after each run, so that an interruption loses nothing.
+            harness.write_json(args.json, ratios, results=results)
 
 
 if __name__ == "__main__":

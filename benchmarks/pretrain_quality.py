@@ -1,9 +1,9 @@
-"""Held-out loss of pretraining recipes against tokens and against core-seconds: same data, several seeds, one run each.
+"""Held-out loss of pretraining recipes against tokens and core-seconds, on the same data, with several seeds.
 
-Every run is the package's own `pretrain` in a process of its own, pinned to one core with one thread, so its CPU time is
-its cost whatever else the machine does. Core-seconds are those of the training loop: data, forward, backward, optimizer,
-callbacks and logging; not imports, evaluation and saving. Compilation, where a recipe compiles, is the first step's time
-above the median step's and is shown apart.
+Every run is the package's `pretrain` in a separate process, pinned to one core with one thread, so that its CPU time is its
+cost whatever else the machine does. Core-seconds are those of the training loop: data, forward, backward, optimizer, callbacks
+and logging; not imports, evaluation and saving. Compilation is the time of the first step above the median step's and has a
+separate column.
 
 Suites (`--suite`):
   shakespeare  nanoGPT's CPU command (GPT-2 style, AdamW) against this project's recipes, characters as tokens
@@ -20,7 +20,6 @@ import math
 import os
 import queue
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,18 +28,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import skip
+import harness
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("CHATGPT_HF_DATA", ROOT.parent / "shared" / "data")) / "corpus"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One recipe of a suite: a name and what it changes, as `pretrain` takes it on the command line."""
+    """One recipe of a suite: its name, and the options of `pretrain` that it changes."""
 
     name: str
     recipe: str | None = None
@@ -50,7 +45,7 @@ class Arm:
         """The options as command-line words."""
         words: list[str] = []
         for name, value in self.options.items():
-            # No word unsets what a recipe sets; `measure` does.
+            # No command-line word unsets a recipe's option: `measure` does that.
             if value is None:
                 continue
             values = value if isinstance(value, list) else [value]
@@ -91,13 +86,13 @@ NANOGPT = Arm(
 
 
 def change(arm: Arm, name: str, **options: Any) -> Arm:
-    """An arm with other options."""
+    """The arm with these options changed."""
     return Arm(name, arm.recipe, {**arm.options, **options})
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Arms that are trained on the same text."""
+    """Arms trained on the same text."""
 
     train: str
     held_out: str
@@ -106,11 +101,11 @@ class Suite:
 
 
 def shakespeare(data: Path) -> Suite:
-    """The first 90 % of the characters to train on, the rest held out, as nanoGPT's prepare.py cuts it."""
+    """Trains on the first 90 % of the characters and holds out the rest, as nanoGPT's prepare.py does."""
     text = (data / "tinyshakespeare.txt").read_text(encoding="utf-8")
     cut = int(len(text) * 0.9)
     recipe = Arm("shakespeare-char", "shakespeare-char")
-    # More rows than text: worth it where core-seconds count and parameters do not.
+    # Larger tables than the text needs: worth it where core-seconds count and parameters do not.
     tables = {"ngram_vocab_sizes": [4096, 8192, 16384], "torch_compile": True}
     quick = {"num_hidden_layers": 2, "max_steps": 160, "learning_rate": 0.01, "warmup_steps": 10}
     long = {
@@ -118,7 +113,7 @@ def shakespeare(data: Path) -> Suite:
         "num_hidden_layers": 2,
         "block_size": 257,
         "per_device_train_batch_size": 6,
-        # A last batch of another size would be compiled for anew.
+        # A last batch of another size would be compiled again.
         "dataloader_drop_last": True,
         "gated_mlp": True,
         "hidden_act": "silu",
@@ -143,7 +138,7 @@ def shakespeare(data: Path) -> Suite:
 
 
 def ablations(data: Path) -> Suite:
-    """One change at a time from `shakespeare-char` at 0.31 M tokens, with the learning rate of the shorter run."""
+    """Makes one change at a time to `shakespeare-char` at 0.31 M tokens, with a learning rate for the shorter run."""
     suite = shakespeare(data)
     base = Arm("shakespeare-char, 400 steps", "shakespeare-char", {"max_steps": 400, "learning_rate": 0.008})
     changes: dict[str, dict[str, Any]] = {
@@ -153,7 +148,7 @@ def ablations(data: Path) -> Suite:
         "layer norm": {"norm_type": "layernorm"},
         "no QK-norm": {"qk_norm": False},
         "GELU": {"hidden_act": "gelu"},
-        # 341 is two thirds of 512: as many parameters. The config rounds up to 384.
+        # 341 is two thirds of 512, for the same number of parameters. The config rounds up to 384.
         "SwiGLU": {"hidden_act": "silu", "gated_mlp": True, "intermediate_size": 341},
         "no zero initialization": {"zero_init_residual": False},
         "tied head": {"tie_word_embeddings": True},
@@ -174,7 +169,7 @@ def ablations(data: Path) -> Suite:
 
 
 def optimizers(text: tuple[str, str]) -> Suite:
-    """Muon and AdamW, each at several learning rates, on one corpus with a tokenizer of 2,048 tokens."""
+    """Compares Muon and AdamW, each at several learning rates, with a tokenizer of 2,048 tokens."""
     shape = {
         "hidden_size": 128,
         "num_hidden_layers": 4,
@@ -193,7 +188,7 @@ def optimizers(text: tuple[str, str]) -> Suite:
 
 
 def python_docs(data: Path) -> Suite:
-    """The embedded corpus, with its own held-out part."""
+    """The built-in corpus with its held-out part."""
     from chatgpt_hf.data.builtin import load_builtin
 
     parts = load_builtin("builtin:python-docs")
@@ -217,7 +212,7 @@ SUITES = {
 
 
 def measure(arm: Arm, seed: int, train: str, held_out: str, folder: str, points: int) -> dict[str, Any]:
-    """Trains one arm with one seed in this process."""
+    """Trains one arm with one seed in this process and returns its figures."""
     from transformers import TrainerCallback
 
     from chatgpt_hf.checkpoints import load_model
@@ -233,7 +228,7 @@ def measure(arm: Arm, seed: int, train: str, held_out: str, folder: str, points:
     from chatgpt_hf.training.pretrain import pretrain
 
     class CoreSeconds(TrainerCallback):
-        """CPU time of each step, from the end of the one before, without what evaluation and saving take."""
+        """CPU time from one step's end to the next, without evaluation and saving."""
 
         def __init__(self) -> None:
             self.steps: list[float] = []
@@ -270,7 +265,7 @@ def measure(arm: Arm, seed: int, train: str, held_out: str, folder: str, points:
     result = evaluate_language_modeling(model, tokenizer, [text], stride=context - 1, batch_size=32, progress=False)
     state = json.loads((Path(folder) / "report" / "report.json").read_text(encoding="utf-8"))
     usual = statistics.median(clock.steps)
-    # The first step holds the compilation, where there is one.
+    # The first step includes compilation, if any.
     compilation = clock.steps[0] - usual
     cumulative = [compilation * -1]
     for step in clock.steps:
@@ -294,34 +289,27 @@ def measure(arm: Arm, seed: int, train: str, held_out: str, folder: str, points:
 
 
 def start(arm: Arm, seed: int, train: Path, held_out: Path, points: int, cores: "queue.Queue[int]") -> dict[str, Any]:
-    """Runs `measure` in a process of its own on a free core."""
+    """Runs `measure` in a separate process on a free core."""
     core = cores.get()
     try:
         with tempfile.TemporaryDirectory() as folder:
             task = {"arm": asdict(arm), "seed": seed, "train": str(train), "held_out": str(held_out)}
-            task |= {"folder": f"{folder}/run", "points": points}
-            process = subprocess.run(
+            task |= {"folder": f"{folder}/run", "points": points, "core": core}
+            output = harness.run_apart(
+                f"{arm.name}, seed {seed}",
                 [sys.executable, __file__, "--worker", json.dumps(task)],
-                env={
-                    **os.environ,
-                    "OMP_NUM_THREADS": "1",
-                    "TOKENIZERS_PARALLELISM": "false",
-                    # Of its own, so that every run pays for its compilation.
-                    "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
-                },
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-                capture_output=True,
-                text=True,
+                OMP_NUM_THREADS="1",
+                TOKENIZERS_PARALLELISM="false",
+                # An empty cache for each run, so that every run pays for its compilation.
+                TORCHINDUCTOR_CACHE_DIR=f"{folder}/inductor",
             )
-        if process.returncode:
-            raise SystemExit(f"{arm.name}, seed {seed}:\n{process.stderr[-3000:]}")
-        return json.loads(process.stdout.splitlines()[-1])
+        return json.loads(output.splitlines()[-1])
     finally:
         cores.put(core)
 
 
 def plot(results: dict[str, list[dict[str, Any]]], file: Path) -> None:
-    """Held-out loss against tokens and against core-seconds, one line for each seed."""
+    """Draws the held-out loss against tokens and against core-seconds, a line for each seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -343,13 +331,12 @@ def plot(results: dict[str, list[dict[str, Any]]], file: Path) -> None:
 
 
 def show(suite: Suite, results: dict[str, list[dict[str, Any]]]) -> None:
-    """Means and standard deviations over the seeds."""
+    """Prints means and standard deviations over the seeds."""
 
     def column(name: str, key: str) -> tuple[float, float]:
         values = [run[key] for run in results[name]]
         return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
-    table = Table()
     titles = (
         "recipe",
         "parameters",
@@ -361,8 +348,7 @@ def show(suite: Suite, results: dict[str, list[dict[str, Any]]]) -> None:
         "compiling",
         "share of core-s",
     )
-    for title in titles:
-        table.add_column(title, justify="left" if title == "recipe" else "right")
+    table = harness.rich_table(*titles, left=("recipe",))
     for name, runs in results.items():
         loss, spread = column(name, "nats_per_character")
         cost = column(name, "core_seconds")[0]
@@ -377,33 +363,41 @@ def show(suite: Suite, results: dict[str, list[dict[str, Any]]]) -> None:
             f"{column(name, 'compilation')[0]:.1f}",
             f"{cost / column(suite.reference, 'core_seconds')[0]:.2f}",
         )
-    Console(width=140).print(table)
+    harness.show(table, width=140)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=SUITES, default="shakespeare")
+    parser = harness.parser(__doc__)
+    parser.add_argument("--suite", choices=SUITES, default="shakespeare", help="default: %(default)s")
     parser.add_argument(
-        "--data", type=Path, default=DATA, help="folder that holds tinyshakespeare.txt and gutenberg_en/"
+        "--data",
+        type=Path,
+        default=harness.SHARED_DATA / "corpus",
+        help="folder with tinyshakespeare.txt and gutenberg_en/",
     )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--points", type=int, default=4, help="evaluations on the way; 0 for none")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
-    parser.add_argument("--arms", nargs="+", help="run only arms whose name contains one of these; the first always")
-    parser.add_argument("--first_seed", type=int, default=0)
-    parser.add_argument("--max_steps", type=int, help="of every arm, in place of its own")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (default: %(default)s)")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the figures and their ratios to this file"
+        "--points", type=int, default=4, help="evaluations during training, 0 for none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each (default: all cores)"
+    )
+    parser.add_argument("--arms", nargs="+", help="run the first arm and those whose name contains one of these")
+    parser.add_argument("--first_seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--max_steps", type=int, help="steps of every arm, instead of its own")
+    parser.add_argument(
+        "--out", type=Path, default=harness.ROOT / "runs" / "benchmarks", help="folder of the figures and plots"
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         task = json.loads(args.worker)
+        # Before torch is imported, which asks how many cores it may use.
+        os.sched_setaffinity(0, {task.pop("core")})
         print(json.dumps(measure(Arm(**task.pop("arm")), **task)))
         return
     if not args.data.is_dir():
-        skip(f"There is no folder {args.data}: name with --data one that holds tinyshakespeare.txt.")
+        harness.skip(f"There is no folder {args.data}: name with --data one that holds tinyshakespeare.txt.")
     suite = SUITES[args.suite](args.data)
     arms = suite.arms
     if args.arms:
@@ -419,7 +413,7 @@ def main() -> None:
         train, held_out = Path(folder) / "train.txt", Path(folder) / "held_out.txt"
         train.write_text(suite.train, encoding="utf-8")
         held_out.write_text(suite.held_out, encoding="utf-8")
-        # Seed by seed, so that all arms have some runs early and drift of the machine meets all alike.
+        # Seed by seed, so that a change in the machine's speed affects all arms.
         jobs = {
             pool.submit(start, arm, seed, train, held_out, args.points, cores): arm.name
             for seed in range(args.first_seed, args.first_seed + args.seeds)
@@ -427,17 +421,16 @@ def main() -> None:
         }
         for job in track(as_completed(jobs), total=len(jobs), description="Training", console=Console(stderr=True)):
             results[jobs[job]].append(job.result())
-            # After each, so that what was measured survives an interruption.
+            # Written after each run, so that an interruption loses nothing.
             file = args.out / f"pretrain_quality-{args.suite}.json"
             file.write_text(json.dumps(results, indent=1), encoding="utf-8")
     if args.points:
         plot(results, args.out / f"pretrain_quality-{args.suite}.png")
     show(suite, results)
-    if args.json:
-        losses = {name: statistics.mean(run["nats_per_character"] for run in runs) for name, runs in results.items()}
-        first = losses.pop(suite.reference)
-        ratios = {f"{suite.reference}/{name} nats per character": first / loss for name, loss in losses.items()}
-        args.json.write_text(json.dumps({"results": results, "ratios": ratios}, indent=1), encoding="utf-8")
+    losses = {name: statistics.mean(run["nats_per_character"] for run in runs) for name, runs in results.items()}
+    first = losses.pop(suite.reference)
+    ratios = {f"{suite.reference}/{name} nats per character": first / loss for name, loss in losses.items()}
+    harness.write_json(args.json, ratios, results=results)
 
 
 if __name__ == "__main__":

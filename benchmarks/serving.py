@@ -1,18 +1,13 @@
-"""Requests against `chatgpt-hf serve`: one after another in the server, or batched continuously; tokens per second of each.
+"""Tokens per second of `chatgpt-hf serve` under load: requests answered one by one, or batched continuously.
 
-Both servers run in this one benchmark, one after the other, each in a process of its own. Every greedy reply under load is
-compared with the reply to the same request made alone, and the server's memory after the load with that before it.
+Both servers run one after the other, each in a separate process. Every greedy reply under load is compared with the reply to
+the same request made alone, and the server's memory after the load with its memory before.
 
     python benchmarks/serving.py --model runs/quickstart
 """
 
-import argparse
-import atexit
-import json
 import re
-import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,10 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import harness
 import openai
 import psutil
-from rich.console import Console
-from rich.table import Table
 
 QUESTIONS = [
     "What does str.join do?",
@@ -38,50 +32,11 @@ QUESTIONS = [
 ]
 
 
-def random_model(folder: Path | None = None) -> str:
-    """The shape of the quickstart's model, with weights large enough that its likeliest tokens are clearly so.
-
-    Without a folder it is gone when the script ends.
-    """
-    import torch
-
-    from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_builtin, train_tokenizer
-
-    tokenizer = train_tokenizer(load_builtin("builtin:python-docs")["train"]["text"], 4096, show_progress=False)
-    torch.manual_seed(0)
-    config = ChatGPTConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=3,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    if folder is None:
-        folder = Path(tempfile.mkdtemp())
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    ChatGPTForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 @contextmanager
 def served(model: str, *options: str) -> Iterator[tuple[openai.OpenAI, psutil.Process]]:
-    """A client of a server in a process of its own, and the process."""
-    command = [
-        sys.executable,
-        "-c",
-        "from chatgpt_hf.cli import main; main()",
-        "serve",
-        model,
-        "--port",
-        "0",
-        *options,
-    ]
-    process = subprocess.Popen([*command, "--served_model_name", "model"], stderr=subprocess.PIPE, text=True)
+    """Starts a server; yields a client of it and its process."""
+    command = [*harness.CLI, "serve", model, "--port", "0", "--served_model_name", "model", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         for line in process.stderr:
@@ -97,7 +52,7 @@ def served(model: str, *options: str) -> Iterator[tuple[openai.OpenAI, psutil.Pr
 
 
 def measure(model: str, requests: int, clients: int, max_tokens: int, *options: str) -> dict[str, Any]:
-    """The load's figures under one way of serving."""
+    """Measures one way of serving under the load."""
     tasks = [(QUESTIONS[i % len(QUESTIONS)], 1 + i * 37 % max_tokens) for i in range(requests)]
 
     with served(model, *options) as (client, process):
@@ -114,7 +69,7 @@ def measure(model: str, requests: int, clients: int, max_tokens: int, *options: 
         start = time.perf_counter()
         alone = {task: ask(task) for task in different}
         alone_seconds = time.perf_counter() - start
-        # All of what a load brings with it, once, before memory is looked at.
+        # A short load first, so that memory is compared after everything has been allocated once.
         with ThreadPoolExecutor(clients) as pool:
             list(pool.map(ask, tasks[: 2 * clients]))
             before = process.memory_info().rss
@@ -133,30 +88,22 @@ def measure(model: str, requests: int, clients: int, max_tokens: int, *options: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a chat model; without one, random weights in the quickstart's shape")
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--clients", type=int, default=16, help="requests at a time")
-    parser.add_argument("--max_tokens", type=int, default=100, help="of the longest answer; they go from 1 to this")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser = harness.parser(__doc__)
+    parser.add_argument("--model", help="folder of a chat model (default: the quickstart's shape, random weights)")
+    parser.add_argument("--requests", type=int, default=200, help="number of requests (default: %(default)s)")
+    parser.add_argument("--clients", type=int, default=16, help="requests at a time (default: %(default)s)")
+    parser.add_argument(
+        "--max_tokens", type=int, default=100, help="longest answer; the shortest is 1 (default: %(default)s)"
+    )
     args = parser.parse_args()
-    table = Table(title=f"{args.requests} requests, {args.clients} at a time")
-    for title in (
-        "",
-        "tokens/s, one client",
-        "tokens/s",
-        "requests/s",
-        "replies as alone",
-        "memory after/before",
-        "MB",
-    ):
-        table.add_column(title, justify="left" if not title else "right")
+    titles = ("tokens/s, one client", "tokens/s", "requests/s", "replies as alone", "memory after/before", "MB")
+    table = harness.rich_table("", *titles, left=("",), title=f"{args.requests} requests, {args.clients} at a time")
     ways = {"one by one": "--no-continuous_batching", "continuous batching": "--continuous_batching"}
-    # Continuous batching knows no penalty, and both have to say the same.
+    # Continuous batching has no repetition penalty, and both ways must give the same replies.
     common = ["--repetition_penalty", "1", "--max_concurrent", str(args.clients)]
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        model = args.model or random_model(Path(folder))
+        model = args.model or harness.random_model(Path(folder))
         for name, option in ways.items():
             results[name] = figures = measure(model, args.requests, args.clients, args.max_tokens, option, *common)
             table.add_row(
@@ -168,13 +115,12 @@ def main() -> None:
                 f"{figures['memory']:.3f}",
                 f"{figures['megabytes']:.0f}",
             )
-    Console(width=140).print(table)
+    harness.show(table, width=140)
     ratio = results["continuous batching"]["together"] / results["one by one"]["together"]
     print(f"Continuous batching gives {ratio:.2f} times the tokens a second under this load.")
-    if args.json:
-        ratios = {"continuous batching/one by one tokens per second": ratio}
-        ratios |= {f"{name}: replies as alone": figures["same"] / args.requests for name, figures in results.items()}
-        args.json.write_text(json.dumps({"results": results, "ratios": ratios}, indent=2) + "\n")
+    ratios = {"continuous batching/one by one tokens per second": ratio}
+    ratios |= {f"{name}: replies as alone": figures["same"] / args.requests for name, figures in results.items()}
+    harness.write_json(args.json, ratios, results=results)
 
 
 if __name__ == "__main__":

@@ -1,46 +1,57 @@
-"""Guessed tokens: how many a step they make, how many are right, and whether they save time.
+"""Speculative decoding: tokens per step, correct guesses, and whether it saves time.
 
-Three ways to the same greedy text, in turn, in rounds, the median counts: one token a step; prompt lookup, which guesses what
-followed the same tokens before; and a smaller model that guesses. Two kinds of prompts: a passage and the request to summarise it,
-where the answer repeats the passage, and prose to continue.
+Three ways to the same greedy text take turns; the median of the rounds counts: one token a step; prompt lookup, which guesses
+what followed the same tokens earlier; and a smaller model that guesses. There are two kinds of prompts: a passage with the
+request to summarise it, where the answer repeats the passage, and prose to continue.
 
     python benchmarks/speculation.py --model runs/novels --assistant runs/novels-small --text held-out.txt
 """
 
-import argparse
-import json
 import os
-import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import harness
 import torch
-from serving import random_model
-from transformers import GenerationConfig
-from transformers.utils import logging as transformers_logging
 
-from chatgpt_hf import GrowingCache, load_builtin, load_for_generation, load_tokenizer
+from chatgpt_hf import ChatGPTForCausalLM, GrowingCache, load_builtin, load_for_generation, load_tokenizer
 from chatgpt_hf.inference.speculation import Speculation, make_speculation
 from chatgpt_hf.tokenization_chatgpt import encode_documents
 
+REFERENCE = "one token a step"
+
+
+def answers(model: ChatGPTForCausalLM, way: Speculation, prompts: list[torch.Tensor], count: int) -> list[list[int]]:
+    """Up to `count` greedy tokens after each prompt."""
+    config = harness.greedy(count, **way.generation)
+    found = []
+    with way.counting(model):
+        for prompt in prompts:
+            ids = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=config,
+                past_key_values=GrowingCache(model.config),
+                assistant_model=way.assistant,
+            )
+            found.append(ids[0, prompt.shape[1] :].tolist())
+    return found
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, rounds=3, threads=1)
     parser.add_argument("--model", help="folder of a trained model (default: the quickstart's shape, random weights)")
-    parser.add_argument("--assistant", help="folder of a smaller one with the same tokenizer; without, lookup alone")
-    parser.add_argument("--text", type=Path, help="prose that neither learned from (default: builtin:python-docs)")
-    parser.add_argument("--prompts", type=int, default=8, help="of each kind (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=96, help="of an answer (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--quantize", help="as chatgpt-hf generate takes it")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--assistant", help="folder of a smaller model with the same tokenizer (default: none)")
+    parser.add_argument("--text", type=Path, help="prose that no model was trained on (default: builtin:python-docs)")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts of each kind (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=96, help="longest answer (default: %(default)s)")
+    parser.add_argument("--quantize", help="quantization of the model, as in chatgpt-hf generate")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    transformers_logging.set_verbosity_error()
-    args.model = args.model or random_model()
+    harness.prepare(args.threads)
+
+    args.model = args.model or harness.random_model()
     tokenizer = load_tokenizer(args.model)
     model = load_for_generation(args.model, args.quantize)
     context = model.config.max_position_embeddings
@@ -54,72 +65,55 @@ def main() -> None:
         "prose": [part[:200] for part in paragraphs],
     }
     ways: dict[str, Speculation] = {
-        "one token a step": Speculation(),
+        REFERENCE: Speculation(),
         "prompt lookup": make_speculation("auto", tokenizer, model, context),
     }
     if args.assistant:
         ways["assistant"] = make_speculation(args.assistant, tokenizer, model, context)
     own = model.config.num_hidden_layers // 2
     ways[f"own {own} layers"] = make_speculation(str(own), tokenizer, model, context)
-    results: dict[str, dict[str, dict[str, float]]] = {}
+
     print(f"{args.model}, {args.threads} thread(s)\n")
-    print(
-        "| prompts | | tokens a step | guesses that were right | tokens/s | ratio | same ids |\n|---|---|---|---|---|---|---|"
-    )
+    titles = ("tokens a step", "guesses that were right", "tokens/s", "ratio", "same ids")
+    print(harness.markdown_head("prompts", "", *titles))
+    results: dict[str, dict[str, dict[str, float]]] = {}
     for kind, prompts in texts.items():
         ids = [torch.tensor([row[:-1][-room:]]) for row in encode_documents(tokenizer, prompts)]
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        found: dict[str, list[list[int]]] = {}
         for way in ways.values():
             way.steps = way.guesses = 0
-        for _ in range(args.rounds):
-            for name, way in ways.items():
-                config = GenerationConfig(
-                    do_sample=False, max_new_tokens=args.tokens, eos_token_id=None, pad_token_id=0, **way.generation
-                )
-                begun = time.perf_counter()
-                with way.counting(model):
-                    found[name] = [
-                        model.generate(
-                            prompt,
-                            attention_mask=torch.ones_like(prompt),
-                            generation_config=config,
-                            past_key_values=GrowingCache(model.config),
-                            assistant_model=way.assistant,
-                        )[0, prompt.shape[1] :].tolist()
-                        for prompt in ids
-                    ]
-                seconds[name].append(time.perf_counter() - begun)
+        arms = {name: partial(harness.timed, answers, model, way, ids, args.tokens) for name, way in ways.items()}
+        rounds = harness.in_turn(arms, args.rounds)
         results[kind] = {}
-        first = statistics.median(seconds["one token a step"])
+        expected, first = rounds[REFERENCE][-1].result, harness.median_seconds(rounds[REFERENCE])
         for name, way in ways.items():
-            middle = statistics.median(seconds[name])
-            same = sum(one == other for one, other in zip(found[name], found["one token a step"], strict=True))
-            # An answer may end before it is as long as it may be; greedy ones are the same in each round.
-            answered = sum(len(answer) for answer in found[name])
+            found, middle = rounds[name][-1].result, harness.median_seconds(rounds[name])
+            same = harness.count_equal(found, expected)
+            # An answer may end early; greedy answers are the same in each round.
+            answered = sum(len(answer) for answer in found)
             tokens = answered * args.rounds
-            results[kind][name] = {
+            results[kind][name] = row = {
                 "tokens_per_step": tokens / way.steps,
                 "accepted": (tokens - way.steps) / way.guesses if way.guesses else 0.0,
                 "tokens_per_second": answered / middle,
                 "ratio": first / middle,
                 "same": same,
             }
-            row = results[kind][name]
-            right = f"{row['accepted']:.0%}" if way.guesses else ""
-            print(
-                f"| {kind} | {name} | {row['tokens_per_step']:.2f} | {right} | {row['tokens_per_second']:.0f} "
-                f"| {row['ratio']:.2f} | {same} of {len(ids)} |",
-                flush=True,
+            cells = (
+                f"{row['tokens_per_step']:.2f}",
+                f"{row['accepted']:.0%}" if way.guesses else "",
+                f"{row['tokens_per_second']:.0f}",
+                f"{row['ratio']:.2f}",
+                f"{same} of {len(ids)}",
             )
+            print(harness.markdown_row(kind, name, *cells), flush=True)
+
     ratios = {
         f"{kind}, {name}": row["ratio"]
         for kind, rows in results.items()
         for name, row in rows.items()
-        if name != "one token a step"
+        if name != REFERENCE
     }
-    if args.json:
-        args.json.write_text(json.dumps({"ratios": ratios, "figures": results}, indent=2) + "\n", encoding="utf-8")
+    harness.write_json(args.json, ratios, figures=results)
 
 
 if __name__ == "__main__":

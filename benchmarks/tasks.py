@@ -1,41 +1,34 @@
-"""The recipes for tasks, each run to its end from small base models that are made first, and a table of what they reach.
+"""Trains small base models, runs every task recipe from them, and prints a table of the results.
 
-The base models learn from English novels and articles and from one Chinese novel, below 15 minutes each on one core; the quickstart's
-base model from Python's documentation. What stands beside a model (TF-IDF and logistic regression, the most frequent tag of each
-word, the same architecture without pretraining) sees the same rows. Runs that are finished in --out are not made again.
+The base models learn from English novels and articles and from one Chinese novel, in less than 15 minutes each on one core; the
+quickstart's base model learns from Python's documentation. Baselines (TF-IDF with logistic regression, the most frequent tag of
+each word, the same architecture without pretraining) see the same rows. Runs that --out already holds are not repeated.
 
     python benchmarks/tasks.py --data FOLDER
     python benchmarks/tasks.py --data FOLDER --tasks sst2 tang-poems --jobs 1
 """
 
-import argparse
 import json
-import os
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import skip
-from rich.console import Console
-from rich.table import Table
+import harness
 
 from chatgpt_hf.training.run_folder import RECIPE_NAME, RESULTS_NAME
 
-ROOT = Path(__file__).resolve().parents[1]
-CLI = "from chatgpt_hf.cli import main; main()"
-# Of the ten novels one stays unread; its beginning is what the English base model is measured on.
+# The one novel of ten that no model reads; its beginning measures the English base model.
 UNREAD = "Moby-Dick"
 UNREAD_CHARACTERS = 200_000
-# Where a base model's texts lie below corpus/, and how JSON becomes one.
+# The recipe of each base model and its texts below corpus/; POEM makes a text of JSON.
 POEM = "{title}\n{author}\n{paragraphs}"
 BASES: dict[str, tuple[str, list[str | dict[str, str]]]] = {
     "base-english": ("base-english", ["gutenberg_en/*", "wikipedia_en_30_articles.txt", "wikitext2_valid.txt"]),
     "base-chinese": ("base-chinese", ["zh/*"]),
-    # A thousand poems, none of which is among the recipe's.
+    # A thousand poems, none of them in the task's data.
     "base-poems": ("base-chinese", ["zh/*", {"source": "zh_poems/quan_tang_shi_0.json", "template": POEM}]),
     "pretrain-quickstart": ("pretrain-quickstart", []),
 }
@@ -43,7 +36,15 @@ BASES: dict[str, tuple[str, list[str | dict[str, str]]]] = {
 
 @dataclass(frozen=True)
 class TaskRun:
-    """One recipe: the base model it starts from, where its rows lie in the data, the figure that counts, and changes."""
+    """One recipe.
+
+    Attributes:
+        base: The base model it starts from.
+        folder: Where its rows are in the data.
+        figures: The results to show.
+        recipe: Its recipe, if it has another name.
+        options: Further options of the command.
+    """
 
     base: str
     folder: str
@@ -72,33 +73,31 @@ RUNS = {
 
 
 def run(name: str, command: list[str], folder: Path) -> dict[str, Any]:
-    """The results of a command whose `--output_dir` is `folder`, and the seconds it took; kept from an earlier run.
+    """Runs a command with the `--output_dir` `folder`, unless an earlier run finished; returns its results and seconds.
 
     Raises:
-        SystemExit: When it fails, with what it said last.
+        SystemExit: When the command fails, with its last line.
     """
     finished, seconds_file = folder / RESULTS_NAME, folder.parent / f"{folder.name}.seconds.json"
     if not (finished.is_file() and seconds_file.is_file()):
         start = time.perf_counter()
         log = folder.parent / f"{folder.name}.log"
-        # What an interrupted run of this script began is gone on with, and its seconds are those of the rest.
+        # An interrupted run is resumed; its seconds are then those of the rest.
         begun = ["--resume_from_checkpoint", "true"] if (folder / RECIPE_NAME).is_file() else []
         with log.open("w", encoding="utf-8") as stream:
             code = subprocess.call(
-                [sys.executable, "-c", CLI, *command, "--output_dir", str(folder), *begun],
-                stdout=stream,
-                stderr=stream,
+                [*harness.CLI, *command, "--output_dir", str(folder), *begun], stdout=stream, stderr=stream
             )
         if code:
             said = log.read_text(encoding="utf-8").strip().splitlines()
-            raise SystemExit(f"{name} failed: {said[-1] if said else code}; {log} has the whole of it.")
+            raise SystemExit(f"{name} failed: {said[-1] if said else code}; see {log}.")
         seconds_file.write_text(json.dumps(time.perf_counter() - start), encoding="utf-8")
     results: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
     return results | {"seconds": json.loads(seconds_file.read_text(encoding="utf-8"))}
 
 
 def corpus_options(sources: list[str | dict[str, str]], data: Path, out: Path) -> list[str]:
-    """What a base model reads and is measured on."""
+    """The options for a base model's training and held-out texts."""
     files: list[Path] = []
     options = []
     for source in sources:
@@ -118,23 +117,19 @@ def corpus_options(sources: list[str | dict[str, str]], data: Path, out: Path) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Further options go to every task's `chatgpt-hf finetune`.",
-    )
-    default = Path(os.environ.get("CHATGPT_HF_DATA", ROOT.parent / "shared" / "data"))
+    parser = harness.parser(__doc__, epilog="Further options go to every task's `chatgpt-hf finetune`.")
     parser.add_argument(
-        "--data", type=Path, default=default, help="folder with classification/, corpus/, ner/, qa/ ..."
+        "--data", type=Path, default=harness.SHARED_DATA, help="folder with classification/, corpus/, ner/, qa/ ..."
     )
-    parser.add_argument("--tasks", nargs="+", choices=list(RUNS), default=list(RUNS), help="only these")
+    parser.add_argument("--tasks", nargs="+", choices=list(RUNS), default=list(RUNS), help="run only these")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; set OMP_NUM_THREADS=1 with several")
-    parser.add_argument("--max_steps", help="of every run, base models too, in place of its own")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "tasks", help="folder of the runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--max_steps", help="steps of every run, base models too, instead of the recipe's")
+    parser.add_argument(
+        "--out", type=Path, default=harness.ROOT / "runs" / "benchmarks" / "tasks", help="folder of the runs"
+    )
     args, further = parser.parse_known_args()
     if not args.data.is_dir():
-        skip(f"There is no folder {args.data}: name one with --data.")
+        harness.skip(f"There is no folder {args.data}: name one with --data.")
     args.out.mkdir(parents=True, exist_ok=True)
     shorter = ["--max_steps", args.max_steps] if args.max_steps else []
 
@@ -152,7 +147,7 @@ def main() -> None:
         return run(name, ["finetune", task.recipe or name, *data, *base, *task.options, *shorter, *further], folder)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        # In this order, so that no task that waits for its base keeps that base from a place.
+        # Base models first: a task that waits for its base must not take the base's place in the pool.
         bases = {base: pool.submit(make_base, base) for base in dict.fromkeys(RUNS[name].base for name in args.tasks)}
         made = pool.map(make_task, args.tasks)
         for base, future in bases.items():
@@ -161,9 +156,10 @@ def main() -> None:
                 f"{base}: {results['held_out_bits_per_byte']:.3f} bits per byte, {results['seconds']:.0f} s",
                 flush=True,
             )
-        table = Table(title="Tasks from small base models")
-        for title in ("recipe", "rows", "figure", "model", "beside it", "seconds"):
-            table.add_column(title, justify="left" if title in ("recipe", "figure", "beside it") else "right")
+        titles = ("recipe", "rows", "figure", "model", "beside it", "seconds")
+        table = harness.rich_table(
+            *titles, left=("recipe", "figure", "beside it"), title="Tasks from small base models"
+        )
         finished = dict(zip(args.tasks, made, strict=True))
         ratios: dict[str, float] = {}
         for name, results in finished.items():
@@ -182,9 +178,8 @@ def main() -> None:
                     "; ".join(beside),
                     f"{results['seconds']:.0f}",
                 )
-    Console(width=170).print(table)
-    if args.json:
-        args.json.write_text(json.dumps({"results": finished, "ratios": ratios}, indent=2) + "\n", encoding="utf-8")
+    harness.show(table, width=170)
+    harness.write_json(args.json, ratios, results=finished)
 
 
 if __name__ == "__main__":

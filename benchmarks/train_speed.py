@@ -1,35 +1,32 @@
-"""Step time and peak memory of training, ours against transformers' GPT-2 of the same size under the same stock `Trainer`.
+"""Step time and peak memory of training: our model against transformers' GPT-2 of the same size, both with stock `Trainer`.
 
-An arm is MODEL/MODE/DTYPE. The models: `gpt2` is `GPT2LMHeadModel`, `ours-gpt2` the same architecture in our code, `ours`
-our default one. Two more are ours trained otherwise: `ours-loop` in a plain loop without `Trainer`, `ours-callbacks` with
-what a pretraining run of ours adds to `Trainer`: its guard against divergence, its figures, its answer to SIGTERM. The modes are eager and compiled (`torch_compile`), the dtypes float32
-and bfloat16 (autocast).
+An arm is MODEL/MODE/DTYPE. The models: `gpt2` is `GPT2LMHeadModel`, `ours-gpt2` the same architecture in our code, `ours` our
+default architecture. Two more train `ours` in another way: `ours-loop` in a plain loop without `Trainer`, `ours-callbacks` with
+what our pretraining adds to `Trainer`: the guard against divergence, its figures, and stopping on SIGTERM. The modes are eager
+and compiled (`torch_compile`), the dtypes float32 and bfloat16 (autocast).
 
-Each arm lives in a process of its own and trains on the same random rows. The arms take turns: a few steps each, round
-after round, so that other work on the machine hits all of them, and each round gives a ratio of its own. CPU time is
-that of the arm's process with all its threads; on a busy machine trust it and not the wall time. The memory is the
-peak while training, warm-up left out, over what the process held before the model was made; on a CPU a compiled arm still
-holds what the compiler left.
+Each arm is a separate process; all train on the same random rows. They take turns of a few steps each, so that other work on
+the machine slows all of them alike, and each round gives a ratio. CPU time is that of all threads of the arm's process; on a
+busy machine, trust it rather than the wall time. The memory is the peak after warm-up, minus what the process held before it
+made the model; on a CPU, a compiled arm still holds what the compiler left behind.
 """
 
 import argparse
 import contextlib
-import json
-import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 import traceback
 from fnmatch import fnmatch
+from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import datasets
+import harness
 import torch
 import transformers
-from loss_memory import held_bytes, peak_bytes
 from torch.utils.data import DataLoader
 from transformers import (
     GPT2Config,
@@ -49,7 +46,7 @@ from chatgpt_hf.training.hardware import matmul_peak, synchronize
 from chatgpt_hf.training.scaling import flops_per_token
 from chatgpt_hf.training.trainer import PretrainTrainer
 
-# Layers, heads, width, block, rows in a batch on a CPU and on an accelerator, vocabulary. `tiny` is nanoGPT's CPU example.
+# Layers, heads, width, tokens in a row, rows in a batch on a CPU and on an accelerator, vocabulary. `tiny` is nanoGPT's example.
 SIZES = {
     "tiny": (4, 4, 128, 64, (12, 12), 65),
     "small": (6, 6, 384, 256, (4, 32), 4096),
@@ -62,22 +59,22 @@ ARMS = [
     "ours-loop/eager/float32",
     "ours-callbacks/eager/float32",
 ]  # fmt: skip
-# What is compared beside the reference: what `Trainer` costs, and what our callbacks cost.
+# Compared in addition to the reference: the costs of `Trainer` and of our callbacks.
 PAIRS = [
     ("ours/eager/float32", "ours-loop/eager/float32"),
     ("ours-callbacks/eager/float32", "ours/eager/float32"),
 ]
 WARMUP_STEPS = 3
-# Slower than this share of float32, bfloat16 is emulated and no choice.
+# Below this share of float32's speed, bfloat16 is emulated and nobody would use it.
 BFLOAT16_WORTH_RUNNING = 0.5
 
 
 class Stop(Exception):
-    """The benchmark has seen enough of this arm."""
+    """Ends an arm's training."""
 
 
 class Turns(TrainerCallback):
-    """Holds an arm at the beginning of a step until it is its turn, and reports what its last turn took."""
+    """Holds an arm before a step until it is its turn, and reports the times of its last turn."""
 
     def __init__(self, connection: Connection, steps: int, device: torch.device) -> None:
         self.connection, self.steps, self.device = connection, steps, device
@@ -95,7 +92,7 @@ class Turns(TrainerCallback):
             synchronize(self.device)
             wall, cpu = (now - then for now, then in zip(clocks(), self.before, strict=True))
             if done == 0:
-                reset_peak(self.device)
+                harness.reset_peak(self.device.type)
             self.connection.send({"wall": wall / self.steps, "cpu": cpu / self.steps, "first": self.first_step})
             if self.connection.recv() == "stop":
                 raise Stop
@@ -105,13 +102,6 @@ class Turns(TrainerCallback):
 
 def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
-
-
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def build(model: str, size: str) -> PreTrainedModel:
@@ -127,14 +117,7 @@ def build(model: str, size: str) -> PreTrainedModel:
 def our_config(model: str, size: str) -> ChatGPTConfig:
     layers, heads, width, block, _, vocab = SIZES[size]
     architecture = GPT2_ARCHITECTURE if "gpt2" in model else {}
-    return ChatGPTConfig(
-        vocab_size=vocab,
-        max_position_embeddings=block,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        **architecture,
-    )
+    return harness.shaped_config(layers, heads, width, vocab, block, **architecture)
 
 
 def random_rows(size: str, count: int) -> datasets.Dataset:
@@ -164,7 +147,7 @@ def train(arm: str, args: argparse.Namespace, rows: datasets.Dataset, turns: Tur
     if name != "ours-callbacks":
         Trainer(model, arguments, default_data_collator, rows, callbacks=[turns]).train()
         return
-    # Measured once in a run, at the first log, and remembered: no part of a step.
+    # A run measures this once, at its first log: it is no part of a step.
     matmul_peak(args.device, torch.float32)
     PretrainTrainer(
         model,
@@ -177,7 +160,7 @@ def train(arm: str, args: argparse.Namespace, rows: datasets.Dataset, turns: Tur
 
 
 def plain_loop(model: PreTrainedModel, args: argparse.Namespace, rows: datasets.Dataset, turns: Turns) -> None:
-    """What `Trainer` does to the weights, and no more: clipped gradients, fused AdamW, a linear schedule."""
+    """Does to the weights what `Trainer` does, and nothing else: clipped gradients, fused AdamW, a linear schedule."""
     model.to(args.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, 0, total_steps(args))
@@ -197,36 +180,29 @@ def total_steps(args: argparse.Namespace) -> int:
 
 
 def live(arm: str, args: argparse.Namespace, connection: Connection) -> None:
-    """The life of an arm's process."""
+    """Trains an arm in this process, and sends its peak memory at the end."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
-            torch.set_num_threads(args.threads)
-            transformers.logging.set_verbosity_error()
+            harness.prepare(args.threads)
             rows = random_rows(args.size, total_steps(args) * args.batch)
-            # glibc keeps freed blocks up to the size of the largest one that was freed so far, and gives larger ones back to
-            # the system: 3,000 page faults in a step of `tiny`, a twentieth of its time. All arms begin with the same size.
+            # glibc keeps freed blocks up to the size of the largest one freed so far, and returns larger ones to the system:
+            # 3,000 page faults in a step of `tiny`, a twentieth of its time. So all arms first free a block of the same size.
             torch.zeros(4 * 2**20)
-            before = held_bytes(args.device.type)
+            before = harness.held_bytes(args.device.type)
             with contextlib.suppress(Stop):
                 train(arm, args, rows, Turns(connection, args.steps, args.device))
-            connection.send({"peak": peak_bytes(args.device.type) - before})
+            connection.send({"peak": harness.peak_bytes(args.device.type) - before})
         except Exception:
             connection.send({"error": traceback.format_exc()})
 
 
 def probe(args: argparse.Namespace, connection: Connection) -> None:
-    """Measures what this machine does at best, away from the process that the arms are forked from."""
+    """Measures this machine's best speeds, outside the process that the arms are forked from."""
     torch.set_num_threads(args.threads)
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         square = torch.randn(256, 256, device=args.device).to(dtype)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            square @ square
-            synchronize(args.device)
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
+        seconds[dtype] = harness.fastest(partial(torch.mm, square, square), 5, partial(synchronize, args.device))
     speed = seconds[torch.float32] / seconds[torch.bfloat16]
     peaks = {"float32": matmul_peak(args.device, torch.float32)}
     if speed >= BFLOAT16_WORTH_RUNNING:
@@ -234,55 +210,34 @@ def probe(args: argparse.Namespace, connection: Connection) -> None:
     connection.send({"bfloat16_speed": speed, "peaks": peaks, "hardware": hardware_name(args.device)})
 
 
-def start(target: Any, *arguments: Any) -> tuple[Any, Connection]:
-    """A process that begins as a copy of this one, with everything imported."""
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-    process = context.Process(target=target, args=(*arguments, there), daemon=True)
-    process.start()
-    there.close()
-    return process, here
-
-
-def receive(arm: str, connection: Connection) -> dict[str, Any]:
-    try:
-        message = connection.recv()
-    except EOFError:
-        raise SystemExit(f"The process of {arm} ended before it should: was there enough memory?") from None
-    if "error" in message:
-        raise SystemExit(f"{arm} failed:\n{message['error']}")
-    return message
-
-
 def measure(arms: list[str], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Every arm's rounds, taken in turns."""
+    """Trains all arms in turn; returns the times of their rounds and their peak memory."""
     results: dict[str, dict[str, Any]] = {}
     connections: dict[str, Connection] = {}
     for arm in arms:
-        _, connections[arm] = start(live, arm, args)
-        # One after another: a compiler beside it would spoil the first step's time.
-        results[arm] = {"first_step": receive(arm, connections[arm])["first"], "wall": [], "cpu": []}
-    for index in range(args.rounds):
-        # Everyone begins a round once.
-        first = index % len(arms)
-        for arm in arms[first:] + arms[:first]:
-            connections[arm].send("go")
-            took = receive(arm, connections[arm])
-            for clock in ("wall", "cpu"):
-                results[arm][clock].append(took[clock])
-    for arm in arms:
+        _, connections[arm] = harness.start_worker("fork", live, arm, args)
+        # One after another: another arm's compiler would slow the first step.
+        results[arm] = {"first_step": harness.receive(arm, connections[arm])["first"]}
+
+    def turn(arm: str) -> dict[str, float]:
+        connections[arm].send("go")
+        return harness.receive(arm, connections[arm])
+
+    rounds = harness.in_turn({arm: partial(turn, arm) for arm in arms}, args.rounds, rotate=True)
+    for arm, turns in rounds.items():
         connections[arm].send("stop")
-        results[arm]["peak"] = receive(arm, connections[arm])["peak"]
+        results[arm] |= {clock: [took[clock] for took in turns] for clock in ("wall", "cpu")}
+        results[arm]["peak"] = harness.receive(arm, connections[arm])["peak"]
     return results
 
 
 def ratios(results: dict[str, dict[str, Any]], arm: str, other: str, clock: str) -> list[float]:
-    """The ratio of the step times of each round."""
-    return [mine / theirs for mine, theirs in zip(results[arm][clock], results[other][clock], strict=True)]
+    """The ratio of two arms' step times in each round."""
+    return harness.round_ratios(results[arm][clock], results[other][clock])
 
 
 def spread(each: list[float]) -> str:
-    """Median and quartiles."""
+    """The median and the quartiles, as text."""
     low, middle, high = statistics.quantiles(each, n=4) if len(each) > 1 else each * 3
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
@@ -291,31 +246,32 @@ def choose(patterns: list[str], bfloat16: bool) -> list[str]:
     arms = [arm for arm in ARMS if any(fnmatch(arm, pattern) for pattern in patterns)]
     arms = [arm for arm in arms if bfloat16 or not arm.endswith("bfloat16")]
     if not arms:
-        raise SystemExit(f"No arm fits {' '.join(patterns)}; there are:\n" + "\n".join(ARMS))
+        raise SystemExit(f"No arm matches {' '.join(patterns)}; there are:\n" + "\n".join(ARMS))
     return arms
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, rounds=12, threads=torch.get_num_threads())
     parser.add_argument("--size", choices=list(SIZES), default="tiny", help="default: %(default)s")
     parser.add_argument(
-        "--arms", nargs="+", default=["*"], metavar="PATTERN", help="e.g. '*/eager/float32' (default: all)"
+        "--arms",
+        nargs="+",
+        default=["*"],
+        metavar="PATTERN",
+        help="arms to measure, e.g. '*/eager/float32' (default: all)",
     )
-    parser.add_argument("--rounds", type=int, default=12, help="turns of each arm (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps in a turn (default: %(default)s)")
-    parser.add_argument("--batch", type=int, help="rows in a step (default: the size's own)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: %(default)s)")
+    parser.add_argument("--batch", type=int, help="rows in a step (default: depends on --size)")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--force-bfloat16", action="store_true", help="run bfloat16 where it is slower than float32 too"
+        "--force-bfloat16", action="store_true", help="run bfloat16 even where it is much slower than float32"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     args = parser.parse_args()
     block = SIZES[args.size][3]
     args.batch = args.batch or SIZES[args.size][4][args.device.type != "cpu"]
 
-    _, connection = start(probe, args)
-    machine = receive("the probe", connection)
+    _, connection = harness.start_worker("fork", probe, args)
+    machine = harness.receive("the probe", connection)
     slow = machine["bfloat16_speed"] < BFLOAT16_WORTH_RUNNING and not args.force_bfloat16
     arms = choose(args.arms, bfloat16=not slow)
     print(
@@ -353,15 +309,13 @@ def main() -> None:
     for arm, other in pairs:
         cpu, wall = (spread(ratios(results, arm, other, clock)) for clock in ("cpu", "wall"))
         print(f"{arm:<29} / {other:<29}{cpu:>23}{wall:>25}")
-    if args.json:
-        settings = {name: str(value) for name, value in vars(args).items()} | machine
-        settings |= {"torch": torch.__version__, "transformers": transformers.__version__}
-        faster = {
-            f"{arm} over {other}: steps per CPU second": 1 / statistics.median(ratios(results, arm, other, "cpu"))
-            for arm, other in pairs
-        }
-        figures = {"settings": settings, "results": results, "ratios": faster}
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    settings = {name: str(value) for name, value in vars(args).items()} | machine
+    settings |= {"torch": torch.__version__, "transformers": transformers.__version__}
+    faster = {
+        f"{arm} over {other}: steps per CPU second": 1 / statistics.median(ratios(results, arm, other, "cpu"))
+        for arm, other in pairs
+    }
+    harness.write_json(args.json, faster, settings=settings, results=results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What `generate` must do with any causal model, whatever its code: each check takes a model and raises where it is wrong.
+"""Checks of `generate` for any causal model: each takes a model and raises where an answer is wrong.
 
-Used for our variants and for upstream's models alike. The reference is greedy decoding written out, without a cache.
+They check our variants and upstream's models alike, against a plain loop of greedy decoding without a cache.
 """
 
 import copy
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, set_seed
 
-# More than a sliding window of 16 holds.
+# Prompt and new tokens together exceed a sliding window of 16.
 NEW = 14
 LENGTH = 9
 
@@ -24,7 +24,7 @@ def _check(function: Callable[[PreTrainedModel], None]) -> Callable[[PreTrainedM
 
 
 def ready(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as the checks want it: no dropout, and no end before the length is reached."""
+    """Prepares a model for the checks: no dropout, and no end token before the full length."""
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.eval()
@@ -37,7 +37,7 @@ def prompts(model: PreTrainedModel, rows: int = 3, length: int = LENGTH) -> torc
 
 @torch.no_grad()
 def reference(model: PreTrainedModel, ids: torch.Tensor, new: int = NEW) -> torch.Tensor:
-    """Greedy decoding written out: the whole text again for every token."""
+    """Decodes greedily in a plain loop that reads the whole text again for every token."""
     for _ in range(new):
         ids = torch.cat((ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)), dim=1)
     return ids
@@ -100,9 +100,9 @@ def group_beams(model: PreTrainedModel) -> None:
     try:
         found = model.generate(prompts(model), do_sample=False, **options)
     except (ValueError, OSError) as error:
-        # transformers 5 has moved it to code on the Hub.
+        # transformers 5 moved it to code on the Hub.
         if "transformers-community/group-beam-search" in str(error) or "trust_remote_code" in str(error):
-            raise unittest.SkipTest("group beam search is no longer in transformers, but code on the Hub") from error
+            raise unittest.SkipTest("group beam search moved from transformers to code on the Hub") from error
         raise
     assert found.shape == (3, LENGTH + 4)
 
@@ -120,7 +120,7 @@ def assisted_decoding_is_greedy(model: PreTrainedModel) -> None:
 
 @_check
 def prompt_lookup_is_greedy(model: PreTrainedModel) -> None:
-    # What comes again is there to be looked up.
+    # The prompt repeats itself, so that lookup finds something.
     ids = prompts(model, rows=1, length=5).repeat(1, 2)
     same(greedy(model, ids, prompt_lookup_num_tokens=3), reference(model, ids))
 
@@ -162,8 +162,8 @@ def a_quantized_cache_changes_little(model: PreTrainedModel) -> None:
         try:
             greedy(model, ids, **options)
         except ValueError as error:
-            raise unittest.SkipTest(f"transformers quantizes the cache of full attention alone: {error}") from error
-    # One step: a token that turns out another way would change all that follow.
+            raise unittest.SkipTest(f"transformers quantizes only caches of full attention: {error}") from error
+    # Only one step, since one different token would change all later ones.
     found = greedy(model, ids, new=2, **options).logits[1]
     plain = greedy(model, ids, new=2, output_logits=True, return_dict_in_generate=True).logits[1]
     assert 0 < (found - plain).abs().max() < 0.1 * plain.abs().max()
@@ -198,7 +198,7 @@ def a_cache_goes_on_where_it_stopped(model: PreTrainedModel) -> None:
 def decoding_compiles_to_one_graph(model: PreTrainedModel) -> None:
     ids = prompts(model)
     torch.compiler.reset()
-    # Not inductor: what is tested is that the forward is one graph, and C++ builds take half a minute.
+    # Not inductor: this tests that the forward is one graph, and C++ builds take half a minute.
     compile_config = CompileConfig(backend="aot_eager", mode=None, fullgraph=True)
     compile_config._compile_all_devices = True
     same(greedy(model, ids, cache_implementation="static", compile_config=compile_config), reference(model, ids))
@@ -209,7 +209,7 @@ def continuous_batching_is_one_by_one(model: PreTrainedModel) -> None:
     ids = prompts(model, rows=4)
     rows = [row[: 3 + 2 * index].tolist() for index, row in enumerate(ids)]
     config = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0)
-    # Sizes, or it takes most of the memory that there is.
+    # Without sizes, it takes most of the free memory.
     sizes = ContinuousBatchingConfig(page_size=32, num_blocks=16, max_batch_tokens=64, use_cuda_graph=False)
     for attention in ("sdpa", "eager"):
         model.set_attn_implementation(attention)

@@ -1,4 +1,4 @@
-"""What the package index has of transformers: its releases, and the tests that its source distribution carries."""
+"""Finds releases of transformers on the package index, and fetches the tests from their source distributions."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ CACHE = cache_root() / "conformance"
 
 
 def _files() -> tuple[str, list[dict[str, Any]]]:
-    """The page of the project, and every file of it, as the simple API tells in JSON (PEP 691)."""
+    """The project's page and all its files, from the simple API in JSON (PEP 691)."""
     page = (os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple").rstrip("/") + "/transformers/"
     request = Request(page, headers={"Accept": "application/vnd.pypi.simple.v1+json"})
     with urlopen(request, timeout=120) as answer:
@@ -31,7 +31,7 @@ def _sdist_name(version: Version | str) -> str:
 
 
 def releases() -> list[Version]:
-    """The final releases that the index has a source distribution of and that were not taken back, oldest first."""
+    """The final releases with a source distribution that were not yanked, oldest first."""
     names = {file["filename"] for file in _files()[1] if not file.get("yanked")}
     wheels = [name.split("-")[1] for name in names if name.endswith(".whl")]
     versions = {Version(text) for text in wheels if _sdist_name(text) in names}
@@ -39,11 +39,11 @@ def releases() -> list[Version]:
 
 
 def fetch_tests(version: str) -> Path:
-    """The folder that holds transformers' own `tests` of a release, fetched when it is not in the cache.
+    """Fetches the `tests` of a transformers release, unless they are cached; returns the folder that holds them.
 
     Raises:
         FileNotFoundError: When the index has no source distribution of the release.
-        ValueError: When what came is not what the index says that it has, by its SHA-256.
+        ValueError: When the file's SHA-256 differs from the one on the index.
     """
     folder = CACHE / f"transformers-{version}"
     if (folder / "tests" / "test_modeling_common.py").is_file():
@@ -52,7 +52,7 @@ def fetch_tests(version: str) -> Path:
     found = next((file for file in files if file["filename"] == _sdist_name(version)), None)
     if found is None:
         raise FileNotFoundError(
-            f"{page} has no {_sdist_name(version)}: install a release of transformers that it has."
+            f"{page} has no {_sdist_name(version)}: install a release of transformers that the index has."
         )
     with urlopen(urljoin(page, found["url"]), timeout=600) as answer:
         content = answer.read()

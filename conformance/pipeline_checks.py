@@ -1,4 +1,4 @@
-"""In place of upstream's tests of each pipeline, which the source distribution leaves out: what comes out has its shape."""
+"""Checks of the shape of each pipeline's outputs; they replace upstream's, which the source distribution leaves out."""
 
 from typing import Any, ClassVar
 
@@ -8,7 +8,7 @@ EXAMPLES = ["Some text to read.", "And some more of it, a little longer."]
 
 
 class PipelineCheck:
-    """What `PipelineTesterMixin` asks of the tests of a pipeline."""
+    """The interface that `PipelineTesterMixin` expects of a pipeline's tests."""
 
     task = ""
     options: ClassVar[dict[str, Any]] = {}
@@ -71,7 +71,7 @@ class ZeroShot(PipelineCheck):
         assert abs(sum(output["scores"]) - 1) < 1e-2
 
 
-# By the names that `PipelineTesterMixin` has for them.
+# Keys are `PipelineTesterMixin`'s names.
 PIPELINE_CHECKS = {
     "feature-extraction": FeatureExtraction,
     "text-classification": TextClassification,

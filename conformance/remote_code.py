@@ -1,7 +1,7 @@
-"""Models that chatgpt_hf saved, in environments that never heard of it: the oldest and the newest transformers they load with.
+"""Loads models that chatgpt_hf saved in environments without it, with the oldest and the newest supported transformers.
 
-For every variant and every head: the outputs there and here, and whether saving again there gives the files that we gave.
-Each environment has torch and transformers and nothing else; it is made once, in the cache folder.
+For every variant and every head, compares the outputs there and here, and checks that saving again there gives the same files.
+Each environment has only torch and transformers; it is made once, in the cache folder.
 """
 
 import argparse
@@ -26,15 +26,15 @@ from without_package import outputs_of
 
 from chatgpt_hf.registration import AUTO_CLASSES
 
-# Older than what the package itself needs: vLLM 0.33 takes transformers 5.16.1 to 5.20.
+# Older than the package requires: vLLM 0.33 takes transformers 5.16.1 to 5.20.
 OLDEST = "5.16.1"
 SCRIPT = Path(__file__).with_name("without_package.py")
-# Short memories travel in a file of their own, and no other variant has them.
+# N-grams and convolutions are saved with a separate code file, and no other variant has them.
 EXTRA = {"short-memories": {"ngram_vocab_sizes": [101, 53], "conv_kernel_size": 4, "embedding_residual": True}}
 
 
 def save_models(folder: Path) -> None:
-    """VARIANT/AUTO_CLASS, a model, and VARIANT/AUTO_CLASS.safetensors, its outputs, for every variant and head."""
+    """Saves each variant with each head to VARIANT/AUTO_CLASS, and its outputs to VARIANT/AUTO_CLASS.safetensors."""
     for variant in (*VARIANTS, *EXTRA):
         for auto_class, model_class in AUTO_CLASSES.items():
             torch.manual_seed(0)
@@ -54,7 +54,7 @@ def save_models(folder: Path) -> None:
 
 
 def run_without_package(python: Path | str, saved: Path, again: Path, *options: str) -> dict[str, Any]:
-    """What `without_package.py` finds, run by an interpreter that sees none of our folders."""
+    """Runs `without_package.py` with an interpreter that sees none of our folders, and returns its findings."""
     with tempfile.TemporaryDirectory() as home:
         hidden = ("HF_MODULES_CACHE", "HF_HUB_CACHE", "PYTHONPATH", "TRANSFORMERS_CACHE")
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
@@ -71,7 +71,7 @@ def run_without_package(python: Path | str, saved: Path, again: Path, *options: 
 
 
 def load_again(saved: Path, again: Path) -> float:
-    """How far our own classes' outputs on what was saved elsewhere are from what they were; no consent needed here."""
+    """Loads with our classes what was saved elsewhere; returns the largest difference of outputs. Needs no consent."""
     difference = 0.0
     for file in sorted(saved.glob("*/*.safetensors")):
         expected = load_file(file)
@@ -85,7 +85,7 @@ def load_again(saved: Path, again: Path) -> float:
 
 
 def faults(result: dict[str, Any]) -> list[str]:
-    """What is wrong with one model in an environment without the package, in words."""
+    """Describes what went wrong with one model in an environment without the package."""
     found = []
     if not result["class"].startswith("transformers_modules."):
         found.append(f"its class is {result['class']}")
@@ -98,12 +98,12 @@ def faults(result: dict[str, Any]) -> list[str]:
     if result["files_that_differ"]:
         found.append(f"saved again, {', '.join(result['files_that_differ'])} differ")
     if not result["code_is_whole"]:
-        found.append("saved again, the model files or the auto_map are not whole")
+        found.append("saved again, the model files or the auto_map are incomplete")
     return found
 
 
 def make_environment(version: str) -> Path:
-    """The interpreter of an environment with torch as it is here, and transformers of a release, and nothing else."""
+    """Makes an environment with this torch, one release of transformers and nothing else; returns its interpreter."""
     folder = CACHE / f"venv-transformers-{version}"
     python, stamp = folder / "bin" / "python", folder / ".complete"
     if not stamp.is_file():
@@ -117,7 +117,7 @@ def make_environment(version: str) -> Path:
 
 
 def supported_range() -> list[str]:
-    """The oldest release of transformers that the saved code is written for, the oldest that the package is, and the newest."""
+    """The releases of transformers to run: the oldest for saved code, the oldest for the package, and the newest."""
     requirement = next(
         found for text in metadata.requires("chatgpt-hf") or () if (found := Requirement(text)).name == "transformers"
     )
@@ -130,7 +130,7 @@ def main() -> int:
     parser.add_argument(
         "--versions",
         nargs="*",
-        help="releases of transformers (default: the oldest, the oldest that the package allows, and the newest)",
+        help="releases of transformers (default: the oldest for saved code, the oldest for the package, and the newest)",
     )
     arguments = parser.parse_args()
     failed = False

@@ -1,4 +1,4 @@
-"""Runs transformers' common tests on our variants and on its own models, and tells who passes, fails and skips what.
+"""Runs transformers' common tests on our variants and on upstream's models, and reports what passes, fails and is skipped.
 
 Fails when one of our variants fails, or skips, what upstream's GPT-2 or Llama passes, unless `EXPECTED` says why.
 """
@@ -16,17 +16,17 @@ import torch
 import transformers
 
 HERE = Path(__file__).parent
-# What a model outside transformers, or one of our variants, cannot satisfy: patterns of "MODEL: TEST", and the reason.
+# Tests that a model outside transformers, or one of our variants, cannot pass: patterns of "MODEL: TEST", and the reason.
 EXPECTED: dict[str, str] = {
-    ": test_reverse_loading_mapping$": "wants checkpoints saved under the names that the weight mapping reads; ours reads GPT-2's, "
-    "and what is saved is always under our own",
+    ": test_reverse_loading_mapping$": "expects checkpoints with the names that the weight mapping reads; ours reads GPT-2's names, "
+    "and always saves its own",
     "^(gpt2|sinusoidal): test_model_rope_": "its positions are not rotary; upstream's GPT-2 skips it too",
-    "^gqa-sliding: test_generation_a_quantized_cache": "transformers quantizes the cache of layers with full attention alone",
+    "^gqa-sliding: test_generation_a_quantized_cache": "transformers quantizes only the cache of layers with full attention",
 }
 
 
 class Recorder:
-    """Keeps the outcome of every test by case and name: passed, failed or skipped, and the reason of a skip."""
+    """Records whether each test of each model passed, failed or was skipped, and why."""
 
     def __init__(self) -> None:
         self.outcomes: dict[str, dict[str, str]] = defaultdict(dict)
@@ -53,7 +53,7 @@ def expected(name: str, test: str) -> str | None:
 
 
 def same_reason(reason: str) -> str:
-    """A reason for many tests alike: without the names of tests, classes and files that it speaks of."""
+    """Removes the names of tests, classes and files from a reason, so that equal reasons can be grouped."""
     reason = re.sub(r"\S*::test_pipeline_\w+ is skipped: ", "", reason)
     reason = re.sub(
         r"`?\b(ChatGPT|GPT2|Llama)\w*`?|`(gpt2|modern|sinusoidal|gqa_sliding|upstream_\w+)\w*`", "…", reason
@@ -64,7 +64,7 @@ def same_reason(reason: str) -> str:
 
 
 def report(recorder: Recorder) -> list[str]:
-    """Prints the tables, and gives what counts as a fault."""
+    """Prints the tables and returns the faults."""
     ours = [name for name in recorder.outcomes if not name.startswith("upstream-")]
     theirs = [name for name in recorder.outcomes if name.startswith("upstream-")]
     print(f"\ntransformers {transformers.__version__}, torch {torch.__version__}\n")
@@ -104,7 +104,7 @@ def report(recorder: Recorder) -> list[str]:
                 also_theirs.append(line)
     for title, lines in (
         ("Not passed here, with the reason:", explained),
-        ("Failed where upstream's models fail or skip it too, and failures of theirs:", also_theirs),
+        ("Failed here where upstream's models fail or skip too, and failures of upstream's models:", also_theirs),
         ("Faults: not passed here, passed by upstream's models:", faults),
     ):
         print(f"\n{title}\n")
@@ -115,9 +115,9 @@ def report(recorder: Recorder) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    parser.add_argument("--tests", help="only tests whose name matches, as pytest's -k")
+    parser.add_argument("--tests", help="run only tests that match, as with pytest's -k")
     parser.add_argument("--json", type=Path, help="also write every outcome to this file")
-    parser.add_argument("--verbose", action="store_true", help="show what pytest shows")
+    parser.add_argument("--verbose", action="store_true", help="show pytest's output")
     arguments = parser.parse_args()
     options = [
         "-c",

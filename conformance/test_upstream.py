@@ -1,6 +1,6 @@
-"""transformers' own common tests on every variant of our model, and on its own GPT-2 and Llama beside them.
+"""transformers' common tests on every variant of our model and, for comparison, on its GPT-2 and Llama.
 
-Run by `make conformance`; not a part of `make test`, since the tests are fetched from the package index.
+`make conformance` runs them. They are no part of `make test`, since they are fetched from the package index.
 """
 
 import json
@@ -33,14 +33,14 @@ from variants import SIZES, VARIANTS, make_config
 
 import chatgpt_hf
 
-# `tests` is put together of two folders, as a package without `__init__.py` may be: theirs, and what theirs lacks.
+# `tests` is a package without `__init__.py`, so two folders can form it: upstream's, and ours with what upstream's lacks.
 sys.path[:0] = [str(HERE / "standins"), str(fetch_tests(transformers.__version__))]
-# Read when upstream's modules are imported: a summary of no models, and not to run tests in processes of their own.
+# Read when upstream's modules are imported: an empty summary of models, and no separate process for each test.
 _SUMMARY = tempfile.TemporaryDirectory()
 Path(_SUMMARY.name, "reports").mkdir()
 Path(_SUMMARY.name, "reports", "tiny_model_summary.json").write_text(json.dumps({}))
 os.environ.update(TRANSFORMERS_TINY_MODEL_PATH=_SUMMARY.name, _INSIDE_SUB_PROCESS="1")
-# They would import transformers a second time, from the sources beside them, and replace the one that is in use.
+# Upstream's tests would import transformers again from the sources beside them, and replace the one in use.
 transformers.utils.direct_transformers_import = lambda *args, **kwargs: sys.modules["transformers"]
 
 from tester import make_case
@@ -64,7 +64,7 @@ OURS = _classes(
 )
 for _variant in VARIANTS:
     _make = partial(make_config, _variant)
-    # At a width of 32 the sinusoids are ten times as large as the embeddings, which learn more slowly beside them.
+    # At a width of 32, sinusoids are ten times as large as the embeddings, which therefore learn more slowly.
     _steps = 600 if _variant == "sinusoidal" else 300
     globals().update(make_case(_variant, _make, OURS, chatgpt_hf.ChatGPTForQuestionAnswering, _steps))
 

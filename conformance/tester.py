@@ -1,4 +1,4 @@
-"""A small tester of our own, in the place of the one that each model of transformers brings to the common tests."""
+"""A small model tester for upstream's common tests, instead of the one that each of its models brings."""
 
 import tempfile
 import unittest
@@ -18,13 +18,13 @@ from transformers.testing_utils import torch_device
 
 from chatgpt_hf import train_tokenizer
 
-# Upstream runs these for a few families only, to save time.
+# Upstream runs these only for a few families, to save time.
 test_fsdp_mixin.FSDP_DISTRIBUTED_TEST_MODEL_TYPES = None
 test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES = None
 
 
 class Tester:
-    """What the common tests ask of a model's tester: small configurations, inputs, and the classes."""
+    """The interface that the common tests expect: small configurations, inputs and the model's classes."""
 
     batch_size = 5
     seq_length = 7
@@ -52,9 +52,9 @@ class Tester:
 
 
 def follow_the_window(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A config whose layers slide once it is given a window, as a test does to any that has the field.
+    """Makes the layers of a config slide as soon as a test assigns `sliding_window`.
 
-    Ours refuses a window that none of its layers has.
+    Without this, our config refuses a window that none of its layers has.
     """
     if not hasattr(config, "attention_types"):
         return config
@@ -71,14 +71,14 @@ def follow_the_window(config: PreTrainedConfig) -> PreTrainedConfig:
 def make_case(
     name: str, make_config: Any, classes: dict[str, type], question_answering: type, overfit_steps: int = 300
 ) -> dict[str, type[unittest.TestCase]]:
-    """The test cases of one model: the common tests, and those of executorch.
+    """Makes the test cases of one model: the common tests and the executorch tests.
 
     Args:
-        name: For the table.
-        make_config: Makes a configuration of the sizes of `Tester`; takes fields as keywords.
-        classes: The class for each task of transformers' pipelines that the model has.
-        question_answering: The class that no pipeline is left for.
-        overfit_steps: In how many steps it has to learn a sequence by heart; upstream's own models have 300 or their own number.
+        name: Its name in the table.
+        make_config: Makes a configuration with the sizes of `Tester`; takes fields as keywords.
+        classes: The class for each of transformers' pipelines that the model supports.
+        question_answering: The question-answering class, for which transformers no longer has a pipeline.
+        overfit_steps: Steps in which it must learn a sequence by heart; upstream's models have 300 or set their number.
     """
 
     class Common(
@@ -93,7 +93,7 @@ def make_case(
         all_model_classes = (*dict.fromkeys(classes.values()), question_answering)
         pipeline_model_mapping = classes
         training_overfit_steps = overfit_steps
-        # Set in `setUp`: the mixins declare it as an abstract property.
+        # Set in `setUp`; the mixins declare it as an abstract property.
         model_tester: Any = None
 
         @classmethod
@@ -110,7 +110,7 @@ def make_case(
             self.model_tester = Tester(make_config, classes)
             if "_eager_matches_sdpa" in self._testMethodName:
                 self.model_tester.make_config = lambda: follow_the_window(make_config())
-            # They take a configuration that has the field for one that uses it.
+            # These tests assume that a configuration with the field uses it.
             if (
                 "_rope_" in self._testMethodName
                 and getattr(make_config(), "position_embedding_type", "rope") != "rope"
@@ -118,7 +118,7 @@ def make_case(
                 self.skipTest("positions are not rotary")
             test_pipeline_mixin.TRANSFORMERS_TINY_MODEL_PATH = self.folder.name
 
-        # What `PipelineTesterMixin` asks of a model's own test file.
+        # `PipelineTesterMixin` expects these two of a model's test file.
         def is_pipeline_test_to_skip(self, *args: Any) -> bool:
             return False
 
@@ -127,7 +127,7 @@ def make_case(
 
         def test_config(self) -> None:
             config = make_config()
-            # By the names that the family writes into config.json.
+            # With the names in the family's config.json.
             names = {config.attribute_map.get(name, name): name for name in ("hidden_size", "num_attention_heads")}
             sizes = {written: getattr(config, name) for written, name in names.items()}
             ConfigTester(self, config_class=type(config), **sizes).run_common_tests()
@@ -147,7 +147,7 @@ def make_case(
 
 
 def save_pipeline_models(folder: Path, make_config: Any, classes: dict[str, type]) -> None:
-    """Models with a tokenizer where `PipelineTesterMixin` looks for them: FOLDER/MODEL_TYPE/CLASS."""
+    """Saves models with a tokenizer where `PipelineTesterMixin` looks for them: FOLDER/MODEL_TYPE/CLASS."""
     tokenizer = train_tokenizer(
         ["Some text, and some more of it, to learn merges from."] * 3, vocab_size=300, show_progress=False
     )

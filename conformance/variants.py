@@ -1,11 +1,11 @@
-"""The configurations worth telling apart: small, and between them every part that a chatgpt model can have."""
+"""Small configurations that together have every part of a chatgpt model."""
 
 from typing import Any
 
 from chatgpt_hf import ChatGPTConfig
 from chatgpt_hf.model.configuration_chatgpt import GPT2_ARCHITECTURE
 
-# Names of a line in the tables, and what makes the variant.
+# Each variant's name in the tables, and its fields.
 VARIANTS: dict[str, dict[str, Any]] = {
     "gpt2": GPT2_ARCHITECTURE,
     "modern": {},
@@ -26,7 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-# About the sizes that transformers' own testers use.
+# About the sizes of transformers' testers.
 SIZES: dict[str, Any] = {
     "vocab_size": 99,
     "hidden_size": 32,

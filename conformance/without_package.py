@@ -1,7 +1,7 @@
-"""Loads what chatgpt_hf saved where it is not installed, with torch and transformers alone, and saves it again.
+"""Loads and saves again what chatgpt_hf saved, with only torch and transformers.
 
-Imports nothing of ours, on purpose: it is run by the interpreter of another environment. `SAVED` holds a folder for each
-variant, with a model for each Auto class and beside it the outputs that are expected.
+Runs in another environment, so it imports nothing of the package. `SAVED` holds a folder for each variant, with a model for each
+Auto class and its expected outputs beside it.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class Hidden:
-    """An import hook that makes a package look as if it were not installed."""
+    """An import hook that hides an installed package."""
 
     def __init__(self, package):
         self.package = package
@@ -25,7 +25,7 @@ class Hidden:
 
 
 def outputs_of(model, ids):
-    """The tensors of a plain forward, by their place."""
+    """The tensors of a plain forward, by index."""
     import torch
 
     with torch.no_grad():
@@ -40,7 +40,7 @@ def without_version(file):
 
 
 def files_that_differ(one, other):
-    """Names of files that are in one folder alone, or not the same in both but for the version of transformers."""
+    """Names of files that only one folder has, or that differ in more than the version of transformers."""
     names = {path.name for folder in (one, other) for path in folder.iterdir() if path.is_file()}
     differ = []
     for name in sorted(names):
@@ -55,11 +55,9 @@ def files_that_differ(one, other):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "saved", type=Path, help="what was saved: VARIANT/AUTO_CLASS and VARIANT/AUTO_CLASS.safetensors"
-    )
+    parser.add_argument("saved", type=Path, help="folder with VARIANT/AUTO_CLASS and VARIANT/AUTO_CLASS.safetensors")
     parser.add_argument("again", type=Path, help="where to save it again")
-    parser.add_argument("--hide", help="a package that is not to be found, though it may be installed")
+    parser.add_argument("--hide", help="a package to hide, even if it is installed")
     arguments = parser.parse_args()
     if arguments.hide:
         sys.meta_path.insert(0, Hidden(arguments.hide))
@@ -91,7 +89,7 @@ def main():
         outputs = outputs_of(model, ids)
         again = arguments.again / variant / head
         model.save_pretrained(again)
-        # The body alone, and the language model's body under another head, are whole folders too.
+        # The body without a head, and the language model's body with another head, must be complete folders too.
         body = arguments.again / variant / f"{head}-body"
         model.base_model.save_pretrained(body)
         body_model = AutoModel.from_pretrained(body, trust_remote_code=True)

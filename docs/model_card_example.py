@@ -7,15 +7,15 @@ from pathlib import Path
 PREFACE = """\
 <!-- Made by docs/model_card_example.py. -->
 
-# A model card
+# Example model card
 
-This is the card that `chatgpt-hf card` made of a chat model, after
+`chatgpt-hf card` made this card for a chat model, with these commands:
 
 ```text
 {commands}
 ```
 
-Its metadata come first; links to files that lie beside a card are written as names here.
+The metadata comes first. Links to files in the model's folder are shown as file names here.
 
 ```yaml
 {metadata}

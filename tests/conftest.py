@@ -4,11 +4,15 @@ import atexit
 import io
 import json
 import logging
+import math
 import os
 import random
 import shutil
+import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
@@ -38,9 +42,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread per worker: several workers with a thread per core would only slow each other down.
     os.environ["OMP_NUM_THREADS"] = "1"
 
-# No deadline per example, because the first call into torch can take seconds. In continuous integration the examples
-# are the same in every run; elsewhere hypothesis looks for new ones.
-hypothesis.settings.register_profile("chatgpt_hf", deadline=None, derandomize=bool(os.environ.get("CI")))
+# No deadline per example, because the first call into torch can take seconds, and no check of how long examples take to make
+# on a busy machine. In continuous integration the examples are the same in every run; elsewhere hypothesis looks for new ones.
+hypothesis.settings.register_profile(
+    "chatgpt_hf",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+)
 hypothesis.settings.load_profile("chatgpt_hf")
 
 
@@ -234,6 +243,110 @@ def refused(cli: Callable[..., CliResult]) -> Callable[..., str]:
         return message
 
     return run
+
+
+# No test may depend on how fast the machine is, so tests wait for the event itself. This only ends one that would hang.
+PATIENCE = 900
+
+
+@pytest.fixture(scope="session")
+def patience() -> int:
+    """Seconds after which a test gives up; longer than anything takes on a machine that is slow and busy."""
+    return PATIENCE
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], object]], None]:
+    """Waits until something is true that can only be asked for."""
+
+    def wait(condition: Callable[[], object]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Finds ports for programs that do not take port 0.
+
+    They lie below those that systems give out, and each worker of pytest-xdist has its own, so nobody else takes one between
+    its choice and its use.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    numbers = [20_000 + 200 * (worker % 50) + number for number in range(200)]
+    random.Random(os.getpid()).shuffle(numbers)
+
+    def find() -> int:
+        while numbers:
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("127.0.0.1", numbers.pop()))
+                except OSError:
+                    continue
+                return int(probe.getsockname()[1])
+        raise AssertionError("no port is free")
+
+    return find
+
+
+class Gate:
+    """Holds a model before every step that it was not given, and counts what it does.
+
+    So a test says how far an answer has come, however fast the machine is. The gate is open at first and when a `with` ends.
+
+    Attributes:
+        steps: Forward passes so far.
+        tokens: Ids that they read.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.steps = self.tokens = 0
+        self._limit = math.inf
+        self._held = 0
+        self._changed = threading.Condition()
+        model.register_forward_pre_hook(self._pass, with_kwargs=True)
+
+    def give(self, steps: int) -> None:
+        """Lets the model make so many steps from now on, and no more."""
+        self._set_limit(self.steps + steps)
+
+    def open(self) -> None:
+        """Lets it go on."""
+        self._set_limit(math.inf)
+
+    def wait(self) -> None:
+        """Until the model has made the steps that it was given, and is held before the next."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._held and self.steps >= self._limit, PATIENCE), "no step came"
+
+    def _set_limit(self, limit: float) -> None:
+        with self._changed:
+            self._limit = limit
+            self._changed.notify_all()
+
+    def _pass(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with self._changed:
+            self._held += 1
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self.steps < self._limit, PATIENCE), "the gate was never opened"
+            self._held -= 1
+            self.steps += 1
+            self.tokens += (args[0] if args else kwargs["input_ids"]).numel()
+
+    def __enter__(self) -> "Gate":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.open()
+
+
+@pytest.fixture(scope="session")
+def gate() -> type[Gate]:
+    """`gate(model)` puts a `Gate` before a model."""
+    return Gate
 
 
 @pytest.fixture(scope="module")

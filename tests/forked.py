@@ -23,7 +23,8 @@ for line in sys.stdin:
     if child:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         continue
-    signal.alarm(600)
+    # Ends a job that hangs; none takes as long on a slow and busy machine.
+    signal.alarm(3600)
     os.chdir(job["folder"])
     for descriptor, file in enumerate(job["streams"]):
         os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if descriptor else 0)), descriptor)

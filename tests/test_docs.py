@@ -118,7 +118,7 @@ def test_the_example_card_has_the_sections_of_the_template() -> None:
     # It is of a chat model, for which no section is left out.
     assert found == re.findall(r"^## .*$", template, flags=re.MULTILINE)
     assert "kWh" in example
-    assert "| that mean over professions" in example
+    assert "| that mean over men's professions" in example
 
 
 @pytest.fixture(scope="module")

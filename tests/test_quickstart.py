@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from chatgpt_hf import ChatSession
 from chatgpt_hf.data.builtin import load_builtin
-from chatgpt_hf.quickstart import QUESTIONS, quickstart
+from chatgpt_hf.quickstart import QUESTIONS, _chat_command, quickstart
 from chatgpt_hf.training import sft
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +145,7 @@ def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.Monkey
     assert "bits per byte" in said[4]
     assert "questions it never saw" in said[4]
     assert [line.split("\n")[1] for line in said[5:-1]] == [f"you> {question}" for question in QUESTIONS]
-    assert f"chatgpt-hf chat {folder}" in said[-1]
+    assert f"chatgpt-hf chat {folder}" in said[-1].splitlines()[-1]
     assert set(results) == {"pretrain", "sft", "xz_bits_per_byte"}
     assert set(results["pretrain"]) >= FIGURES
     assert 0.5 < results["xz_bits_per_byte"] < 4
@@ -191,9 +192,8 @@ def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None
         pytest.skip("needs a checkout: there is no .git to clone")
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    first, second = re.findall(r"```bash\n(.*?)```", (clone / "README.md").read_text(), flags=re.DOTALL)[
-        0
-    ].splitlines()
+    blocks = re.findall(r"```bash\n(.*?)```", (clone / "README.md").read_text(), flags=re.DOTALL)
+    first, second = blocks[0].splitlines()[1], blocks[1].splitlines()[0]
     assert (first, second) == ("make quickstart", ".venv/bin/chatgpt-hf chat runs/quickstart")
 
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(clone / ".venv")], check=True)
@@ -226,6 +226,8 @@ def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None
         "[3/4]",
         "[4/4]",
     ]
+    # What it prints last is what a reader types next.
+    assert made.stdout.splitlines()[-1] == second
     chat = subprocess.run(
         second.split(), cwd=clone, capture_output=True, text=True, env=environment, input="Who are you?\n/quit\n"
     )
@@ -233,6 +235,31 @@ def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None
     status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
     # Git sees no changes except the recipes that were shortened above.
     assert {line[3:].split("/")[0] for line in status.stdout.splitlines()} == {"recipes"}
+
+
+def test_the_last_line_is_a_command_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "my env" / "bin" / "chatgpt-hf"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(script), "quickstart"])
+    monkeypatch.setenv("PATH", str(tmp_path / "elsewhere"))
+    assert _chat_command(Path("runs/x")) == "'my env/bin/chatgpt-hf' chat runs/x"
+    # By the interpreter, when it was called from Python.
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
+    assert _chat_command(Path("runs/x")) == "'my env/bin/chatgpt-hf' chat runs/x"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert _chat_command(Path("runs/x")) == f"'{script}' chat runs/x"
+    # Its name is enough where PATH leads to this one, and not where it leads to another installation.
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert _chat_command(Path("runs/my model")) == "chatgpt-hf chat 'runs/my model'"
+    other = tmp_path / "elsewhere" / "chatgpt-hf"
+    shutil.copy(script, other)
+    monkeypatch.setenv("PATH", str(other.parent))
+    assert _chat_command(Path("runs/x")) == f"'{script}' chat runs/x"
 
 
 def test_somebody_elses_folder_is_left_alone(refused: Callable[..., str], tmp_path: Path) -> None:

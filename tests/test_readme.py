@@ -7,11 +7,10 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -64,7 +63,7 @@ def blocks(document: str, language: str) -> list[str]:
 def commands(document: str) -> list[str]:
     # Blocks in a list are indented.
     lines = [line.strip() for block in blocks(document, "bash") for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith(("#", "pip "))]
+    return [line for line in lines if line and not line.startswith(("#", "pip ", "git clone "))]
 
 
 @pytest.fixture(scope="module")
@@ -161,28 +160,53 @@ def run() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
 
 
 @contextmanager
-def running(arguments: list[str], folder: Path) -> Iterator[str]:
+def running(arguments: list[str], folder: Path, port: int) -> Iterator[str]:
     """Waits until a server says where it is, asks it, gives its address, and ends it in good order."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
     arguments = [word for word in arguments if word not in ("--port", "8000")]
     options = {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen([*arguments, "--port", str(port)], **options)
     try:
         address = f"http://127.0.0.1:{port}"
         assert any(address in line for line in process.stdout), arguments
-        with urlopen(address if arguments[1] == "ui" else f"{address}/health", timeout=60) as response:
+        with urlopen(address if arguments[1] == "ui" else f"{address}/health", timeout=900) as response:
             assert response.status == 200
         yield address
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(900) == 0
     finally:
         process.kill()
         process.wait()
 
 
 def test_the_commands_are_there() -> None:
-    assert commands("README.md")[:2] == ["make quickstart", ".venv/bin/chatgpt-hf chat runs/quickstart"]
+    first = ["make quickstart", "make test", ".venv/bin/chatgpt-hf chat runs/quickstart", "make ui"]
+    assert commands("README.md")[:4] == first
+    for readme in ("README.md", "README.zh-CN.md"):
+        # They need the repository, so getting it comes before them.
+        clone = blocks(readme, "bash")[0].splitlines()[0]
+        assert re.fullmatch(r"git clone <[^>]+> (\S+) && cd \1", clone)
+        assert commands(readme) == commands("README.md")
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md"])
+def test_make_knows_the_targets(document: str) -> None:
+    targets = {shlex.split(line)[1] for line in commands(document) if line.startswith("make ")}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert not [target for target in targets if not re.search(rf"^{target}:.*## ", makefile, flags=re.MULTILINE)]
+
+
+def test_make_ui_opens_the_quickstart_model_or_says_that_there_is_none(tmp_path: Path) -> None:
+    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / file, tmp_path)
+    planned = subprocess.run(["make", "-n", "ui"], cwd=tmp_path, capture_output=True, text=True)
+    lines = [line for line in planned.stdout.splitlines() if not line.startswith("make[")]
+    assert lines[-1] == ".venv/bin/chatgpt-hf ui runs/quickstart"
+    assert "-e '.[ui]'" in planned.stdout
+    refused = subprocess.run(["make", "ui"], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "run make quickstart first" in refused.stdout
+    # Before anything is installed.
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_make_quickstart_runs_the_command_that_the_tests_run() -> None:
@@ -194,7 +218,9 @@ def test_make_quickstart_runs_the_command_that_the_tests_run() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_command_runs(document: str, workplace: Path, run: Callable[..., Any]) -> None:
+def test_every_command_runs(
+    document: str, workplace: Path, run: Callable[..., Any], free_port: Callable[[], int]
+) -> None:
     executable = Path(sys.executable).with_name("chatgpt-hf")
     for command in commands(document):
         words = shlex.split(command)
@@ -209,7 +235,7 @@ def test_every_command_runs(document: str, workplace: Path, run: Callable[..., A
             continue
         assert Path(words[0]).name == "chatgpt-hf", f"{document} runs {words[0]}, which this test does not know"
         if words[1] in ("serve", "ui"):
-            with running([str(executable), *words[1:]], workplace):
+            with running([str(executable), *words[1:]], workplace, free_port()):
                 continue
         training = words[1] in ("pretrain", "sft", "finetune")
         result = run(workplace, arguments=[*words[1:], *(SMALL_RUN if training else []), *_smaller(words)])
@@ -226,7 +252,7 @@ EXAMPLES = [code for document in DOCUMENTS for code in blocks(document, "python"
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.splitlines()[0][:40])
-def test_every_example_runs(code: str, workplace: Path, run: Callable[..., Any]) -> None:
+def test_every_example_runs(code: str, workplace: Path, run: Callable[..., Any], free_port: Callable[[], int]) -> None:
     if "runs/quickstart-onnx" in code:
         export_model(workplace / "runs" / "quickstart", workplace / "runs" / "quickstart-onnx", "onnx")
     if "llama_cpp" in code:
@@ -234,7 +260,8 @@ def test_every_example_runs(code: str, workplace: Path, run: Callable[..., Any])
         make_gguf(workplace)
     # There is no Hub in a test: the one id of the README is the GPT-2 folder at hand.
     code = code.replace("openai-community/gpt2", "my-gpt2").replace("runs/reviews", "runs/films")
-    served = running([str(Path(sys.executable).with_name("chatgpt-hf")), "serve", "runs/quickstart"], workplace)
+    command = [str(Path(sys.executable).with_name("chatgpt-hf")), "serve", "runs/quickstart"]
+    served = running(command, workplace, free_port())
     with served if "http://127.0.0.1:8000" in code else nullcontext() as address:
         code = code.replace("http://127.0.0.1:8000", str(address))
         result = run(workplace, code=code)

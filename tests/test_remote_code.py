@@ -38,9 +38,7 @@ def auto_map_of(folder: Path) -> dict[str, str]:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"]
 
 
-@pytest.mark.works_with(
-    "transformers", "`trust_remote_code=True` where this package is not, every head", ("transformers",)
-)
+@pytest.mark.works_with("transformers", "`trust_remote_code=True` without this package, every head", ("transformers",))
 @pytest.mark.slow
 def test_every_head_without_the_package(remote_code: ModuleType, tmp_path: Path) -> None:
     remote_code.save_models(tmp_path / "saved")

@@ -1,6 +1,10 @@
-"""A ChatGPT from scratch while you watch: tokenizer, pretraining, chat fine-tuning, evaluation, a conversation."""
+"""Makes a small ChatGPT from nothing, step by step: tokenizer, pretraining, chat fine-tuning, evaluation, a conversation."""
 
 import json
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,7 @@ from .training.pretrain import pretrain
 from .training.run_folder import RECIPE_NAME, RESULTS_NAME, check_output_dir
 from .training.sft import sft
 
-# The last one is held out: the model has to make up its answer.
+# The last one is held out, so the model makes up its answer.
 QUESTIONS = (
     "Hello!",
     "Who are you?",
@@ -42,24 +46,24 @@ def quickstart(
     """Runs all stages into `output_dir`. Finished stages are kept; an unfinished one is resumed.
 
     Args:
-        output_dir: Becomes the chat model's folder, with the base model in `base/`.
-        say: Called with one plain sentence per stage.
+        output_dir: Becomes the chat model's folder, with the base model under `base/`.
+        say: Receives one plain sentence per stage.
         pretrain_overrides: Changes to the recipe pretrain-quickstart, as on the command line.
         sft_overrides: Changes to the recipe sft-quickstart.
 
     Returns:
-        `{"pretrain": ..., "sft": ..., "xz_bits_per_byte": ...}`, the figures of both runs.
+        `{"pretrain": ..., "sft": ..., "xz_bits_per_byte": ...}`: the figures of both runs.
     """
-    # Check it now: the first stage uses a different folder and takes minutes.
+    # Checked before the first stage, which takes minutes and has its own folder.
     folder = check_output_dir(output_dir, resume=True)
     docs = load_builtin("builtin:python-docs")
     say(
-        f"[1/4] The corpus: {len(docs['train'])} documents from this Python's own documentation; {len(docs['test'])} more "
+        f"[1/4] The corpus: {len(docs['train'])} documents of this Python's own documentation; {len(docs['test'])} more "
         "are held out for evaluation."
     )
     say(
-        "[2/4] Tokenizer and pretraining: a small GPT learns to predict the next token of the documents, and with it "
-        "English, Python's vocabulary, and some facts about Python."
+        "[2/4] Tokenizer and pretraining: a small GPT learns to predict the next token of the documents, and so learns "
+        "English, Python's vocabulary and some facts."
     )
     base = _stage(
         folder / "base",
@@ -68,7 +72,7 @@ def quickstart(
         pretrain,
         pretrain_overrides,
     )
-    say("[3/4] Chat fine-tuning: the same model learns to answer questions, from the assistant's words only.")
+    say("[3/4] Chat fine-tuning: the same model learns to answer questions, only from the assistant's words.")
     chat = _stage(
         folder,
         "sft-quickstart",
@@ -76,7 +80,7 @@ def quickstart(
         sft,
         ["--model_name_or_path", str(folder / "base"), *sft_overrides],
     )
-    say("[4/4] Results, on documents and questions that it never saw, and on questions that it was trained on:")
+    say("[4/4] Results on documents and questions it never saw, and on questions it was trained on:")
     results = {
         "pretrain": base,
         "sft": chat,
@@ -87,19 +91,38 @@ def quickstart(
     for question in QUESTIONS:
         session.reset()
         say(f"\nyou> {question}\ngpt> {session.reply(question)}")
-    say(f"\nTalk to it yourself: chatgpt-hf chat {folder}\nThe report: {folder / 'report' / 'report.md'}")
+    say(f"\nThe report: {folder / 'report' / 'report.md'}\nTalk to it yourself:\n{_chat_command(folder)}")
     return results
 
 
+def _chat_command(folder: Path) -> str:
+    """The command that opens the chat, as it can be typed in the current directory.
+
+    The plain name only if it is on PATH and is this installation's script; otherwise its path, such as
+    `.venv/bin/chatgpt-hf`.
+    """
+    started = Path(sys.argv[0])
+    # From Python there is no script in argv; pip installs one beside the interpreter.
+    script = started if started.stem == "chatgpt-hf" else Path(sys.executable).with_name("chatgpt-hf")
+    on_path = shutil.which("chatgpt-hf")
+    if not script.exists() or (on_path is not None and Path(on_path).samefile(script)):
+        typed = "chatgpt-hf"
+    else:
+        absolute = os.path.abspath(script)  # does not follow links: .venv/bin may hold one
+        below = Path(absolute).is_relative_to(Path.cwd())
+        typed = os.path.relpath(absolute) if below else absolute
+    return shlex.join([typed, "chat", str(folder)])
+
+
 def summary(results: dict[str, Any]) -> str:
-    """Summarizes the figures in a few lines."""
+    """The figures in a few lines."""
     base, chat = results["pretrain"], results["sft"]
     lines = [
         f"  held-out text: {base['held_out_bits_per_byte']:.3f} bits per byte with {base['parameters']:,} parameters "
-        f"(xz -9e after reading the same training text: {results['xz_bits_per_byte']:.3f})"
+        f"(xz -9e, having seen the same training text: {results['xz_bits_per_byte']:.3f})"
     ]
     for part, title in (("trained", "questions it was trained on"), ("held_out", "questions it never saw")):
-        # With the user's own conversations, nothing may be held out.
+        # The user's own conversations may have no held-out part.
         if f"{part}_exact_match" not in chat:
             continue
         lines.append(
@@ -117,7 +140,7 @@ def summary(results: dict[str, Any]) -> str:
 def _stage(
     folder: Path, recipe: str, types: tuple[type, ...], run: Callable[..., dict[str, Any]], overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """Runs a recipe into `folder` unless it is finished there; resumes an unfinished run."""
+    """Runs a recipe into `folder`, unless it is finished there; resumes it if it was started."""
     finished = folder / RESULTS_NAME
     if finished.is_file():
         return json.loads(finished.read_text(encoding="utf-8"))

@@ -196,7 +196,7 @@ def test_on_a_terminal(chat_folder: Path) -> None:
         until("我是一个小模型。")
         until("you> ")
         os.write(controller, b"/quit\n")
-        assert process.wait(30) == 0
+        assert process.wait(900) == 0
     finally:
         process.kill()
         os.close(controller)

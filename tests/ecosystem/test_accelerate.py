@@ -68,7 +68,9 @@ def test_a_device_map(variant: str, folders: dict[str, Path], tmp_path: Path) ->
     assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-6)
 
 
-@pytest.mark.works_with("accelerate", "`infer_auto_device_map` splits between layers, never in one", ("accelerate",))
+@pytest.mark.works_with(
+    "accelerate", "`infer_auto_device_map` splits between layers, never within one", ("accelerate",)
+)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_inferred_device_map(variant: str, folders: dict[str, Path], tmp_path: Path) -> None:
     whole = AutoModelForCausalLM.from_pretrained(folders[variant])
@@ -102,7 +104,7 @@ def test_everything_on_disk(variant: str, folders: dict[str, Path], tmp_path: Pa
 
 
 @pytest.mark.works_with(
-    "accelerate", "`Accelerator` in a loop of one's own: accumulation, saved and loaded state", ("accelerate",)
+    "accelerate", "`Accelerator` in a custom loop: accumulation, saved and loaded state", ("accelerate",)
 )
 def test_a_loop_of_ones_own(folder: Path, tmp_path: Path) -> None:
     rows = [{"input_ids": row, "labels": row} for row in torch.randint(3, 200, (8, 16))]

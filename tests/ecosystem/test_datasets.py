@@ -47,7 +47,7 @@ def make_trainer(rows: Any, tokenizer: Any, folder: Path, output: Path) -> Train
 
 
 @pytest.mark.works_with(
-    "datasets", "`load_dataset(streaming=True)` into stock `Trainer`: the batches and losses of the whole set",
+    "datasets", "`load_dataset(streaming=True)` into stock `Trainer`: the same batches and losses as without streaming",
     ("datasets", "transformers"),
 )  # fmt: skip
 def test_a_stream_trains_as_the_whole_set(folder: Path, corpus_file: Path, tmp_path: Path) -> None:
@@ -69,9 +69,7 @@ def test_a_stream_trains_as_the_whole_set(folder: Path, corpus_file: Path, tmp_p
     assert whole_losses[-1] < whole_losses[0]
 
 
-@pytest.mark.works_with(
-    "datasets", "a stream goes on from its `state_dict` with the rows that come next", ("datasets",)
-)
+@pytest.mark.works_with("datasets", "a stream resumes from its `state_dict` with the next rows", ("datasets",))
 def test_a_stream_goes_on(folder: Path, corpus_file: Path) -> None:
     def stream() -> Any:
         return tokenized(corpus_file, folder, True)[1].batch(4)

@@ -46,7 +46,9 @@ def by_hand(folder: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.works_with(
-    "lm-eval", "`lm_eval run --model hf` with `trust_remote_code`: log-likelihoods as by hand", ("lm_eval",)
+    "lm-eval",
+    "`lm_eval run --model hf` with `trust_remote_code`: log-likelihoods equal those computed by hand",
+    ("lm_eval",),
 )
 def test_the_command_line(folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"

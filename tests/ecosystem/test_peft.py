@@ -66,7 +66,7 @@ def test_lora_and_merge(variant: str, folders: dict[str, Path], tmp_path: Path) 
     torch.testing.assert_close(logits(merged), adapted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.works_with("PEFT", "several adapters on one base: switched, weighed together, turned off", ("peft",))
+@pytest.mark.works_with("PEFT", "several adapters on one base: switched, weighted together, turned off", ("peft",))
 def test_several_adapters(folder: Path, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(folder)
     plain = logits(base)

@@ -2,11 +2,10 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -29,10 +28,8 @@ def generated(folder: Path, messages: list[dict[str, str]]) -> str:
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def serve(folder: Path, log: Path, *options: str) -> tuple[subprocess.Popen[bytes], str]:
+def serve(folder: Path, log: Path, port: int, *options: str) -> tuple[subprocess.Popen[bytes], str]:
     """`transformers serve` with our classes made known by an import; the process and its address once it answers."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     program = "import chatgpt_hf; from transformers.cli.transformers import main; main()"
     command = [sys.executable, "-c", program, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -41,7 +38,7 @@ def serve(folder: Path, log: Path, *options: str) -> tuple[subprocess.Popen[byte
             [*command, "--device", "cpu", *options], stdout=output, stderr=output, env=environment
         )
     address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline and process.poll() is None:
         try:
             if httpx.get(f"{address}/health").status_code == 200:
@@ -53,8 +50,10 @@ def serve(folder: Path, log: Path, *options: str) -> tuple[subprocess.Popen[byte
 
 
 @pytest.fixture(scope="module")
-def address(chat_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    process, address = serve(chat_folder, tmp_path_factory.mktemp("serve") / "log")
+def address(
+    chat_folder: Path, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+) -> Iterator[str]:
+    process, address = serve(chat_folder, tmp_path_factory.mktemp("serve") / "log", free_port())
     yield address
     process.kill()
     process.wait()
@@ -62,7 +61,7 @@ def address(chat_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.mark.slow
 @pytest.mark.works_with(
-    "transformers", "`transformers serve`: chat completions, whole and streamed, through OpenAI's client",
+    "transformers", "`transformers serve`: chat completions, streaming and not, through OpenAI's client",
     ("transformers", "openai"),
 )  # fmt: skip
 def test_serve(address: str, chat_folder: Path) -> None:
@@ -94,7 +93,7 @@ def test_chat(address: str, chat_folder: Path, tmp_path: Path) -> None:
         input="Count to five.\n!clear\nHello!\n!exit\n",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         cwd=tmp_path,
         # The client behind it refuses any address while it is offline, so only the Hub's is put out of reach.
         env={
@@ -115,9 +114,16 @@ def test_chat(address: str, chat_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.works_with(
     "transformers", "`transformers serve --continuous-batching`: paged attention, the same answers", ("transformers",)
 )
-def test_serve_with_continuous_batching(chat_folder: Path, tmp_path: Path) -> None:
+def test_serve_with_continuous_batching(chat_folder: Path, tmp_path: Path, free_port: Callable[[], int]) -> None:
     process, address = serve(
-        chat_folder, tmp_path / "log", "--continuous-batching", "--cb-num-blocks", "64", "--cb-block-size", "32"
+        chat_folder,
+        tmp_path / "log",
+        free_port(),
+        "--continuous-batching",
+        "--cb-num-blocks",
+        "64",
+        "--cb-block-size",
+        "32",
     )
     try:
         answer = OpenAI(base_url=f"{address}/v1", api_key="none").chat.completions.create(

@@ -60,7 +60,7 @@ def changed(before: torch.nn.Module, after: torch.nn.Module) -> set[str]:
     return {name for name in old if not torch.equal(old[name], new[name])}
 
 
-@pytest.mark.works_with("TRL", "`SFTTrainer`: conversations, loss on the answers alone", ("trl",))
+@pytest.mark.works_with("TRL", "`SFTTrainer`: conversations, loss only on the answers", ("trl",))
 @pytest.mark.parametrize("variant", ["modern", "gpt2", "memories"])
 def test_sft(variant: str, folders: dict[str, Path], tmp_path: Path) -> None:
     rows = Dataset.from_dict({"messages": [asked + said for asked, said in zip(QUESTIONS, GOOD, strict=True)]})

@@ -218,7 +218,7 @@ def test_steps_of_several_sequences(saved: Path) -> None:
     assert [attention.calls for attention in engine.attention] == [len(steps)] * LAYERS
 
 
-@pytest.mark.works_with("vLLM", "one call a layer, no mask made, scale and window of each layer", VERSIONS, WHERE)
+@pytest.mark.works_with("vLLM", "one call per layer, no mask created, each layer's scale and window", VERSIONS, WHERE)
 def test_what_attention_is_given(saved: Path) -> None:
     engine = Engine(saved)
     engine.step({"a": [1, 2, 3], "b": [4, 5]})
@@ -275,7 +275,7 @@ class Missing(nn.Module):
 
 @pytest.mark.works_with(
     "vLLM",
-    "the pipeline plan: two stages compute what one does with rotary positions; the rest of the variants cannot be cut",
+    "the pipeline plan: two stages compute what one does with rotary positions; the other variants cannot be split",
     VERSIONS,
     WHERE,
 )

@@ -18,7 +18,7 @@ from chatgpt_hf.errors import ConfigError, DataError
 from chatgpt_hf.evaluation.language_modeling import (
     LanguageModelingResult,
     evaluate_language_modeling,
-    windows,
+    scoring_windows,
     xz_bits_per_byte,
 )
 from chatgpt_hf.tokenization_chatgpt import encode_documents
@@ -94,7 +94,7 @@ def test_long_texts_are_scored_in_the_documented_windows(model: Any, tokenizer: 
 def test_windows_score_each_token_once(length: int, size: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, size - 1))
     scored = []
-    for start, end, first in windows(length, size, stride):
+    for start, end, first in scoring_windows(length, size, stride):
         assert 0 <= start < first <= max(end, 1)
         assert end - start <= size
         scored += range(first, end)

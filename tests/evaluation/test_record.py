@@ -62,7 +62,7 @@ assert "evaluate" not in sys.modules and "sacrebleu" not in sys.modules
 print(Evaluation.load(Path(sys.argv[1])).measures["bleu"].value)
 """
     command = [sys.executable, "-c", program, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
     assert float(result.stdout) == evaluation.measures["bleu"].value
 
 

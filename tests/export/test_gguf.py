@@ -131,7 +131,7 @@ def test_gpt2s_own_tokenizer_goes_along(
 
 
 @pytest.mark.works_with(
-    "llama.cpp", "a chat by the template in the file: the same prompt and answer", ("llama-cpp-python",)
+    "llama.cpp", "a chat with the template in the file: the same prompt and answer", ("llama-cpp-python",)
 )
 @needs_llama_cpp
 def test_a_chat_goes_by_the_template(

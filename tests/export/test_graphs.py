@@ -135,7 +135,7 @@ def test_executorch_runs_one_row_with_its_own_cache(
         assert ids.tolist() == expected.tolist()
 
 
-@pytest.mark.works_with("ONNX Runtime", "the graph with onnxruntime and NumPy alone", ("onnxruntime",))
+@pytest.mark.works_with("ONNX Runtime", "the graph with only onnxruntime and NumPy", ("onnxruntime",))
 @pytest.mark.slow
 def test_onnxruntime_needs_nothing_else(exported: Callable[[str, str], tuple[Path, Path]], tmp_path: Path) -> None:
     folder, output = exported("onnx", "gpt2")

@@ -116,7 +116,7 @@ def client(hub_process: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     process = subprocess.Popen([sys.executable, "-c", WORKER], env=environment, **options)
     yield Client(process)
     process.stdin.close()
-    process.wait(30)
+    process.wait(900)
 
 
 @pytest.fixture

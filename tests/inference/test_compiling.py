@@ -68,9 +68,9 @@ def test_without_a_compiler(chat_folder: Path) -> None:
     script = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()", "generate", str(chat_folder)]
     script += ["--prompt", "A cat", "--temperature", "0", "--max_new_tokens", "5"]
     environment = {name: value for name, value in os.environ.items() if name != "CXX"}
-    plain = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=300)
+    plain = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=900)
     bare = subprocess.run(
-        [*script, "--compile"], capture_output=True, text=True, env={**environment, "PATH": "/nowhere"}, timeout=300
+        [*script, "--compile"], capture_output=True, text=True, env={**environment, "PATH": "/nowhere"}, timeout=900
     )
     assert plain.returncode == bare.returncode == 0, bare.stderr
     assert bare.stdout == plain.stdout

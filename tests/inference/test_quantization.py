@@ -126,7 +126,7 @@ for arguments in ((sys.argv[1],), (sys.argv[2], "int8")):
         print(type(error).__name__, error)
 """
     command = [sys.executable, "-c", script, str(folders["int8"]), str(base_folder)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     stored, loaded = result.stdout.splitlines()
     assert stored.startswith(CheckpointError.__name__)

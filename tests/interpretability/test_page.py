@@ -164,7 +164,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     def start(file: Path, **options: Any) -> Any:
         context = browser.new_context(**options)
         contexts.append(context)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(900_000)  # a guard against hanging
         context.on("request", lambda request: requests.append(request.url))
         context.on("weberror", lambda error: errors.append(str(error.error)))
         context.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)

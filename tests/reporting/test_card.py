@@ -136,14 +136,14 @@ def test_the_energy_is_time_times_power(folder: Path) -> None:
 
 
 def test_the_bias_that_was_measured(cli: Callable[..., Any], folder: Path) -> None:
-    assert "Not measured. `chatgpt-hf evaluate me/mine --bias` does" in make_card(folder, "me/mine")
+    assert "Not measured. `chatgpt-hf evaluate me/mine --bias` measures it" in make_card(folder, "me/mine")
     assert cli("evaluate", folder, "--bias").code == 0
     card = ModelCard(make_card(folder, "mine"))
     figures = Evaluation.load(folder / "evaluation" / "bias").figures()
     for figure in figures.values():
         assert f"| {figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}] |" in card.text
     assert f"```bash\nchatgpt-hf evaluate {folder} --bias\n```" in card.text
-    assert "says nothing of other prejudices" in card.text
+    assert "says nothing about other prejudices" in card.text
     # In its own section, not among the figures of what the model can do.
     assert "## Figures" not in card.text
     assert card.data.eval_results is None

@@ -1,5 +1,4 @@
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,18 +16,16 @@ def serving(engine: Any, **limits: Any) -> Iterator[str]:
 
     from chatgpt_hf.serving.server import bind, build_app
 
+    # Its socket listens already: who connects before the server runs waits for it.
     bound = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(build_app(engine, **limits), log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(900)
 
 
 @pytest.fixture(scope="session")
@@ -58,14 +55,15 @@ def address(request: pytest.FixtureRequest, make_engine: Callable[..., Any]) -> 
 
 
 @pytest.fixture
-def client() -> Iterator[Callable[..., Any]]:
+def client(patience: int) -> Iterator[Callable[..., Any]]:
     """Real clients of OpenAI's library, which try nothing a second time."""
     import openai
 
     opened = []
 
     def make(address: str, api_key: str = "none", **options: Any) -> openai.OpenAI:
-        opened.append(openai.OpenAI(base_url=f"{address}/v1", api_key=api_key, max_retries=0, timeout=60, **options))
+        settings: dict[str, Any] = {"max_retries": 0, "timeout": patience, **options}
+        opened.append(openai.OpenAI(base_url=f"{address}/v1", api_key=api_key, **settings))
         return opened[-1]
 
     yield make

@@ -112,7 +112,7 @@ def test_full_while_the_model_is_saved(
 def test_full_in_a_process_of_its_own(sft_options: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from chatgpt_hf.cli import main; main()", "sft", *sft_options]
     limited = f"ulimit -f 200; exec {shlex.join([*command, '--output_dir', str(tmp_path / 'run')])}"
-    result = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=300)
+    result = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=900)
     assert result.returncode == 2, result.stderr[-2000:]
     assert "Traceback" not in result.stderr
     assert REMEDY in result.stderr

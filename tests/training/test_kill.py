@@ -1,17 +1,18 @@
 """Runs in processes of their own that are really killed: each that goes on ends, to the bit, as one that was not.
 
-The processes are forked from a server that has imported everything heavy already, so that a start takes a second.
+The processes are forked from a server that has imported everything heavy already, so that a start takes a second. When one is
+killed does not depend on how fast it is: killed.py brings it to a chosen moment, and there it waits for its end.
 """
 
 import multiprocessing
-import os
 import random
+import runpy
 import signal
-import socket
-import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,21 +25,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 STEPS = 30
-# Builtins travel to the new process by name, the test's own functions would not: their module is no package's.
-RUN = """
-import multiprocessing, os, sys
-# As in a process that was not forked from the server: workers of a data loader end with it.
-multiprocessing.set_start_method("fork", force=True)
-sys.stderr = open({log!r}, "a")
-os.environ |= {environment!r}
-sys.argv = ["chatgpt-hf", "pretrain", *{options!r}]
-import torch
-torch.set_num_threads(1)
-from chatgpt_hf.cli import main
-main()
-"""
+# A run takes seconds. Nothing is learned from how many: this only ends a test that would hang.
+PATIENCE = 900
+CLI = "chatgpt_hf.cli"
 PRELOADED = [
-    "chatgpt_hf.cli.pretrain",
+    f"{CLI}.pretrain",
     "chatgpt_hf.quickstart",
     "chatgpt_hf.training.pretrain",
     "matplotlib.figure",
@@ -48,6 +39,17 @@ PRELOADED = [
     "trl",
 ]
 
+# `on_substep_end` lies in the middle of a step, except in the last of an epoch, which may have one batch only.
+IN_A_STEP = ["on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"]
+# In the order in which they are written. The last makes the checkpoint whole.
+FILES = ["model.safetensors", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+STREAM_FILES = ["data_state_0.json"]
+STATE = "trainer_state.json"
+
+
+def saving(verb: str, name: str) -> str:
+    return f"{verb} checkpoint-{{step}}/{name}"
+
 
 class Runner:
     """Starts and kills runs of one recipe."""
@@ -55,52 +57,80 @@ class Runner:
     def __init__(self, folder: Path, options: list[str], processes: int = 1) -> None:
         self.folder = folder
         self.log = folder.parent / f"{folder.name}.log"
-        self.options = [*options, "--output_dir", str(folder)]
+        self.arguments = ["pretrain", *options, "--output_dir", str(folder), "--resume"]
         self.processes = processes
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(PRELOADED)
+        self.store: Any = None
 
-    def start(self) -> list[BaseProcess]:
-        """Begins the run, or goes on with it."""
+    def start(self, stop: dict[str, Any] | None = None, rank: int = 0) -> tuple[list[BaseProcess], Connection]:
+        """Begins the run, or goes on with it; with what a process says that is to come to a moment."""
         common = {"CHATGPT_HF_CACHE": str(self.folder.parent / "rows")}
         if self.processes > 1:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = str(free.getsockname()[1])
+            # As torchrun does it: the processes meet at a port that is open before they start, so nobody else can take it.
+            self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             size = str(self.processes)
-            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        started = []
-        for rank in range(self.processes):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if self.processes > 1 else {}
-            source = RUN.format(log=str(self.log), environment=common | own, options=[*self.options, "--resume"])
-            started.append(self.context.Process(target=exec, args=(source,)))
+            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
+            common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        hears, says = self.context.Pipe(duplex=False)
+        started: list[BaseProcess] = []
+        for number in range(self.processes):
+            own = {"RANK": str(number), "LOCAL_RANK": str(number)} if self.processes > 1 else {}
+            mine = number == rank
+            job = {
+                "cli": CLI,
+                "arguments": self.arguments,
+                "environment": common | own,
+                "log": str(self.log),
+                "stop": stop if mine else None,
+            }
+            given = {"job": job, "pipe": says if mine else None}
+            # Functions of Python's travel to the new process by name, the test's own would not: their module is no package's.
+            path = str(Path(__file__).with_name("killed.py"))
+            started.append(self.context.Process(target=runpy.run_path, args=(path, given, "__main__")))
             started[-1].start()
-        return started
+        says.close()
+        return started, hears
 
     def finish(self) -> dict[str, torch.Tensor]:
         """Lets the run come to its end; its final weights."""
-        assert self.wait(self.start()) == {0}, self.log.read_text()[-5000:]
+        assert self.wait(self.start()[0]) == {0}, self.log.read_text()[-5000:]
         return load_file(self.folder / "model.safetensors")
 
     def wait(self, started: list[BaseProcess]) -> set[int | None]:
         for process in started:
-            process.join(300)
+            process.join(PATIENCE)
         return {process.exitcode for process in started}
 
-    def wait_for(self, path: Path, started: list[BaseProcess]) -> None:
-        """Until something is there; fails where the run ends before."""
-        while not path.exists():
-            assert all(process.is_alive() for process in started), self.log.read_text()[-5000:]
-            time.sleep(0.0005)
-
-    def kill_after(self, step: int, seconds: float) -> None:
-        """Goes on with the run and kills it some time after it began to save the checkpoint of a step."""
-        started = self.start()
-        self.wait_for(self.folder / f"checkpoint-{step}", started)
-        time.sleep(seconds)
-        for process in started:
-            process.kill()
+    def kill_at(self, moment: str, step: int = 0, *, rank: int = 0, count: int = 0, share: float = 0.5) -> None:
+        """Goes on with the run and kills all its processes at a moment of one of them."""
+        stop = self._stop(moment, step, count, share, sigterm=False)
+        started, pipe = self.start(stop, rank)
+        with pipe:
+            assert pipe.poll(PATIENCE), f"{moment} did not come"
+            try:
+                assert pipe.recv() == "here"
+            except EOFError:
+                pytest.fail(f"the run ended before {moment} of step {step}: {self.log.read_text()[-5000:]}")
+            for process in started:
+                process.kill()
         assert self.wait(started) == {-signal.SIGKILL}
+
+    def terminate_at(self, moment: str, step: int, *, rank: int = 0) -> None:
+        """Goes on with the run, and one of its processes gets SIGTERM at a moment."""
+        started, pipe = self.start(self._stop(moment, step, 0, 0.5, sigterm=True), rank)
+        assert self.wait(started) == {143}, self.log.read_text()[-5000:]
+        pipe.close()
+
+    def _stop(self, moment: str, step: int, count: int, share: float, sigterm: bool) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "step": step,
+            "moment": moment,
+            "count": count,
+            "share": share,
+            "sigterm": sigterm,
+        }
 
 
 def assert_same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
@@ -127,14 +157,25 @@ def test_sigkill_at_ten_random_moments(source: str, options: list[str], tmp_path
     options += STREAMING if source == "streaming" else []
     expected = Runner(tmp_path / "whole", options).finish()
     run = Runner(tmp_path / "killed", options)
-    draw = random.Random(0)
-    cut_short = 0
-    for index, step in enumerate(sorted(draw.sample(range(1, STEPS), 10))):
-        # Every second one while the checkpoint is written, which takes longer than that.
-        run.kill_after(step, draw.uniform(0, 0.15) if index % 2 else draw.uniform(0, 0.004))
-        cut_short += not is_whole_checkpoint(run.folder / f"checkpoint-{step}")
+    draw = random.Random(source)
+    files = FILES + (STREAM_FILES if source == "streaming" else [])
+    # At least one file of each writer is cut short: Python, torch and safetensors.
+    cut = ["model.safetensors", draw.choice([name for name in files if name.endswith((".bin", ".pt", ".pth"))]), STATE]
+    moments = [saving("within", name) for name in cut]
+    moments += [saving("before", "config.json"), saving("before", STATE), "removing checkpoint-{step}"]
+    moments += [saving("within", STREAM_FILES[0])] if source == "streaming" else []
+    moments += draw.sample(IN_A_STEP, 10 - len(moments))
+    draw.shuffle(moments)
+    # Old checkpoints are removed from the fourth on.
+    for step, moment in zip(sorted(draw.sample(range(4, STEPS), 10)), moments, strict=True):
+        run.kill_at(moment, step, count=draw.randrange(10), share=draw.random())
+        checkpoint = run.folder / f"checkpoint-{step}"
+        if moment in IN_A_STEP:
+            assert not checkpoint.exists()
+        else:
+            assert checkpoint.is_dir()
+            assert is_whole_checkpoint(checkpoint) == moment.startswith("removing"), moment
         assert not (run.folder / "model.safetensors").exists()
-    assert cut_short > 0, "no kill came while a checkpoint was written"
     assert_same(run.finish(), expected)
 
 
@@ -142,11 +183,22 @@ def test_sigkill_at_ten_random_moments(source: str, options: list[str], tmp_path
 def test_sigkill_before_anything_is_saved(options: list[str], tmp_path: Path) -> None:
     expected = Runner(tmp_path / "whole", options).finish()
     run = Runner(tmp_path / "killed", options)
-    for awaited in ("", "recipe.yaml"):
-        started = run.start()
-        run.wait_for(run.folder / awaited, started)
-        started[0].kill()
-        assert run.wait(started) == {-signal.SIGKILL}
+    for moment, left in (("before recipe.yaml", []), ("before data.json", ["recipe.yaml"])):
+        run.kill_at(moment)
+        assert [path.name for path in run.folder.iterdir() if path.is_file()] == left
+    run.kill_at("on_step_begin", 1)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["data.json", "recipe.yaml"]
+    assert_same(run.finish(), expected)
+
+
+@pytest.mark.slow
+def test_sigkill_after_the_last_step(options: list[str], tmp_path: Path) -> None:
+    expected = Runner(tmp_path / "whole", options).finish()
+    run = Runner(tmp_path / "killed", options)
+    for file in ("model.safetensors", "results.json"):
+        run.kill_at(f"before {file}")
+        assert is_whole_checkpoint(run.folder / f"checkpoint-{STEPS}")
+        assert not (run.folder / file).exists()
     assert_same(run.finish(), expected)
 
 
@@ -156,15 +208,15 @@ def test_sigterm_saves_first(source: str, options: list[str], tmp_path: Path) ->
     options += ["--save_steps", "4", *(STREAMING if source == "streaming" else [])]
     expected = Runner(tmp_path / "whole", options).finish()
     run = Runner(tmp_path / "stopped", options)
-    started = run.start()
-    run.wait_for(run.folder / "checkpoint-4" / "trainer_state.json", started)
-    os.kill(started[0].pid or 0, signal.SIGTERM)
-    assert run.wait(started) == {143}
-    newest = last_whole_checkpoint(run.folder)
-    assert newest is not None
-    assert f"stopped: SIGTERM at step {newest.name.rpartition('-')[2]}; {newest} is whole" in run.log.read_text()
-    assert not (run.folder / "model.safetensors").exists()
-    assert not (run.folder / "results.json").exists()
+    # In the middle of a step, and while a checkpoint is written, when the next step is the last.
+    for moment, step, last in (("on_substep_end", 6, 6), (saving("before", STATE), 12, 13)):
+        run.terminate_at(moment, step)
+        newest = last_whole_checkpoint(run.folder)
+        assert newest is not None
+        assert newest.name == f"checkpoint-{last}"
+        assert f"stopped: SIGTERM at step {last}; {newest} is whole" in run.log.read_text()
+        assert not (run.folder / "model.safetensors").exists()
+        assert not (run.folder / "results.json").exists()
     assert_same(run.finish(), expected)
 
 
@@ -173,8 +225,8 @@ def test_two_data_loader_workers(options: list[str], tmp_path: Path) -> None:
     options += [*STREAMING, "--dataloader_num_workers", "2"]
     expected = Runner(tmp_path / "whole", options).finish()
     run = Runner(tmp_path / "killed", options)
-    for step in (7, 20):
-        run.kill_after(step, 0.05)
+    run.kill_at(saving("within", STREAM_FILES[0]), 7)
+    run.kill_at("on_substep_end", 20)
     assert_same(run.finish(), expected)
 
 
@@ -184,12 +236,14 @@ def test_two_processes(source: str, options: list[str], tmp_path: Path) -> None:
     options += ["--ddp_backend", "gloo", "--use_cpu", "true", *(STREAMING if source == "streaming" else [])]
     expected = Runner(tmp_path / "whole", options, processes=2).finish()
     run = Runner(tmp_path / "killed", options, processes=2)
-    run.kill_after(9, 0.05)
-    started = run.start()
-    run.wait_for(run.folder / "checkpoint-15" / "trainer_state.json", started)
+    run.kill_at(saving("within", "optimizer.pt"), 9)
+    # What the second process writes belongs to a whole checkpoint.
+    run.kill_at(saving("within", "data_state_1.json" if source == "streaming" else "rng_state_1.pth"), 11, rank=1)
+    assert not is_whole_checkpoint(run.folder / "checkpoint-11")
     # One is told, and both stop at the same step.
-    os.kill(started[1].pid or 0, signal.SIGTERM)
-    assert run.wait(started) == {143}
+    run.terminate_at("on_optimizer_step", 15, rank=1)
+    assert is_whole_checkpoint(run.folder / "checkpoint-15")
+    assert not (run.folder / "checkpoint-16").exists()
     assert_same(run.finish(), expected)
 
 
@@ -198,3 +252,4 @@ def _no_process_is_left() -> Iterator[None]:
     yield
     for process in multiprocessing.active_children():
         process.kill()
+        process.join()

@@ -2,7 +2,7 @@
 
 import json
 import math
-import time
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,29 +158,57 @@ def test_an_old_checkpoint_is_not_whole_while_it_is_written_over(tmp_path: Path)
     assert not (tmp_path / "checkpoint-3" / "trainer_state.json").exists()
 
 
-def test_the_speed_is_that_of_this_process_and_of_training_alone(tmp_path: Path) -> None:
-    class Wait(TrainerCallback):
-        """Half a second in every evaluation and in every save, none of it training."""
+class Clock:
+    """Stands where the trainer's clock stood, and goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(sys.modules[Stopwatch.__module__], "time", clock)
+    return clock
+
+
+def test_the_speed_is_that_of_this_process_and_of_training_alone(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Take(TrainerCallback):
+        """A quarter of a second in every training step, and a hundred seconds in every evaluation and for every file."""
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            clock.now += 0.25
 
         def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            time.sleep(0.5)
+            clock.now += 100
 
+    save = torch.save
+
+    def slow_save(*args: Any, **kwargs: Any) -> None:
+        clock.now += 100
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", slow_save)
     settings: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 8}
-    run = trainer(tmp_path, rows(), Wait(), flops_per_token=1e6, **settings)
-    began = time.perf_counter()
+    run = trainer(tmp_path, rows(), Take(), flops_per_token=1e6, **settings)
+    began = clock.now
     output = run.train()
-    assert time.perf_counter() - began > 2
+    # Four evaluations and three checkpoints were not quick.
+    assert clock.now - began > 1000
     logs = [entry for entry in run.state.log_history if "loss" in entry]
     tokens = 4 * 2 * BLOCK
-    assert sum(tokens / entry["tokens_per_second"] for entry in logs) < 1.9
-    assert output.metrics["train_tokens_per_second"] == pytest.approx(
-        8 * tokens / sum(tokens / entry["tokens_per_second"] for entry in logs), rel=0.3
-    )
+    assert [entry["tokens_per_second"] for entry in logs] == pytest.approx([tokens / 0.25] * 8)
+    assert output.metrics["train_tokens_per_second"] == pytest.approx(tokens / 0.25)
     shares = [entry["mfu"] / entry["tokens_per_second"] for entry in logs]
     assert shares == pytest.approx([shares[0]] * 8)
     assert 0 < output.metrics["train_mfu"] < 1
 
-    resumed = trainer(tmp_path, rows(), max_steps=10, **settings)
+    resumed = trainer(tmp_path, rows(), Take(), max_steps=10, **settings)
     output = resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
     assert resumed._tokens == 2 * tokens
 
@@ -238,14 +266,14 @@ def test_warmup_stable_decay_needs_no_number(
     assert schedule.lr_lambdas[0](10) == 0
 
 
-def test_a_stopwatch_leaves_out_what_it_was_stopped_for() -> None:
+def test_a_stopwatch_leaves_out_what_it_was_stopped_for(clock: Clock) -> None:
     watch = Stopwatch()
     with watch.stopped():
-        time.sleep(0.02)
+        clock.now += 2
     assert watch.seconds == 0
     watch.start()
     with watch.stopped():
-        time.sleep(0.2)
+        clock.now += 20
     watch.start()
-    time.sleep(0.02)
-    assert 0.02 <= watch.seconds < 0.2
+    clock.now += 3
+    assert watch.seconds == 3

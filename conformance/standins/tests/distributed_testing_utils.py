@@ -1,4 +1,4 @@
-"""In place of upstream's file of this name, which the source distribution leaves out: processes on this machine's CPU."""
+"""Replaces upstream's file of this name, which the source distribution leaves out: runs processes on this machine's CPU."""
 
 import os
 

@@ -118,11 +118,9 @@ def chrf(sums: np.ndarray, **options: Any) -> np.ndarray:
 
 @aggregate("ter")
 def ter(sums: np.ndarray) -> np.ndarray:
-    """`[edits, reference length]`: edits for each 100 words, by sacrebleu."""
-    from sacrebleu.metrics import TER
-
-    scorer = TER()
-    return np.apply_along_axis(lambda row: scorer._compute_score_from_stats(row.tolist()).score, -1, sums)
+    """`[edits, reference length]`: edits for each 100 words; without a word of reference 0 or 100, as by sacrebleu."""
+    edits, length = sums[..., 0], sums[..., 1]
+    return 100 * np.where(length > 0, _ratio(edits, length), edits > 0)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

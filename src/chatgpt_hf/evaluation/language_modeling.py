@@ -59,7 +59,7 @@ class LanguageModelingResult:
         }
 
 
-def windows(length: int, size: int, stride: int) -> list[tuple[int, int, int]]:
+def scoring_windows(length: int, size: int, stride: int) -> list[tuple[int, int, int]]:
     """Windows `(start, end, first_scored)` over `length` tokens, in which each token but the first is scored once.
 
     The first window scores all it can; each later one begins `stride` further and scores what is new, so that a scored
@@ -105,7 +105,7 @@ def evaluate_language_modeling(
     pieces: list[tuple[list[int], int]] = []
     owners: list[int] = []
     for owner, ids in enumerate(documents):
-        for start, end, first_scored in windows(len(ids), size, stride):
+        for start, end, first_scored in scoring_windows(len(ids), size, stride):
             pieces.append((ids[start:end], first_scored - start))
             owners.append(owner)
     nats = negative_log_likelihoods(

@@ -82,7 +82,7 @@ def export_graph(model: ChatGPTForCausalLM, export_format: str, max_cache_len: i
         exported = AutoHfExporter.from_config(config).export(module, inputs, config)
     if isinstance(exported.program, ExportedProgram):
         # They hold a cache, an object of transformers', and torch would unpickle it whenever the file is read.
-        exported.program._example_inputs = None
+        exported.program.example_inputs = None
     exported.config, exported.generation_config = model.config, model.generation_config
     return exported
 

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 # with 256, 32 rows of GPT-2-small peaked at 680 MB, with 64 at 395.
 _ROOM = 64
 # Buffers of up to this many positions are laid out by position, (seq, batch, heads, head_dim), which suits our explicit
-# attention; larger ones by head, which suits `sdpa`. The latter is faster from about 128 positions (docs/performance.md).
+# attention; larger ones by head, which suits `sdpa`. The latter is faster from about 128 positions (docs/log.md).
 _BY_POSITION = 128
 
 

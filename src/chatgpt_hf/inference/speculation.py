@@ -103,9 +103,7 @@ def _check_early_exit(model: PreTrainedModel, wanted: int) -> None:
     """Raises `ConfigError` if the model ignores a lower `num_hidden_layers`, which `generate` sets for the first layers."""
     layers = getattr(model.config, "num_hidden_layers", 0)
     if not 1 <= wanted < layers:
-        raise ConfigError(
-            f"--speculate {wanted}: give at least 1 layer, and fewer than the model's {layers}."
-        )
+        raise ConfigError(f"--speculate {wanted}: give at least 1 layer, and fewer than the model's {layers}.")
     model.config.num_hidden_layers = wanted
     try:
         states = model(

@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
 from transformers.pipelines.base import ChunkPipeline
 
-from .spans import best_answers, windows
+from .spans import best_answers, context_windows
 
 
 def template_columns(template: str) -> list[str]:
@@ -153,7 +153,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
             if not isinstance(inputs.get(name), str) or not inputs[name].strip():
                 raise ValueError(f"question-answering needs a question and a context; its {name} is missing or empty.")
         settings = (getattr(self.model.config, "task_specific_params", None) or {}).get("question-answering", {})
-        (found,) = windows([inputs["question"]], [inputs["context"]], self.tokenizer, **settings)
+        (found,) = context_windows([inputs["question"]], [inputs["context"]], self.tokenizer, **settings)
         for index, window in enumerate(found):
             ids = torch.tensor([window.input_ids])
             yield {

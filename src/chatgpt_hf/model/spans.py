@@ -28,7 +28,7 @@ class Window(NamedTuple):
     offsets: list[tuple[int, int] | None]
 
 
-def windows(
+def context_windows(
     questions: Sequence[str],
     contexts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,

@@ -10,12 +10,10 @@ from typing import Any, TypeAlias
 
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cli.serving.utils import (
-    CBGenerateManager,
     CBStreamer,
     GenerateManager,
     ReasoningText,
     ToolCall,
-    _StreamError,
     get_response_template,
     set_torch_seed,
 )
@@ -52,6 +50,13 @@ class Ended:
 
 
 Item: TypeAlias = str | ToolCall | ReasoningText | Ended
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Among the pieces of an answer: the model failed. transformers puts an object of its own there, with a `msg` too."""
+
+    msg: str
 
 
 class Engine:
@@ -151,7 +156,7 @@ class Engine:
         called = False
         try:
             while (item := await pieces.get()) is not None:
-                if isinstance(item, _StreamError):
+                if not isinstance(item, str | ToolCall):
                     raise GenerationFailed(item.msg)
                 if isinstance(item, ToolCall):
                     called = True
@@ -191,9 +196,7 @@ class Engine:
         # Not the client's own id: two requests with the same id would get each other's tokens.
         request = uuid.uuid4().hex
         if self.batching is not None:
-            return self.batching.generate_streaming(
-                self.model, self.tokenizer, {"input_ids": ids}, config, request, parser
-            )
+            return self.batching.answer(self.tokenizer, ids, config, request, parser)
         assert self._one_by_one is not None
         import torch
 
@@ -213,12 +216,12 @@ class Engine:
     @property
     def healthy(self) -> bool:
         """True if the engine can answer requests."""
-        return self.batching is None or self.batching.is_alive()
+        return self.batching is None or self.batching.healthy
 
     def close(self) -> None:
         """Stops the threads."""
         if self.batching is not None:
-            self.batching.stop()
+            self.batching.close()
 
 
 def _passes(moderation: Moderator, text: str) -> bool:
@@ -231,11 +234,11 @@ def _passes(moderation: Moderator, text: str) -> bool:
     return True
 
 
-class ContinuousBatching(CBGenerateManager):
+class ContinuousBatching:
     """transformers' continuous batching with temperature, top_k and top_p per request.
 
-    transformers' own manager uses the sampling parameters of the first request for all later ones. Greedy means a top_k of 1
-    here.
+    The `CBGenerateManager` of transformers' own server uses the sampling parameters of the first request for all later ones.
+    Greedy means a top_k of 1 here.
     """
 
     PARAMETERS = frozenset({"temperature", "top_k", "top_p", "stop_strings"})
@@ -243,12 +246,22 @@ class ContinuousBatching(CBGenerateManager):
     def __init__(self, model: PreTrainedModel, defaults: GenerationConfig, context: int, max_concurrent: int) -> None:
         check_continuous_batching(model, defaults, "serve without it (--no-continuous_batching)")
         sizes = prepare_batching(model, context, max_concurrent)
-        super().__init__(ContinuousBatchingConfig(per_request_processors=True, use_cuda_graph=False, **sizes))
+        batching = ContinuousBatchingConfig(per_request_processors=True, use_cuda_graph=False, **sizes)
         self._vocab_size = model.config.get_text_config().vocab_size
         # Any values that activate all processors; every request overrides them.
         shared = generation_config_with(defaults, do_sample=True, temperature=0.5, top_k=2, top_p=0.5)
         shared.use_cache = False
-        self.init_cb(model, shared)
+        self.manager = model.init_continuous_batching(generation_config=shared, continuous_batching_config=batching)
+        self.manager.start()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether its thread is alive."""
+        return self.manager.background_thread_status.fatal_error is None
+
+    def close(self) -> None:
+        """Ends its thread."""
+        self.manager.stop(block=True, timeout=2)
 
     def check(self, parameters: dict[str, Any]) -> None:
         """Raises if continuous batching would ignore a parameter.
@@ -273,41 +286,54 @@ class ContinuousBatching(CBGenerateManager):
             "top_p": float(config.top_p if config.top_p is not None else 1.0),
         }
 
-    def generate_streaming(
+    def answer(
         self,
-        model: PreTrainedModel,
-        processor: PreTrainedTokenizerBase,
-        inputs: dict[str, Any],
-        gen_config: GenerationConfig,
-        request_id: str,
-        response_parser: ResponseParser | None = None,
+        tokenizer: PreTrainedTokenizerBase,
+        ids: list[int],
+        config: GenerationConfig,
+        request: str,
+        parser: ResponseParser | None = None,
     ) -> tuple[asyncio.Queue, CBStreamer]:
-        """As in the base class, but with the request's own sampling parameters."""
-        self._check_alive(request_id)
+        """Starts an answer.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            ids: The prompt.
+            config: The request's generation config.
+            request: An id that no other request has.
+            parser: Parser of tool calls.
+
+        Returns:
+            A queue of pieces, which ends with None or a `Failure`, and a streamer that can cancel the request.
+
+        Raises:
+            GenerationFailed: If an earlier failure ended the generation thread.
+        """
+        if (error := self.manager.background_thread_status.fatal_error) is not None:
+            raise GenerationFailed(str(error))
         pieces: asyncio.Queue = asyncio.Queue()
-        streamer = _Streamer(
-            self._cb, request_id, processor._tokenizer, asyncio.get_running_loop(), pieces, response_parser
-        )
+        rust_tokenizer = tokenizer.backend_tokenizer
+        streamer = _Streamer(self.manager, request, rust_tokenizer, asyncio.get_running_loop(), pieces, parser)
 
         def receive(output: Any) -> None:
             try:
                 streamer.put(output)
                 if output.error is not None:
-                    pieces.put_nowait(_StreamError(output.error))
+                    pieces.put_nowait(Failure(output.error))
                 elif output.is_finished():
                     streamer.end()
             except Exception as error:
-                pieces.put_nowait(_StreamError(str(error)))
+                pieces.put_nowait(Failure(str(error)))
 
         # Registered before the request, because the answer may arrive before the next line runs.
-        self._cb.register_result_handler(request_id, receive)
-        self._cb.add_request(
-            inputs["input_ids"],
-            request_id=request_id,
+        self.manager.register_result_handler(request, receive)
+        self.manager.add_request(
+            ids,
+            request_id=request,
             streaming=True,
-            max_new_tokens=gen_config.max_new_tokens,
-            eos_token_id=gen_config.eos_token_id,
-            **self.sampling(gen_config),
+            max_new_tokens=config.max_new_tokens,
+            eos_token_id=config.eos_token_id,
+            **self.sampling(config),
         )
         return pieces, streamer
 
@@ -315,9 +341,13 @@ class ContinuousBatching(CBGenerateManager):
 class _Streamer(CBStreamer):
     """Releases the handler and last tokens of a cancelled request, which transformers would keep forever."""
 
+    def __init__(self, manager: Any, request: str, *args: Any) -> None:
+        super().__init__(manager, request, *args)
+        self.manager, self.request = manager, request
+
     def cancel(self) -> None:
-        router = self._cb.output_router
-        if router.result_handlers.pop(self._request_id, None) is not None:
+        router = self.manager.output_router
+        if router.result_handlers.pop(self.request, None) is not None:
             super().cancel()
         with contextlib.suppress(queue.Empty):
             while True:

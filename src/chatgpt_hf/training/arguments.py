@@ -321,15 +321,28 @@ class FinetuneArguments(OptimizerOptions, TrainingArguments):
 
 
 class RecipeParser(TrlParser):
-    """`TrlParser` whose complaints are ours: one sentence with the nearest field, in place of 200 lines of usage."""
+    """`TrlParser` whose complaints are ours: one sentence with the nearest field, in place of 200 lines of usage.
+
+    Attributes:
+        actions: Of all arguments, in their order; argparse has no public list of them.
+    """
+
+    def __init__(self, dataclass_types: Sequence[type]) -> None:
+        self.actions: list[argparse.Action] = []
+        super().__init__(dataclass_types)
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        action = super().add_argument(*args, **kwargs)
+        self.actions.append(action)
+        return action
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}.{self.nearest(message)}")
 
     def given(self, arguments: Sequence[str]) -> dict[str, Any]:
         """The fields that a command line sets, without those that it leaves at their defaults."""
-        defaults = {action: action.default for action in self._actions}
-        for action in self._actions:
+        defaults = {action: action.default for action in self.actions}
+        for action in self.actions:
             action.default = argparse.SUPPRESS
         try:
             return vars(self.parse_known_args(list(arguments))[0])
@@ -338,7 +351,7 @@ class RecipeParser(TrlParser):
                 action.default = default
 
     def nearest(self, message: str) -> str:
-        known = [option for action in self._actions for option in action.option_strings if "-" not in option[2:]]
+        known = [option for action in self.actions for option in action.option_strings if "-" not in option[2:]]
         for word in message.replace(":", " ").split():
             close = difflib.get_close_matches(word, known, n=1, cutoff=0.75) if word.startswith("--") else []
             if close and close[0] != word:
@@ -368,12 +381,12 @@ def parse_recipe(
     if recipe is not None:
         path = find_recipe(recipe)
         content = _read_recipe(path)
-        unknown = [name for name in content if name not in {action.dest for action in parser._actions} | {"env"}]
+        unknown = [name for name in content if name not in {action.dest for action in parser.actions} | {"env"}]
         if unknown:
             raise ConfigError(f"{path} sets the unknown field {unknown[0]!r}.{parser.nearest('--' + str(unknown[0]))}")
         set_by_hand = {
             action.dest: _read_value(action, content[action.dest], path)
-            for action in parser._actions
+            for action in parser.actions
             if content.get(action.dest) is not None
         }
         arguments = ["--config", str(path), *arguments]

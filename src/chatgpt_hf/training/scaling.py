@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import ConfigError
@@ -118,16 +117,19 @@ def activation_bytes(config: ChatGPTConfig, batch: int, block_size: int, dtype: 
 
     Counts the tensors of the CPU's kernels. Packed rows add a mask of `batch * block_size ** 2` booleans.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    # A storage is one Python object as long as somebody holds it.
     saved: dict[int, torch.UntypedStorage] = {}
 
     def remember(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        saved[storage._cdata] = storage
+        saved[id(storage)] = storage
         return tensor
 
     with FakeTensorMode():
         model = ChatGPTForCausalLM(config).train()
-        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        weights = {id(storage): storage for storage in map(torch.Tensor.untyped_storage, model.parameters())}
         ids = torch.zeros(batch, block_size, dtype=torch.long)
         half = dtype != torch.float32
         with saved_tensors_hooks(remember, lambda tensor: tensor), torch.autocast("cpu", dtype, enabled=half):

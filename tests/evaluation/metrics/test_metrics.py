@@ -64,7 +64,7 @@ print(sorted(evaluate.load(path).name for path in sys.argv[1:]))
         environment.pop(name, None)
     files = [str(FOLDER / f"{name}.py") for name in METRICS]
     command = [sys.executable, "-c", program, *files]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=True)
     assert result.stdout.strip() == str(sorted(METRICS))
 
 

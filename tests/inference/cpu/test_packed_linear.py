@@ -3,6 +3,7 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -254,3 +255,12 @@ def test_small_float_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_commands_load_by_it(chat_folder: Path) -> None:
     assert isinstance(load_for_generation(chat_folder).lm_head, FloatLinear)
     assert isinstance(load_for_generation(chat_folder, "int8").lm_head, Int8DynamicLinear)
+
+
+def test_a_pytorch_without_an_operator_fails_for_the_layers_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quantize_model(make(), "int8")
+    kernels._operator.cache_clear()
+    monkeypatch.setattr(torch.ops, "quantized", SimpleNamespace())
+    assert isinstance(use_cpu_kernels(make()).lm_head, FloatLinear)
+    with pytest.raises(ConfigError, match=r"PyTorch 2\S* has no operator quantized.linear_prepack.*`load_model`"):
+        use_cpu_kernels(model)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chatgpt_hf import train_tokenizer
 from chatgpt_hf.errors import DataError
-from chatgpt_hf.model.spans import SpanError, answer_positions, best_answers, windows
+from chatgpt_hf.model.spans import SpanError, answer_positions, best_answers, context_windows
 from chatgpt_hf.tasks.question_answering.features import prepare_features
 from chatgpt_hf.tasks.question_answering.rows import load_squad
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
@@ -31,7 +31,7 @@ def row(answer: str, start: int, context: str = CONTEXT, identity: str = "a") ->
 
 
 def evaluation_features(rows: Dataset, tokenizer: PreTrainedTokenizerBase, **lengths: int) -> Dataset:
-    found = windows(rows["question"], rows["context"], tokenizer, **lengths)
+    found = context_windows(rows["question"], rows["context"], tokenizer, **lengths)
     rows_of_windows = [
         {"example_id": identity, "offset_mapping": window.offsets, "input_ids": window.input_ids}
         for identity, of_a_question in zip(rows["id"], found, strict=True)
@@ -49,7 +49,7 @@ def logits_for(features: Dataset, spans: dict[int, tuple[int, int, float]]) -> l
 
 
 def test_windows_cover_a_context_with_their_overlap(tokenizer: PreTrainedTokenizerBase) -> None:
-    (found,) = windows(["Where is Rome?"], [CONTEXT], tokenizer, max_length=64, stride=16)
+    (found,) = context_windows(["Where is Rome?"], [CONTEXT], tokenizer, max_length=64, stride=16)
     ids = tokenizer(CONTEXT, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     prefix = tokenizer("Where is Rome?\n", add_special_tokens=False)["input_ids"]
     room = 64 - 1 - len(prefix)
@@ -68,7 +68,7 @@ def test_windows_cover_a_context_with_their_overlap(tokenizer: PreTrainedTokeniz
     # No window only repeats the one before.
     assert len(pieces[-1]) > 16
     assert tokenizer.eos_token_id not in ids
-    (single,) = windows(["Where is Rome?"], ["Short."], tokenizer, max_length=64, stride=63)[0]
+    (single,) = context_windows(["Where is Rome?"], ["Short."], tokenizer, max_length=64, stride=63)[0]
     assert tokenizer.decode(single.input_ids) == "<|endoftext|>Where is Rome?\nShort."
 
 
@@ -94,7 +94,7 @@ def test_answers_come_back_from_their_tokens(tokenizer: PreTrainedTokenizerBase,
 
 def test_an_answer_that_a_window_cuts_is_none_there(tokenizer: PreTrainedTokenizerBase) -> None:
     context = "a b c d e f g h i j k l m n o p"
-    (found,) = windows(["?"], [context], tokenizer, max_length=21, stride=4)
+    (found,) = context_windows(["?"], [context], tokenizer, max_length=21, stride=4)
     spans = [answer_positions(window, 8, 13) for window in found]  # "e f g"
     texts = [
         context[window.offsets[first][0] : window.offsets[last][1]] if first else None
@@ -188,14 +188,14 @@ def test_real_questions(shared_data: Path) -> None:
 
 def test_what_cannot_be_cut(tokenizer: PreTrainedTokenizerBase, shared_data: Path) -> None:
     with pytest.raises(SpanError, match="raise max_length"):
-        windows(["Where is Rome? " * 9], [CONTEXT], tokenizer, max_length=64, stride=16)
+        context_windows(["Where is Rome? " * 9], [CONTEXT], tokenizer, max_length=64, stride=16)
     with pytest.raises(SpanError, match="a stride of 60"):
-        windows(["Where is Rome?"], [CONTEXT], tokenizer, max_length=64, stride=60)
+        context_windows(["Where is Rome?"], [CONTEXT], tokenizer, max_length=64, stride=60)
     nameless = load_tokenizer(shared_data / "gpt2_tokenizer")
     nameless.bos_token = None
     with pytest.raises(SpanError, match="bos token"):
-        windows(["Where?"], [CONTEXT], nameless)
-    assert windows([], [], tokenizer) == []
+        context_windows(["Where?"], [CONTEXT], nameless)
+    assert context_windows([], [], tokenizer) == []
     lacking = Dataset.from_list([row("", 0)])
     with pytest.raises(DataError, match="raise max_length"):
         prepare_features(lacking, tokenizer, max_length=8, stride=4)

@@ -1,5 +1,5 @@
-"""In place of upstream's file of this name, which the source distribution leaves out: nothing is exported here."""
+"""Replaces upstream's file of this name, which the source distribution leaves out: exports nothing."""
 
 
 class ExportTesterMixin:
-    """`ModelTesterMixin` is a subclass of it."""
+    """The base class of `ModelTesterMixin`."""

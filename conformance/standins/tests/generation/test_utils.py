@@ -1,11 +1,11 @@
-"""In place of upstream's file of this name, which the source distribution leaves out: checks of generation of our own."""
+"""Replaces upstream's file of this name, which the source distribution leaves out: runs our checks of generation."""
 
 import torch
 from generation import CHECKS, ready
 
 
 class GenerationTesterMixin:
-    """One test for each check, on a small model with weights that are wide enough for tokens to differ."""
+    """One test for each check, on a small model with weights large enough for different tokens."""
 
     def generating_model(self):
         torch.manual_seed(3)

@@ -1,6 +1,6 @@
-"""In place of upstream's file of this name, which the source distribution leaves out."""
+"""Replaces upstream's file of this name, which the source distribution leaves out."""
 
-# Arguments that every configuration takes, none with its default.
+# Arguments that every configuration takes, with values other than the defaults.
 config_common_kwargs = {
     "return_dict": False,
     "output_hidden_states": True,

@@ -7,6 +7,7 @@
 
 from typing import Any
 
+import torch
 from transformers import GPT2Config
 from transformers.core_model_loading import (
     Chunk,
@@ -116,12 +117,11 @@ def to_gpt2_config(config: ChatGPTConfig) -> GPT2Config:
 
 def to_gpt2_state_dict(model: ChatGPTForCausalLM) -> State:
     """Returns the model's weights with GPT-2's names and layout, as `GPT2LMHeadModel` saves them."""
-    # Loading the model may have left other transforms on it; replace them.
-    model._weight_conversions = list(GPT2_WEIGHT_MAPPING)
-    try:
-        return revert_weight_conversion(model, model.state_dict())
-    finally:
-        del model._weight_conversions
+    # Loading a model leaves its transforms on it. A model that was not loaded has none, so transformers takes the registered
+    # mapping for it.
+    with torch.device("meta"):
+        unread = ChatGPTForCausalLM(model.config)
+    return revert_weight_conversion(unread, model.state_dict())
 
 
 GPT2 = ModelFamily(

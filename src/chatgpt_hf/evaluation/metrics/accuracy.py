@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ..figures import Measure
-from .base import LabelMetric, mean_measure
+from chatgpt_hf.evaluation.figures import Measure
+from chatgpt_hf.evaluation.metrics.base import LabelMetric, mean_measure
 
 
 class Accuracy(LabelMetric):

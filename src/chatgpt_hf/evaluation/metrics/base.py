@@ -10,8 +10,8 @@ import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as ListOf
 
-from ...errors import DataError
-from ..figures import Measure
+from chatgpt_hf.errors import DataError
+from chatgpt_hf.evaluation.figures import Measure
 
 
 class MetricModule(evaluate.Metric, ABC):

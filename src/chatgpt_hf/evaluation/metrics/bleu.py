@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from sacrebleu.metrics import BLEU
 
-from ...errors import ConfigError
-from ..figures import Measure
-from .base import TextMetric, several, streams
+from chatgpt_hf.errors import ConfigError
+from chatgpt_hf.evaluation.figures import Measure
+from chatgpt_hf.evaluation.metrics.base import TextMetric, several, streams
 
 
 class Bleu(TextMetric):
@@ -35,8 +35,12 @@ class Bleu(TextMetric):
     def _measures(
         cls, predictions: Any, references: Any, *, reference_length: str = "closest", **options: Any
     ) -> dict[str, Measure]:
-        scorer = _scorer(reference_length, options)
-        statistics = np.array(scorer._extract_corpus_statistics(predictions, streams(several(references))))
+        _check(reference_length, options)
+        scorer, given = BLEU(**options), several(references)
+        # By example: sacrebleu's public scores of one sentence each would not warn of texts that were cut into tokens already.
+        statistics = np.array(scorer._extract_corpus_statistics(predictions, streams(given)))
+        if reference_length == "shortest":
+            statistics[:, 1] = [_shortest(scorer, *pair) for pair in zip(predictions, given, strict=True)]
         names = ("smooth_method", "smooth_value", "effective_order")
         return {
             "bleu": Measure("bleu", statistics, options={name: options[name] for name in names if name in options})
@@ -44,25 +48,31 @@ class Bleu(TextMetric):
 
     def _compute(self, predictions: Any, references: Any = None, **options: Any) -> dict[str, Any]:
         (measure,) = self.measures(predictions, references, **options).values()
-        options.pop("reference_length", None)
-        score = BLEU(**options)._compute_score_from_stats(measure.statistics.sum(0).tolist())
+        length, right_length, *counts = measure.statistics.sum(0).tolist()
+        order = len(counts) // 2
+        score = BLEU.compute_bleu(
+            counts[:order],
+            counts[order:],
+            int(length),
+            int(right_length),
+            max_ngram_order=order,
+            **{"smooth_method": "exp", **measure.options},
+        )
         names = ("counts", "totals", "precisions", "bp", "sys_len", "ref_len")
         return {"bleu": measure.value, **{name: getattr(score, name) for name in names}}
 
 
-class _ShortestReferenceBLEU(BLEU):
-    def _get_closest_ref_len(self, hyp_len: int, ref_lens: list[int]) -> int:
-        return min(ref_lens)
+def _shortest(scorer: BLEU, prediction: str, references: list[str]) -> int:
+    """The tokens of the shortest reference."""
+    return min(scorer.corpus_score([prediction], [[reference]]).ref_len for reference in references)
 
 
-def _scorer(reference_length: str, options: dict[str, Any]) -> BLEU:
-    kinds = {"closest": BLEU, "shortest": _ShortestReferenceBLEU}
+def _check(reference_length: str, options: dict[str, Any]) -> None:
     known = {
-        "reference_length": (reference_length, kinds),
+        "reference_length": (reference_length, ("closest", "shortest")),
         "tokenize": (options.get("tokenize") or BLEU.TOKENIZER_DEFAULT, BLEU.TOKENIZERS),
         "smooth_method": (options.get("smooth_method", "none"), BLEU.SMOOTH_DEFAULTS),
     }
     for name, (value, values) in known.items():
         if value not in values:
             raise ConfigError(f"BLEU's {name} is {value!r}; it can be {', '.join(values)}.")
-    return kinds[reference_length](**options)

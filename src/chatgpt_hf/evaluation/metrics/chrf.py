@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from sacrebleu.metrics import CHRF
 
-from ..figures import Measure
-from .base import TextMetric, several, streams
+from chatgpt_hf.evaluation.figures import Measure
+from chatgpt_hf.evaluation.metrics.base import TextMetric, several, streams
 
 
 class Chrf(TextMetric):

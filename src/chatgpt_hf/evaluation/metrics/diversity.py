@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from datasets import Features, Value
 
-from ...errors import DataError
-from ..figures import Measure
-from ..text import words
-from .base import MetricModule
+from chatgpt_hf.errors import DataError
+from chatgpt_hf.evaluation.figures import Measure
+from chatgpt_hf.evaluation.metrics.base import MetricModule
+from chatgpt_hf.evaluation.text import words
 
 Ngrams = Counter[tuple[str, ...]]
 

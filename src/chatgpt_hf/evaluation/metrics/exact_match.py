@@ -5,9 +5,9 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-from ..figures import Measure
-from ..text import remove_punctuation, squad_normalize
-from .base import TextMetric, mean_measure, several
+from chatgpt_hf.evaluation.figures import Measure
+from chatgpt_hf.evaluation.metrics.base import TextMetric, mean_measure, several
+from chatgpt_hf.evaluation.text import remove_punctuation, squad_normalize
 
 
 class ExactMatch(TextMetric):

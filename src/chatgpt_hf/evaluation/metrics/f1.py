@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ConfigError, DataError
-from ..figures import Measure
-from .base import LabelMetric
+from chatgpt_hf.errors import ConfigError, DataError
+from chatgpt_hf.evaluation.figures import Measure
+from chatgpt_hf.evaluation.metrics.base import LabelMetric
 
 
 class F1(LabelMetric):

@@ -4,14 +4,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rouge_score import tokenize
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from ...errors import ConfigError
-from ..figures import Measure
-from ..text import CJK
-from .base import TextMetric, mean_measure, several
+from chatgpt_hf.errors import ConfigError
+from chatgpt_hf.evaluation.figures import Measure
+from chatgpt_hf.evaluation.metrics.base import TextMetric, mean_measure, several
+from chatgpt_hf.evaluation.text import CJK
 
 
 class Rouge(TextMetric):
@@ -62,9 +61,6 @@ class Tokenizer(DefaultTokenizer):
     """rouge-score's, which drops everything but a to z and digits, with each Chinese or Japanese character as a token."""
 
     def tokenize(self, text: str) -> list[str]:
+        words = super().tokenize
         parts = re.split(f"({CJK})", text)
-        return [
-            token
-            for index, part in enumerate(parts)
-            for token in ([part] if index % 2 else tokenize.tokenize(part, self._stemmer))
-        ]
+        return [token for index, part in enumerate(parts) for token in ([part] if index % 2 else words(part))]

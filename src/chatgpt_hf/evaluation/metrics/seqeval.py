@@ -10,9 +10,9 @@ from datasets import Features, Value
 from datasets import Sequence as ListOf
 from seqeval.metrics.sequence_labeling import get_entities
 
-from ...errors import ConfigError, DataError
-from ..figures import Measure
-from .base import MetricModule
+from chatgpt_hf.errors import ConfigError, DataError
+from chatgpt_hf.evaluation.figures import Measure
+from chatgpt_hf.evaluation.metrics.base import MetricModule
 
 _SCHEMES = ("IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU")
 

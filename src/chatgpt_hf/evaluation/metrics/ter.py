@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from sacrebleu.metrics import TER
 
-from ..figures import Measure
-from .base import TextMetric, several, streams
+from chatgpt_hf.evaluation.figures import Measure
+from chatgpt_hf.evaluation.metrics.base import TextMetric, several
 
 
 class Ter(TextMetric):
@@ -27,5 +27,7 @@ class Ter(TextMetric):
 
     @classmethod
     def _measures(cls, predictions: Any, references: Any, **options: Any) -> dict[str, Measure]:
-        statistics = TER(**options)._extract_corpus_statistics(predictions, streams(several(references)))
-        return {"ter": Measure("ter", np.array(statistics), higher_is_better=False)}
+        scorer = TER(**options)
+        scores = [scorer.sentence_score(*pair) for pair in zip(predictions, several(references), strict=True)]
+        statistics = np.array([[score.num_edits, score.ref_length] for score in scores])
+        return {"ter": Measure("ter", statistics, higher_is_better=False)}

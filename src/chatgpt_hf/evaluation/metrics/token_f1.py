@@ -3,9 +3,9 @@
 from collections import Counter
 from typing import Any
 
-from ..figures import Measure
-from ..text import squad_normalize, words
-from .base import TextMetric, mean_measure, several
+from chatgpt_hf.evaluation.figures import Measure
+from chatgpt_hf.evaluation.metrics.base import TextMetric, mean_measure, several
+from chatgpt_hf.evaluation.text import squad_normalize, words
 
 
 class TokenF1(TextMetric):

@@ -66,7 +66,7 @@ def _from_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scali
     """Attention of one query to keys that are stored by position, as in a new `GrowingCache`.
 
     Reads keys and values sequentially. `sdpa` reads them head by head: for eight rows of 40 positions, a layer of GPT-2-small
-    takes 370 microseconds with `sdpa` and 240 with this (docs/performance.md).
+    takes 370 microseconds with `sdpa` and 240 with this (docs/log.md).
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     # (seq, batch, heads, head_dim), and one position of queries.
@@ -107,7 +107,7 @@ def _by_request(
     """Calls `sdpa` for each request; returns (1, queries of all requests, num_attention_heads, head_dim).
 
     transformers computes each query against the keys of all requests and then masks foreign ones, so its cost grows with the
-    square of the number of requests (figures in docs/performance.md).
+    square of the number of requests (figures in docs/log.md).
 
     Args:
         module: The attention layer.

@@ -1,13 +1,15 @@
 """Linear layers in the format that this CPU multiplies fastest, for inference only.
 
 `torch.nn.Linear` multiplies a weight in its plain memory layout. oneDNN and FBGEMM, which are part of every torch wheel for
-x86, are two to seven times as fast if the weight is reordered for them first (figures in docs/performance.md); PyTorch itself
-does this only when it compiles (`torch._inductor.config.freezing`).
+x86, are two to seven times as fast if the weight is reordered for them first (figures in docs/log.md); PyTorch itself does
+this only when it compiles (`torch._inductor.config.freezing`).
 """
 
 import itertools
 import warnings
 from abc import ABC, abstractmethod
+from functools import cache
+from operator import attrgetter
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -23,8 +25,6 @@ from .huge_pages import use_huge_pages
 # Smallest float layer that gains from packing, in weights: a packed product starts 12 microseconds later than a plain one,
 # which is as long as a layer of 512 x 512 takes for one row.
 SMALLEST = 2**18
-# The operator itself; bypasses torch.ops' per-call script-object lookup (6 µs).
-_int8_product = torch.ops.quantized.linear_dynamic.default._op
 # From this number of weights, they do not fit into a processor's cache, so each token reads them from memory.
 _BEYOND_CACHE = 2**23
 # Layers that get the same input, in our models and those of other families.
@@ -46,6 +46,28 @@ def _packed_linear_shape(hidden_states: torch.Tensor, layer: int, out_features: 
     return hidden_states.new_empty((*hidden_states.shape[:-1], out_features))
 
 
+@cache
+def _operator(name: str) -> Any:
+    """One of PyTorch's operators without documentation, looked up when a model first needs it: `"aten._weight_int8pack_mm"`.
+
+    Raises:
+        ConfigError: When this release of PyTorch has no such operator.
+    """
+    try:
+        return attrgetter(name)(torch.ops)
+    except AttributeError as error:
+        raise ConfigError(
+            f"PyTorch {torch.__version__} has no operator {name}, which this model needs to answer on this CPU: install PyTorch "
+            "2.13, or load the model with `load_model`, which does without."
+        ) from error
+
+
+def _refuse_to_save(*_: Any) -> None:
+    raise ConfigError(
+        "This model was prepared for answering on this CPU and cannot be saved: save the one that it was made from."
+    )
+
+
 class PackedLinear(nn.Module, ABC):
     """Linear layers that share an input, without gradients; only their own kernel can read their weights.
 
@@ -64,6 +86,7 @@ class PackedLinear(nn.Module, ABC):
         self.bias = None if linears[0].bias is None else _join([linear.bias.detach() for linear in linears])
         self._number = next(_numbers)
         _layers[self._number] = self
+        self.register_state_dict_pre_hook(_refuse_to_save)
 
     @abstractmethod
     def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -73,11 +96,6 @@ class PackedLinear(nn.Module, ABC):
         if torch.compiler.is_compiling():
             return torch.ops.chatgpt_hf.packed_linear(hidden_states, self._number, self.out_features)
         return self.multiply(hidden_states)
-
-    def _save_to_state_dict(self, *_: Any) -> None:
-        raise ConfigError(
-            "This model was prepared for inference on this CPU and cannot be saved: save the original instead."
-        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         raise ConfigError("This model was prepared for inference on this CPU and cannot be copied: load it again.")
@@ -112,9 +130,9 @@ class FloatLinear(PackedLinear):
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__(*linears)
         # The layout is for any number of rows: one for a given number makes other numbers up to twice as slow.
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(
-            _join([linear.weight.detach() for linear in linears]), None
-        )
+        weight = _join([linear.weight.detach() for linear in linears])
+        self._packed = _operator("mkldnn._reorder_linear_weight")(weight, None)
+        self._product = _operator("mkldnn._linear_pointwise.default")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,7 +150,7 @@ class FloatLinear(PackedLinear):
             shared = 1 << (count - 1).bit_length() if count <= 64 else count + -count % 64
         if count < shared:
             rows = nn.functional.pad(rows, (0, 0, 0, shared - count))
-        product = torch.ops.mkldnn._linear_pointwise.default(rows, self._packed, self.bias, "none", [], "")
+        product = self._product(rows, self._packed, self.bias, "none", [], "")
         return product[:count].view(*hidden_states.shape[:-1], self.out_features)
 
 
@@ -148,12 +166,14 @@ class Int8DynamicLinear(PackedLinear):
             # with it, and activations quantized in eager operations, a token of GPT-2-small takes 9.2 ms instead of 7.5.
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
             quantized = torch._make_per_channel_quantized_tensor(_parts(linears, "qdata"), scale, zero, 0)
-        self._packed = torch.ops.quantized.linear_prepack(quantized, self._bias)
+        self._packed = _operator("quantized.linear_prepack")(quantized, self._bias)
+        # The operator itself; bypasses torch.ops' per-call script-object lookup (6 µs).
+        self._product = _operator("quantized.linear_dynamic.default._op")
         # Without VNNI, the sum of two products has 16 bits, and full 8-bit activations would overflow it.
         self._reduce_range = not torch.cpu._is_vnni_supported()
 
     def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return _int8_product(hidden_states, self._packed, self._reduce_range)
+        return self._product(hidden_states, self._packed, self._reduce_range)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if hidden_states.dtype != torch.float32:
@@ -176,11 +196,12 @@ class Int8WeightLinear(PackedLinear):
         # file may be unaligned.
         self._weight = _parts(linears, "qdata").clone(memory_format=torch.contiguous_format)
         self._scale = _parts(linears, "scale").flatten().bfloat16()
+        self._product = _operator("aten._weight_int8pack_mm")
 
     def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.bfloat16().reshape(-1, self.in_features)
         if len(rows) < _UNPACK_FROM:
-            product = torch.ops.aten._weight_int8pack_mm(rows, self._weight, self._scale)
+            product = self._product(rows, self._weight, self._scale)
         else:
             product = nn.functional.linear(rows, self._weight.bfloat16()) * self._scale
         product = product.view(*hidden_states.shape[:-1], self.out_features).to(hidden_states.dtype)
@@ -202,13 +223,12 @@ class Int4WeightLinear(PackedLinear):
         missing = -self.out_features % 16
         self._scale_and_zero = nn.functional.pad(scale_and_zero, (0, 0, 0, missing)).contiguous()
         levels = nn.functional.pad(_parts(linears, "qdata").int() + 8, (0, 0, 0, missing))
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+        self._packed = _operator("aten._convert_weight_to_int4pack_for_cpu")(levels, 1)
+        self._product = _operator("aten._weight_int4pack_mm_for_cpu")
 
     def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.bfloat16().reshape(-1, self.in_features).contiguous()
-        product = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows, self._packed, self._group_size, self._scale_and_zero
-        )[:, : self.out_features]
+        product = self._product(rows, self._packed, self._group_size, self._scale_and_zero)[:, : self.out_features]
         product = product.reshape(*hidden_states.shape[:-1], self.out_features).to(hidden_states.dtype)
         return product if self.bias is None else product + self.bias
 
@@ -311,7 +331,7 @@ def _packed_class(*modules: nn.Module) -> type[PackedLinear] | None:
 
 def _class_for(weight: Any, count: int) -> type[PackedLinear] | None:
     """The packed class for `count` weights of this kind, or None."""
-    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    has_bfloat16 = _operator("mkldnn._is_mkldnn_bf16_supported")()
     kind = type(weight.data).__name__
     if kind == "Tensor":
         if count < SMALLEST:

@@ -6,7 +6,7 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import DataError
-from ...model.spans import SpanError, answer_positions, windows
+from ...model.spans import SpanError, answer_positions, context_windows
 
 _FEATURES = Features(
     {
@@ -25,7 +25,7 @@ def prepare_features(
 
     Args:
         rows: Rows that `load_squad` returns.
-        tokenizer, max_length, stride: As for `spans.windows`.
+        tokenizer, max_length, stride: As for `context_windows`.
 
     Returns:
         One row per window, in the order of `rows`, with columns `input_ids`, `attention_mask`, `start_positions` and
@@ -39,7 +39,9 @@ def prepare_features(
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         made: dict[str, list[Any]] = {name: [] for name in _FEATURES}
         try:
-            found = windows(batch["question"], batch["context"], tokenizer, max_length=max_length, stride=stride)
+            found = context_windows(
+                batch["question"], batch["context"], tokenizer, max_length=max_length, stride=stride
+            )
         except SpanError as error:
             raise DataError(str(error)) from error
         for answers, row_windows in zip(batch["answers"], found, strict=True):

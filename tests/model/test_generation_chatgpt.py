@@ -11,7 +11,7 @@ import torch
 
 from chatgpt_hf import ChatGPTForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "conformance"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "conformance"))
 from generation import CHECKS, ready
 from variants import VARIANTS, make_config
 

@@ -1,0 +1,120 @@
+"""A training run that comes to a chosen moment, says so through a pipe, and waits there to be killed; run by test_kill.py.
+
+The test hands two names over: `job` says what is run and when it stops, `pipe` is where it says that it did. Where nothing is to
+stop it, the run goes to its end. The moments are those that Python itself tells of (callbacks of `Trainer`, audit events of files)
+and the two functions that write files without Python's knowledge, so nothing in the package is there for the test.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from transformers import DefaultFlowCallback
+
+job: dict[str, Any] = globals()["job"]
+pipe: Any = globals()["pipe"]
+
+
+class Stop:
+    """Brings the run to its moment, once.
+
+    Args:
+        folder: Of the run.
+        step: The step in which the moment lies.
+        moment: A method of `TrainerCallback`; `before NAME` or `within NAME`, a file that is written; or `removing`, when
+            files of an old checkpoint go.
+        count: How many of these files are gone by then.
+        share: How much of a file has been written by then.
+        sigterm: Whether the process sends itself SIGTERM and goes on. Otherwise it waits to be killed.
+    """
+
+    def __init__(self, folder: str, step: int, moment: str, count: int, share: float, sigterm: bool) -> None:
+        self.folder = Path(folder)
+        self.step = step
+        self.moment, _, name = moment.partition(" ")
+        self.file = self.folder / name.format(step=step)
+        self.count = count
+        self.share = share
+        self.sigterm = sigterm
+        self.came = self.removing = False
+        if self.moment.startswith("on_"):
+            self._watch_callback()
+        else:
+            sys.addaudithook(self.audit)
+            torch.save = self._cut_short(torch.save, 1)
+            safetensors.torch.serialize_file = self._cut_short(safetensors.torch.serialize_file, 1)
+
+    def come(self) -> None:
+        if self.came:
+            return
+        self.came = True
+        if self.sigterm:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        pipe.send("here")
+        while True:
+            signal.pause()
+
+    def _watch_callback(self) -> None:
+        before = getattr(DefaultFlowCallback, self.moment)
+        # `Trainer` counts a step when it is done.
+        counted = self.step if self.moment == "on_step_end" else self.step - 1
+
+        def watched(callback: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            if state.global_step == counted:
+                self.come()
+            return before(callback, args, state, control, **kwargs)
+
+        setattr(DefaultFlowCallback, self.moment, watched)
+
+    def _cut_short(self, write: Callable[..., Any], index: int) -> Callable[..., Any]:
+        """Leaves the file as it is on the disk while `write` is at work."""
+
+        def written(*args: Any, **kwargs: Any) -> None:
+            write(*args, **kwargs)
+            if self.moment == "within" and Path(args[index]) == self.file:
+                os.truncate(self.file, int(self.share * self.file.stat().st_size))
+                self.come()
+
+        return written
+
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Told by Python of each thing that this process does with files, before it is done."""
+        if self.came:
+            return
+        if self.moment == "removing":
+            if event == "shutil.rmtree" and (self.file / "trainer_state.json").exists():
+                self.removing = Path(arguments[0]).name.startswith("checkpoint-")
+            elif event == "os.remove" and self.removing:
+                self.count -= 1
+                if self.count < 0:
+                    self.come()
+            return
+        opened = event == "open" and "w" in str(arguments[1]) and isinstance(arguments[0], (str, os.PathLike))
+        target = arguments[0] if opened else arguments[1] if event == "os.rename" else None
+        if target is None or Path(target) != self.file:
+            return
+        if self.moment == "within":
+            self.came = True
+            text = b'{\n  "best_global_step": null,\n  "processes": 1, "state": {'
+            self.file.write_bytes(text[: int(self.share * len(text))])
+            self.came = False
+        self.come()
+
+
+# As in a process that was not forked from the server: workers of a data loader end with it.
+multiprocessing.set_start_method("fork", force=True)
+sys.stderr = open(job["log"], "a")  # noqa: SIM115
+os.environ |= job["environment"]
+torch.set_num_threads(1)
+if job["stop"] is not None:
+    Stop(**job["stop"])
+sys.argv = ["chatgpt-hf", *job["arguments"]]
+importlib.import_module(job["cli"]).main()
