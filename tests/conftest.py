@@ -245,19 +245,19 @@ def refused(cli: Callable[..., CliResult]) -> Callable[..., str]:
     return run
 
 
-# No test may depend on how fast the machine is, so tests wait for the event itself. This only ends one that would hang.
+# No test may depend on the machine's speed, so tests wait for the event itself. This limit only ends a test that would hang.
 PATIENCE = 900
 
 
 @pytest.fixture(scope="session")
 def patience() -> int:
-    """Seconds after which a test gives up; longer than anything takes on a machine that is slow and busy."""
+    """Seconds after which a test gives up; nothing takes that long even on a slow and busy machine."""
     return PATIENCE
 
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[[Callable[[], object]], None]:
-    """Waits until something is true that can only be asked for."""
+    """Polls until a condition is true."""
 
     def wait(condition: Callable[[], object]) -> None:
         end = time.monotonic() + PATIENCE
@@ -270,10 +270,10 @@ def wait_until() -> Callable[[Callable[[], object]], None]:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """Finds ports for programs that do not take port 0.
+    """Finds ports for programs that do not accept port 0.
 
-    They lie below those that systems give out, and each worker of pytest-xdist has its own, so nobody else takes one between
-    its choice and its use.
+    The ports are below the range that systems assign, and each worker of pytest-xdist has its own, so nobody else takes one
+    between its choice and its use.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     numbers = [20_000 + 200 * (worker % 50) + number for number in range(200)]
@@ -293,13 +293,14 @@ def free_port() -> Callable[[], int]:
 
 
 class Gate:
-    """Holds a model before every step that it was not given, and counts what it does.
+    """Blocks a model before every step that was not allowed, and counts its steps.
 
-    So a test says how far an answer has come, however fast the machine is. The gate is open at first and when a `with` ends.
+    So a test controls the progress of an answer, regardless of the machine's speed. The gate is open at first, and again when a
+    `with` ends.
 
     Attributes:
-        steps: Forward passes so far.
-        tokens: Ids that they read.
+        steps: Number of forward passes so far.
+        tokens: Number of ids that they read.
     """
 
     def __init__(self, model: Any) -> None:
@@ -310,15 +311,15 @@ class Gate:
         model.register_forward_pre_hook(self._pass, with_kwargs=True)
 
     def give(self, steps: int) -> None:
-        """Lets the model make so many steps from now on, and no more."""
+        """Allows this many further steps, and no more."""
         self._set_limit(self.steps + steps)
 
     def open(self) -> None:
-        """Lets it go on."""
+        """Allows all further steps."""
         self._set_limit(math.inf)
 
     def wait(self) -> None:
-        """Until the model has made the steps that it was given, and is held before the next."""
+        """Waits until the model has done all allowed steps and is blocked before the next."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._held and self.steps >= self._limit, PATIENCE), "no step came"
 
@@ -345,7 +346,7 @@ class Gate:
 
 @pytest.fixture(scope="session")
 def gate() -> type[Gate]:
-    """`gate(model)` puts a `Gate` before a model."""
+    """`gate(model)` puts a `Gate` in front of a model."""
     return Gate
 
 

@@ -140,7 +140,7 @@ def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.Monkey
     assert steps == [4, 5]
     assert (folder / "base" / "model.safetensors").read_bytes() == base_weights
 
-    # One sentence for each stage, then the figures and a conversation.
+    # One sentence per stage, then the figures and a conversation.
     assert [line[:5] for line in said if line.startswith("[")] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
     assert "bits per byte" in said[4]
     assert "questions it never saw" in said[4]
@@ -226,7 +226,7 @@ def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None
         "[3/4]",
         "[4/4]",
     ]
-    # What it prints last is what a reader types next.
+    # Its last line is the command that a reader types next.
     assert made.stdout.splitlines()[-1] == second
     chat = subprocess.run(
         second.split(), cwd=clone, capture_output=True, text=True, env=environment, input="Who are you?\n/quit\n"
@@ -247,13 +247,13 @@ def test_the_last_line_is_a_command_that_works(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sys, "argv", [str(script), "quickstart"])
     monkeypatch.setenv("PATH", str(tmp_path / "elsewhere"))
     assert _chat_command(Path("runs/x")) == "'my env/bin/chatgpt-hf' chat runs/x"
-    # By the interpreter, when it was called from Python.
+    # If it was called from Python, the script is found next to the interpreter.
     monkeypatch.setattr(sys, "argv", ["-c"])
     monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
     assert _chat_command(Path("runs/x")) == "'my env/bin/chatgpt-hf' chat runs/x"
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert _chat_command(Path("runs/x")) == f"'{script}' chat runs/x"
-    # Its name is enough where PATH leads to this one, and not where it leads to another installation.
+    # The plain name is enough only if PATH leads to this installation.
     monkeypatch.setenv("PATH", str(script.parent))
     assert _chat_command(Path("runs/my model")) == "chatgpt-hf chat 'runs/my model'"
     other = tmp_path / "elsewhere" / "chatgpt-hf"

@@ -96,7 +96,7 @@ def test_commands(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
         "2 messages are read",
         "with this system prompt",
         "max_new_tokens is 3",
-        "'warmth' is no generation",
+        "'warmth' is not a generation",
     ):
         assert words in result.err
     assert "/set needs a name and a value" in result.err
@@ -133,7 +133,7 @@ def test_moderation(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
     options = ["--moderation", words, "--temperature", "0"]
     result = cli("chat", chat_folder, *options, stdin="You r-a-s-c-a-l-s\nHello!\n/reset\nWho are you?\n")
     assert (result.code, result.out) == (0, "Hi! How are you?\nI am a \n")
-    assert "error: Moderation does not let the message pass: it has a word that is on a list." in result.err
+    assert "error: Moderation blocked the message: it contains a listed word." in result.err
     assert result.err.count("The answer was ended by moderation.") == 1
     one = cli("chat", chat_folder, *options, "--prompt", "Who are you?")
     assert (one.code, one.out) == (0, "I am a \n")

@@ -167,7 +167,7 @@ def test_unknown_families_are_refused_with_what_is_known(refused: Callable[..., 
     message = refused("convert", tmp_path / "bert", tmp_path / "new", "--to", "bert")
     assert message == f"--to bert is unknown; choose from {', '.join(convert.TARGETS)}.\n"
     (tmp_path / "empty" / "adapter_config.json").write_text("{}")
-    assert "chatgpt-hf merge first" in refused("convert", tmp_path / "empty", tmp_path / "new")
+    assert "first, with `chatgpt-hf merge`" in refused("convert", tmp_path / "empty", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

@@ -1,4 +1,4 @@
-"""Continuing a text."""
+"""Continuing text."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -43,11 +43,11 @@ def test_gpt2_with_its_own_tokenizer(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_no_text(refused: Callable[..., str], chat_folder: Path) -> None:
-    assert "--prompt is not text: its character 2 is no UTF-8" in refused(
+    assert "--prompt is not text: its character 2 is not UTF-8" in refused(
         "generate", chat_folder, "--prompt", "a\udcff"
     )
     session = ChatSession.from_pretrained(chat_folder)
-    with pytest.raises(DataError, match="The message is not text: its character 4 is no UTF-8"):
+    with pytest.raises(DataError, match="The message is not text: its character 4 is not UTF-8"):
         session.reply("Hel\udcfflo")
     assert session.messages == []
 

@@ -189,7 +189,7 @@ def test_leaving_a_stream_early(session: ChatSession, monkeypatch: pytest.Monkey
         nonlocal steps
         steps += 1
         if steps == 20:
-            # The reader has its first piece by now, and all the time it wants to leave.
+            # By now the reader has its first piece; give it all the time it needs to leave.
             assert left.wait(900)
         return forward(*args, **kwargs)
 

@@ -126,7 +126,7 @@ print(held("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_memory_is_near_what_a_step_takes() -> None:
     shape = {"vocab_size": 16384, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
-    # Each thread has buffers of its own, and a machine with more cores has more of them.
+    # Each thread has its own buffers, and a machine with more cores has more threads.
     command, environment = [sys.executable, "-c", STEP, json.dumps(shape)], {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     estimate = scaling.memory_bytes(ChatGPTConfig(**shape), 8, 256).total

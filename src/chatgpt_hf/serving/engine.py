@@ -54,7 +54,7 @@ Item: TypeAlias = str | ToolCall | ReasoningText | Ended
 
 @dataclass(frozen=True)
 class Failure:
-    """Among the pieces of an answer: the model failed. transformers puts an object of its own there, with a `msg` too."""
+    """Put among the pieces of an answer if the model failed. transformers' own object for this also has a `msg`."""
 
     msg: str
 
@@ -256,11 +256,11 @@ class ContinuousBatching:
 
     @property
     def healthy(self) -> bool:
-        """Whether its thread is alive."""
+        """True if the generation thread is alive."""
         return self.manager.background_thread_status.fatal_error is None
 
     def close(self) -> None:
-        """Ends its thread."""
+        """Stops the generation thread."""
         self.manager.stop(block=True, timeout=2)
 
     def check(self, parameters: dict[str, Any]) -> None:

@@ -178,8 +178,8 @@ class Run(ABC):
                     stop.restore()
         if stop.stopped_at is not None:
             raise TrainingInterrupted(
-                f"SIGTERM stopped the run at step {stop.stopped_at}, and {last_whole_checkpoint(self.folder)} is complete. Add "
-                "--resume to continue from it."
+                f"SIGTERM at step {stop.stopped_at}; {last_whole_checkpoint(self.folder)} is complete. Add --resume to continue "
+                "from it."
             )
         if checkpoint is not None:
             # It averages only the steps since resuming, so it does not describe the whole run.

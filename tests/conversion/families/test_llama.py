@@ -209,7 +209,7 @@ def test_storage_type_is_kept(dtype: torch.dtype, tmp_path: Path) -> None:
     [
         ("smollm3", {}, "`no_rope_layers=[1, 1, 0]`"),
         ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "`quantization_config`"),
-        ("qwen2", None, "chatgpt-hf convert adds them"),
+        ("qwen2", None, "`chatgpt-hf convert` adds them"),
     ],
     ids=str,
 )

@@ -32,7 +32,7 @@ def huge_bytes(address: int) -> int:
 
 @contextmanager
 def small_pages() -> Iterator[None]:
-    """Memory of this process that is touched inside comes in small pages, also on systems that give huge ones unasked."""
+    """Memory that this process touches in the block gets small pages, even on systems that give huge ones by default."""
     disable = 41  # PR_SET_THP_DISABLE
     libc = ctypes.CDLL(None)
     assert libc.prctl(disable, 1, 0, 0, 0) == 0
@@ -41,7 +41,7 @@ def small_pages() -> Iterator[None]:
 
 
 def collapses(values: torch.Tensor) -> bool:
-    """Whether the kernel moves a part of it into a huge page; where memory is short it does not, and nobody is to blame."""
+    """True if the kernel moves part of the values into a huge page; it does not if memory is short."""
     size = int(pages._SIZE_FILE.read_text())
     first = -(-values.data_ptr() // size) * size
     libc = ctypes.CDLL(None)

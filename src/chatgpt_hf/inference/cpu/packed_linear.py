@@ -48,23 +48,23 @@ def _packed_linear_shape(hidden_states: torch.Tensor, layer: int, out_features: 
 
 @cache
 def _operator(name: str) -> Any:
-    """One of PyTorch's operators without documentation, looked up when a model first needs it: `"aten._weight_int8pack_mm"`.
+    """Looks up an undocumented PyTorch operator, such as `"aten._weight_int8pack_mm"`, when a model first needs it.
 
     Raises:
-        ConfigError: When this release of PyTorch has no such operator.
+        ConfigError: If this release of PyTorch has no such operator.
     """
     try:
         return attrgetter(name)(torch.ops)
     except AttributeError as error:
         raise ConfigError(
-            f"PyTorch {torch.__version__} has no operator {name}, which this model needs to answer on this CPU: install PyTorch "
-            "2.13, or load the model with `load_model`, which does without."
+            f"PyTorch {torch.__version__} has no operator {name}, which fast inference of this model on this CPU needs: install "
+            "PyTorch 2.13, or load the model with `load_model`, which does not use it."
         ) from error
 
 
 def _refuse_to_save(*_: Any) -> None:
     raise ConfigError(
-        "This model was prepared for answering on this CPU and cannot be saved: save the one that it was made from."
+        "This model was prepared for inference on this CPU and cannot be saved: save the original instead."
     )
 
 
