@@ -42,8 +42,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread per worker: several workers with a thread per core would only slow each other down.
     os.environ["OMP_NUM_THREADS"] = "1"
 
-# No deadline per example, because the first call into torch can take seconds, and no check of how long examples take to make
-# on a busy machine. In continuous integration the examples are the same in every run; elsewhere hypothesis looks for new ones.
+# No deadline per example, because the first call into torch can take seconds, and no check of how long examples take
+# to make on a busy machine. In continuous integration the examples are the same in every run; elsewhere hypothesis
+# looks for new ones.
 hypothesis.settings.register_profile(
     "chatgpt_hf",
     deadline=None,
@@ -245,7 +246,8 @@ def refused(cli: Callable[..., CliResult]) -> Callable[..., str]:
     return run
 
 
-# No test may depend on the machine's speed, so tests wait for the event itself. This limit only ends a test that would hang.
+# No test may depend on the machine's speed, so tests wait for the event itself. This limit only ends a test that would
+# hang.
 PATIENCE = 900
 
 
@@ -272,8 +274,8 @@ def wait_until() -> Callable[[Callable[[], object]], None]:
 def free_port() -> Callable[[], int]:
     """Finds ports for programs that do not accept port 0.
 
-    The ports are below the range that systems assign, and each worker of pytest-xdist has its own, so nobody else takes one
-    between its choice and its use.
+    The ports are below the range that systems assign, and each worker of pytest-xdist has its own, so nobody else
+    takes one between its choice and its use.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     numbers = [20_000 + 200 * (worker % 50) + number for number in range(200)]
@@ -295,8 +297,8 @@ def free_port() -> Callable[[], int]:
 class Gate:
     """Blocks a model before every step that was not allowed, and counts its steps.
 
-    So a test controls the progress of an answer, regardless of the machine's speed. The gate is open at first, and again when a
-    `with` ends.
+    So a test controls the progress of an answer, regardless of the machine's speed. The gate is open at first, and
+    again when a `with` ends.
 
     Attributes:
         steps: Number of forward passes so far.

@@ -184,9 +184,10 @@ def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None:
     """Runs the README's commands word for word in a clone, with two simplifications.
 
-    The installation is skipped, because it takes minutes and a network: the clone's .venv uses the packages of the test
-    environment, the clone's own code as in an editable install, and make's stamp. `make .venv/.dev`, the same rule with more
-    packages, created the test environment, so the rule is tested anyway. And the clone's recipes take only a few steps.
+    The installation is skipped, because it takes minutes and a network: the clone's .venv uses the packages of the
+    test environment, the clone's own code as in an editable install, and make's stamp. `make .venv/.dev`, the same
+    rule with more packages, created the test environment, so the rule is tested anyway. And the clone's recipes take
+    only a few steps.
     """
     if not (ROOT / ".git").exists():
         pytest.skip("needs a checkout: there is no .git to clone")
@@ -215,7 +216,8 @@ def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None
         }
         recipe.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **fields, **others}))
 
-    # Like a reader's shell: without the variables of a make that runs this test, and without another copy of the package.
+    # Like a reader's shell: without the variables of a make that runs this test, and without another copy of the
+    # package.
     inherited = ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS")
     environment = {name: value for name, value in os.environ.items() if name not in inherited}
     made = subprocess.run(first.split(), cwd=clone, capture_output=True, text=True, env=environment)

@@ -32,8 +32,8 @@ AUTO_CLASSES = {
     AutoModelForTokenClassification: ChatGPTForTokenClassification,
     AutoModelForQuestionAnswering: ChatGPTForQuestionAnswering,
 }
-# `Auto*.register` does not update these tables of names. `Trainer` uses them to decide whether label smoothing must shift
-# the labels, and pipelines to decide whether to warn of an unknown model.
+# `Auto*.register` does not update these tables of names. `Trainer` uses them to decide whether label smoothing must
+# shift the labels, and pipelines to decide whether to warn of an unknown model.
 NAME_TABLES = {
     ChatGPTModel: modeling_auto.MODEL_MAPPING_NAMES,
     ChatGPTForCausalLM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,

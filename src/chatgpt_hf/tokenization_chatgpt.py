@@ -1,8 +1,8 @@
 """The tokenizer: a byte-level BPE trained on the user's text, with four special tokens and a ChatML template.
 
-It is a generic fast tokenizer of `transformers`, so `AutoTokenizer.from_pretrained` loads it without any code of ours. Data
-code calls `encode_documents` or `encode_conversation` instead of the tokenizer itself: unlike a plain `tokenizer(text)`, they
-never turn text that looks like a special token into that token.
+It is a generic fast tokenizer of `transformers`, so `AutoTokenizer.from_pretrained` loads it without any code of ours.
+Data code calls `encode_documents` or `encode_conversation` instead of the tokenizer itself: unlike a plain
+`tokenizer(text)`, they never turn text that looks like a special token into that token.
 """
 
 import json
@@ -37,14 +37,14 @@ MAX_DIGITS = 2
 # Maximum number of characters to encode at once: per document, and in total.
 _SLICE_SIZE = 1 << 16
 _GROUP_SIZE = 1 << 20
-# Positions where a pre-tokenization always ends a piece, regardless of the context. GPT-2's starts a piece with white space,
-# whose end depends on all following text; ours ends a piece after the last line feed of white space. Both attach a space to
-# the following word.
+# Positions where a pre-tokenization always ends a piece, regardless of the context. GPT-2's starts a piece with white
+# space, whose end depends on all following text; ours ends a piece after the last line feed of white space. Both
+# attach a space to the following word.
 _GPT2_SLICE_END = re.compile(r"(?<=\S)(?=\n)|(?<=[A-Za-z])(?= [A-Za-z])")
 _OUR_SLICE_END = re.compile(r"(?<=\n)(?=[^\S\r\n]*\S)|(?<=[A-Za-z])(?= [A-Za-z])")
 
-# ChatML. Tools are declared and called in the format of Hermes models (NousResearch/Hermes-Function-Calling), which the
-# parsers of transformers, vLLM and others support.
+# ChatML. Tools are declared and called in the format of Hermes models (NousResearch/Hermes-Function-Calling), which
+# the parsers of transformers, vLLM and others support.
 CHAT_TEMPLATE = """\
 {%- macro text_of(message) -%}
     {%- if message.content is string -%}
@@ -137,8 +137,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE tokenizer; the same texts in the same order always give the same tokenizer.
 
-    `decode(encode(text))` returns every string exactly: nothing is normalized, and the vocabulary contains all 256 bytes, so
-    there is no unknown token.
+    `decode(encode(text))` returns every string exactly: nothing is normalized, and the vocabulary contains all 256
+    bytes, so there is no unknown token.
 
     Args:
         texts: The documents to learn from, read once.
@@ -152,8 +152,8 @@ def train_tokenizer(
         The tokenizer. If the texts have too few pairs, its vocabulary is smaller, and a warning is logged.
 
     Raises:
-        TokenizerError: If `vocab_size` is too small for all bytes and special tokens, `max_digits` is not 1, 2 or 3, or
-            `texts` contains no text or a non-string.
+        TokenizerError: If `vocab_size` is too small for all bytes and special tokens, `max_digits` is not 1, 2 or 3,
+            or `texts` contains no text or a non-string.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     minimum = len(alphabet) + len(SPECIAL_TOKENS)
@@ -172,7 +172,8 @@ def train_tokenizer(
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    # Trimmed offsets would exclude a leading space, so an assistant turn that starts with one would lose it from the mask.
+    # Trimmed offsets would exclude a leading space, so an assistant turn that starts with one would lose it from the
+    # mask.
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -199,7 +200,7 @@ def train_tokenizer(
 
 
 def _checked_texts(texts: Iterable[str]) -> Iterator[str]:
-    """Passes texts through; raises `TokenizerError` for an item that is not a string, or at the end if all were empty."""
+    """Passes texts through; raises `TokenizerError` for a non-string, or at the end if all texts were empty."""
     if isinstance(texts, str):
         raise TokenizerError("texts is one string: pass an iterable of strings, one per document")
     empty = True
@@ -244,7 +245,7 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
 
 
 def check_text(name: str, text: str) -> None:
-    """Raises `DataError` if a text contains bytes that are not UTF-8; Python accepts them in arguments and input lines."""
+    """Raises `DataError` if a text contains bytes that are not UTF-8; Python lets them into arguments and input."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -254,9 +255,10 @@ def check_text(name: str, text: str) -> None:
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Encodes documents, each between the bos and the eos token; their text never becomes a special token.
 
-    This calls `tokenizer(..., split_special_tokens=True)`, which sets a flag on the Rust tokenizer behind `tokenizer`; the
-    next plain call of `tokenizer` resets it. So threads may share a tokenizer for this function and `encode_conversation`,
-    but not while another thread calls `tokenizer(...)` or `apply_chat_template`: one would encode with the other's flag.
+    This calls `tokenizer(..., split_special_tokens=True)`, which sets a flag on the Rust tokenizer behind `tokenizer`;
+    the next plain call of `tokenizer` resets it. So threads may share a tokenizer for this function and
+    `encode_conversation`, but not while another thread calls `tokenizer(...)` or `apply_chat_template`: one would
+    encode with the other's flag.
 
     Returns:
         One list of ids per document, `[bos, ..., eos]`.
@@ -270,8 +272,8 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
 def encode_document_arrays(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
     """Like `encode_documents`, but for large texts: returns arrays, because lists take ten times the memory.
 
-    A tokenizer needs some hundred bytes per token while it works, so long documents are cut into slices where this does not
-    change the ids, and only a few slices are encoded at once.
+    A tokenizer needs some hundred bytes per token while it works, so long documents are cut into slices where this
+    does not change the ids, and only a few slices are encoded at once.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None or eos is None:
@@ -337,8 +339,8 @@ def encode_conversation(
     """Applies the chat template so that special tokens come only from the template, never from the messages.
 
     If no message contains a special token's text, the result equals that of `apply_chat_template(messages,
-    return_assistant_tokens_mask=True)`. Its own `sanitize_control_tokens` cannot be combined with the mask, and drops some
-    characters. Works with any byte-level tokenizer that has a chat template. For threads see `encode_documents`.
+    return_assistant_tokens_mask=True)`. Its own `sanitize_control_tokens` cannot be combined with the mask, and drops
+    some characters. Works with any byte-level tokenizer that has a chat template. For threads see `encode_documents`.
 
     Args:
         tokenizer: A fast tokenizer with a chat template.
@@ -347,7 +349,8 @@ def encode_conversation(
         tools: JSON schemas of functions that the assistant may call, for the template.
 
     Returns:
-        `input_ids` and `assistant_masks`, both (seq,); the mask is 1 for the assistant's words, including `<|im_end|>`.
+        `input_ids` and `assistant_masks`, both (seq,); the mask is 1 for the assistant's words, including
+        `<|im_end|>`.
 
     Raises:
         TokenizerError: If the tokenizer has no chat template.

@@ -132,8 +132,8 @@ def test_a_prefix_is_computed_once(model: PreTrainedModel) -> None:
         mask = torch.ones_like(ids)
         expected = model.generate(ids, attention_mask=mask, **options)
         assert prefix.generate(ids, attention_mask=mask, **options).equal(expected)
-    # Each call computes its prompt and all new tokens but the last, 35. The second call shares 20 tokens with the first; the
-    # third shares all of its prompt but the last token with the second.
+    # Each call computes its prompt and all new tokens but the last, 35. The second call shares 20 tokens with the
+    # first; the third shares all of its prompt but the last token with the second.
     assert prefix.processed_tokens == 4 * 35 - 20 - 29
 
 

@@ -1,4 +1,4 @@
-"""Attention request by request gives the same as transformers' attention over all requests, and as separate prompts."""
+"""Attention request by request gives the same as transformers' attention over all, and as separate prompts."""
 
 import random
 from typing import Any

@@ -1,4 +1,4 @@
-"""Prompts from a file: the same answers as one by one, errors that name broken lines, and continuing an unfinished file."""
+"""Prompts from a file: the same answers as one by one, errors that name broken lines, continuing unfinished files."""
 
 import json
 from collections.abc import Callable

@@ -188,7 +188,8 @@ def test_ordinary_words_pass(text: str) -> None:
     assert all(stream(words, pieces) == (text, None) for pieces in splits(text))
 
 
-# None of these is a separate word in the sentences below. All occur inside words, or across the borders of two or three.
+# None of these is a separate word in the sentences below. All occur inside words, or across the borders of two or
+# three.
 INNER_ENGLISH = [
     "sin",
     "tit",

@@ -21,8 +21,8 @@ ROUTES = {
     "/health": "GET",
     "/metrics": "GET",
 }
-# Every example is a request to a real server. The examples are the same each time, because the test asserts how many are
-# refused: of a hundred random ones, it was once 8 instead of 20 to 30.
+# Every example is a request to a real server. The examples are the same each time, because the test asserts how many
+# are refused: of a hundred random ones, it was once 8 instead of 20 to 30.
 SETTINGS = settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
 

@@ -331,7 +331,7 @@ def test_a_body_that_does_not_come(make_engine, running):
 
 
 def work_of_another_answer(engine: Engine, held: Any, max_tokens: int) -> int:
-    """Makes another answer, bypassing the server's limits; returns the tokens that the model reads for other requests."""
+    """Makes another answer without the server's limits; returns the tokens that the model reads for other requests."""
     ids = engine.tokenizer.apply_chat_template(HELLO, add_generation_prompt=True)["input_ids"]
     before = held.tokens
 
@@ -620,7 +620,8 @@ def test_two_hundred_requests_sixteen_at_a_time(spawn, client, batching):
     alone = {task: ask(one, task[0], max_tokens=task[1]).choices[0].message.content for task in set(tasks)}
     together = []
     with ThreadPoolExecutor(16) as pool:
-        # The first hundred requests create the server's threads and buffers; a machine with more cores has more of them.
+        # The first hundred requests create the server's threads and buffers; a machine with more cores has more of
+        # them.
         for half in (tasks[:100], tasks[100:]):
             memory = psutil.Process(process.pid).memory_info().rss
             answers = pool.map(lambda task: ask(one, task[0], max_tokens=task[1]), half)

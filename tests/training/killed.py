@@ -1,8 +1,8 @@
 """A training run that reaches a chosen moment, reports it through a pipe, and waits to be killed; run by test_kill.py.
 
-The test passes two names: `job` says what to run and when to stop, `pipe` takes the report. Without a stop, the run finishes.
-Moments are callbacks of `Trainer`, Python's audit events for files, and the two functions that write files without audit
-events, so the package needs no code for the test.
+The test passes two names: `job` says what to run and when to stop, `pipe` takes the report. Without a stop, the run
+finishes. Moments are callbacks of `Trainer`, Python's audit events for files, and the two functions that write files
+without audit events, so the package needs no code for the test.
 """
 
 import importlib
@@ -28,8 +28,8 @@ class Stop:
     Args:
         folder: The run's folder.
         step: The step of the moment.
-        moment: A method of `TrainerCallback`; `before NAME` or `within NAME`, for a file that is written; or `removing`,
-            while files of an old checkpoint are deleted.
+        moment: A method of `TrainerCallback`; `before NAME` or `within NAME`, for a file that is written; or
+            `removing`, while files of an old checkpoint are deleted.
         count: Number of files that are already deleted at the moment.
         share: Share of the file that is already written at the moment.
         sigterm: True if the process sends itself SIGTERM and continues. Otherwise it waits to be killed.

@@ -1,4 +1,4 @@
-"""From a user's file to metrics: each task trains on a small set that it can learn, and its folder works in a pipeline."""
+"""From a user's file to metrics: each task learns a small data set, and its folder works in a pipeline."""
 
 import json
 import subprocess

@@ -1,7 +1,7 @@
 """Really kills runs in separate processes: each resumed run is bit-identical to an uninterrupted one.
 
-The processes are forked from a server that has already imported everything heavy, so a start takes a second. The moment of the
-kill does not depend on speed: killed.py brings the run to a chosen moment, where it waits to be killed.
+The processes are forked from a server that has already imported everything heavy, so a start takes a second. The
+moment of the kill does not depend on speed: killed.py brings the run to a chosen moment, where it waits to be killed.
 """
 
 import multiprocessing
@@ -64,10 +64,11 @@ class Runner:
         self.store: Any = None
 
     def start(self, stop: dict[str, Any] | None = None, rank: int = 0) -> tuple[list[BaseProcess], Connection]:
-        """Starts or resumes the run; also returns the pipe through which a process reports that it reached its moment."""
+        """Starts or resumes the run; also returns the pipe on which a process reports that it reached its moment."""
         common = {"CHATGPT_HF_CACHE": str(self.folder.parent / "rows")}
         if self.processes > 1:
-            # As in torchrun, the processes meet at a port that is opened before they start, so nobody else can take it.
+            # As in torchrun, the processes meet at a port that is opened before they start, so nobody else can take
+            # it.
             self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             size = str(self.processes)
             common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
@@ -85,7 +86,8 @@ class Runner:
                 "stop": stop if mine else None,
             }
             given = {"job": job, "pipe": says if mine else None}
-            # Functions are pickled by name. That works for Python's own, but not for the test's: its module is not in a package.
+            # Functions are pickled by name. That works for Python's own, but not for the test's: its module is not in
+            # a package.
             path = str(Path(__file__).with_name("killed.py"))
             started.append(self.context.Process(target=runpy.run_path, args=(path, given, "__main__")))
             started[-1].start()

@@ -1,7 +1,7 @@
 """The loss of the first steps does not depend on how a batch is split, and does not change between versions.
 
-`python tests/training/test_trajectory.py` rewrites the reference. Run it only after a change that is meant to change the
-numbers, and say why in docs/log.md.
+`python tests/training/test_trajectory.py` rewrites the reference. Run it only after a change that is meant to change
+the numbers, and say why in docs/log.md.
 """
 
 import json

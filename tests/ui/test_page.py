@@ -259,7 +259,7 @@ class Tab:
     server: Server
 
     def opens(self, act: Callable[[], object]) -> None:
-        """Does something that opens a conversation, and waits until the server knows it, so that nothing is in progress."""
+        """Does something that opens a conversation, and waits until the server knows: then nothing is in progress."""
         before = len(self.server.forgotten)
         act()
         wait_until(lambda: len(self.server.forgotten) > before)

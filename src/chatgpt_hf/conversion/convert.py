@@ -107,7 +107,7 @@ def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
 
 
 def write_checkpoint(model: ChatGPTForCausalLM, to: str) -> tuple[Reference, Callable[[Path], None]]:
-    """Translates our model to a family; returns a reference for its logits, and a function that writes it into a folder.
+    """Translates our model to a family; returns a reference for its logits, and a function that writes a folder.
 
     Raises:
         ConversionError: If the family cannot express the model; the message names the field.
@@ -187,7 +187,7 @@ def _build(
 
 
 def _model_type(source: str | Path) -> str | None:
-    """The family according to config.json; None if the file cannot be read: loading the model gives a better message."""
+    """The family according to config.json; None if it cannot be read: loading the model gives a better message."""
     try:
         return PreTrainedConfig.get_config_dict(str(source))[0].get("model_type")
     except (OSError, ValueError):

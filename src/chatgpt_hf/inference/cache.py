@@ -1,4 +1,4 @@
-"""Caches that append keys and values in place and keep them between calls; `DynamicCache` copies all for every token."""
+"""Caches that append in place and can be kept between calls; `DynamicCache` copies everything for every token."""
 
 from itertools import takewhile
 from typing import Any
@@ -7,19 +7,20 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-# Minimum number of free positions in a new buffer. Untouched pages cost nothing, but a recycled buffer is already resident:
-# with 256, 32 rows of GPT-2-small peaked at 680 MB, with 64 at 395.
+# Minimum number of free positions in a new buffer. Untouched pages cost nothing, but a recycled buffer is already
+# resident: with 256, 32 rows of GPT-2-small peaked at 680 MB, with 64 at 395.
 _ROOM = 64
-# Buffers of up to this many positions are laid out by position, (seq, batch, heads, head_dim), which suits our explicit
-# attention; larger ones by head, which suits `sdpa`. The latter is faster from about 128 positions (docs/log.md).
+# Buffers of up to this many positions are laid out by position, (seq, batch, heads, head_dim), which suits our
+# explicit attention; larger ones by head, which suits `sdpa`. The latter is faster from about 128 positions
+# (docs/log.md).
 _BY_POSITION = 128
 
 
 class GrowingLayer(DynamicLayer):
     """transformers' `DynamicLayer` in a buffer with free space.
 
-    `keys` and `values` are views of the buffers, (batch, num_key_value_heads, seq, head_dim), so all operations of the base
-    class work. If an operation replaces them, the next token moves them into new buffers.
+    `keys` and `values` are views of the buffers, (batch, num_key_value_heads, seq, head_dim), so all operations of the
+    base class work. If an operation replaces them, the next token moves them into new buffers.
     """
 
     keys: torch.Tensor

@@ -25,9 +25,9 @@ def missing_compiler(device: torch.device) -> str | None:
 def compile_config() -> CompileConfig:
     """A config for `generate(past_key_values=StaticCache(...), compile_config=compile_config())`, also on a CPU.
 
-    By default, transformers compiles only for accelerators. Code for one batch size is faster than code for any size: for
-    batches of several sizes, set `dynamic` to False, and each size gets its own code (attention windows need None, PyTorch's
-    default).
+    By default, transformers compiles only for accelerators. Code for one batch size is faster than code for any size:
+    for batches of several sizes, set `dynamic` to False, and each size gets its own code (attention windows need None,
+    PyTorch's default).
     """
     config = CompileConfig()
     config._compile_all_devices = True

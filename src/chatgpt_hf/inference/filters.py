@@ -8,8 +8,8 @@ class TextFilter(Protocol):
     """Receives an answer in pieces, and decides what to show and when.
 
     Attributes:
-        finish_reason: None while the answer continues; `"stop"` or `"content_filter"` (OpenAI's terms) once it must end.
-            Text that is held back at that point is never shown.
+        finish_reason: None while the answer continues; `"stop"` or `"content_filter"` (OpenAI's terms) once it must
+            end. Text that is held back at that point is never shown.
     """
 
     finish_reason: str | None

@@ -37,13 +37,14 @@ def stream_text(
         watermark: See `restrictions`.
         speculate: See `make_speculation`.
         quantize: See `load_for_generation`.
-        compile: Compile the steps, which takes ten to thirty seconds; without a compiler, calls `report` and continues.
+        compile: Compile the steps, which takes ten to thirty seconds; without a compiler, calls `report` and
+            continues.
         report: Called with a sentence if the steps cannot be compiled, and at the end with the success of `speculate`.
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
     Raises:
-        ConfigError: If the prompt is longer than the model's context, a bad word has no tokens, `speculate` is impossible
-            (see `make_speculation`) or combined with `compile`, or the model cannot be quantized that way.
+        ConfigError: If the prompt is longer than the model's context, a bad word has no tokens, `speculate` is
+            impossible (see `make_speculation`) or combined with `compile`, or the model cannot be quantized that way.
         DataError: If the prompt contains bytes that are not UTF-8.
         CheckpointError: If there is no model, or it is incomplete.
         TokenizerError: If there is no tokenizer, or it does not fit the model.

@@ -82,10 +82,10 @@ def restrictions(tokenizer: PreTrainedTokenizerBase, bad_words: Sequence[str], w
 
 
 def bad_words_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[list[int]]:
-    """Encodes words for `GenerationConfig.bad_words_ids`, with and without a leading space, as written and in 3 casings.
+    """Encodes words for `bad_words_ids`, with and without a leading space, as written and in three casings.
 
-    The model never generates these sequences of tokens, not even at the beginning of a longer word. It may still spell a word
-    with other tokens; moderation catches that.
+    The model never generates these sequences of tokens, not even at the beginning of a longer word. It may still spell
+    a word with other tokens; moderation catches that.
 
     Raises:
         ConfigError: If a word has no tokens.

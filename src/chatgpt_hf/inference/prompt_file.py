@@ -19,7 +19,8 @@ from .generate import encode_prompt
 from .loading import load_for_generation
 from .parameters import generation_config_with, sampling
 
-# Fields that an answer adds to its line. They replace existing ones: files for fine-tuning already have a `completion`.
+# Fields that an answer adds to its line. They replace existing ones: files for fine-tuning already have a
+# `completion`.
 _OWN_FIELDS = ("line", "completion", "finish_reason")
 
 
@@ -52,9 +53,9 @@ def generate_file(
 ) -> int:
     """Answers every line of a file. An unfinished output file is continued.
 
-    A line is a JSON object with `prompt`, a text to continue, or `messages`, a conversation to answer. The output has one
-    object per line, in the order in which they finished: the line's own fields, its number as `line`, `completion`, and
-    `finish_reason`, which is `stop` or `length`.
+    A line is a JSON object with `prompt`, a text to continue, or `messages`, a conversation to answer. The output has
+    one object per line, in the order in which they finished: the line's own fields, its number as `line`,
+    `completion`, and `finish_reason`, which is `stop` or `length`.
 
     Args:
         name_or_path: Folder or Hub id of a causal language model.

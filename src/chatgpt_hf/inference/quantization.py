@@ -59,12 +59,12 @@ def quantize_model(model: PreTrainedModel, quantization: str) -> PreTrainedModel
 
     Args:
         model: A model in float32 or bfloat16; int4 on a GPU converts it to bfloat16.
-        quantization: `int8` (weights per row; activations per token, dynamically), `int8-weight-only` (per row), or `int4`
-            (weights in groups of 32).
+        quantization: `int8` (weights per row; activations per token, dynamically), `int8-weight-only` (per row), or
+            `int4` (weights in groups of 32).
 
     Raises:
-        ConfigError: If the quantization is unknown, torchao is missing, the model is already quantized, or a layer's width is
-            not a multiple of the group size.
+        ConfigError: If the quantization is unknown, torchao is missing, the model is already quantized, or a layer's
+            width is not a multiple of the group size.
     """
     _check_name(quantization)
     if getattr(model.config, "quantization_config", None) is not None:

@@ -36,8 +36,8 @@ class ChatSession:
 
     Attributes:
         messages: The conversation, in the format of chat templates.
-        ending: How the last answer ended, with the token ids of prompt and answer; empty if there was no answer yet, or the
-            last one was loaded from a file.
+        ending: How the last answer ended, with the token ids of prompt and answer; empty if there was no answer yet,
+            or the last one was loaded from a file.
         name_or_path: Folder or Hub id of the model; None if the model was passed in.
 
     Raises:
@@ -117,8 +117,8 @@ class ChatSession:
     def stream(self, text: str) -> Iterator[str]:
         """Sends a message and yields the answer while it is generated, in pieces of valid UTF-8.
 
-        Leaving the iterator early stops the model within one token and keeps the answer so far. The same happens if the
-        moderator ends the answer; then `ending.finish_reason` is `content_filter`.
+        Leaving the iterator early stops the model within one token and keeps the answer so far. The same happens if
+        the moderator ends the answer; then `ending.finish_reason` is `content_filter`.
 
         Raises:
             ConfigError: If the message does not fit into the context even without earlier turns.

@@ -1,4 +1,4 @@
-"""Speculative decoding: the model checks several guessed tokens per step; greedy ids do not change (Leviathan et al. 2023)."""
+"""Speculative decoding (Leviathan et al. 2023): the model checks several guesses per step; greedy ids do not change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +23,8 @@ class Speculation:
 
     Attributes:
         generation: Fields of `GenerationConfig`.
-        assistant: The smaller model that guesses; None if the model's own layers guess, or guesses are looked up in the text
-            so far.
+        assistant: The smaller model that guesses; None if the model's own layers guess, or guesses are looked up in
+            the text so far.
         steps: Steps of the model since `counting` began.
         guesses: Guesses that it checked in these steps.
     """
@@ -67,8 +67,9 @@ def make_speculation(
     """Prepares guesses for a model.
 
     Args:
-        speculate: `auto` looks guesses up in the text so far (Saxena 2023); a number is how many of the model's own first
-            layers guess (Elhoushi et al. 2024); anything else is the folder or Hub id of a smaller model. None disables it.
+        speculate: `auto` looks guesses up in the text so far (Saxena 2023); a number is how many of the model's own
+            first layers guess (Elhoushi et al. 2024); anything else is the folder or Hub id of a smaller model. None
+            disables it.
         tokenizer: The model's tokenizer.
         model: The model that checks the guesses.
         length: Maximum length of the whole text, in tokens.
@@ -100,7 +101,7 @@ def make_speculation(
 
 @torch.no_grad()
 def _check_early_exit(model: PreTrainedModel, wanted: int) -> None:
-    """Raises `ConfigError` if the model ignores a lower `num_hidden_layers`, which `generate` sets for the first layers."""
+    """Raises `ConfigError` if the model cannot run only its first layers: `generate` lowers `num_hidden_layers`."""
     layers = getattr(model.config, "num_hidden_layers", 0)
     if not 1 <= wanted < layers:
         raise ConfigError(f"--speculate {wanted}: give at least 1 layer, and fewer than the model's {layers}.")

@@ -35,8 +35,8 @@ class Ending:
     """How an answer ended; filled in during generation.
 
     Attributes:
-        finish_reason: In OpenAI's terms: `stop`, `length` (max_new_tokens are used up) or `content_filter`; None while the
-            answer continues, and if it was stopped or nobody read it to its end.
+        finish_reason: In OpenAI's terms: `stop`, `length` (max_new_tokens are used up) or `content_filter`; None while
+            the answer continues, and if it was stopped or nobody read it to its end.
         prompt_ids, answer_ids: The model's input and output, including special tokens.
     """
 
@@ -58,7 +58,8 @@ def stream_tokens(
 ) -> Iterator[str]:
     """Runs `model.generate` in the background and yields its text as it arrives, in pieces of valid UTF-8.
 
-    Leaving the iterator early stops the model within one token. The text ends before any of the config's `stop_strings`.
+    Leaving the iterator early stops the model within one token. The text ends before any of the config's
+    `stop_strings`.
 
     Args:
         prompt: Token ids; the output does not repeat them.

@@ -22,7 +22,7 @@ class Moderator(Protocol):
         """
 
     def filter(self) -> TextFilter:
-        """Returns a filter for one answer. It shows no blocked text, and ends the answer with the reason `content_filter`."""
+        """Returns a filter for one answer; it hides blocked text and ends the answer with reason `content_filter`."""
 
 
 class Moderators:
@@ -44,8 +44,8 @@ def load_moderator(
 ) -> Moderator:
     """Loads a moderator.
 
-    The logger `chatgpt_hf.moderation` warns of every blocked text: whether it was input or output, and which line of the list
-    or which label blocked it.
+    The logger `chatgpt_hf.moderation` warns of every blocked text: whether it was input or output, and which line of
+    the list or which label blocked it.
 
     Args:
         spec: A word list, if it ends with `.txt`; otherwise the folder or Hub id of a text-classification model.

@@ -22,9 +22,10 @@ _SENTENCE_END = re.compile(r"[.!?。！？\n]")
 class Classifier:
     """A moderator that uses a text-classification model.
 
-    A message that is too long for the model is read in windows, each of which starts in the middle of the one before; the
-    message is blocked if one window is. In an answer, each sentence (or 200 characters of a longer one) is shown after the
-    model has read the answer up to its end, or as much of this as fits; a sentence that does not fit is read in windows.
+    A message that is too long for the model is read in windows, each of which starts in the middle of the one before;
+    the message is blocked if one window is. In an answer, each sentence (or 200 characters of a longer one) is shown
+    after the model has read the answer up to its end, or as much of this as fits; a sentence that does not fit is read
+    in windows.
 
     Args:
         model_name_or_path: Folder or Hub id.

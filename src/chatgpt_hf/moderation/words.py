@@ -64,7 +64,7 @@ class _Kind(Enum):
 
 @lru_cache(maxsize=4096)
 def fold(char: str) -> str:
-    """Folds a character for comparison: to zero or more characters, without marks, in lower case, Latin if it looks Latin.
+    """Folds a character for comparison: to zero or more characters, without marks, lower case, Latin if it looks so.
 
     A capital I stays, because it also looks like an l. Letters that look like an l or I become a capital I.
     """
@@ -93,7 +93,7 @@ def _fold(char: str) -> str:
 
 
 def _latin(char: str) -> str:
-    """The Latin letter that a character looks like, according to Unicode's confusables (UTS #39) or its name; "" if none."""
+    """The Latin letter that a character looks like, by Unicode's confusables (UTS #39) or by its name; "" if none."""
     if letter := _LOOKS_LATIN.get(char) or _latin_by_name(char):
         return letter
     found = is_confusable(char, greedy=True) or []
@@ -167,7 +167,8 @@ class _State(NamedTuple):
     Attributes:
         node: The last letter of the word that was found.
         evidence: A real letter was found, not only digits and symbols that stand for letters.
-        inside: The match started right after other text, without white space; or a fragment has only digits or symbols.
+        inside: The match started right after other text, without white space; or a fragment has only digits or
+            symbols.
         in_word: The match started in the middle of a word.
         run: How often the last letter of a short word was found in a row; 3 means 3 or more.
         doubled: The last letter was found twice, but the word has it once.
@@ -363,14 +364,15 @@ class WordList:
     """A moderator that blocks a list of words and phrases.
 
     It finds whole words: in upper or lower case, with accents, in full-width or other decorated letters, in look-alike
-    letters of other alphabets, with digits and symbols for letters, with repeated letters, and with gaps between letters.
-    Symbols and invisible characters always count as gaps. White space (and dashes of a sentence) counts only if all pieces
-    have at most two letters or one piece has a single letter, so it finds "p e n i s" and "p enis" but not "pen is". Words in
-    scripts without spaces, such as Chinese, are found anywhere, even with spaces and symbols between the characters, but not
-    across punctuation of sentences. A gap may have at most 16 characters, a match at most 400.
+    letters of other alphabets, with digits and symbols for letters, with repeated letters, and with gaps between
+    letters. Symbols and invisible characters always count as gaps. White space (and dashes of a sentence) counts only
+    if all pieces have at most two letters or one piece has a single letter, so it finds "p e n i s" and "p enis" but
+    not "pen is". Words in scripts without spaces, such as Chinese, are found anywhere, even with spaces and symbols
+    between the characters, but not across punctuation of sentences. A gap may have at most 16 characters, a match at
+    most 400.
 
-    Look-alike letters are those that Unicode calls confusable (UTS #39). So an English word also matches a word of another
-    language that looks the same.
+    Look-alike letters are those that Unicode calls confusable (UTS #39). So an English word also matches a word of
+    another language that looks the same.
 
     Args:
         words: The words; `*` at the beginning or end of a word stands for any beginning or ending.
@@ -454,7 +456,7 @@ class WordList:
 
 
 def _letters(word: str) -> list[tuple[str, str, bool]]:
-    """Returns for each letter: its folded forms in both cases, all characters that may stand for it, if white space follows."""
+    """Returns for each letter: both cases folded, all characters that may stand for it, and if white space follows."""
     letters: list[tuple[str, str, bool]] = []
     for char in word:
         if char.isspace():

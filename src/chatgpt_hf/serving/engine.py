@@ -64,8 +64,9 @@ class Engine:
 
     Args:
         name: The model's name for clients.
-        continuous_batching: Let requests share the model's steps (paged attention). Then requests with `seed`, penalties,
-            `min_p` or `logit_bias` are refused, because transformers applies only temperature, top_k and top_p per request.
+        continuous_batching: Let requests share the model's steps (paged attention). Then requests with `seed`,
+            penalties, `min_p` or `logit_bias` are refused, because transformers applies only temperature, top_k and
+            top_p per request.
         max_concurrent: Number of requests that fit into the paged cache.
         moderation: Checks every incoming message, and every answer before it is sent.
         **generation: Fields of `GenerationConfig` that override the model's own.
@@ -136,7 +137,7 @@ class Engine:
         seed: int | None = None,
         tools: list[dict[str, Any]] | None = None,
     ) -> AsyncGenerator[Item, None]:
-        """Yields the answer in pieces that may be shown, then `Ended`. Closing the generator stops the model within one token.
+        """Yields the answer in pieces that may be shown, then `Ended`. Closing it stops the model within one token.
 
         Args:
             ids: The prompt.
@@ -237,8 +238,8 @@ def _passes(moderation: Moderator, text: str) -> bool:
 class ContinuousBatching:
     """transformers' continuous batching with temperature, top_k and top_p per request.
 
-    The `CBGenerateManager` of transformers' own server uses the sampling parameters of the first request for all later ones.
-    Greedy means a top_k of 1 here.
+    The `CBGenerateManager` of transformers' own server uses the sampling parameters of the first request for all later
+    ones. Greedy means a top_k of 1 here.
     """
 
     PARAMETERS = frozenset({"temperature", "top_k", "top_p", "stop_strings"})

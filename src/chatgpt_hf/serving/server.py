@@ -223,7 +223,8 @@ class _Answers:
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._engine.name}
 
         def completion(text: str, finish_reason: str | None, usage: CompletionUsage | None = None) -> Completion:
-            # `model_construct` skips validation: OpenAI's own type requires a finish_reason, but chunks of a stream have none.
+            # `model_construct` skips validation: OpenAI's own type requires a finish_reason, but chunks of a stream
+            # have none.
             choice = CompletionChoice.model_construct(text=text, index=0, logprobs=None, finish_reason=finish_reason)
             content: dict[str, Any] = {**head, "object": "text_completion", "choices": [choice]}
             return Completion.model_construct(**(content if usage is None else content | {"usage": usage}))

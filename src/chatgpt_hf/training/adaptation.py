@@ -32,8 +32,8 @@ def adapt(
 ) -> str:
     """Trains language modeling on the training texts only (Gururangan et al. 2020, section 4).
 
-    Calls `pretrain` with the folder `adapted` inside the folder of the task's run. Resumes like any other run, and is not
-    repeated if it is finished.
+    Calls `pretrain` with the folder `adapted` inside the folder of the task's run. Resumes like any other run, and is
+    not repeated if it is finished.
 
     Args:
         texts: Texts of the training rows; none of the rows for evaluation.

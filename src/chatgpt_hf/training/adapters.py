@@ -12,7 +12,7 @@ from .arguments import ChatModelArguments
 
 
 def quantization(arguments: ChatModelArguments) -> dict[str, Any]:
-    """The arguments of `from_pretrained` for QLoRA (Dettmers et al. 2023): 4-bit NormalFloat with double quantization."""
+    """Arguments of `from_pretrained` for QLoRA (Dettmers et al. 2023): 4-bit NormalFloat, double quantization."""
     if not arguments.load_in_4bit:
         return {}
     if not arguments.use_peft:

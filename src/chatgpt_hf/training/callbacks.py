@@ -1,4 +1,4 @@
-"""Callbacks for any `Trainer`: a clean stop on SIGTERM, a stop when training diverges, and correct progress when resumed."""
+"""Callbacks for any `Trainer`: stop cleanly on SIGTERM, stop when training diverges, show progress after resuming."""
 
 import logging
 import math
@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 class StopOnSigterm(TrainerCallback):
     """Ends the run after the step in which SIGTERM arrived, with a checkpoint; a second SIGTERM ends the process.
 
-    The checkpoint is saved at the end of a step like any other, so a run that resumes from it is bit-identical to a run
-    without the interruption. If there are several processes, all stop at the same step, even if only some received SIGTERM.
+    The checkpoint is saved at the end of a step like any other, so a run that resumes from it is bit-identical to a
+    run without the interruption. If there are several processes, all stop at the same step, even if only some received
+    SIGTERM.
 
     Attributes:
         stopped_at: The step of the checkpoint; None if there was no SIGTERM.
@@ -73,9 +74,9 @@ class StopOnSigterm(TrainerCallback):
 class DivergenceGuard(TrainerCallback):
     """Skips steps whose gradients are not finite, and ends a run that does not recover.
 
-    A skipped step changes neither weights nor optimizer state; the schedule advances. Nothing is saved while anything is
-    wrong, so the last checkpoint contains a sound model. The check waits for the device once per step. With float16, the
-    loss scaler skips such steps itself, so this check does nothing.
+    A skipped step changes neither weights nor optimizer state; the schedule advances. Nothing is saved while anything
+    is wrong, so the last checkpoint contains a sound model. The check waits for the device once per step. With
+    float16, the loss scaler skips such steps itself, so this check does nothing.
 
     Args:
         max_skipped: The run ends after this many skipped steps in a row.
@@ -200,7 +201,7 @@ class ProgressFromResume(ProgressCallback):
 
 
 class EpochOfStream(TrainerCallback):
-    """Sets `epoch` of a run on a stream to the share of its steps; after resuming, `Trainer` would count from 0 again."""
+    """Sets `epoch` of a run on a stream to the share of its steps; after resuming, `Trainer` would restart at 0."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

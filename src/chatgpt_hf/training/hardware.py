@@ -21,8 +21,8 @@ class GPU:
 
     Attributes:
         name: Full name.
-        flops: Peak of dense matrix products in FLOP/s: bfloat16 with float32 accumulation, without sparsity; float16 for
-            the two that lack bfloat16.
+        flops: Peak of dense matrix products in FLOP/s: bfloat16 with float32 accumulation, without sparsity; float16
+            for the two that lack bfloat16.
         memory: Bytes.
         source: The document with both figures.
     """
@@ -85,8 +85,8 @@ def free_memory(device: torch.device) -> int:
 def matmul_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
     """FLOP/s of the fastest square matrix product on this device, with torch's current number of threads.
 
-    Serves as 100 % for model FLOPs utilization. Takes about a second; the result is cached. The best of all repetitions
-    counts, because other work on the machine can only slow them down.
+    Serves as 100 % for model FLOPs utilization. Takes about a second; the result is cached. The best of all
+    repetitions counts, because other work on the machine can only slow them down.
     """
     best = 0.0
     # A separate generator, so that measuring in the middle of a run does not change the run's random numbers.

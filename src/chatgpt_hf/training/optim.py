@@ -8,9 +8,10 @@ from torch.optim.adamw import adamw
 
 from ..errors import CheckpointError
 
-# Coefficients of quintics p(x) = a x + b x^3 + c x^5. The first is optimal for singular values from 0.003 to 1, each later
-# one for the range that its predecessor leaves (Amsel et al. 2025, "The Polar Express", theorem 3.1). All but the last have
-# the paper's 1 % margin for rounding above 1. Together they map [0.003, 1] to [0.78, 1.2] and multiply smaller values by 287.
+# Coefficients of quintics p(x) = a x + b x^3 + c x^5. The first is optimal for singular values from 0.003 to 1, each
+# later one for the range that its predecessor leaves (Amsel et al. 2025, "The Polar Express", theorem 3.1). All but
+# the last have the paper's 1 % margin for rounding above 1. Together they map [0.003, 1] to [0.78, 1.2] and multiply
+# smaller values by 287.
 _POLAR_EXPRESS = (
     (8.3007, -24.0375, 17.4661),
     (4.0034, -2.9228, 0.5419),
@@ -24,16 +25,18 @@ _TINY = 1e-20
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     """Approximates the nearest semi-orthogonal matrices: singular values end up between about 0.78 and 1.2.
 
-    This holds for singular values above 0.003 times the fourth root of the sum of their fourth powers, an upper bound of the
-    largest; smaller ones end up in proportion to their size. The bound follows from the Gram matrix, which is needed anyway,
-    and is tighter than the Frobenius norm, so four steps reach as far as five of Jordan et al. 2024 ("Muon: an optimizer for
-    hidden layers") and end in a narrower band. In float32, wide matrices are iterated only through their Gram matrix. Both
-    together take half the time of Jordan's iteration on a CPU, at widths from 128 to 256.
+    This holds for singular values above 0.003 times the fourth root of the sum of their fourth powers, an upper bound
+    of the largest; smaller ones end up in proportion to their size. The bound follows from the Gram matrix, which is
+    needed anyway, and is tighter than the Frobenius norm, so four steps reach as far as five of Jordan et al. 2024
+    ("Muon: an optimizer for hidden layers") and end in a narrower band. In float32, wide matrices are iterated only
+    through their Gram matrix. Both together take half the time of Jordan's iteration on a CPU, at widths from 128 to
+    256.
 
     Args:
         matrices: (batch, rows, columns), at any scale; zero stays zero.
     """
-    # bfloat16 is precise enough, and fast on a GPU; on a CPU without bfloat16 units it takes 150 times as long as float32.
+    # bfloat16 is precise enough, and fast on a GPU; on a CPU without bfloat16 units it takes 150 times as long as
+    # float32.
     x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
@@ -42,7 +45,8 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     gram = x @ x.mT
     bound = gram.norm(dim=(-2, -1), keepdim=True).clamp_min(_TINY)
     x, gram = x * bound.rsqrt(), gram / bound
-    # The Gram matrix squares the singular values: in bfloat16, rounding errors would swamp the smallest and be amplified.
+    # The Gram matrix squares the singular values: in bfloat16, rounding errors would swamp the smallest and be
+    # amplified.
     if x.dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]:
         x = _product_of_factors(gram) @ x
     else:
@@ -61,7 +65,8 @@ def _factor(gram: torch.Tensor, a: float, b: float, c: float) -> torch.Tensor:
 def _product_of_factors(gram: torch.Tensor) -> torch.Tensor:
     """The product of the factors of all quintics, computed only from X X^T: (batch, rows, rows).
 
-    Every P is a polynomial in the same G, so they commute: P G P is the next G, and the long X is multiplied once at the end.
+    Every P is a polynomial in the same G, so they commute: P G P is the next G, and the long X is multiplied once at
+    the end.
     """
     product = factor = _factor(gram, *_POLAR_EXPRESS[0])
     for coefficients in _POLAR_EXPRESS[1:]:
@@ -78,8 +83,8 @@ class MuonAdamW(torch.optim.Optimizer):
     `optimizer_cls_and_kwargs=(MuonFactory, {"lr": 0.005})`.
 
     Muon's step is scaled by `0.2 * sqrt(max(rows, columns))` to the size of AdamW's (Liu et al. 2025, "Muon is scalable
-    for LLM training", section 2.2), so that both can share a learning rate and a schedule. Matrices of the same shape are
-    orthogonalized in one batch.
+    for LLM training", section 2.2), so that both can share a learning rate and a schedule. Matrices of the same shape
+    are orthogonalized in one batch.
 
     Args:
         params: Parameter groups; those with `muon=True` may contain only matrices.

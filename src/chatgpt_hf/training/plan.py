@@ -130,13 +130,13 @@ def plan(
 def measure_step(config: ChatGPTConfig, arguments: TrainingArguments, block_size: int) -> np.ndarray:
     """Times a training step in short runs of the same `Trainer`, with the run's width, rows and arguments.
 
-    One model has one layer and the full vocabulary. The cost of each further layer is the difference between two models with
-    a tiny vocabulary, of one and of three layers. With a large head, that difference would be small compared with the noise,
-    and then be multiplied by the number of layers.
+    One model has one layer and the full vocabulary. The cost of each further layer is the difference between two
+    models with a tiny vocabulary, of one and of three layers. With a large head, that difference would be small
+    compared with the noise, and then be multiplied by the number of layers.
 
     Returns:
-        Seconds, (2, 2). Rows: a micro-batch including its loading; the rest of a step, which is the optimizer. Columns: wall
-        time; CPU time, which other work on the machine hardly changes.
+        Seconds, (2, 2). Rows: a micro-batch including its loading; the rest of a step, which is the optimizer.
+        Columns: wall time; CPU time, which other work on the machine hardly changes.
     """
     first = _time_trainer(_resized(config, layers=1), arguments, block_size)
     if config.num_hidden_layers == 1:

@@ -75,7 +75,8 @@ class Run(ABC):
             The run's figures, as in its results.json.
 
         Raises:
-            CheckpointError: If the checkpoint to resume from is incomplete, or belongs to another model, optimizer or data.
+            CheckpointError: If the checkpoint to resume from is incomplete, or belongs to another model, optimizer or
+                data.
             OutputError: If the folder cannot be used, or the disk is full; earlier checkpoints are intact.
             TrainingDiverged: If loss or gradients do not recover; the last sound checkpoint is kept.
             TrainingInterrupted: If SIGTERM ended the run; it saved a checkpoint but no final model.
@@ -134,7 +135,7 @@ class Run(ABC):
     def write_report(
         self, trainer: Trainer, results: dict[str, Any], *, tokens_per_step: int | None = None, **own: Any
     ) -> None:
-        """Writes the report into the run's folder; `own` contains the fields of `Report` that differ between trainings."""
+        """Writes the report into the run's folder; `own` are the fields of `Report` that differ between trainings."""
         Report(
             results=results,
             log_history=trainer.state.log_history,

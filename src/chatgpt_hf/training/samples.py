@@ -51,9 +51,10 @@ def sample_text(
     top_k: int = 50,
     seed: int = 0,
 ) -> list[str]:
-    """Continues each prompt as the beginning of a document; returns prompts and continuations. "" starts an empty document.
+    """Continues each prompt as the beginning of a document; "" starts an empty document.
 
-    Leaves the random state and the model's mode unchanged, so that a run with samples is bit-identical to a run without.
+    Leaves the random state and the model's mode unchanged, so that a run with samples is bit-identical to a run
+    without.
 
     Raises:
         ConfigError: If a prompt fills the model's context.
@@ -82,10 +83,10 @@ def sample_text(
 
 
 class SampleText(TrainerCallback):
-    """Lets the model continue a few prompts at each evaluation; prints the texts and adds them to `report/samples.jsonl`.
+    """Lets the model continue a few prompts at each evaluation; prints and adds the texts to `report/samples.jsonl`.
 
-    A resumed run drops the samples after its checkpoint and writes them again. All processes generate, because a sharded
-    model needs all of them; the first one writes.
+    A resumed run drops the samples after its checkpoint and writes them again. All processes generate, because a
+    sharded model needs all of them; the first one writes.
 
     Args:
         prompts: Beginnings of documents; "" is an empty document.

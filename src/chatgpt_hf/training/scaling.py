@@ -1,8 +1,9 @@
 """Derives a recipe from `--depth` by published scaling rules, and computes what a model of a shape costs to train.
 
-Every rule has a formula and a fit from the literature. If the fit is from much larger models than one machine can train, the
-rule uses only its exponent, through a point that is known to be good here: `recipes/pretrain-quickstart.yaml` (4 layers of
-width 192, vocabulary 4,096, rows of 256, 480 steps of 2,048 tokens, Muon at 0.005). docs/scaling.md says what was verified.
+Every rule has a formula and a fit from the literature. If the fit is from much larger models than one machine can
+train, the rule uses only its exponent, through a point that is known to be good here:
+`recipes/pretrain-quickstart.yaml` (4 layers of width 192, vocabulary 4,096, rows of 256, 480 steps of 2,048 tokens,
+Muon at 0.005). docs/scaling.md says what was verified.
 """
 
 import json
@@ -99,9 +100,9 @@ def flops_per_token(config: ChatGPTConfig, block_size: int | None = None) -> flo
     """Floating-point operations of a training step per token, forward and backward.
 
     Six for each matrix parameter, including the head, and `12 * heads * head_dim * keys` for each layer's attention
-    (Chowdhery et al. 2022, "PaLM", appendix B, as in nanoGPT). By this convention attention counts every key of the row,
-    even the half behind the causal mask that kernels may skip; a sliding layer counts its window. Norms, activations,
-    embeddings and the optimizer do not count.
+    (Chowdhery et al. 2022, "PaLM", appendix B, as in nanoGPT). By this convention attention counts every key of the
+    row, even the half behind the causal mask that kernels may skip; a sliding layer counts its window. Norms,
+    activations, embeddings and the optimizer do not count.
 
     Args:
         block_size: Tokens per row; None means the model's context.
@@ -113,7 +114,7 @@ def flops_per_token(config: ChatGPTConfig, block_size: int | None = None) -> flo
 
 
 def activation_bytes(config: ChatGPTConfig, batch: int, block_size: int, dtype: torch.dtype = torch.float32) -> int:
-    """Bytes that the body keeps for the backward pass: the tensors that autograd saves in a forward pass on fake tensors.
+    """Bytes that the body keeps for the backward pass, from the tensors that autograd saves on fake tensors.
 
     Counts the tensors of the CPU's kernels. Packed rows add a mask of `batch * block_size ** 2` booleans.
     """
@@ -140,13 +141,13 @@ def activation_bytes(config: ChatGPTConfig, batch: int, block_size: int, dtype: 
 def memory_bytes(
     config: ChatGPTConfig, batch: int, block_size: int, optim: str = "muon", dtype: torch.dtype = torch.float32
 ) -> Memory:
-    """Estimates the peak memory of training: counts parameters and activations, and adds formulas for the loss and Muon.
+    """Estimates the peak memory of training from exact counts, and from formulas for the loss and Muon.
 
     Args:
         batch: Rows per micro-batch.
         block_size: Tokens per row.
-        optim: With `muon`, the optimizer keeps one number for each parameter of the layers' matrices; with AdamW, and for
-            all other parameters, two.
+        optim: With `muon`, the optimizer keeps one number for each parameter of the layers' matrices; with AdamW, and
+            for all other parameters, two.
         dtype: Dtype of the activations. Weights, gradients and optimizer are float32, as in mixed precision.
     """
     model = _meta_model(config)
@@ -176,29 +177,30 @@ def dial(depth: int, *, world_size: int = 1, **set_by_hand: Any) -> dict[str, An
     - **Shape**: width `64 * depth` in heads of 64, as `ChatGPTConfig.from_depth` (nanochat's ladder).
     - **Context** `block_size`: the power of two nearest to the width, from 256 to 2,048. No published rule: it keeps attention's
       share of the FLOPs, `block_size / (6 * width)`, at about a sixth of the layers'.
-    - **Vocabulary** (only a suggestion: a tokenizer set by hand decides): `vocab * width ~ layer_parameters ** 0.83` (Tao et
-      al. 2024, "Scaling laws with vocabulary", fitted from 33 M to 1.1 B parameters), through the reference, rounded to a
-      power of two.
-    - **Horizon** D = 10.5 tokens for each matrix parameter, including the head: nanochat's fit (dev/LOG.md, 2026-01-27: 10.3
-      to 11.2 from 1e18 to 1e19 FLOPs), with Muon and a model like this one; Hoffmann et al. 2022 found about 20 per
-      parameter of any kind, with AdamW. The rule ignores the size of your corpus.
+    - **Vocabulary** (only a suggestion: a tokenizer set by hand decides): `vocab * width ~ layer_parameters ** 0.83`
+      (Tao et al. 2024, "Scaling laws with vocabulary", fitted from 33 M to 1.1 B parameters), through the reference,
+      rounded to a power of two.
+    - **Horizon** D = 10.5 tokens for each matrix parameter, including the head: nanochat's fit (dev/LOG.md,
+      2026-01-27: 10.3 to 11.2 from 1e18 to 1e19 FLOPs), with Muon and a model like this one; Hoffmann et al. 2022
+      found about 20 per parameter of any kind, with AdamW. The rule ignores the size of your corpus.
     - **Batch** B = 2,048 tokens * (D / 0.98 M) ** 0.383: exponent of Bergsma et al. 2025, "Power lines" (111 M to 3.3 B
-      parameters), through the reference; their absolute batch is about six times as large, and Zhang et al. 2024 measured
-      0.47 for the critical batch. Rounded to a power of two of rows; the micro-batch is as large as memory allows.
-    - **Learning rate** 0.005 * (C / 1.74e13) ** -0.03 * sqrt(B / B of the rule), where C is the FLOPs of the run: the line
-      from the reference to nanochat's depth 12, whose 0.02 is 0.0036 in our unit (our steps are 0.2 * sqrt(768) times as
-      large), and the square root of Malladi et al. 2022 for a batch set by hand. The width has no factor: Muon's step here
-      has the root mean square of AdamW's (Liu et al. 2025). With AdamW 0.0015 * (C / 1.74e13) ** -0.125, exponent of Bi et
-      al. 2024, "DeepSeek LLM" (1e17 to 2e19 FLOPs), through the best of two sweeps at the reference's size (docs/log.md);
-      DeepSeek's own constant gives 0.0068 there.
+      parameters), through the reference; their absolute batch is about six times as large, and Zhang et al. 2024
+      measured 0.47 for the critical batch. Rounded to a power of two of rows; the micro-batch is as large as memory
+      allows.
+    - **Learning rate** 0.005 * (C / 1.74e13) ** -0.03 * sqrt(B / B of the rule), where C is the FLOPs of the run: the
+      line from the reference to nanochat's depth 12, whose 0.02 is 0.0036 in our unit (our steps are 0.2 * sqrt(768)
+      times as large), and the square root of Malladi et al. 2022 for a batch set by hand. The width has no factor:
+      Muon's step here has the root mean square of AdamW's (Liu et al. 2025). With AdamW 0.0015 * (C / 1.74e13) **
+      -0.125, exponent of Bi et al. 2024, "DeepSeek LLM" (1e17 to 2e19 FLOPs), through the best of two sweeps at the
+      reference's size (docs/log.md); DeepSeek's own constant gives 0.0068 there.
     - **Weight decay** 1 / (learning rate * steps * timescale), timescale = 1.084 * (D / matrix parameters) ** -0.527: Bergsma
       et al. 2025, after Wang & Aitchison 2024; fitted with AdamW.
 
     Args:
         depth: Number of layers.
         world_size: Number of processes that share a step.
-        **set_by_hand: Fields of the recipe by name. If a tokenizer is set by hand, pass its size as `vocab_size`: the rules
-            use it.
+        **set_by_hand: Fields of the recipe by name. If a tokenizer is set by hand, pass its size as `vocab_size`: the
+            rules use it.
 
     Returns:
         Values for the fields that are not in `set_by_hand`.

@@ -28,8 +28,9 @@ EVALUATED_CONVERSATIONS = 200
 class ModelLossSFTTrainer(SFTTrainer):
     """`SFTTrainer` with the model's own chunked loss, called as in `Trainer`.
 
-    TRL's fused head also measures entropy, and without a GPU it scores every position in a slower way: about 0.86 s per step
-    compared with 0.55 s on two cores, in two quickstart runs at different times. Models without a chunked loss keep TRL's.
+    TRL's fused head also measures entropy, and without a GPU it scores every position in a slower way: about 0.86 s
+    per step compared with 0.55 s on two cores, in two quickstart runs at different times. Models without a chunked
+    loss keep TRL's.
     """
 
     compute_loss = Trainer.compute_loss
@@ -68,8 +69,8 @@ def sft(
     """Fine-tunes on conversations and writes a plain model folder for `chatgpt-hf chat`.
 
     Returns:
-        The run's figures, as in its results.json: the share of exact answers and ROUGE-L, on samples of the training and
-        held-out conversations.
+        The run's figures, as in its results.json: the share of exact answers and ROUGE-L, on samples of the training
+        and held-out conversations.
 
     Raises:
         ChatGPTError: If data, model or folder cannot be used.
@@ -151,7 +152,8 @@ class SFTRun(Run):
             for title, part in self.parts.items():
                 answers = evaluate_answers(self.model, self.tokenizer, part)
                 self.base_figures |= _figures(f"base_{title}", answers)
-        # The rows are ready. TRL's preparation would turn message text that looks like a special token into that token.
+        # The rows are ready. TRL's preparation would turn message text that looks like a special token into that
+        # token.
         arguments.dataset_kwargs = {"skip_prepare_dataset": True}
         arguments.remove_unused_columns = False
         self.adapter = lora_config(self.model_arguments, self.model, added=self.added_tokens)

@@ -31,13 +31,13 @@ class PretrainTrainer(Trainer):
     """`Trainer` that saves a stream's position in checkpoints and logs the speed.
 
     A `train_dataset` that is a `torch.utils.data.IterableDataset` must shard by process and worker itself, and have a
-    `state_dict` and `load_state_dict` of JSON values, as `StreamingRows` does. Other datasets resume as in `Trainer`, which
-    skips batches exactly.
+    `state_dict` and `load_state_dict` of JSON values, as `StreamingRows` does. Other datasets resume as in `Trainer`,
+    which skips batches exactly.
 
     Args:
         eval_bytes_per_token: Bytes of held-out text per predicted token; needed to log `eval_bits_per_byte`.
-        flops_per_token: Floating-point operations of training per token; needed to log `mfu`, the share of this machine's
-            measured matrix-multiply peak.
+        flops_per_token: Floating-point operations of training per token; needed to log `mfu`, the share of this
+            machine's measured matrix-multiply peak.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class PretrainTrainer(Trainer):
         """As in `Trainer`, but a stream gets a loader that knows its position."""
         if not isinstance(self.train_dataset, IterableDataset):
             return super().get_train_dataloader()
-        # Not prepared by accelerate: the stream shards itself, and `Trainer` moves batches to the device. Starting the loader
-        # draws a random number: a separate generator keeps dropout unaffected.
+        # Not prepared by accelerate: the stream shards itself, and `Trainer` moves batches to the device. Starting the
+        # loader draws a random number: a separate generator keeps dropout unaffected.
         self._stream = StatefulDataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
@@ -101,7 +101,7 @@ class PretrainTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """As in `Trainer`, but by default warmup-stable-decay ends with a linear decay over `DECAY_SHARE` of the steps."""
+        """As in `Trainer`, but warmup-stable-decay ends by default with a linear decay over `DECAY_SHARE` of steps."""
         if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
             default = {"num_decay_steps": round(DECAY_SHARE * num_training_steps), "decay_type": "linear"}
             self.args.lr_scheduler_kwargs = default | (self.args.lr_scheduler_kwargs or {})
@@ -140,8 +140,8 @@ class PretrainTrainer(Trainer):
         """As in `Trainer`, with speed added for training, and perplexity and bits per byte for held-out text.
 
         `tokens_per_second` and `mfu` cover the time since the last log, without evaluation and saving;
-        `train_tokens_per_second` and `train_mfu`, at the end, cover the whole run since it was started or resumed. All count
-        the tokens of all processes.
+        `train_tokens_per_second` and `train_mfu`, at the end, cover the whole run since it was started or resumed. All
+        count the tokens of all processes.
         """
         if "loss" in logs:
             seconds = self._clock.seconds

@@ -10,9 +10,9 @@ from ..errors import ConfigError
 def transfer_vocabulary(model: PreTrainedModel, old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> None:
     """Adapts a model's embedding and head to another tokenizer, in place ("fast vocabulary transfer").
 
-    A token that both tokenizers know keeps its row. The row of any other token is the mean of the rows of the old tokens that
-    spell its text (Gee et al. 2022, section 3.2). A token that has no text, such as part of a character, starts with the mean
-    of all rows.
+    A token that both tokenizers know keeps its row. The row of any other token is the mean of the rows of the old
+    tokens that spell its text (Gee et al. 2022, section 3.2). A token that has no text, such as part of a character,
+    starts with the mean of all rows.
 
     Args:
         old: The tokenizer that the model was trained with.

@@ -78,7 +78,7 @@ class Handlers:
         self._writing: ChatSession | None = None
 
     def ask(self, text: str, history: History, request: gr.Request) -> tuple[History, History, Any]:
-        """Shows a new message. Like all question handlers, returns the history with the question, the old one, and the box."""
+        """Shows a new message. Like all question handlers, returns the new history, the old one, and the box."""
         self._refuse_while_writing(request)
         asked = [*history, {"role": "user", "content": text.strip()}] if text.strip() else history
         return asked, history, _writing("")
@@ -372,7 +372,8 @@ def build_page(
 
 PANEL_HEAD = """<h3>Token probabilities</h3>
 <div class="legend"><span>unlikely</span><i></i><span>likely</span></div>
-<p>The model's own, before temperature, top&#8209;p and top&#8209;k. Point at or tap a token to see its alternatives.</p>"""
+<p>The model's own, before temperature, top&#8209;p and top&#8209;k. Point at or tap a token to see its
+alternatives.</p>"""
 
 
 def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:

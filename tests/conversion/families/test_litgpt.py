@@ -1,4 +1,4 @@
-"""Converts litgpt's `lit_model.pth` in both directions; the reference here implements the equations with litgpt's names."""
+"""Converts litgpt's `lit_model.pth` in both directions; the reference here has litgpt's names."""
 
 import math
 from collections.abc import Callable

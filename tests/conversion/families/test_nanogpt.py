@@ -1,4 +1,4 @@
-"""Converts nanoGPT's `ckpt.pt` in both directions; the reference here implements GPT-2 with nanoGPT's names."""
+"""Converts nanoGPT's `ckpt.pt` in both directions; the reference here is GPT-2 with nanoGPT's names."""
 
 import json
 import math

@@ -86,7 +86,7 @@ def test_everything_else_is_left_to_sdpa(calls: list[Any], case: str) -> None:
 
 
 def test_a_model_with_kernels_answers_by_it(calls: list[Any]) -> None:
-    """Each layer calls `sdpa` once for the prompt, then not until the buffer is laid out by head; ids do not change."""
+    """Layers call `sdpa` once for the prompt, then not until the buffer is laid out by head; ids do not change."""
     config = ChatGPTConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256
     )

@@ -32,7 +32,7 @@ def huge_bytes(address: int) -> int:
 
 @contextmanager
 def small_pages() -> Iterator[None]:
-    """Memory that this process touches in the block gets small pages, even on systems that give huge ones by default."""
+    """Memory that is touched in the block gets small pages, even on systems that give huge ones by default."""
     disable = 41  # PR_SET_THP_DISABLE
     libc = ctypes.CDLL(None)
     assert libc.prctl(disable, 1, 0, 0, 0) == 0

@@ -81,7 +81,8 @@ def test_floats(variant: str, dtype: torch.dtype, error: float, rows: int) -> No
 @pytest.mark.parametrize(
     ("quantization", "layer", "error"),
     [
-        # torchao's reference rounds activations to 255 levels around zero, the kernel to 256 between minimum and maximum.
+        # torchao's reference rounds activations to 255 levels around zero, the kernel to 256 between minimum and
+        # maximum.
         ("int8", Int8DynamicLinear, 6e-2),
         pytest.param("int8-weight-only", Int8WeightLinear, 2e-2, marks=needs_bfloat16),
         pytest.param("int4", Int4WeightLinear, 2e-2, marks=needs_bfloat16),
@@ -193,7 +194,7 @@ def test_what_a_prepared_model_cannot_do(tmp_path: Path) -> None:
 )
 @torch.no_grad()
 def test_compiled_whole(quantization: str | None) -> None:
-    """For `torch.compile`, each packed product is one operation; fused layers share it, and models do not mix them up."""
+    """For `torch.compile`, a packed product is one operation; fused layers share it, and models do not mix them up."""
     torch.compiler.reset()
     products: list[int] = []
 

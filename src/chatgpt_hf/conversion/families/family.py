@@ -24,8 +24,8 @@ class Family:
         name: The family's name for `--to` and, if transformers has the family, the `model_type` of its config.json.
         config_in: Translates the content of its config to ours.
         config_out: Translates our config to its; raises with the field's name if the family cannot express it.
-        tensors_in: Renames its tensors to our names, given its config; None if the names are the same, or transformers'
-            loader has the mapping.
+        tensors_in: Renames its tensors to our names, given its config; None if the names are the same, or
+            transformers' loader has the mapping.
         tensors_out: Returns a model's tensors under the family's names.
         fields: Maps its config's fields to ours with the same meaning.
         fixed: Fields of ours that have only one possible value in this family.
@@ -71,8 +71,8 @@ class FileFamily(Family):
         weights_name: The file's usual name.
         read: Returns a file's config and tensors, without wrapper prefixes in the names.
         write: Writes config and tensors into a folder.
-        logits: Computes logits (batch, seq, vocab) of ids (batch, seq) in float32 by the family's equations, from config and
-            tensors as in the file: the reference for conversions.
+        logits: Computes logits (batch, seq, vocab) of ids (batch, seq) in float32 by the family's equations, from
+            config and tensors as in the file: the reference for conversions.
     """
 
     weights_name: str

@@ -117,8 +117,8 @@ def causal_attention(
     """Causal scaled dot-product attention (Vaswani et al. 2017, equation 1) to the last `window` positions.
 
     Args:
-        query: (batch, heads, seq, head_dim). The number of key and value heads divides `heads`; each serves consecutive
-            query heads.
+        query: (batch, heads, seq, head_dim). The number of key and value heads divides `heads`; each serves
+            consecutive query heads.
 
     Returns:
         (batch, seq, heads * head_dim).

@@ -117,8 +117,8 @@ def to_gpt2_config(config: ChatGPTConfig) -> GPT2Config:
 
 def to_gpt2_state_dict(model: ChatGPTForCausalLM) -> State:
     """Returns the model's weights with GPT-2's names and layout, as `GPT2LMHeadModel` saves them."""
-    # Loading a model leaves its transforms on it. A model that was not loaded has none, so transformers takes the registered
-    # mapping for it.
+    # Loading a model leaves its transforms on it. A model that was not loaded has none, so transformers takes the
+    # registered mapping for it.
     with torch.device("meta"):
         unread = ChatGPTForCausalLM(model.config)
     return revert_weight_conversion(unread, model.state_dict())

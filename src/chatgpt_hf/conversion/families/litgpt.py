@@ -1,7 +1,7 @@
 """litgpt's `lit_model.pth` and `model_config.yaml`: decoders with rotary positions, shaped like GPT-2 or Llama.
 
-One matrix, `attn.qkv`, contains all queries, then all keys, then all values. In checkpoints of 2024 and earlier it is named
-`attn.attn` and interleaved by groups of queries that share a key and a value (Lightning-AI/litgpt#1013).
+One matrix, `attn.qkv`, contains all queries, then all keys, then all values. In checkpoints of 2024 and earlier it is
+named `attn.attn` and interleaved by groups of queries that share a key and a value (Lightning-AI/litgpt#1013).
 """
 
 import math
@@ -106,7 +106,7 @@ GELUS = {"none": "gelu", "tanh": "gelu_pytorch_tanh"}
 
 
 def read_litgpt(file: Path) -> tuple[dict[str, Any], State]:
-    """Reads a `lit_model.pth` and the `model_config.yaml` next to it, and converts the older layout to the current one.
+    """Reads a `lit_model.pth` and the `model_config.yaml` next to it; converts the older layout to the current one.
 
     Raises:
         CheckpointError: If one of the two is missing or not from litgpt.
@@ -377,7 +377,8 @@ def _rotation(config: dict[str, Any], length: int) -> tuple[torch.Tensor, torch.
     if rope["rope_type"] == "linear":
         frequencies = frequencies / rope["factor"]
     elif rope["rope_type"] == "llama3":
-        # Short waves, which fit many times into the original length, stay; long ones are stretched; a ramp is in between.
+        # Short waves, which fit many times into the original length, stay; long ones are stretched; a ramp is in
+        # between.
         fits = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         low, high = rope["low_freq_factor"], rope["high_freq_factor"]
         kept = ((fits - low) / (high - low)).clamp(0, 1)

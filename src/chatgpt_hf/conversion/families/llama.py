@@ -1,8 +1,8 @@
 """transformers' Llama-like families: decoders with rotary positions, RMSNorm and a gated feed-forward layer.
 
-Their tensors have our names, so `ChatGPTForCausalLM.from_pretrained(llama_folder)` only translates the config. Qwen2 is the
-exception: it has biases on queries, keys and values but not on the output projection. Our model has biases on all four or
-none, so converting from Qwen2 adds a bias of zeros, and converting back removes it.
+Their tensors have our names, so `ChatGPTForCausalLM.from_pretrained(llama_folder)` only translates the config. Qwen2
+is the exception: it has biases on queries, keys and values but not on the output projection. Our model has biases on
+all four or none, so converting from Qwen2 adds a bias of zeros, and converting back removes it.
 """
 
 from collections.abc import Mapping

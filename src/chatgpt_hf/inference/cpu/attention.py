@@ -9,14 +9,15 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# If "flash" is in the name, transformers builds no mask over all requests; any other custom implementation it excludes from
-# continuous batching.
+# If "flash" is in the name, transformers builds no mask over all requests; any other custom implementation it excludes
+# from continuous batching.
 ATTENTION = "flash_on_cpu"
 
 
 def use_cpu_attention(model: PreTrainedModel) -> None:
     """Replaces `sdpa` by `attend_on_cpu` in a model, in place; leaves models with other implementations unchanged."""
-    # Flash kernels do not support chunked attention, so transformers would refuse our implementation because of its name.
+    # Flash kernels do not support chunked attention, so transformers would refuse our implementation because of its
+    # name.
     chunked = getattr(model.config, "attention_chunk_size", None) is not None
     if model.config._attn_implementation == "sdpa" and not chunked:
         # Not `set_attn_implementation`: it takes a name with "flash" for a kernel on the Hub.
@@ -38,8 +39,8 @@ def attend_on_cpu(
 
     Args:
         module: The attention layer.
-        query: (batch, num_attention_heads, new, head_dim); in a paged step (1, num_attention_heads, queries of all requests,
-            head_dim).
+        query: (batch, num_attention_heads, new, head_dim); in a paged step (1, num_attention_heads, queries of all
+            requests, head_dim).
         key: (batch, num_key_value_heads, seq, head_dim); in a paged step only the new keys.
         value: Shaped like the keys.
         attention_mask: (batch, 1, new, seq), or None.
@@ -65,8 +66,8 @@ def attend_on_cpu(
 def _from_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
     """Attention of one query to keys that are stored by position, as in a new `GrowingCache`.
 
-    Reads keys and values sequentially. `sdpa` reads them head by head: for eight rows of 40 positions, a layer of GPT-2-small
-    takes 370 microseconds with `sdpa` and 240 with this (docs/log.md).
+    Reads keys and values sequentially. `sdpa` reads them head by head: for eight rows of 40 positions, a layer of
+    GPT-2-small takes 370 microseconds with `sdpa` and 240 with this (docs/log.md).
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     # (seq, batch, heads, head_dim), and one position of queries.
@@ -106,8 +107,8 @@ def _by_request(
 ) -> torch.Tensor:
     """Calls `sdpa` for each request; returns (1, queries of all requests, num_attention_heads, head_dim).
 
-    transformers computes each query against the keys of all requests and then masks foreign ones, so its cost grows with the
-    square of the number of requests (figures in docs/log.md).
+    transformers computes each query against the keys of all requests and then masks foreign ones, so its cost grows
+    with the square of the number of requests (figures in docs/log.md).
 
     Args:
         module: The attention layer.
@@ -132,7 +133,7 @@ def _by_request(
 
 
 def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """A mask (queries, keys), True if a query sees a key; both end at the same position. None if `sdpa` needs no mask."""
+    """A mask (queries, keys), True if a query sees a key; both end at the same position. None if `sdpa` needs none."""
     if (window is None or keys <= window) and queries in (1, keys):
         return None
     mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

@@ -16,12 +16,13 @@ _MADV_COLLAPSE = 25
 def use_huge_pages() -> int:
     """Asks Linux to move this process' memory into huge pages, except where half of a huge page or less is in use.
 
-    oneDNN and FBGEMM do not ask for huge pages when they pack weights, and most distributions give them only on request
-    (`transparent_hugepage/enabled` is `madvise`). FBGEMM reads GPT-2-small's int8 weights in 6.9 milliseconds from huge pages
-    and in 8.5 from small ones (docs/log.md).
+    oneDNN and FBGEMM do not ask for huge pages when they pack weights, and most distributions give them only on
+    request (`transparent_hugepage/enabled` is `madvise`). FBGEMM reads GPT-2-small's int8 weights in 6.9 milliseconds
+    from huge pages and in 8.5 from small ones (docs/log.md).
 
     Returns:
-        Bytes that are in huge pages now. 0 if the system has no huge pages or cannot collapse small ones: nothing changes.
+        Bytes that are in huge pages now. 0 if the system has no huge pages or cannot collapse small ones: nothing
+        changes.
     """
     if not _SIZE_FILE.is_file():
         return 0

@@ -1,8 +1,8 @@
 """Linear layers in the format that this CPU multiplies fastest, for inference only.
 
-`torch.nn.Linear` multiplies a weight in its plain memory layout. oneDNN and FBGEMM, which are part of every torch wheel for
-x86, are two to seven times as fast if the weight is reordered for them first (figures in docs/log.md); PyTorch itself does
-this only when it compiles (`torch._inductor.config.freezing`).
+`torch.nn.Linear` multiplies a weight in its plain memory layout. oneDNN and FBGEMM, which are part of every torch
+wheel for x86, are two to seven times as fast if the weight is reordered for them first (figures in docs/log.md);
+PyTorch itself does this only when it compiles (`torch._inductor.config.freezing`).
 """
 
 import itertools
@@ -22,8 +22,8 @@ from ...errors import ConfigError
 from .attention import use_cpu_attention
 from .huge_pages import use_huge_pages
 
-# Smallest float layer that gains from packing, in weights: a packed product starts 12 microseconds later than a plain one,
-# which is as long as a layer of 512 x 512 takes for one row.
+# Smallest float layer that gains from packing, in weights: a packed product starts 12 microseconds later than a plain
+# one, which is as long as a layer of 512 x 512 takes for one row.
 SMALLEST = 2**18
 # From this number of weights, they do not fit into a processor's cache, so each token reads them from memory.
 _BEYOND_CACHE = 2**23
@@ -141,9 +141,9 @@ class FloatLinear(PackedLinear):
     def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.reshape(-1, self.in_features)
         count = len(rows)
-        # oneDNN compiles a kernel for each number of rows, which takes 1 to 2 milliseconds and 0.15 MB; rounding up lets prompts
-        # of all lengths share a few kernels. Those for 3 to 6 rows read GPT-2-small's weights in 32 milliseconds (float32; 19 in
-        # bfloat16), those for 1, 2 and 8 in 40, 48 and 40 (22, 24 and 23).
+        # oneDNN compiles a kernel for each number of rows, which takes 1 to 2 milliseconds and 0.15 MB; rounding up
+        # lets prompts of all lengths share a few kernels. Those for 3 to 6 rows read GPT-2-small's weights in 32
+        # milliseconds (float32; 19 in bfloat16), those for 1, 2 and 8 in 40, 48 and 40 (22, 24 and 23).
         if count <= 6:
             shared = 4 if count <= 4 else 6
         else:
@@ -162,8 +162,9 @@ class Int8DynamicLinear(PackedLinear):
         self._bias = None if self.bias is None else self.bias.float()
         scale, zero = _parts(linears, "scale").flatten().double(), torch.zeros(self.out_features, dtype=torch.long)
         with warnings.catch_warnings():
-            # PyTorch will remove quantized tensors (issue 184982). The plain form of the kernel is `onednn.qlinear_pointwise`;
-            # with it, and activations quantized in eager operations, a token of GPT-2-small takes 9.2 ms instead of 7.5.
+            # PyTorch will remove quantized tensors (issue 184982). The plain form of the kernel is
+            # `onednn.qlinear_pointwise`; with it, and activations quantized in eager operations, a token of
+            # GPT-2-small takes 9.2 ms instead of 7.5.
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
             quantized = torch._make_per_channel_quantized_tensor(_parts(linears, "qdata"), scale, zero, 0)
         self._packed = _operator("quantized.linear_prepack")(quantized, self._bias)
@@ -180,7 +181,8 @@ class Int8DynamicLinear(PackedLinear):
             return self.forward(hidden_states.float()).to(hidden_states.dtype)
         if hidden_states.numel() == self.in_features:
             return super().forward(hidden_states)
-        # The kernel has one scale for all rows, so a row with large values would leave few of the 256 levels for the others.
+        # The kernel has one scale for all rows, so a row with large values would leave few of the 256 levels for the
+        # others.
         largest = hidden_states.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
         product = super().forward(hidden_states / largest)
         # The kernel added the undivided bias, so the result is bias + largest * (product - bias).
@@ -192,8 +194,8 @@ class Int8WeightLinear(PackedLinear):
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__(*linears)
-        # Copied, because the kernel requires 16-byte alignment and crashes the process otherwise; tensors from a safetensors
-        # file may be unaligned.
+        # Copied, because the kernel requires 16-byte alignment and crashes the process otherwise; tensors from a
+        # safetensors file may be unaligned.
         self._weight = _parts(linears, "qdata").clone(memory_format=torch.contiguous_format)
         self._scale = _parts(linears, "scale").flatten().bfloat16()
         self._product = _operator("aten._weight_int8pack_mm")
@@ -246,8 +248,8 @@ def _parts(linears: tuple[nn.Linear, ...], name: str) -> torch.Tensor:
 class _Shared:
     """Fuses layers that share an input: the first call multiplies once for all of them.
 
-    A call with another input, for example from another thread, multiplies again. So does a second call for the same layer,
-    because the content of its input may have changed.
+    A call with another input, for example from another thread, multiplies again. So does a second call for the same
+    layer, because the content of its input may have changed.
     """
 
     def __init__(self, packed: PackedLinear, sizes: list[int]) -> None:
@@ -287,10 +289,10 @@ class SharedLinear(nn.Module):
 def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
     """Replaces every linear layer that this CPU has a kernel for by a packed layer, in place.
 
-    The model's results stay the same up to the order of sums, and with torchao's weights up to the rounding of activations.
-    Float layers that are too small to gain stay. Afterwards the model can generate, but not be trained or saved. A model on
-    another device stays unchanged. A tied head gets its own copy of the weights, because embeddings cannot be looked up in
-    packed weights.
+    The model's results stay the same up to the order of sums, and with torchao's weights up to the rounding of
+    activations. Float layers that are too small to gain stay. Afterwards the model can generate, but not be trained or
+    saved. A model on another device stays unchanged. A tied head gets its own copy of the weights, because embeddings
+    cannot be looked up in packed weights.
 
     Args:
         model: Any model; layers that are not plain `torch.nn.Linear`, such as an adapter's, stay.
