@@ -185,8 +185,8 @@ def dial(depth: int, *, world_size: int = 1, **set_by_hand: Any) -> dict[str, An
       found about 20 per parameter of any kind, with AdamW. The rule ignores the size of your corpus.
     - **Batch** B = 2,048 tokens * (D / 0.98 M) ** 0.383: exponent of Bergsma et al. 2025, "Power lines" (111 M to 3.3 B
       parameters), through the reference; their absolute batch is about six times as large, and Zhang et al. 2024
-      measured 0.47 for the critical batch. Rounded to a power of two of rows; the micro-batch is as large as memory
-      allows.
+      measured 0.47 for the critical batch. Rounded to a power of two of rows; the micro-batch is the largest that
+      fits.
     - **Learning rate** 0.005 * (C / 1.74e13) ** -0.03 * sqrt(B / B of the rule), where C is the FLOPs of the run: the
       line from the reference to nanochat's depth 12, whose 0.02 is 0.0036 in our unit (our steps are 0.2 * sqrt(768)
       times as large), and the square root of Malladi et al. 2022 for a batch set by hand. The width has no factor:
@@ -297,7 +297,7 @@ def _split_rows(rows: float, config: ChatGPTConfig, block_size: int, set_by_hand
 
 
 def _rows_that_fit(config: ChatGPTConfig, block_size: int, set_by_hand: dict[str, Any]) -> int:
-    """The largest micro-batch that fits, in rows: a power of two."""
+    """The largest useful micro-batch, in rows: a power of two."""
     device = training_device()
     if device.type == "cpu":
         rows = CPU_MICRO_BATCH_TOKENS / block_size
