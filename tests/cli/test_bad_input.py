@@ -96,7 +96,7 @@ def test_corpora(corpus: str, words: str, pretrain: Refused) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--vocab_size", "200"], "vocab_size is 200, but the 256 bytes and 4 special tokens alone need 260"),
+        (["--vocab_size", "200"], "vocab_size is 200, but the 256 bytes and 4 special tokens need 260"),
         (["--hidden_size", "30", "--num_attention_heads", "4"], "`hidden_size` (30) is not a multiple of `num_atten"),
         (["--depth", "0"], "--depth must be at least 1, got 0"),
         (["--rope_parameters", "{theta}"], "No model has this shape"),

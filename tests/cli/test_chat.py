@@ -143,7 +143,7 @@ def test_moderation(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
 
 def test_moderation_that_cannot_be(refused: Callable[..., str], chat_folder: Path, tmp_path: Path) -> None:
     assert "cannot be read" in refused("chat", chat_folder, "--moderation", tmp_path / "nowhere.txt")
-    assert "whose head is trained" in refused(
+    assert "with a trained head" in refused(
         "chat", chat_folder, "--moderation", chat_folder, "--moderation_labels", "LABEL_0"
     )
     assert "name it with --moderation" in refused("chat", chat_folder, "--moderation_labels", "toxic")

@@ -93,8 +93,8 @@ def test_what_cannot_be_quantized(refused: Callable[..., str], folders: dict[str
     load_tokenizer(folders["int8"]).save_pretrained(small)
     with pytest.raises(ConfigError, match=r"q_proj has rows of 48.*multiples of 32"):
         quantize_model(AutoModelForCausalLM.from_pretrained(small), "int4")
-    assert "quantized already" in refused("quantize", folders["int8"], tmp_path / "again")
-    assert "no quantization int3: name int8, int8-weight-only, int4" in refused(
+    assert "already quantized" in refused("quantize", folders["int8"], tmp_path / "again")
+    assert "no quantization int3; choose from int8, int8-weight-only, int4" in refused(
         "quantize", small, tmp_path / "three", "--to", "int3"
     )
     with pytest.raises(OutputError, match="not an empty folder"):

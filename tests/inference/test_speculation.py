@@ -107,5 +107,5 @@ def test_the_command_says_what_it_was_worth(cli: Callable[..., Any], chat_folder
     command = ("generate", chat_folder, "--prompt", PROMPT, "--temperature", "0", "--max_new_tokens", "20")
     plain, fast = cli(*command), cli(*command, "--speculate", "auto")
     assert (fast.code, fast.out) == (0, plain.out)
-    assert "a step" in fast.err
-    assert "a step" not in plain.err
+    assert "per step" in fast.err
+    assert "per step" not in plain.err
