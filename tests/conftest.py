@@ -1,4 +1,4 @@
-"""What every test may rely on: no network, no trace in the user's caches, a fixed seed, the real data."""
+"""Common setup of all tests: no network, separate caches, a fixed seed, the real data."""
 
 import atexit
 import io
@@ -24,8 +24,8 @@ import hypothesis
 import pytest
 
 # The Hugging Face libraries read these once, when they are imported, so they are set before any test module is.
-# Each process (and so each xdist worker) has a cache folder of its own: tests that load remote code or build
-# data sets neither race with one another nor write to the user's caches.
+# Each process (and so each xdist worker) has its own cache folder: tests that load remote code or build data sets
+# neither race with one another nor write to the user's caches.
 _HF_HOME = tempfile.mkdtemp(prefix="chatgpt-hf-tests-")
 atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
 os.environ.update(
@@ -40,12 +40,12 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # One thread per worker: several workers with as many threads as there are cores only get in each other's way.
+    # One thread per worker: several workers with a thread per core would only slow each other down.
     os.environ["OMP_NUM_THREADS"] = "1"
 
-# The first call into torch can take seconds, so a deadline per example says nothing, and neither does how long examples
-# take to make on a busy machine. In continuous integration they are the same on every run; elsewhere hypothesis looks for
-# new ones.
+# No deadline per example, because the first call into torch can take seconds, and no check of how long examples take
+# to make on a busy machine. In continuous integration the examples are the same in every run; elsewhere hypothesis
+# looks for new ones.
 hypothesis.settings.register_profile(
     "chatgpt_hf",
     deadline=None,
@@ -56,7 +56,7 @@ hypothesis.settings.load_profile("chatgpt_hf")
 
 
 def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Adds `--ecosystem`, from a file of its own: with `importlib` import mode pytest finds no plugin in this folder."""
+    """Adds `--ecosystem` from a separate file; in `importlib` import mode, pytest finds no plugins in this folder."""
     name = "ecosystem_table"
     spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
@@ -96,9 +96,9 @@ def _fixed_seed() -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with the real text that some tests read: `$CHATGPT_HF_DATA`, or `shared/data` beside the repository.
+    """Folder with real text for some tests: `$CHATGPT_HF_DATA`, or `shared/data` next to the repository.
 
-    A test that asks for it is skipped where the folder is absent.
+    Skips the test if the folder is missing.
     """
     named = os.environ.get("CHATGPT_HF_DATA")
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -118,7 +118,7 @@ DOCUMENTS = [
     )
 ]
 
-# One answer each of: plain words, Chinese, emoji of several code points, digits, several lines.
+# One answer of each kind: plain words, Chinese, emoji of several code points, digits, several lines.
 CHATS = [
     ("Hello!", "Hi! How are you?"),
     ("你好", "你好！我是一个小模型。"),
@@ -138,7 +138,7 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chats_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The conversations that `chat_folder` knows by heart."""
+    """The conversations that the model of `chat_folder` has memorized."""
     file = tmp_path_factory.mktemp("chats") / "chats.jsonl"
     rows = [[{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in CHATS]
     file.write_text(
@@ -149,7 +149,7 @@ def chats_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model of 128 positions, with a tokenizer of about 300 tokens."""
+    """An untrained model with 128 positions and a tokenizer of about 300 tokens."""
     import torch
 
     from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, train_tokenizer
@@ -175,7 +175,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chat_folder(base_folder: Path, chats_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A chat model that `sft` taught `CHATS` by heart, in seconds."""
+    """A chat model that memorizes `CHATS` with `sft`, in seconds."""
     from chatgpt_hf import sft
     from chatgpt_hf.training.arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
 
@@ -200,7 +200,7 @@ def chat_folder(base_folder: Path, chats_file: Path, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="session")
 def pretrain_options(corpus_file: Path) -> list[str]:
-    """Arguments of a pretraining run that takes a second; more of them, or others, may follow."""
+    """Arguments of a pretraining run that takes a second; tests may append arguments that add to or override these."""
     text = f"""--corpus {corpus_file} --vocab_size 270 --block_size 32 --hidden_size 16 --num_hidden_layers 1
         --num_attention_heads 2 --per_device_train_batch_size 4 --max_steps 4 --learning_rate 1e-2 --logging_steps 1
         --save_strategy no --disable_tqdm true"""
@@ -209,7 +209,7 @@ def pretrain_options(corpus_file: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def sft_options(base_folder: Path, chats_file: Path) -> list[str]:
-    """Arguments of a fine-tuning run that takes a second; more of them, or others, may follow."""
+    """Arguments of a fine-tuning run that takes a second; tests may append arguments that add to or override these."""
     text = f"""--model_name_or_path {base_folder} --dataset {chats_file} --block_size 64 --per_device_train_batch_size 2
         --max_steps 4 --learning_rate 1e-2 --logging_steps 1 --save_strategy no --disable_tqdm true"""
     return text.split()
@@ -217,7 +217,7 @@ def sft_options(base_folder: Path, chats_file: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class CliResult:
-    """How a command ended and what it printed."""
+    """A command's exit code and output."""
 
     code: int
     out: str
@@ -233,7 +233,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "argv", ["chatgpt-hf", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         capsys.readouterr()
-        # Handlers made while another test ran hold that test's stderr, which is closed by now.
+        # Handlers that were created in another test refer to that test's stderr, which is closed by now.
         monkeypatch.setattr(logging, "raiseExceptions", False)
         code = 0
         handlers = list(logging.root.handlers)
@@ -251,7 +251,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def refused(cli: Callable[..., CliResult]) -> Callable[..., str]:
-    """Runs a command that must fail as a user's mistake does, and returns its message."""
+    """Runs a command that must fail with a user error, and returns its message."""
 
     def run(*arguments: object) -> str:
         result = cli(*arguments)
@@ -264,19 +264,20 @@ def refused(cli: Callable[..., CliResult]) -> Callable[..., str]:
     return run
 
 
-# No test may depend on how fast the machine is, so tests wait for the event itself. This only ends one that would hang.
+# No test may depend on the machine's speed, so tests wait for the event itself. This limit only ends a test that would
+# hang.
 PATIENCE = 900
 
 
 @pytest.fixture(scope="session")
 def patience() -> int:
-    """Seconds after which a test gives up; longer than anything takes on a machine that is slow and busy."""
+    """Seconds after which a test gives up; nothing takes that long even on a slow and busy machine."""
     return PATIENCE
 
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[[Callable[[], object]], None]:
-    """Waits until something is true that can only be asked for."""
+    """Polls until a condition is true."""
 
     def wait(condition: Callable[[], object]) -> None:
         end = time.monotonic() + PATIENCE
@@ -289,10 +290,10 @@ def wait_until() -> Callable[[Callable[[], object]], None]:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """Finds ports for programs that do not take port 0.
+    """Finds ports for programs that do not accept port 0.
 
-    They lie below those that systems give out, and each worker of pytest-xdist has its own, so nobody else takes one between
-    its choice and its use.
+    The ports are below the range that systems assign, and each worker of pytest-xdist has its own, so nobody else
+    takes one between its choice and its use.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     numbers = [20_000 + 200 * (worker % 50) + number for number in range(200)]
@@ -312,13 +313,14 @@ def free_port() -> Callable[[], int]:
 
 
 class Gate:
-    """Holds a model before every step that it was not given, and counts what it does.
+    """Blocks a model before every step that was not allowed, and counts its steps.
 
-    So a test says how far an answer has come, however fast the machine is. The gate is open at first and when a `with` ends.
+    So a test controls the progress of an answer, regardless of the machine's speed. The gate is open at first, and
+    again when a `with` ends.
 
     Attributes:
-        steps: Forward passes so far.
-        tokens: Ids that they read.
+        steps: Number of forward passes so far.
+        tokens: Number of ids that they read.
     """
 
     def __init__(self, model: Any) -> None:
@@ -329,15 +331,15 @@ class Gate:
         model.register_forward_pre_hook(self._pass, with_kwargs=True)
 
     def give(self, steps: int) -> None:
-        """Lets the model make so many steps from now on, and no more."""
+        """Allows this many further steps, and no more."""
         self._set_limit(self.steps + steps)
 
     def open(self) -> None:
-        """Lets it go on."""
+        """Allows all further steps."""
         self._set_limit(math.inf)
 
     def wait(self) -> None:
-        """Until the model has made the steps that it was given, and is held before the next."""
+        """Waits until the model has done all allowed steps and is blocked before the next."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._held and self.steps >= self._limit, PATIENCE), "no step came"
 
@@ -364,13 +366,13 @@ class Gate:
 
 @pytest.fixture(scope="session")
 def gate() -> type[Gate]:
-    """`gate(model)` puts a `Gate` before a model."""
+    """`gate(model)` puts a `Gate` in front of a model."""
     return Gate
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window."""
+    """Headless Chromium."""
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
     found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
     if not found:

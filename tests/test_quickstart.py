@@ -1,4 +1,4 @@
-"""The whole road, in a tiny form: from the builtin documents to a folder that answers."""
+"""A tiny quickstart: from the builtin documents to a folder that answers questions."""
 
 import importlib
 import json
@@ -71,12 +71,12 @@ FIGURES = {"parameters", "train_tokens", "held_out_bits_per_byte", "held_out_per
 
 
 class Killed(BaseException):
-    """What ends a process in the middle of a step."""
+    """Stands for the death of the process in the middle of a step."""
 
 
 @pytest.fixture
 def small_corpora(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first documents and questions of the builtin corpora, in place of all."""
+    """Replaces the builtin corpora by their first documents and questions."""
 
     def first(name: str) -> DatasetDict:
         return DatasetDict(
@@ -89,7 +89,7 @@ def small_corpora(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The steps that are trained, as they happen."""
+    """Records the training steps."""
     taken: list[int] = []
     step = Trainer.training_step
 
@@ -98,7 +98,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return step(self, *arguments, **kwargs)
 
     monkeypatch.setattr(Trainer, "training_step", counted)
-    # Untrained models do not end their answers, and these are measured on every one.
+    # Untrained models never end their answers, so evaluation is slow.
     monkeypatch.setattr(sft, "EVALUATED_CONVERSATIONS", 4)
     return taken
 
@@ -134,13 +134,13 @@ def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.Monkey
     assert steps == [0, 1, 2, 3, 0, 1, 2, 3, 4]
     base_weights = (folder / "base" / "model.safetensors").read_bytes()
 
-    # It goes on from the second stage's last checkpoint.
+    # It resumes from the second stage's last checkpoint.
     steps.clear()
     said, results = run(folder)
     assert steps == [4, 5]
     assert (folder / "base" / "model.safetensors").read_bytes() == base_weights
 
-    # One sentence for each stage, then the figures and a conversation.
+    # One sentence per stage, then the figures and a conversation.
     assert [line[:5] for line in said if line.startswith("[")] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
     assert "bits per byte" in said[4]
     assert "questions it never saw" in said[4]
@@ -150,7 +150,7 @@ def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.Monkey
     assert set(results["pretrain"]) >= FIGURES
     assert 0.5 < results["xz_bits_per_byte"] < 4
 
-    # What is left: two plain model folders.
+    # The result: two plain model folders.
     for path in (folder, folder / "base"):
         names = {file.name for file in path.iterdir()}
         assert names >= {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"}
@@ -170,7 +170,7 @@ def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.Monkey
         ["<|im_end|>", "<|endoftext|>"]
     )
 
-    # Once more: nothing is trained, and it says the same.
+    # Run again: no training, and the same output.
     steps.clear()
     weights = load_file(folder / "model.safetensors")
     again, same = run(folder)
@@ -182,12 +182,12 @@ def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None:
-    """Word for word, on what git has. Two things are smaller than a reader's.
+    """Runs the README's commands word for word in a clone, with two simplifications.
 
-    The installation is not repeated, since it takes minutes and a network: the clone's .venv has the packages of the one that
-    runs the tests and the clone's own code, in the way that an editable install has it, and make's stamp. What stands for it
-    is that `make .venv/.dev`, the same rule with more packages, made the environment that the tests run in. And the clone's
-    recipes take a few steps.
+    The installation is skipped, because it takes minutes and a network: the clone's .venv uses the packages of the
+    test environment, the clone's own code as in an editable install, and make's stamp. `make .venv/.dev`, the same
+    rule with more packages, created the test environment, so the rule is tested anyway. And the clone's recipes take
+    only a few steps.
     """
     if not (ROOT / ".git").exists():
         pytest.skip("needs a checkout: there is no .git to clone")
@@ -216,7 +216,8 @@ def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None
         }
         recipe.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), **fields, **others}))
 
-    # As a reader's shell has it: without what the make around this test passes on, nor another source of the package.
+    # Like a reader's shell: without the variables of a make that runs this test, and without another copy of the
+    # package.
     inherited = ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS")
     environment = {name: value for name, value in os.environ.items() if name not in inherited}
     made = subprocess.run(first.split(), cwd=clone, capture_output=True, text=True, env=environment)
@@ -227,14 +228,14 @@ def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None
         "[3/4]",
         "[4/4]",
     ]
-    # What it prints last is what a reader types next.
+    # Its last line is the command that a reader types next.
     assert made.stdout.splitlines()[-1] == second
     chat = subprocess.run(
         second.split(), cwd=clone, capture_output=True, text=True, env=environment, input="Who are you?\n/quit\n"
     )
     assert chat.returncode == 0, chat.stderr[-2000:]
     status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
-    # Nothing is left that git would see, but for the recipes made smaller above.
+    # Git sees no changes except the recipes that were shortened above.
     assert {line[3:].split("/")[0] for line in status.stdout.splitlines()} == {"recipes"}
 
 
@@ -248,13 +249,13 @@ def test_the_last_line_is_a_command_that_works(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sys, "argv", [str(script), "quickstart"])
     monkeypatch.setenv("PATH", str(tmp_path / "elsewhere"))
     assert _chat_command(Path("runs/x")) == "'my env/bin/chatgpt-hf' chat runs/x"
-    # By the interpreter, when it was called from Python.
+    # If it was called from Python, the script is found next to the interpreter.
     monkeypatch.setattr(sys, "argv", ["-c"])
     monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
     assert _chat_command(Path("runs/x")) == "'my env/bin/chatgpt-hf' chat runs/x"
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert _chat_command(Path("runs/x")) == f"'{script}' chat runs/x"
-    # Its name is enough where PATH leads to this one, and not where it leads to another installation.
+    # The plain name is enough only if PATH leads to this installation.
     monkeypatch.setenv("PATH", str(script.parent))
     assert _chat_command(Path("runs/my model")) == "chatgpt-hf chat 'runs/my model'"
     other = tmp_path / "elsewhere" / "chatgpt-hf"

@@ -1,4 +1,4 @@
-"""`import chatgpt_hf` makes transformers know the model, and is all that is needed."""
+"""`import chatgpt_hf` is enough to register the model with transformers."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def test_transformers_has_the_names() -> None:
 
 
 def test_label_smoothing_is_of_the_next_token(tmp_path: Path) -> None:
-    # `Trainer` shifts the labels of models whose names are in a table that `Auto*.register` does not fill.
+    # `Trainer` shifts the labels of models whose names are in a table that `Auto*.register` does not update.
     torch.manual_seed(0)
     sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = chatgpt_hf.ChatGPTForCausalLM(chatgpt_hf.ChatGPTConfig(**sizes, initializer_range=0.5))

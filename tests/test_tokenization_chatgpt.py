@@ -65,7 +65,7 @@ def decode(tokenizer, ids: list[int]) -> str:
 
 
 def assistant_spans(tokenizer, encoded) -> list[str]:
-    """The text of each run of ones in the mask."""
+    """The texts of all runs of ones in the mask."""
     spans, open_span = [], False
     for token, said in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True):
         if said:
@@ -239,7 +239,7 @@ def test_content_never_gives_a_special_token(tokenizer, turns, as_parts):
     assert decode(tokenizer, ids) == rendered
     real = [token for token in ids if token in tokenizer.all_special_ids]
     assert real == [0, *[2, 3] * len(turns)]
-    # A token that starts in the newline before a turn and ends within it belongs to both, hence the two strips.
+    # A token may start in the newline before a turn and end inside the turn, hence the two strips.
     said = [text.lstrip() + IM_END for role, text in turns if role == "assistant"]
     assert [span.lstrip() for span in assistant_spans(tokenizer, encoded)] == said
 
@@ -280,7 +280,7 @@ def test_tokenizer_without_chat_template_or_eos(tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(TokenizerError, match="chat template"):
         encode_conversation(bare, CONVERSATION)
-    with pytest.raises(TokenizerError, match="bos or no eos"):
+    with pytest.raises(TokenizerError, match="lacks a bos or eos token"):
         encode_documents(bare, ["a"])
 
 
@@ -316,7 +316,7 @@ def test_load_errors(tokenizer, tmp_path):
         load_tokenizer(tmp_path / "broken")
 
 
-# What the pre-tokenizations treat differently from one another, around the places where a text may be cut.
+# Characters that the pre-tokenizations treat differently, around positions where a text may be cut.
 awkward_text = st.lists(
     st.one_of(
         st.sampled_from(
@@ -350,7 +350,7 @@ awkward_text = st.lists(
 
 
 def encoded_in_slices(tokenizer, text: str) -> tuple[list[int], int]:
-    """The ids of a text in slices as short as they can be, and how many there were."""
+    """Encodes a text in the shortest possible slices; returns the ids and the number of slices."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenization_chatgpt, "_SLICE_SIZE", 1)
         patch.setattr(tokenization_chatgpt, "_GROUP_SIZE", 7)

@@ -102,7 +102,7 @@ def _chat_command(folder: Path) -> str:
     `.venv/bin/chatgpt-hf`.
     """
     started = Path(sys.argv[0])
-    # From Python there is no script in argv; pip installs one beside the interpreter.
+    # From Python there is no script in argv; pip installs one next to the interpreter.
     script = started if started.stem == "chatgpt-hf" else Path(sys.executable).with_name("chatgpt-hf")
     on_path = shutil.which("chatgpt-hf")
     if not script.exists() or (on_path is not None and Path(on_path).samefile(script)):

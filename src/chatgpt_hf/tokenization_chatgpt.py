@@ -1,8 +1,8 @@
-"""The tokenizer: a byte-level BPE trained on the user's text, its four special tokens and its ChatML template.
+"""The tokenizer: a byte-level BPE trained on the user's text, with four special tokens and a ChatML template.
 
-What is made here is the generic fast tokenizer of `transformers`, so `AutoTokenizer.from_pretrained` opens a saved one
-without any code of ours. Data code does not call the tokenizer itself but `encode_documents` or `encode_conversation`:
-these never turn text that merely looks like a special token into one, which a plain `tokenizer(text)` does.
+It is a generic fast tokenizer of `transformers`, so `AutoTokenizer.from_pretrained` loads it without any code of ours.
+Data code calls `encode_documents` or `encode_conversation` instead of the tokenizer itself: unlike a plain
+`tokenizer(text)`, they never turn text that looks like a special token into that token.
 """
 
 import json
@@ -30,20 +30,21 @@ IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, IM_START, IM_END)
 
-# Digits of a number in one piece. GPT-4 has three; a vocabulary of a few thousand entries has no room for a thousand
-# numbers.
+# Maximum number of digits per token. GPT-4 has three, but a vocabulary of a few thousand entries has no room for a
+# thousand numbers.
 MAX_DIGITS = 2
 
-# Characters that are encoded at a time, of one document and of all.
+# Maximum number of characters to encode at once: per document, and in total.
 _SLICE_SIZE = 1 << 16
 _GROUP_SIZE = 1 << 20
-# Where a pre-tokenization ends a piece whatever else is around. GPT-2's begins one with white space, and how it goes on
-# depends on all that follows; ours ends one with the last line feed of white space. Both put a space before its word.
+# Positions where a pre-tokenization always ends a piece, regardless of the context. GPT-2's starts a piece with white
+# space, whose end depends on all following text; ours ends a piece after the last line feed of white space. Both
+# attach a space to the following word.
 _GPT2_SLICE_END = re.compile(r"(?<=\S)(?=\n)|(?<=[A-Za-z])(?= [A-Za-z])")
 _OUR_SLICE_END = re.compile(r"(?<=\n)(?=[^\S\r\n]*\S)|(?<=[A-Za-z])(?= [A-Za-z])")
 
-# ChatML. Tools are announced and called as Hermes models do it (NousResearch/Hermes-Function-Calling), whose calls the
-# parsers of transformers, vLLM and others read.
+# ChatML. Tools are declared and called in the format of Hermes models (NousResearch/Hermes-Function-Calling), which
+# the parsers of transformers, vLLM and others support.
 CHAT_TEMPLATE = """\
 {%- macro text_of(message) -%}
     {%- if message.content is string -%}
@@ -97,8 +98,8 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-# How to read an answer that the template's tool calls are in, for transformers' `parse_response`. Not an attribute of the
-# tokenizers: with it, `pipeline("text-generation")` leaves special tokens in what it gives back.
+# How transformers' `parse_response` finds tool calls in an answer. Not an attribute of the tokenizers, because then
+# `pipeline("text-generation")` would leave special tokens in its output.
 RESPONSE_TEMPLATE = {
     "defaults": {"role": "assistant"},
     "start_anchor": "<|im_start|>assistant\n",
@@ -116,7 +117,7 @@ RESPONSE_TEMPLATE = {
 
 
 def pre_tokenization(max_digits: int = MAX_DIGITS) -> str:
-    """GPT-4's pattern (cl100k_base in tiktoken) with digits in groups of at most so many."""
+    """GPT-4's pattern (cl100k_base in tiktoken), with at most `max_digits` digits per group."""
     digits = r"\p{N}" if max_digits == 1 else rf"\p{{N}}{{1,{max_digits}}}"
     return (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|"
@@ -134,35 +135,35 @@ def train_tokenizer(
     show_progress: bool = True,
     model_max_length: int | None = None,
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer; the same texts in the same order always give the same tokenizer.
+    """Trains a byte-level BPE tokenizer; the same texts in the same order always give the same tokenizer.
 
-    Every string comes back exactly from `decode(encode(text))`: nothing is normalized, and all 256 bytes are in the
-    vocabulary, so there is no unknown token.
+    `decode(encode(text))` returns every string exactly: nothing is normalized, and the vocabulary contains all 256
+    bytes, so there is no unknown token.
 
     Args:
         texts: The documents to learn from, read once.
-        vocab_size: Entries of the vocabulary, the special tokens (ids 0 to 3) included.
-        max_digits: Digits in one piece of a number, 1 to 3. llama.cpp knows 1 and 3.
-        min_frequency: A pair seen less often than this is not merged.
-        show_progress: Whether to draw progress bars.
-        model_max_length: The longest sequence the model takes, in tokens; stored with the tokenizer.
+        vocab_size: Size of the vocabulary, including the special tokens (ids 0 to 3).
+        max_digits: Maximum number of digits per token, 1 to 3. llama.cpp supports 1 and 3.
+        min_frequency: Pairs that occur less often than this are not merged.
+        show_progress: Show progress bars.
+        model_max_length: The model's maximum sequence length in tokens; stored with the tokenizer.
 
     Returns:
-        The tokenizer; if the texts offer too few pairs, with a smaller vocabulary than asked and a warning.
+        The tokenizer. If the texts have too few pairs, its vocabulary is smaller, and a warning is logged.
 
     Raises:
-        TokenizerError: If `vocab_size` leaves out bytes or special tokens, `max_digits` is none of 1 to 3, or `texts` has
-            no text or a non-string.
+        TokenizerError: If `vocab_size` is too small for all bytes and special tokens, `max_digits` is not 1, 2 or 3,
+            or `texts` contains no text or a non-string.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     minimum = len(alphabet) + len(SPECIAL_TOKENS)
     if vocab_size < minimum:
         raise TokenizerError(
-            f"vocab_size is {vocab_size}, but the {len(alphabet)} bytes and {len(SPECIAL_TOKENS)} special tokens alone "
-            f"need {minimum}: ask for at least that"
+            f"vocab_size is {vocab_size}, but the {len(alphabet)} bytes and {len(SPECIAL_TOKENS)} special tokens need "
+            f"{minimum}: give at least that"
         )
     if max_digits not in (1, 2, 3):
-        raise TokenizerError(f"max_digits is {max_digits}: numbers are cut in groups of at most 1, 2 or 3 digits")
+        raise TokenizerError(f"max_digits is {max_digits}: it must be 1, 2 or 3")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -171,7 +172,8 @@ def train_tokenizer(
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    # Trimmed offsets would leave out leading spaces, and an assistant turn that starts with one would lose its mask.
+    # Trimmed offsets would exclude a leading space, so an assistant turn that starts with one would lose it from the
+    # mask.
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -182,7 +184,7 @@ def train_tokenizer(
     )
     backend.train_from_iterator(_checked_texts(texts), trainer)
     if backend.get_vocab_size() < vocab_size:
-        message = "The texts fill only %d of the %d vocabulary entries asked for: give more text, or ask for fewer."
+        message = "The texts fill only %d of the %d requested vocabulary entries: give more text, or lower vocab_size."
         logger.warning(message, backend.get_vocab_size(), vocab_size)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -198,7 +200,7 @@ def train_tokenizer(
 
 
 def _checked_texts(texts: Iterable[str]) -> Iterator[str]:
-    """Pass texts through; raises `TokenizerError` for an item that is no string, or at the end if all were empty."""
+    """Passes texts through; raises `TokenizerError` for a non-string, or at the end if all texts were empty."""
     if isinstance(texts, str):
         raise TokenizerError("texts is one string: pass an iterable of strings, one per document")
     empty = True
@@ -208,74 +210,74 @@ def _checked_texts(texts: Iterable[str]) -> Iterator[str]:
         empty = empty and not text
         yield text
     if empty:
-        raise TokenizerError("there is no text to train the tokenizer on: every item is empty, or there are none")
+        raise TokenizerError("there is no text to train the tokenizer on: there are no items, or all are empty")
 
 
 def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or the Hub; code that comes with it is never run.
+    """Loads a tokenizer from a folder or the Hub; never runs code that comes with it.
 
-    Besides what `AutoTokenizer` opens, a folder with nothing but GPT-2's `vocab.json` and `merges.txt` is accepted.
+    Unlike `AutoTokenizer`, also accepts a folder with only GPT-2's `vocab.json` and `merges.txt`.
 
     Raises:
-        TokenizerError: If there is none, or it cannot be read.
+        TokenizerError: If there is no tokenizer, or it cannot be read.
     """
     folder = Path(path_or_id).expanduser()
     loader: Any = AutoTokenizer
     if folder.is_dir():
         names = {file.name for file in folder.iterdir()}
         if not names & {"tokenizer.json", "tokenizer.model"}:
-            # Without these files AutoTokenizer can return a tokenizer with an empty vocabulary, so it is not asked.
+            # Without these files, AutoTokenizer may return a tokenizer with an empty vocabulary, so do not call it.
             missing = sorted({"vocab.json", "merges.txt"} - names)
             if missing:
                 raise TokenizerError(
                     f"{folder} has no tokenizer: tokenizer.json is missing, and so is {' and '.join(missing)} of GPT-2's "
-                    "older pair of files. Save one there with tokenizer.save_pretrained(folder)"
+                    "older format. Save one there with tokenizer.save_pretrained(folder)"
                 )
             if "tokenizer_config.json" not in names:
                 loader = GPT2Tokenizer
     elif folder.exists() or folder.is_absolute() or str(path_or_id).startswith((".", "~")):
-        raise TokenizerError(f"{folder} is not a folder: give the folder that holds tokenizer.json, or a Hub id")
+        raise TokenizerError(f"{folder} is not a folder: give the folder that contains tokenizer.json, or a Hub id")
     try:
         return loader.from_pretrained(str(folder), trust_remote_code=False)
-    # The tokenizers library raises bare `Exception` for a file that it cannot parse.
+    # The tokenizers library raises a bare `Exception` for a file that it cannot parse.
     except Exception as error:
         raise TokenizerError(f"no tokenizer could be loaded from {str(path_or_id)!r}: {error}") from error
 
 
 def check_text(name: str, text: str) -> None:
-    """Raises `DataError` where a text holds bytes that are no UTF-8, as which Python passes on those of arguments and lines."""
+    """Raises `DataError` if a text contains bytes that are not UTF-8; Python lets them into arguments and input."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{name} is not text: its character {error.start + 1} is no UTF-8.") from error
+        raise DataError(f"{name} is not text: its character {error.start + 1} is not UTF-8.") from error
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Encode documents, each between the bos and the eos token; their text never gives a special token.
+    """Encodes documents, each between the bos and the eos token; their text never becomes a special token.
 
     This calls `tokenizer(..., split_special_tokens=True)`, which sets a flag on the Rust tokenizer behind `tokenizer`;
-    the next call through `tokenizer` sets it back. Threads may therefore share a tokenizer for this function and
-    `encode_conversation`, but not while another thread calls `tokenizer(...)` or `apply_chat_template`: the one would
+    the next plain call of `tokenizer` resets it. So threads may share a tokenizer for this function and
+    `encode_conversation`, but not while another thread calls `tokenizer(...)` or `apply_chat_template`: one would
     encode with the other's flag.
 
     Returns:
         One list of ids per document, `[bos, ..., eos]`.
 
     Raises:
-        TokenizerError: If the tokenizer has no bos or no eos token.
+        TokenizerError: If the tokenizer lacks a bos or eos token.
     """
     return [ids.tolist() for ids in encode_document_arrays(tokenizer, texts)]
 
 
 def encode_document_arrays(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-    """`encode_documents` for much text: arrays in place of lists, which take ten times the memory.
+    """Like `encode_documents`, but for large texts: returns arrays, because lists take ten times the memory.
 
-    A tokenizer needs some hundred bytes per token while it works, so a long document is encoded in slices, cut where
-    this changes nothing, and all of them a few at a time.
+    A tokenizer needs some hundred bytes per token while it works, so long documents are cut into slices where this
+    does not change the ids, and only a few slices are encoded at once.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None or eos is None:
-        raise TokenizerError("the tokenizer has no bos or no eos token, and every document starts and ends with them")
+        raise TokenizerError("the tokenizer lacks a bos or eos token, but every document starts and ends with them")
     parts: list[list[npt.NDArray[np.int32]]] = [[np.array([bos], np.int32)] for _ in texts]
     group: list[tuple[int, str]] = []
 
@@ -299,7 +301,7 @@ def encode_document_arrays(tokenizer: PreTrainedTokenizerBase, texts: Sequence[s
 
 
 def _slices(text: str, slice_end: re.Pattern[str] | None) -> Iterator[str]:
-    """Cut a long text where the pattern matches; without one, or a match, it is left whole."""
+    """Cuts a long text where the pattern matches; leaves it whole if there is no pattern or no match."""
     start = 0
     while slice_end and len(text) - start > _SLICE_SIZE and (match := slice_end.search(text, start + _SLICE_SIZE)):
         yield text[start : match.start()]
@@ -308,11 +310,11 @@ def _slices(text: str, slice_end: re.Pattern[str] | None) -> Iterator[str]:
 
 
 def _slice_end(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """Where a text can be cut without a change to its ids; None if this is not known of the tokenizer."""
+    """A pattern for positions where a cut does not change the ids; None if the tokenizer's are unknown."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.normalizer is not None or backend.pre_tokenizer is None:
         return None
-    # Tokens that a user added are found in the text as a whole.
+    # The tokenizer searches the whole text for tokens that a user added.
     if not all(token.special for token in tokenizer.added_tokens_decoder.values()):
         return None
     state = json.loads(backend.pre_tokenizer.__getstate__())
@@ -334,36 +336,37 @@ def encode_conversation(
     add_generation_prompt: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, list[int]]:
-    """Apply the chat template so that only the template gives special tokens, never what the messages say.
+    """Applies the chat template so that special tokens come only from the template, never from the messages.
 
-    Where no message contains a special token's text the result equals that of `apply_chat_template(messages,
-    return_assistant_tokens_mask=True)`, whose own `sanitize_control_tokens` does not go with the mask and drops some
-    characters. Any byte-level tokenizer with a chat template will do. For threads see `encode_documents`.
+    If no message contains a special token's text, the result equals that of `apply_chat_template(messages,
+    return_assistant_tokens_mask=True)`. Its own `sanitize_control_tokens` cannot be combined with the mask, and drops
+    some characters. Works with any byte-level tokenizer that has a chat template. For threads see `encode_documents`.
 
     Args:
         tokenizer: A fast tokenizer with a chat template.
-        messages: Dicts with `role` and `content`; for our template the latter is a string or a list of text parts.
-        add_generation_prompt: Whether to end with the start of an assistant's turn.
+        messages: Dicts with `role` and `content`; our template takes a string or a list of text parts as content.
+        add_generation_prompt: End with the start of an assistant's turn.
         tools: JSON schemas of functions that the assistant may call, for the template.
 
     Returns:
-        `input_ids` and `assistant_masks`, both (seq,); the mask is 1 for what the assistant says, `<|im_end|>` included.
+        `input_ids` and `assistant_masks`, both (seq,); the mask is 1 for the assistant's words, including
+        `<|im_end|>`.
 
     Raises:
         TokenizerError: If the tokenizer has no chat template.
-        DataError: If there are no messages, or the template refuses them, as ours does an unknown role.
+        DataError: If there are no messages, or the template refuses them, as ours refuses an unknown role.
     """
     if not messages:
         raise DataError("the conversation has no messages: give at least one, with a role and its content")
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:
-        raise TokenizerError(f"the tokenizer has no chat template to encode a conversation with: {error}") from error
+        raise TokenizerError(f"the tokenizer has no chat template, which conversations need: {error}") from error
     specials = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     longest_first = sorted(specials, key=len, reverse=True)
     pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-    # While the template is rendered, a private-use character that occurs nowhere else stands for each special token's
-    # text, so that afterwards every such text left in the result is the template's own.
+    # During rendering, unused private-use characters replace the texts of special tokens in messages, so every special
+    # token's text in the result comes from the template.
     occurring = set(template + json.dumps([messages, tools], ensure_ascii=False, default=str))
     unused = (character for character in map(chr, range(0xF0000, 0xFFFFE)) if character not in occurring)
     stand_ins = dict(zip(specials, unused, strict=False))
@@ -372,7 +375,7 @@ def encode_conversation(
     def guard(text: str) -> str:
         return pattern.sub(lambda match: stand_ins[match[0]], text)
 
-    # Like apply_chat_template, this leaves out keys without a value, which APIs send and templates stumble over.
+    # Like apply_chat_template, this drops keys without a value, which APIs send but templates cannot handle.
     guarded = [{k: _map_strings(v, guard) for k, v in message.items() if v is not None} for message in messages]
     variables: dict[str, Any] = {**tokenizer.special_tokens_map, "add_generation_prompt": add_generation_prompt}
     try:
@@ -402,16 +405,16 @@ def encode_conversation(
             input_ids.append(specials[part])
             masks.append(int(any(said_here)))
             continue
-        # Offsets count characters of the original text, where each stand-in is a whole special token's text.
+        # Offsets count characters of the original text, where each stand-in is a special token's full text.
         flags = [flag for flag, char in zip(said_here, part, strict=True) for _ in originals.get(ord(char), char)]
         input_ids += encoded["input_ids"][index // 2]
-        # A post-processor that trims offsets gives a token of white space the empty span at its end.
+        # If a post-processor trims offsets, a token of white space has an empty span at its end.
         masks += [int(any(flags[min(a, b - 1) : b])) for a, b in encoded["offset_mapping"][index // 2]]
     return {"input_ids": input_ids, "assistant_masks": masks}
 
 
 def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
-    """Apply a function to every string in nested dicts and lists."""
+    """Applies a function to every string in nested dicts and lists."""
     if isinstance(value, str):
         return function(value)
     if isinstance(value, Mapping):
@@ -424,7 +427,7 @@ def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
 def _encode_as_text(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], offsets: bool = False
 ) -> Mapping[str, list[list[Any]]]:
-    """Encode texts without adding or recognizing special tokens: `input_ids` and, if asked, `offset_mapping`."""
+    """Encodes texts without adding or recognizing special tokens: `input_ids` and, if requested, `offset_mapping`."""
     if not texts:
         return {"input_ids": []}
     return tokenizer(
@@ -433,5 +436,5 @@ def _encode_as_text(
         split_special_tokens=True,
         return_attention_mask=False,
         return_offsets_mapping=offsets,
-        verbose=False,  # a document may be longer than the model's context: it is cut into blocks later
+        verbose=False,  # no warning if a document exceeds the model's context: it is cut into blocks later
     )

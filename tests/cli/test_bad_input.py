@@ -96,7 +96,7 @@ def test_corpora(corpus: str, words: str, pretrain: Refused) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--vocab_size", "200"], "vocab_size is 200, but the 256 bytes and 4 special tokens alone need 260"),
+        (["--vocab_size", "200"], "vocab_size is 200, but the 256 bytes and 4 special tokens need 260"),
         (["--hidden_size", "30", "--num_attention_heads", "4"], "`hidden_size` (30) is not a multiple of `num_atten"),
         (["--depth", "0"], "--depth must be at least 1, got 0"),
         (["--rope_parameters", "{theta}"], "No model has this shape"),
@@ -109,7 +109,7 @@ def test_corpora(corpus: str, words: str, pretrain: Refused) -> None:
             ["--optim", "adamw_torch", "--embedding_learning_rate", "1e-3"],
             "--embedding_learning_rate is for --optim muon and --optim is adamw_torch",
         ),
-        (["--streaming", "true"], "--streaming reads the text once"),
+        (["--streaming", "true"], "--streaming reads the text only once"),
         (["--streaming", "true", "--max_steps", "-1"], "--streaming has no end: give --max_steps"),
         (["--test_fraction", "2"], "test_fraction"),
         (["--eval_corpus", "blank.txt"], "blank.txt is empty"),
@@ -149,7 +149,7 @@ def test_a_recipe_that_contradicts_itself(refused: Refused, corpus_file: Path, w
 
 def test_a_model_that_exists_has_its_shape(pretrain: Refused, base_folder: Path) -> None:
     message = pretrain("--model_name_or_path", str(base_folder))
-    assert "--hidden_size shapes a new model and --model_name_or_path names one that exists" in message
+    assert "--hidden_size shapes a new model, but --model_name_or_path names an existing one" in message
 
 
 def test_a_tokenizer_that_does_not_fit(refused: Refused, base_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
@@ -237,7 +237,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_config(f, num_attention_heads=3),
         "config.json cannot be used: `num_attention_heads`",
     ),
-    "missing weights": (lambda f: edit_weights(f, **{"model.norm.weight": None}), "1 weights are missing, including model.norm"),
+    "missing weights": (
+        lambda f: edit_weights(f, **{"model.norm.weight": None}),
+        "1 weights are missing, including model.norm",
+    ),
     "mis-shaped weights": (
         lambda f: edit_weights(f, **{"model.norm.weight": torch.ones(3)}),
         "model.norm.weight has the shape (3,), config.json asks for (64,)",
@@ -302,7 +305,7 @@ def test_prompts_longer_than_the_context(refused: Refused, chat_folder: Path) ->
     long = "a b " * 200
     tokens = len(AutoTokenizer.from_pretrained(chat_folder)(long)["input_ids"])
     message = refused("generate", chat_folder, "--prompt", long)
-    assert f"The prompt takes {tokens + 1} tokens and the model's context is 128" in message
+    assert f"The prompt takes {tokens + 1} tokens, but the model's context is 128" in message
     assert "shorten the message, or lower max_new_tokens" in refused("chat", chat_folder, "--prompt", long)
 
 
@@ -311,7 +314,7 @@ def test_prompts_longer_than_the_context(refused: Refused, chat_folder: Path) ->
 
 def test_conversion(refused: Refused, base_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    assert "--to gtp2 is unknown; known are chatgpt, gpt2" in refused(
+    assert "--to gtp2 is unknown; choose from chatgpt, gpt2" in refused(
         "convert", base_folder, tmp_path / "new", "--to", "gtp2"
     )
     for folder in (tmp_path, tmp_path / "mine.txt"):

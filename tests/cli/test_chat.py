@@ -96,11 +96,11 @@ def test_commands(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
         "2 messages loaded",
         "with this system prompt",
         "max_new_tokens is now 3",
-        "'warmth' is no generation",
+        "'warmth' is not a generation",
     ):
         assert words in result.err
     assert "/set needs a name and a value" in result.err
-    assert "nowhere.json holds no conversation" in result.err
+    assert "nowhere.json does not contain a conversation" in result.err
 
 
 def test_a_message_of_several_lines(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_moderation(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
     options = ["--moderation", words, "--temperature", "0"]
     result = cli("chat", chat_folder, *options, stdin="You r-a-s-c-a-l-s\nHello!\n/reset\nWho are you?\n")
     assert (result.code, result.out) == (0, "Hi! How are you?\nI am a \n")
-    assert "error: Moderation does not let the message pass: it has a word that is on a list." in result.err
+    assert "error: Moderation blocked the message: it contains a listed word." in result.err
     assert result.err.count("Moderation ended the answer.") == 1
     one = cli("chat", chat_folder, *options, "--prompt", "Who are you?")
     assert (one.code, one.out) == (0, "I am a \n")
@@ -143,7 +143,7 @@ def test_moderation(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
 
 def test_moderation_that_cannot_be(refused: Callable[..., str], chat_folder: Path, tmp_path: Path) -> None:
     assert "cannot be read" in refused("chat", chat_folder, "--moderation", tmp_path / "nowhere.txt")
-    assert "whose head is trained" in refused(
+    assert "with a trained head" in refused(
         "chat", chat_folder, "--moderation", chat_folder, "--moderation_labels", "LABEL_0"
     )
     assert "name the model with --moderation" in refused("chat", chat_folder, "--moderation_labels", "toxic")

@@ -1,4 +1,4 @@
-"""What the tests of conversions compare with: three levels, logits, greedy ids and text."""
+"""Shared checks of the conversion tests, on three levels: logits, greedy ids and text."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ PROMPT = "Once upon"
 
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes and nothing else, plus three special tokens: 259 entries."""
+    """A tokenizer of 259 entries: all bytes and three special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -27,7 +27,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def assert_parity(byte_tokenizer: PreTrainedTokenizerFast) -> Callable[[Any, Any], None]:
-    """Compares two models, of which each may be a plain function from ids (batch, seq) to logits."""
+    """Compares two models; each may also be a plain function from ids (batch, seq) to logits."""
 
     def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
         return model(ids).logits if isinstance(model, PreTrainedModel) else model(ids)

@@ -1,4 +1,4 @@
-"""`chatgpt-hf convert`: both ways, with the tokenizer, and nothing written unless the logits agree."""
+"""`chatgpt-hf convert`: in both directions, with the tokenizer, and nothing is written unless the logits agree."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "mer
 
 
 def gpt2(vocab_size: int, dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
-    """A tiny one, with weights large enough for a wrong one to show."""
+    """A tiny model whose weights are large enough to reveal a wrong one."""
     config = GPT2Config(
         vocab_size=vocab_size, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
     )
@@ -73,7 +73,7 @@ def test_gpt2_with_its_own_tokenizer_both_ways(cli: Callable[..., Any], shared_d
 
 
 def test_ours_to_gpt2_and_back(cli: Callable[..., Any], base_folder: Path, tmp_path: Path) -> None:
-    """A model of ours that GPT-2 can express, with a tokenizer of ours: chat template, padding and all."""
+    """A model of ours that GPT-2 can express, with our tokenizer including chat template and padding."""
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -95,7 +95,7 @@ def test_ours_to_gpt2_and_back(cli: Callable[..., Any], base_folder: Path, tmp_p
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_storage_type_is_kept(dtype: torch.dtype, tmp_path: Path) -> None:
     gpt2(50, dtype).save_pretrained(tmp_path / "gpt2")
-    # Both are computed in float32, so the storage type adds no difference.
+    # Both compute in float32, so the storage type makes no difference.
     assert convert_checkpoint(tmp_path / "gpt2", tmp_path / "ours") < 1e-4
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "ours").dtype == dtype
     convert_checkpoint(tmp_path / "ours", tmp_path / "again", "gpt2")
@@ -157,7 +157,7 @@ def test_unknown_families_are_refused_with_what_is_known(refused: Callable[..., 
     BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path / "bert")
     message = refused("convert", tmp_path / "bert", tmp_path / "new")
     known = "chatgpt, gpt2, llama, mistral, qwen2, qwen3, smollm3, nanogpt (ckpt.pt), litgpt (lit_model.pth)"
-    assert f"of the family 'bert', which is unknown here; known are {known}" in message
+    assert f"belongs to the family 'bert', which is unknown here. Known families: {known}" in message
     (tmp_path / "empty").mkdir()
     message = refused("convert", tmp_path / "empty", tmp_path / "new")
     assert "config.json is missing" in message
@@ -165,14 +165,14 @@ def test_unknown_families_are_refused_with_what_is_known(refused: Callable[..., 
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert "model.gguf is a file" in refused("convert", tmp_path / "model.gguf", tmp_path / "new")
     message = refused("convert", tmp_path / "bert", tmp_path / "new", "--to", "bert")
-    assert message == f"--to bert is unknown; known are {', '.join(convert.TARGETS)}.\n"
+    assert message == f"--to bert is unknown; choose from {', '.join(convert.TARGETS)}.\n"
     (tmp_path / "empty" / "adapter_config.json").write_text("{}")
-    assert "chatgpt-hf merge first" in refused("convert", tmp_path / "empty", tmp_path / "new")
+    assert "first, with `chatgpt-hf merge`" in refused("convert", tmp_path / "empty", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_from_one_family_to_another(tmp_path: Path) -> None:
-    """In one go: the logits compared are those of the first and of the last."""
+    """One call converts, and compares the logits of the first format and the last."""
     theirs = gpt2(50)
     theirs.config.activation_function = "gelu"
     theirs = GPT2LMHeadModel._from_config(theirs.config)

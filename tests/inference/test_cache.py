@@ -1,4 +1,4 @@
-"""Caches that do not copy hold what transformers' own hold, whatever is done to them."""
+"""Caches that grow in place have the same content as transformers' caches after every operation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -72,7 +72,7 @@ def test_guesses_that_are_taken_back(options: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_every_operation_on_a_layer() -> None:
-    """Against `DynamicCache`, after each step: growing, taking back, choosing rows, repeating them, starting anew."""
+    """Compares with `DynamicCache` after each step: growing, cropping, selecting and repeating rows, resetting."""
     config = ChatGPTConfig(**SIZES)
     cache, reference = GrowingCache(config), DynamicCache(config=config)
     assert type(cache.layers[0]) is GrowingLayer
@@ -91,7 +91,7 @@ def test_every_operation_on_a_layer() -> None:
             keys, values = torch.randn(2, batch, 4, length, 8)
             both(lambda target, k=keys, v=values, i=index: target.update(k, v, i))
 
-    # By position first, then by heads.
+    # The buffer is laid out by position first, then by head.
     for length in (40, 1, 3, 100, 1, 1, 400, 1):
         grow(2, length)
     keys: torch.Tensor = cache.layers[0].keys
@@ -104,7 +104,7 @@ def test_every_operation_on_a_layer() -> None:
     grow(4, 2)
     both(lambda target: target.batch_select_indices(torch.tensor([0, 2])))
     grow(2, 1)
-    # A slice that is a view of the first rows must not be taken for the buffer.
+    # The result is a view of the first rows; the cache must not mistake it for the whole buffer.
     both(lambda target: target.batch_select_indices(slice(0, 1)))
     grow(1, 1)
     both(lambda target: target.reset())
@@ -133,8 +133,8 @@ def test_a_prefix_is_computed_once(model: PreTrainedModel) -> None:
         mask = torch.ones_like(ids)
         expected = model.generate(ids, attention_mask=mask, **options)
         assert prefix.generate(ids, attention_mask=mask, **options).equal(expected)
-    # Each call sees its prompt and all new tokens but the last, 35; the second has 20 in common with the first, the third all but
-    # the last of its prompt with the second.
+    # Each call computes its prompt and all new tokens but the last, 35. The second call shares 20 tokens with the
+    # first; the third shares all of its prompt but the last token with the second.
     assert prefix.processed_tokens == 4 * 35 - 20 - 29
 
 

@@ -1,4 +1,4 @@
-"""Compiled steps say the same, and a machine without a compiler says so and goes on."""
+"""Compiled steps give the same text; without a compiler, a message says so and generation continues."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def test_the_same_text(chat_folder: Path, monkeypatch: pytest.MonkeyPatch, quant
 
 @pytest.mark.parametrize("window", [None, 6])
 def test_steps_for_several_answers(window: int | None) -> None:
-    """By PyTorch's operations and not inductor's, so that the ids are exactly those of the steps that are not compiled."""
+    """Uses PyTorch's operations instead of inductor's, so that the ids are exactly those of uncompiled steps."""
     torch.compiler.reset()
     torch.manual_seed(0)
     sizes = {"vocab_size": 101, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -60,7 +60,7 @@ def test_steps_for_several_answers(window: int | None) -> None:
         cache = StaticCache(model.config, max_cache_len=21)
         found = model.generate(ids, **options, pad_token_id=0, past_key_values=cache, compile_config=config)
         assert found.equal(expected)
-    # transformers counts the positions of a window in Python, which PyTorch takes for a constant once.
+    # transformers counts a window's positions in a Python integer, which PyTorch first treats as a constant.
     assert graphs["unique_graphs"] == before + (1 if window is None else 2)
 
 
@@ -74,9 +74,9 @@ def test_without_a_compiler(chat_folder: Path) -> None:
     )
     assert plain.returncode == bare.returncode == 0, bare.stderr
     assert bare.stdout == plain.stdout
-    assert bare.stderr.count("Not compiled, for want of a C++ compiler") == 1
+    assert bare.stderr.count("Not compiled, because a C++ compiler (g++ or clang++) is missing") == 1
 
 
 def test_not_with_guesses(chat_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="--compile is for one token a step"):
+    with pytest.raises(ConfigError, match="--compile works only with one token per step"):
         next(stream_text(chat_folder, "A cat", compile=True, speculate="auto"))

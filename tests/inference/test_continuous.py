@@ -1,4 +1,4 @@
-"""Attention request by request gives what transformers' attention over all requests gives, and what one prompt gives alone."""
+"""Attention request by request gives the same as transformers' attention over all, and as separate prompts."""
 
 import random
 from typing import Any
@@ -35,7 +35,7 @@ def tiny(**options: Any) -> ChatGPTForCausalLM:
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=CONTEXT,
-        # Likeliest tokens that sums in another order do not change.
+        # Large weights, so that another order of sums does not change the likeliest tokens.
         initializer_range=0.2,
         zero_init_residual=False,
         **options,
@@ -84,9 +84,9 @@ def test_answers_are_those_of_transformers_own_attention_and_of_one_by_one(
         return mask(queries, keys, *others)
 
     monkeypatch.setattr(attention, "_mask", watched)
-    # So few tokens a step that prompts are computed in pieces.
+    # Few tokens per step, so that prompts are computed in pieces.
     ours = batched(model, **(sizes | {"max_batch_tokens": 64}))
-    # One new token, a whole prompt, a piece of one.
+    # One new token, a whole prompt, a piece of a prompt.
     assert {(True, False), (False, True), (False, False)} <= shapes
     model.config._attn_implementation = "sdpa"
     assert ours == batched(model, **sizes) == alone

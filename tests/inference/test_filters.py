@@ -44,7 +44,7 @@ def test_only_what_may_begin_a_stop_string_is_held_back():
 
 
 class Withhold:
-    """Shows nothing before the end, and then only without an x."""
+    """Shows nothing before the end, and then only text without an x."""
 
     def __init__(self):
         self.finish_reason, self.held = None, ""
@@ -61,7 +61,7 @@ class Withhold:
 
 
 def test_filters_behind_one_another():
-    # The stop string ends the answer; the second filter sees only what is before it, and shows what it held.
+    # The stop string ends the answer; the second filter receives only the text before it, and shows it at the end.
     chain = FilterChain([StopStrings(["."]), Withhold()])
     assert through(chain, ["good", " words. x"]) == "good words"
     assert chain.finish_reason == "stop"

@@ -1,4 +1,4 @@
-"""Continuing a text."""
+"""Continuing text."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,14 +26,14 @@ def test_a_prompt_as_long_as_the_context(chat_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(chat_folder)
     word = tokenizer.decode(tokenizer(" the")["input_ids"][:1])
     assert len(tokenizer(word * 127)["input_ids"]) == 127
-    with pytest.raises(ConfigError, match=r"The prompt takes 128 tokens and the model's context is 128 .*shorten"):
+    with pytest.raises(ConfigError, match=r"The prompt takes 128 tokens, but the model's context is 128 .*shorten"):
         list(stream_text(chat_folder, word * 127))
     # The last position still predicts one token.
     assert list(stream_text(chat_folder, word * 126, max_new_tokens=50))
 
 
 def test_gpt2_with_its_own_tokenizer(shared_data: Path, tmp_path: Path) -> None:
-    """A model of another family, whose tokenizer has no padding token."""
+    """A model of another family whose tokenizer has no padding token."""
     load_tokenizer(shared_data / "gpt2_tokenizer").save_pretrained(tmp_path)
     GPT2LMHeadModel(GPT2Config(n_positions=16, n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
     pieces = list(stream_text(tmp_path, "Hello there", max_new_tokens=100, temperature=0))
@@ -44,11 +44,11 @@ def test_gpt2_with_its_own_tokenizer(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_no_text(refused: Callable[..., str], chat_folder: Path) -> None:
-    assert "--prompt is not text: its character 2 is no UTF-8" in refused(
+    assert "--prompt is not text: its character 2 is not UTF-8" in refused(
         "generate", chat_folder, "--prompt", "a\udcff"
     )
     session = ChatSession.from_pretrained(chat_folder)
-    with pytest.raises(DataError, match="The message is not text: its character 4 is no UTF-8"):
+    with pytest.raises(DataError, match="The message is not text: its character 4 is not UTF-8"):
         session.reply("Hel\udcfflo")
     assert session.messages == []
 

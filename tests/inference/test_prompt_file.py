@@ -1,4 +1,4 @@
-"""Many prompts from a file: the same answers as one by one, broken lines named, a run that was cut short gone on with."""
+"""Prompts from a file: the same answers as one by one, errors that name broken lines, continuing unfinished files."""
 
 import json
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def test_a_run_that_was_cut_short_is_gone_on_with(
     generate_file(chat_folder, prompts, output, **options)
     whole = output.read_text(encoding="utf-8")
     lines = whole.splitlines(keepends=True)
-    # The fifth record was being written.
+    # The fifth record is incomplete.
     output.write_text("".join(lines[:4]) + lines[4][:20], encoding="utf-8")
     asked: list[int] = []
     generated = module.answers
@@ -133,17 +133,17 @@ def test_broken_lines_are_named_and_the_others_answered(
     message = result.err.rpartition("error: ")[2]
     assert "6 of 8 lines were not answered" in message
     for words in (
-        "line 2: no JSON",
-        "line 3: no object with either prompt or messages",
-        "line 4: prompt is no text",
+        "line 2: not JSON",
+        "line 3: not an object with either prompt or messages",
+        "line 4: prompt is not a string",
         "line 5: ",
         "line 6: it takes",
-        "line 7: it holds half a character",
+        "line 7: it contains half a character",
         "the model's context is 128",
     ):
         assert words in message
     assert sorted(read(output)) == [1, 9]
-    # Mended, the same command answers the rest.
+    # When the file is corrected, the same command answers the rest.
     write(prompts, [ROWS[0], *ROWS[2:8], "", ROWS[1]])
     result = cli(*command)
     assert result.code == 0, result
@@ -152,7 +152,7 @@ def test_broken_lines_are_named_and_the_others_answered(
 
 
 def test_fields_of_the_outputs_names_are_replaced(chat_folder: Path, tmp_path: Path) -> None:
-    """As in files for fine-tuning, whose lines have a completion already."""
+    """For example, lines of files for fine-tuning already have a completion."""
     rows = [{"prompt": "The", "completion": "wrong", "line": 7, "finish_reason": None, "id": 3}, {"prompt": "A cat"}]
     prompts, output = write(tmp_path / "prompts.jsonl", rows), tmp_path / "answers.jsonl"
     for _ in range(2):

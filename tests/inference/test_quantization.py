@@ -1,4 +1,4 @@
-"""Quantized folders: ordinary ones, smaller, nearly as good, and refused clearly where they cannot be made or read."""
+"""Quantized folders are ordinary, smaller and nearly as good; clear errors say why one cannot be made or read."""
 
 import math
 import subprocess
@@ -16,13 +16,13 @@ from chatgpt_hf.errors import ConfigError, MissingDependency, OutputError
 from chatgpt_hf.inference.quantization import QUANTIZATIONS, quantize_folder
 from chatgpt_hf.tokenization_chatgpt import encode_documents
 
-# Of perplexity, relative to float32.
+# Largest change of the perplexity, relative to float32.
 BOUNDS = {"int8": 0.01, "int8-weight-only": 0.01, "int4": 0.05}
 
 
 @pytest.fixture(scope="module")
 def folders(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A trained model, quantized in each way."""
+    """A trained model in each quantization."""
     made = {name: tmp_path_factory.mktemp("quantized") / name for name in QUANTIZATIONS}
     for name, folder in made.items():
         quantize_folder(base_folder, folder, name)
@@ -44,7 +44,7 @@ def test_a_folder_is_an_ordinary_one(quantization: str, folders: dict[str, Path]
     tokenizer = load_tokenizer(folder)
     rows = encode_documents(tokenizer, [f"The dog number {number} runs around the garden." for number in range(10)])
     exact = perplexity(AutoModelForCausalLM.from_pretrained(base_folder), rows)
-    # By transformers and torchao alone, and with this CPU's kernels.
+    # With only transformers and torchao, and with this CPU's kernels.
     for model in (AutoModelForCausalLM.from_pretrained(folder), load_for_generation(folder)):
         assert abs(perplexity(model, rows) / exact - 1) < BOUNDS[quantization]
         ids = torch.tensor([rows[0][:6]])
@@ -93,8 +93,8 @@ def test_what_cannot_be_quantized(refused: Callable[..., str], folders: dict[str
     load_tokenizer(folders["int8"]).save_pretrained(small)
     with pytest.raises(ConfigError, match=r"q_proj has rows of 48.*multiples of 32"):
         quantize_model(AutoModelForCausalLM.from_pretrained(small), "int4")
-    assert "quantized already" in refused("quantize", folders["int8"], tmp_path / "again")
-    assert "no quantization int3: name int8, int8-weight-only, int4" in refused(
+    assert "already quantized" in refused("quantize", folders["int8"], tmp_path / "again")
+    assert "no quantization int3; choose from int8, int8-weight-only, int4" in refused(
         "quantize", small, tmp_path / "three", "--to", "int3"
     )
     with pytest.raises(OutputError, match="not an empty folder"):
@@ -103,7 +103,7 @@ def test_what_cannot_be_quantized(refused: Callable[..., str], folders: dict[str
 
 
 def test_without_torchao(folders: dict[str, Path], base_folder: Path) -> None:
-    """In a process that cannot import it: transformers asks once whether it is there."""
+    """Runs in a process that cannot import torchao, because transformers checks only once whether it is installed."""
     script = """
 import sys
 from importlib.machinery import PathFinder

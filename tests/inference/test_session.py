@@ -1,4 +1,4 @@
-"""A conversation with a model: what it answers, what it remembers, and what it says when something is wrong."""
+"""A conversation with a model: answers, history, and errors."""
 
 import json
 import subprocess
@@ -53,7 +53,7 @@ def prompt(session: ChatSession, messages: list[dict[str, str]]) -> list[int]:
 
 
 def generate(session: ChatSession, messages: list[dict[str, str]], max_new_tokens: int = 40) -> torch.Tensor:
-    """What the model says after these messages, without any of the session's code."""
+    """The model's answer to these messages, without any code of the session."""
     ids = torch.tensor([prompt(session, messages)])
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": max_new_tokens, "do_sample": False}
     return session.model.generate(ids, **options)[0, ids.shape[1] :]
@@ -67,13 +67,13 @@ def test_stream_reply_and_generate_agree(question: str, session: ChatSession) ->
     pieces = list(session.stream(question))
     assert "".join(pieces) == KNOWN[question]
     assert len(pieces) > 1
-    # Each piece is whole characters, even where a character takes four tokens.
+    # Each piece consists of complete characters, even if a character takes four tokens.
     assert all("�" not in piece and piece.encode() for piece in pieces)
     session.reset()
     assert session.reply(question) == KNOWN[question]
     said = generate(session, [user(question)])
     assert session.tokenizer.decode(said, skip_special_tokens=True) == KNOWN[question]
-    # It stopped by itself, at the end of the turn.
+    # The model itself stopped, at the end of the turn.
     assert said[-1] == session.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert len(said) < 40
 
@@ -144,7 +144,7 @@ def test_the_oldest_turns_are_dropped_whole(session: ChatSession) -> None:
         assert kept == asked[index + 1 - len(kept) : index + 1], "the latest ones, in order"
         before = session.messages[:-1]
         assert len(prompt(session, before)) <= 118, "room for the answer"
-    # As many as fit: with one turn more the prompt would have been too long.
+    # As many turns as fit are kept: with one more, the prompt would be too long.
     dropped = asked[len(asked) - len(kept) - 1]
     more = [user(dropped), assistant(""), *before]
     assert len(prompt(session, more)) > 118
@@ -154,7 +154,10 @@ def test_the_oldest_turns_are_dropped_whole(session: ChatSession) -> None:
 def test_a_message_longer_than_the_context(session: ChatSession) -> None:
     session.reply("Hello!")
     before = list(session.messages)
-    with pytest.raises(ConfigError, match=r"takes \d+ tokens with its prompt, and 88 of the model's 128 positions"):
+    with pytest.raises(
+        ConfigError,
+        match=r"takes \d+ tokens with its prompt, but the answer leaves only 88 of the model's 128 positions",
+    ):
         session.reply("word " * 100)
     assert session.messages == before
     assert session.reply("Smile")
@@ -162,7 +165,7 @@ def test_a_message_longer_than_the_context(session: ChatSession) -> None:
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rope"])
 def test_answers_end_where_the_context_does(positions: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Learned and sinusoidal positions end there: one token more is an error."""
+    """With learned and sinusoidal positions, one token beyond the context is an error."""
     config = ChatGPTConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -171,7 +174,7 @@ def test_answers_end_where_the_context_does(positions: str, tokenizer: PreTraine
         max_position_embeddings=60,
         position_embedding_type=positions,
     )
-    model = ChatGPTForCausalLM(config)  # that never ends a turn, since it has no eos
+    model = ChatGPTForCausalLM(config)  # never ends a turn, because it has no eos
     session = ChatSession(model, tokenizer, do_sample=False, max_new_tokens=10_000)
     for _ in range(3):
         session.reply("Hello!")
@@ -186,7 +189,7 @@ def test_leaving_a_stream_early(session: ChatSession, monkeypatch: pytest.Monkey
         nonlocal steps
         steps += 1
         if steps == 20:
-            # The reader has its first piece by now, and all the time it wants to leave.
+            # By now the reader has its first piece; give it all the time it needs to leave.
             assert left.wait(900)
         return forward(*args, **kwargs)
 
@@ -214,7 +217,7 @@ def test_stopping_from_another_thread(session: ChatSession, monkeypatch: pytest.
         nonlocal steps
         steps += 1
         if steps == 5:
-            # The reader waits for a piece meanwhile, and could not leave.
+            # Meanwhile the reader waits for a piece, so it could not leave the iterator.
             session.stop()
         return forward(*args, **kwargs)
 
@@ -225,7 +228,7 @@ def test_stopping_from_another_thread(session: ChatSession, monkeypatch: pytest.
     assert answer == session.tokenizer.decode(session.ending.answer_ids).strip()
     assert session.messages == [user("Who are you?"), assistant(answer)]
     assert session.ending.finish_reason is None
-    # It holds for the one answer.
+    # Stopping affects only this answer.
     session.generation_config.max_new_tokens = 8
     session.reply("Hello!")
     assert len(session.ending.answer_ids) == 8
@@ -276,7 +279,7 @@ def test_what_cannot_be_loaded_changes_nothing(content: str, session: ChatSessio
     (tmp_path / "said.json").write_text(content)
     session.reply("Hello!")
     before = list(session.messages)
-    with pytest.raises(DataError, match=r"said.json holds no conversation"):
+    with pytest.raises(DataError, match=r"said.json does not contain a conversation"):
         session.load(tmp_path / "said.json")
     assert session.messages == before
 
@@ -288,7 +291,7 @@ def test_another_answer(session: ChatSession) -> None:
     again = "".join(session.regenerate())
     assert session.messages == [user("Hello!"), assistant(first), user("Smile"), assistant(again.strip())]
     session.reset()
-    with pytest.raises(ConfigError, match="Nothing was asked yet"):
+    with pytest.raises(ConfigError, match="There is no question yet"):
         next(session.regenerate())
 
 
@@ -325,10 +328,10 @@ def test_a_turn_computes_only_what_is_new(kind: dict[str, Any], tokenizer: PreTr
         before, seen = session.processed_tokens, prompt(session, [*session.messages, user(question)])
         answer = session.reply(question)
         computed = session.processed_tokens - before
-        # The same as a session that computes everything, also where a window has let go of the beginning.
+        # The answer is the same as without a cache, even if a window has dropped the beginning.
         said = model.generate(torch.tensor([seen]), max_new_tokens=12, do_sample=False)[0, len(seen) :]
         assert answer == tokenizer.decode(said, skip_special_tokens=True).strip()
-    # Of this model's noise, decoded and encoded again, not all comes back as the same tokens.
+    # This model writes noise; decoding and encoding it may give other tokens, so not everything is reused.
     assert computed < len(seen)
 
 
@@ -337,7 +340,7 @@ def test_a_second_turn_does_not_compute_the_first(session: ChatSession) -> None:
     first, known = session.processed_tokens, len(prompt(session, session.messages))
     session.reply("Smile")
     whole = len(prompt(session, session.messages))
-    # All that the second prompt and its answer add, the last token of the first answer, and nothing of the first prompt.
+    # The second turn computes its new tokens and the last token of the first answer, but nothing of the first prompt.
     assert first < known
     assert session.processed_tokens <= whole
     session.reset()
@@ -345,13 +348,13 @@ def test_a_second_turn_does_not_compute_the_first(session: ChatSession) -> None:
     assert session.processed_tokens <= whole + known, "a new conversation begins with the same words"
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
     ("generation", "message"),
     [
-        ({"temprature": 1.0}, "'temprature' is no generation parameter"),
+        ({"temprature": 1.0}, "'temprature' is not a generation parameter"),
         ({"temperature": -1.0, "do_sample": True}, "temperature is -1.0; it must be above 0"),
         ({"temperature": 0, "do_sample": True}, "set do_sample to False"),
         ({"top_p": 0.0}, "top_p is 0.0"),
@@ -390,13 +393,13 @@ def test_tokenizers_that_do_not_go_with_it(model: PreTrainedModel, base_folder: 
 
 
 def test_a_tokenizer_without_padding(model: PreTrainedModel, chat_folder: Path) -> None:
-    """GPT-2's has none."""
+    """GPT-2's tokenizer has no padding token."""
     tokenizer = AutoTokenizer.from_pretrained(chat_folder)
     tokenizer.pad_token = None
     assert ChatSession(model, tokenizer, do_sample=False).reply("Hello!") == KNOWN["Hello!"]
 
 
-# The same answers through transformers alone
+# The same answers with only transformers
 
 
 @pytest.mark.works_with("transformers", '`pipeline("text-generation")` with messages and with text', ("transformers",))
@@ -404,7 +407,7 @@ def test_the_pipeline_gives_the_same_answer(chat_folder: Path, session: ChatSess
     generator = pipeline("text-generation", model=str(chat_folder))
     said = generator([user("Smile")], do_sample=False, max_new_tokens=40)
     assert said[0]["generated_text"] == [user("Smile"), assistant(session.reply("Smile"))]
-    # As a text, without a chat: the template is written out by hand.
+    # As plain text: the prompt contains the rendered template.
     text = session.tokenizer.decode(prompt(session, [user("Smile")]))
     assert text.endswith("<|im_start|>assistant\n")
     options = {"do_sample": False, "max_new_tokens": 40, "return_full_text": False, "add_special_tokens": False}
@@ -431,7 +434,7 @@ def test_a_fresh_process_needs_one_import(chat_folder: Path) -> None:
 
 
 class NoLetter:
-    """A moderator that lets no text with a certain letter pass, and shows nothing of an answer before it is whole."""
+    """A moderator that blocks texts with a certain letter, and shows answers only when they are complete."""
 
     def __init__(self, letter):
         self.letter, self.finish_reason, self.held = letter, None, ""

@@ -1,4 +1,4 @@
-"""Guessed tokens change nothing but the number of steps."""
+"""Guessed tokens change only the number of steps."""
 
 import re
 from collections.abc import Callable
@@ -19,7 +19,7 @@ PROMPT = "1, 2, 3, 4, 5. Count: 1, 2, 3, 4, 5. Count: 1, 2,"
 
 @pytest.fixture(scope="module")
 def assistant(chat_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A smaller model of random weights with the same tokenizer, which guesses badly."""
+    """A smaller model with random weights and the same tokenizer, which guesses badly."""
     folder = tmp_path_factory.mktemp("assistant")
     tokenizer = load_tokenizer(chat_folder)
     torch.manual_seed(0)
@@ -35,7 +35,7 @@ def text(folder: Path, said: list[str] | None = None, **options: Any) -> str:
 
 
 def steps(sentence: str) -> tuple[int, int]:
-    found = re.match(r"(\d+) tokens in (\d+) steps: .* a step, (\d+) of (\d+) guesses were right", sentence)
+    found = re.match(r"(\d+) tokens in (\d+) steps: .* per step, (\d+) of (\d+) guesses were right", sentence)
     tokens, count, right, guesses = map(int, found.groups())
     assert 0 <= right == tokens - count <= guesses
     return tokens, count
@@ -52,14 +52,14 @@ def test_the_text_is_the_same(chat_folder: Path, assistant: Path) -> None:
         counted[name] = steps(said[0])
     lengths = {tokens for tokens, _ in counted.values()}
     assert len(lengths) == 1
-    # A model that guesses for itself is always right, and one of random weights hardly ever.
+    # A model that guesses for itself is always right; one with random weights hardly ever.
     assert counted["itself"][1] < counted["lookup"][1] < counted["small"][1] <= lengths.pop()
 
 
 def test_an_assistant_with_another_tokenizer(chat_folder: Path, assistant: Path, tmp_path: Path) -> None:
     ChatGPTForCausalLM.from_pretrained(assistant).save_pretrained(tmp_path)
     train_tokenizer(["other words entirely"] * 5, 270, show_progress=False).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="its tokenizer is another than the model's"):
+    with pytest.raises(ConfigError, match="its tokenizer differs from the model's"):
         make_speculation(str(tmp_path), load_tokenizer(chat_folder), load_model(chat_folder), 20)
 
 
@@ -68,7 +68,7 @@ def test_the_models_own_first_layers(assistant: Path, tmp_path: Path) -> None:
     config = ChatGPTForCausalLM.from_pretrained(assistant).config
     config.num_hidden_layers, config.layer_types = 3, ["full_attention"] * 3
     model = ChatGPTForCausalLM(config).eval()
-    # The layers above the first add little to it, so that it mostly guesses what they say.
+    # The layers after the first add little, so its guesses are mostly right.
     for layer in model.model.layers[1:]:
         for matrix in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
             torch.nn.init.normal_(matrix, std=0.005)
@@ -86,20 +86,20 @@ def test_the_models_own_first_layers(assistant: Path, tmp_path: Path) -> None:
         logits = model(torch.tensor([[5, 6, 7]])).logits
         assert torch.equal(logits, model.lm_head(model.model.norm(seen[0])))
     for number in ("0", "3"):
-        with pytest.raises(ConfigError, match="of the model's 3 layers some can guess for it"):
+        with pytest.raises(ConfigError, match="give at least 1 layer, and fewer than the model's 3"):
             text(tmp_path, speculate=number)
 
 
 def test_layers_that_run_whatever_the_config_says(chat_folder: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=3, n_head=2, n_positions=32)).eval()
-    with pytest.raises(ConfigError, match="GPT2LMHeadModel runs all its layers"):
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel always runs all its layers"):
         make_speculation("1", load_tokenizer(chat_folder), model, 20)
     assert model.config.num_hidden_layers == 3
 
 
 def test_an_assistant_with_a_shorter_context(chat_folder: Path, assistant: Path) -> None:
     model = load_model(chat_folder, ChatGPTForCausalLM)
-    with pytest.raises(ConfigError, match="its context is 128 tokens, and the text may become 129 long"):
+    with pytest.raises(ConfigError, match="its context is 128 tokens, but the text may become 129 long"):
         make_speculation(str(assistant), load_tokenizer(chat_folder), model, 129)
 
 
@@ -107,5 +107,5 @@ def test_the_command_says_what_it_was_worth(cli: Callable[..., Any], chat_folder
     command = ("generate", chat_folder, "--prompt", PROMPT, "--temperature", "0", "--max_new_tokens", "20")
     plain, fast = cli(*command), cli(*command, "--speculate", "auto")
     assert (fast.code, fast.out) == (0, plain.out)
-    assert "a step" in fast.err
-    assert "a step" not in plain.err
+    assert "per step" in fast.err
+    assert "per step" not in plain.err

@@ -1,4 +1,4 @@
-"""A classifier as a moderator, with a model that knows one thing: whether its last letters are `bad`."""
+"""A classifier as a moderator, with a tiny model that recognizes `xx`."""
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ LABELS = {0: "fine", 1: "rude", 2: "violent"}
 
 @pytest.fixture(scope="module")
 def classifier_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Learned to tell texts with `xx` in them from others, among its 32 positions."""
+    """A model of 32 positions that has learned to distinguish texts with `xx` from others."""
     folder = tmp_path_factory.mktemp("classifier")
     tokenizer = load_tokenizer(base_folder)
     config = ChatGPTConfig(
@@ -72,7 +72,7 @@ def test_messages(classifier_folder: Path) -> None:
         at = 28 * words
         assert blocked(classifier, long[:at] + "xx " + long[at:]), "every window is read"
     assert not blocked(classifier, long)
-    # Only what is asked for is blocked, from the threshold on.
+    # Only the given labels are blocked, and only from the threshold.
     assert not blocked(Classifier(classifier_folder, labels=["violent"]), "The cat xx sits.")
     assert blocked(Classifier(classifier_folder, labels=["violent"], threshold=1e-9), "The cat sits.")
 
@@ -122,7 +122,7 @@ def test_nothing_is_shown_before_it_was_read(classifier_folder: Path) -> None:
 
 def test_labels_are_needed(classifier_folder: Path) -> None:
     known = r"Its labels are: 'fine', 'rude', 'violent'\."
-    with pytest.raises(ConfigError, match="needs the labels that are to be blocked. " + known):
+    with pytest.raises(ConfigError, match="needs the labels to block. " + known):
         Classifier(classifier_folder)
     with pytest.raises(ConfigError, match="has no label 'Rude'. " + known):
         load_moderator(str(classifier_folder), labels=["rude", "Rude"])
@@ -131,7 +131,7 @@ def test_labels_are_needed(classifier_folder: Path) -> None:
 
 
 def test_models_that_are_none(base_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"whose head is trained.*score\.weight"):
+    with pytest.raises(CheckpointError, match=r"with a trained head.*score\.weight"):
         load_moderator(str(base_folder), labels=["LABEL_0"])
     with pytest.raises(CheckpointError, match="no folder"):
         load_moderator(str(tmp_path / "nowhere"), labels=["LABEL_0"])

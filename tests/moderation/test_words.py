@@ -1,4 +1,4 @@
-"""Word lists: what passes, what does not, and that streaming shows what a look at the whole text lets pass."""
+"""Word lists: texts that pass, texts that are blocked, and streaming, which agrees with checking the whole text."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ EVASIONS = [
     "t🙂w🙂i🙂t",
     "t, w, i, t",
     "sh'ill",
-    # what cannot be seen
+    # invisible characters
     "tw\u200bit",
     "t\u200dw\u2060i\ufefft",
     "tw\u00adit",
@@ -154,7 +154,7 @@ def stream(words: WordList, pieces: list[str]) -> tuple[str, str | None]:
 
 
 def splits(text: str) -> list[list[str]]:
-    """A text as one piece, by characters, by twos and threes, and at random."""
+    """Splits a text: into one piece, single characters, twos, threes, and at random."""
     found = [[text[i : i + size] for i in range(0, len(text), size)] for size in (len(text), 1, 2, 3)]
     for seed in range(3):
         cuts = sorted(random.Random(seed).choices(range(len(text) + 1), k=3))
@@ -173,7 +173,7 @@ def test_no_disguise_passes(evasion: str) -> None:
             assert reason == "content_filter"
             assert text.startswith(shown)
             assert not blocked(words, shown)
-            # Nothing of the word: what is shown ends before its first letter.
+            # Nothing of the word is shown: the text ends before its first letter.
             assert len(shown) <= len(before) + len(evasion) - 2
 
 
@@ -188,7 +188,8 @@ def test_ordinary_words_pass(text: str) -> None:
     assert all(stream(words, pieces) == (text, None) for pieces in splits(text))
 
 
-# None is a word of its own in the sentences below. All are within their words, or across the borders of two or three.
+# None of these is a separate word in the sentences below. All occur inside words, or across the borders of two or
+# three.
 INNER_ENGLISH = [
     "sin",
     "tit",
@@ -267,7 +268,7 @@ LISTED = ["twit", "god", "lit*", "*ass", "bad egg", "笨蛋", "hell", "cant", "s
 
 
 def reference(listed: list[str], text: str) -> int | None:
-    """Where the match begins that is certain first, found by trying every way to lay every word onto the text."""
+    """Start of the first certain match, found by trying every way to align every word with the text."""
     folded = [(char, index) for index, original in enumerate(text) for char in fold(original)]
     chars = [char for char, _ in folded]
     spaces = [c.isspace() or (c in "-." and chars[i - 1 : i] == [c]) for i, c in enumerate(chars)]
@@ -282,7 +283,7 @@ def reference(listed: list[str], text: str) -> int | None:
 
 
 def reference_letters(word: str) -> list[tuple[str, str, bool]]:
-    """Letter, what may stand for it, and whether a space follows."""
+    """Returns for each letter: the letter, the characters that may stand for it, and if a space follows."""
     plain = word.strip("*")
     letters = []
     for index, letter in enumerate(plain):
@@ -298,12 +299,12 @@ def han(char: str) -> bool:
 
 
 def ways(letters: list, chars: list[str], at: int, letter: int) -> list[list[tuple[int, int]]]:
-    """All ways to find the letters from this one on, this one at `at`, as (place, letter)."""
+    """All ways to find the letters from number `letter`, with that one at `at`, as lists of (place, letter)."""
     if chars[at] not in letters[letter][1]:
         return []
     found = [[(at, letter)]] if letter == len(letters) - 1 else []
     for following in range(at + 1, len(chars)):
-        # A repeated symbol is a letter where it was one, and a separator where it was one.
+        # A repeated symbol stays a letter or a separator.
         symbol = not chars[following].isalnum() and not chars[following].isspace()
         again = symbol and chars[following] == chars[following - 1]
         if again and following > at + 1:
@@ -321,7 +322,7 @@ def certain_at(word: str, letters: list, chars: list[str], spaces: list[bool], w
     places = [place for place, _ in way]
     begin, end = places[0], places[-1]
     cjk = han(word[0])
-    # Letters as often as they may be.
+    # Letters may not occur too often.
     for index, (letter, _, _) in enumerate(letters):
         found = [chars[place] for place, number in way if number == index]
         doubled = len(found) == 2 and found[1].isalnum()
@@ -329,7 +330,7 @@ def certain_at(word: str, letters: list, chars: list[str], spaces: list[bool], w
             return None
     if not any((chars[p].isalpha() and (chars[p] != "I" or letters[n][0] == "i")) or chars[p] == "@" for p, n in way):
         return None
-    # Pieces, and what is between them; those of a phrase word by word.
+    # Pieces and the gaps between them; for a phrase, word by word.
     parts: list[list[list[tuple[int, int]]]] = [[[way[0]]]]
     gaps: list[list[tuple[int, int]]] = [[]]
     for before, after in pairwise(way):
@@ -451,7 +452,7 @@ def test_a_file(tmp_path: Path) -> None:
         (b"# nothing\n\n", "has no words"),
         ("idiot\nnaïf".encode("latin-1"), "is not UTF-8 .byte 8."),
         ("twit\n\u200b\u0301\n".encode(), "line 2"),
-        (b"twit\n***\n", "line 2: nothing is left"),
+        (b"twit\n***\n", r"line 2: '\*\*\*' contains only"),
         (None, "cannot be read: No such file"),
     ],
 )

@@ -11,12 +11,12 @@ pytest.importorskip("fastapi", reason="needs the [serve] extra")
 
 @contextmanager
 def serving(engine: Any, **limits: Any) -> Iterator[str]:
-    """A server in a thread of this process; gives its address."""
+    """Runs a server in a thread of this process; yields its address."""
     import uvicorn
 
     from chatgpt_hf.serving.server import bind, build_app
 
-    # Its socket listens already: who connects before the server runs waits for it.
+    # The socket already listens, so clients that connect before the server runs wait for it.
     bound = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(build_app(engine, **limits), log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
@@ -30,13 +30,13 @@ def serving(engine: Any, **limits: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def running() -> Callable[..., Any]:
-    """`with running(engine, **limits) as address:`"""
+    """Runs a server: `with running(engine, **limits) as address:`"""
     return serving
 
 
 @pytest.fixture
 def make_engine(chat_folder: Path) -> Callable[..., Any]:
-    """Engines over the model that knows `CHATS` by heart."""
+    """Makes engines with the model that has memorized `CHATS`."""
     from chatgpt_hf import load_model, load_tokenizer
     from chatgpt_hf.serving.engine import Engine
 
@@ -49,14 +49,14 @@ def make_engine(chat_folder: Path) -> Callable[..., Any]:
 
 @pytest.fixture(params=["one by one", "batched"])
 def address(request: pytest.FixtureRequest, make_engine: Callable[..., Any]) -> Iterator[str]:
-    """A server of either kind."""
+    """A server with and without continuous batching."""
     with serving(make_engine(continuous_batching=request.param == "batched")) as base:
         yield base
 
 
 @pytest.fixture
 def client(patience: int) -> Iterator[Callable[..., Any]]:
-    """Real clients of OpenAI's library, which try nothing a second time."""
+    """Makes real clients of OpenAI's library, without retries."""
     import openai
 
     opened = []

@@ -1,4 +1,4 @@
-"""Whatever a client sends, the server answers with something that its own description says, and never with a 5xx."""
+"""Whatever a client sends, the server's answers conform to its own OpenAPI description, and are never a 5xx."""
 
 import json
 from collections import Counter
@@ -21,14 +21,14 @@ ROUTES = {
     "/health": "GET",
     "/metrics": "GET",
 }
-# Every example is a request to a real server. The same ones each time: how many of them are refused is asserted, and
-# of a hundred drawn by chance it was once 8 in place of 20 to 30.
+# Every example is a request to a real server. The examples are the same each time, because the test asserts how many
+# are refused: of a hundred random ones, it was once 8 instead of 20 to 30.
 SETTINGS = settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
 def address(chat_folder, running):
-    # Short answers: the model is not what is tried here.
+    # Short answers, because this does not test the model.
     engine = Engine("tiny", load_model(chat_folder), load_tokenizer(str(chat_folder)), max_new_tokens=3)
     with running(engine) as base:
         yield base

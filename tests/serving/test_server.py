@@ -23,7 +23,7 @@ from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatSession, load_mode
 from chatgpt_hf.errors import ConfigError, ContentFiltered
 from chatgpt_hf.serving.engine import Ended, Engine
 
-# A guard against hanging, far above what an answer takes on a slow and busy machine.
+# Only ends a test that hangs; far longer than an answer takes on a slow and busy machine.
 PATIENCE = 900
 KNOWN = {
     "Hello!": "Hi! How are you?",
@@ -178,7 +178,7 @@ def test_penalties_and_bias_where_requests_are_not_batched(make_engine, client, 
         assert penalized.choices[0].message.content != KNOWN["Count to five."]
     with running(make_engine(continuous_batching=True)) as address:
         for options in ({"logit_bias": {forbidden: -1}}, {"seed": 1}, {"extra_body": {"min_p": 0.1}}):
-            with pytest.raises(openai.BadRequestError, match="cannot be set for a request while"):
+            with pytest.raises(openai.BadRequestError, match="cannot be set per request with continuous batching"):
                 ask(client(address), "Hello!", **options)
 
 
@@ -188,13 +188,13 @@ HELLO = [{"role": "user", "content": "Hello!"}]
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
-        (b"{", 400, "no valid JSON"),
+        (b"{", 400, "not valid JSON"),
         (b"\xff\xfe", 400, ""),
         (b"[]", 400, "the request"),
         (b"", 400, "the request"),
         ({"messages": HELLO, "model": "gpt-9"}, 404, "There is no model 'gpt-9' here; this server has 'tiny'"),
         ({"messages": HELLO, "max_tokens": -1}, 400, "max_tokens: Input should be greater than or equal to 1"),
-        ({"messages": HELLO, "max_tokens": 10**9}, 400, "max_tokens is 1000000000 and the model's context is 128"),
+        ({"messages": HELLO, "max_tokens": 10**9}, 400, "max_tokens is 1000000000, but the model's context is 128"),
         ({"messages": HELLO, "max_tokens": 10**400}, 400, "max_tokens"),
         ({"messages": HELLO, "max_tokens": "5"}, 400, "max_tokens: Input should be a valid integer"),
         ({"messages": HELLO, "max_completion_tokens": 0}, 400, "max_completion_tokens"),
@@ -214,9 +214,9 @@ HELLO = [{"role": "user", "content": "Hello!"}]
         (
             {"messages": [{"role": "user", "content": "long " * 300}]},
             400,
-            "and the model's context is 128: shorten it",
+            "but the model's context is 128: shorten it",
         ),
-        ({"messages": HELLO, "logit_bias": {"100000": 1}}, 400, "logit_bias: '100000' is no token id"),
+        ({"messages": HELLO, "logit_bias": {"100000": 1}}, 400, "logit_bias: '100000' is not a token id"),
     ],
 )
 def test_bad_requests_are_explained(server, body, status, says):
@@ -227,7 +227,7 @@ def test_bad_requests_are_explained(server, body, status, says):
     error = response.json()["error"]
     assert says in error["message"]
     assert error["type"] == "invalid_request_error"
-    # And the next one is answered.
+    # The server answers the next request.
     assert httpx.post(f"{server}/v1/chat/completions", json={"messages": HELLO}, timeout=PATIENCE).status_code == 200
 
 
@@ -292,7 +292,7 @@ def test_bodies_that_are_too_large_are_not_read(make_engine, running):
     with running(make_engine(), max_body_bytes=10_000) as address:
         host, port = address.removeprefix("http://").split(":")
         with closing(socket.create_connection((host, int(port)), timeout=PATIENCE)) as connection:
-            # Nothing of the 100 MB is sent, and the answer comes all the same.
+            # The answer comes although none of the 100 MB were sent.
             connection.sendall(
                 b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                 b"Content-Length: 100000000\r\n\r\n"
@@ -312,7 +312,7 @@ def test_bodies_that_are_too_large_are_not_read(make_engine, running):
             assert response.status_code == 413
             assert "10,000 bytes" in response.json()["error"]["message"]
         except (httpx.WriteError, httpx.RemoteProtocolError):
-            pass  # The server hung up on us, which is as good.
+            pass  # The server closed the connection, which is fine too.
         assert sent < 50_000_000
         assert (
             httpx.post(
@@ -331,7 +331,7 @@ def test_a_body_that_does_not_come(make_engine, running):
 
 
 def work_of_another_answer(engine: Engine, held: Any, max_tokens: int) -> int:
-    """What the model reads while it makes one more answer, next to what is still under way; asked past the server's limits."""
+    """Makes another answer without the server's limits; returns the tokens that the model reads for other requests."""
     ids = engine.tokenizer.apply_chat_template(HELLO, add_generation_prompt=True)["input_ids"]
     before = held.tokens
 
@@ -343,7 +343,7 @@ def work_of_another_answer(engine: Engine, held: Any, max_tokens: int) -> int:
     return held.tokens - before - (len(ids) + max_tokens - 1)
 
 
-# An end mark that the model never gives: answers go on until the context is full.
+# An end mark that the model never generates: answers continue until the context is full.
 ENDLESS: dict[str, Any] = {"eos_token_id": 0, "max_new_tokens": 90}
 
 
@@ -368,7 +368,7 @@ def test_a_client_that_goes_away_stops_the_model(make_engine, batched, stream, r
         wait_until(lambda: metrics(address)["chatgpt_hf_requests_running"] == 0)
         if batched:
             assert engine.batching.manager.output_router.result_handlers == {}
-        # The step that it was in, and one for the manager of batches to see it; without the end there would be 40 of them.
+        # The step that was running, and one until the batch manager notices; without the cancellation it would be 40.
         assert work_of_another_answer(engine, held, 40) <= 2
 
 
@@ -380,7 +380,7 @@ def test_the_first_token_leaves_before_the_last_is_computed(make_engine, client,
         held.give(3)
         chunks = ask(client(address), "Hello!", stream=True, max_tokens=40)
         contents = (chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content)
-        # Each comes while the model is held before a later step.
+        # Each piece arrives while the model is blocked before a later step.
         next(contents)
         assert held.steps <= 3
         held.give(35)
@@ -405,7 +405,7 @@ def test_answers_that_take_too_long(make_engine, client, batched, running, gate)
             list(ask(client(address), "Hello!", stream=True))
         assert held.steps <= 5
         prompt = len(engine.tokenizer.apply_chat_template(HELLO, add_generation_prompt=True)["input_ids"])
-        # A step of the first; the second may have begun.
+        # One step of the first request; the second may have started.
         assert work_of_another_answer(engine, held, 40) <= 2 + prompt + 2
 
 
@@ -416,7 +416,7 @@ def test_more_requests_than_there_may_be(make_engine, client, running, gate, wai
         held.give(0)
         stream = ask(client(address), "Hello!", stream=True)
         next(iter(stream))
-        with pytest.raises(openai.RateLimitError, match="1 requests are under way"):
+        with pytest.raises(openai.RateLimitError, match="1 requests are in progress"):
             ask(client(address), "Hello!")
         stream.close()
         wait_until(lambda: metrics(address)["chatgpt_hf_requests_running"] == 0)
@@ -441,7 +441,7 @@ def test_a_model_that_fails(make_engine, client, running):
 
 
 class NoWord:
-    """A moderator that lets one word pass neither in nor out."""
+    """A moderator that blocks one word in messages and answers."""
 
     def __init__(self, word: str) -> None:
         self.word, self.finish_reason, self.held = word, None, ""
@@ -487,7 +487,7 @@ def test_moderation(make_engine, client, running):
 
 
 def test_tool_calls_come_apart_from_the_text(base_folder, tmp_path, client, running):
-    """What a model writes between <tool_call> and </tool_call> reaches clients as calls."""
+    """Clients receive text between <tool_call> and </tool_call> as tool calls."""
     from chatgpt_hf import sft
     from chatgpt_hf.training.arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
 
@@ -530,7 +530,7 @@ def test_tool_calls_come_apart_from_the_text(base_folder, tmp_path, client, runn
 
 @pytest.fixture
 def spawn(chat_folder):
-    """`chatgpt-hf serve` in a process of its own; gives the process and its address."""
+    """Runs `chatgpt-hf serve` in a separate process; returns the process and its address."""
     started = []
 
     def start(*options: str, model: Any = chat_folder, before: str = "") -> tuple[subprocess.Popen, str]:
@@ -564,7 +564,7 @@ def spawn(chat_folder):
         process.wait()
 
 
-# The model is held before its fourth step until the test sends a line.
+# Blocks the model before its fourth step until the test sends a line.
 HELD = """
 import sys
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -597,7 +597,7 @@ def test_sigterm_ends_the_server_after_what_is_under_way(spawn, client, tmp_path
             return True
         return False
 
-    # It has heard the signal, and waits for the answer that has begun.
+    # The server has received the signal, and waits for the answer in progress.
     wait_until(refuses_connections)
     assert process.poll() is None
     process.stdin.write("\n")
@@ -620,7 +620,8 @@ def test_two_hundred_requests_sixteen_at_a_time(spawn, client, batching):
     alone = {task: ask(one, task[0], max_tokens=task[1]).choices[0].message.content for task in set(tasks)}
     together = []
     with ThreadPoolExecutor(16) as pool:
-        # The first hundred bring the server's threads and their buffers with them, of which a machine with more cores has more.
+        # The first hundred requests create the server's threads and buffers; a machine with more cores has more of
+        # them.
         for half in (tasks[:100], tasks[100:]):
             memory = psutil.Process(process.pid).memory_info().rss
             answers = pool.map(lambda task: ask(one, task[0], max_tokens=task[1]), half)

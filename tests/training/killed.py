@@ -1,8 +1,8 @@
-"""A training run that comes to a chosen moment, says so through a pipe, and waits there to be killed; run by test_kill.py.
+"""A training run that reaches a chosen moment, reports it through a pipe, and waits to be killed; run by test_kill.py.
 
-The test hands two names over: `job` says what is run and when it stops, `pipe` is where it says that it did. Where nothing is to
-stop it, the run goes to its end. The moments are those that Python itself tells of (callbacks of `Trainer`, audit events of files)
-and the two functions that write files without Python's knowledge, so nothing in the package is there for the test.
+The test passes two names: `job` says what to run and when to stop, `pipe` takes the report. Without a stop, the run
+finishes. Moments are callbacks of `Trainer`, Python's audit events for files, and the two functions that write files
+without audit events, so the package needs no code for the test.
 """
 
 import importlib
@@ -23,16 +23,16 @@ pipe: Any = globals()["pipe"]
 
 
 class Stop:
-    """Brings the run to its moment, once.
+    """Stops the run at its moment, once.
 
     Args:
-        folder: Of the run.
-        step: The step in which the moment lies.
-        moment: A method of `TrainerCallback`; `before NAME` or `within NAME`, a file that is written; or `removing`, when
-            files of an old checkpoint go.
-        count: How many of these files are gone by then.
-        share: How much of a file has been written by then.
-        sigterm: Whether the process sends itself SIGTERM and goes on. Otherwise it waits to be killed.
+        folder: The run's folder.
+        step: The step of the moment.
+        moment: A method of `TrainerCallback`; `before NAME` or `within NAME`, for a file that is written; or
+            `removing`, while files of an old checkpoint are deleted.
+        count: Number of files that are already deleted at the moment.
+        share: Share of the file that is already written at the moment.
+        sigterm: True if the process sends itself SIGTERM and continues. Otherwise it waits to be killed.
     """
 
     def __init__(self, folder: str, step: int, moment: str, count: int, share: float, sigterm: bool) -> None:
@@ -64,7 +64,7 @@ class Stop:
 
     def _watch_callback(self) -> None:
         before = getattr(DefaultFlowCallback, self.moment)
-        # `Trainer` counts a step when it is done.
+        # `Trainer` counts a step at its end.
         counted = self.step if self.moment == "on_step_end" else self.step - 1
 
         def watched(callback: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -75,7 +75,7 @@ class Stop:
         setattr(DefaultFlowCallback, self.moment, watched)
 
     def _cut_short(self, write: Callable[..., Any], index: int) -> Callable[..., Any]:
-        """Leaves the file as it is on the disk while `write` is at work."""
+        """Wraps `write` so that it leaves a truncated file, as if it were interrupted."""
 
         def written(*args: Any, **kwargs: Any) -> None:
             write(*args, **kwargs)
@@ -86,7 +86,7 @@ class Stop:
         return written
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Told by Python of each thing that this process does with files, before it is done."""
+        """Python calls this before each file operation of this process."""
         if self.came:
             return
         if self.moment == "removing":
@@ -109,7 +109,7 @@ class Stop:
         self.come()
 
 
-# As in a process that was not forked from the server: workers of a data loader end with it.
+# As in an ordinary process: workers of a data loader end with it.
 multiprocessing.set_start_method("fork", force=True)
 sys.stderr = open(job["log"], "a")  # noqa: SIM115
 os.environ |= job["environment"]

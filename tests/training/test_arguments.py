@@ -1,4 +1,4 @@
-"""Recipes: what they may say, and what is said to those that say something else."""
+"""Recipes: valid content, and error messages for everything else."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
     _, architecture, corpus, arguments = parse_recipe(PRETRAIN, recipe, ["--hidden_size", "48", "--qk_norm", "false"])
     assert (architecture.hidden_size, architecture.qk_norm, architecture.num_hidden_layers) == (48, False, None)
     assert (corpus.block_size, corpus.corpus) == (64, ["builtin:python-docs"])
-    # YAML reads 1e-3 as a text.
+    # YAML reads 1e-3 as a string.
     assert arguments.learning_rate == 1e-3
 
 
@@ -201,7 +201,7 @@ def test_the_learning_rate_suits_the_optimizer(
 
 
 def test_resolving_leaves_the_devices_as_they_are_set_up(tmp_path: Path) -> None:
-    """`TrainingArguments` keep them for the whole process, and the last that are made count."""
+    """`TrainingArguments` sets the devices for the whole process; the last instance wins."""
     arguments = PretrainArguments(output_dir=str(tmp_path), use_cpu=True)
     before = dict(PartialState._shared_state)
     assert resolve_recipe(arguments)["use_cpu"] is True

@@ -1,4 +1,4 @@
-"""Runs that end well when told to, and runs that diverge, with stock `Trainer`."""
+"""Runs that stop cleanly on SIGTERM, and runs that diverge, with stock `Trainer`."""
 
 import math
 import os
@@ -48,7 +48,7 @@ def trainer(folder: Path, *callbacks: TrainerCallback, **changes: Any) -> Traine
 
 
 class SpoilGradients(TrainerCallback):
-    """Puts a value into a gradient of some steps. Comes before the guard."""
+    """Writes a value into a gradient at some steps. Must come before the guard."""
 
     def __init__(self, steps: set[int], value: float = math.nan) -> None:
         self.steps = steps
@@ -76,7 +76,7 @@ def test_a_bad_step_changes_nothing_and_the_run_goes_on(
         if step < 8:
             assert torch.equal(weight, spoil.weights[step + 1]) == (step in spoil.steps), step
     assert "Step 6 is skipped: its gradients are not finite (2 in a row; 5 end the run)." in caplog.messages
-    # Nothing is saved while it is not known whether the model is sound.
+    # Nothing is saved until the model is known to be sound.
     assert checkpoints(tmp_path) == {1, 2, 4, 7, 8}
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
 
@@ -85,16 +85,16 @@ def test_several_bad_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
     run = trainer(tmp_path, SpoilGradients({1, 3, 4, 5, 6, 7}), DivergenceGuard())
     with pytest.raises(
         TrainingDiverged,
-        match=r"diverged at step 7: 5 steps in a row .* --learning_rate is 0.001: .*checkpoint-2; go on",
+        match=r"diverged at step 7: 5 steps in a row .* --learning_rate is 0.001: .*checkpoint-2, with --resume",
     ):
         run.train()
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 
 def test_a_loss_above_guessing_ends_the_run(tmp_path: Path) -> None:
-    """AdamW at 100 times a sound rate: the gradients stay finite."""
+    """AdamW at 100 times a reasonable learning rate: the gradients stay finite."""
     run = trainer(tmp_path, DivergenceGuard(), learning_rate=30.0, max_steps=40, warmup_steps=2)
-    with pytest.raises(TrainingDiverged, match=r"the loss is .* where guessing has 3\.466"):
+    with pytest.raises(TrainingDiverged, match=r"the loss is .* uniform guessing gives 3\.466"):
         run.train()
     logged = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     assert all(loss > 1.5 * math.log(VOCAB) for loss in logged[-3:])
@@ -108,7 +108,7 @@ def test_a_high_loss_while_warming_up_does_not(tmp_path: Path) -> None:
 
 
 class SpoilWeights(TrainerCallback):
-    """What a step of infinite length does."""
+    """Has the effect of an infinitely large step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -128,7 +128,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 
 
 class SendSigterm(TrainerCallback):
-    """In the middle of a step."""
+    """Sends SIGTERM in the middle of a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step

@@ -1,4 +1,4 @@
-"""From a user's file to a figure: each task trains on a small set that it can learn, and its folder works in a pipeline."""
+"""From a user's file to metrics: each task learns a small data set, and its folder works in a pipeline."""
 
 import json
 import subprocess
@@ -107,7 +107,7 @@ def in_a_fresh_process(task: str, folder: Path, inputs: Any, **options: Any) -> 
 
 
 def test_predictions_are_those_that_were_counted(base_folder: Path, classes: str, tmp_path: Path) -> None:
-    # After one step it is as good as guessing, so predictions differ from the labels.
+    # After one step the model only guesses, so predictions differ from the labels.
     run(base_folder, tmp_path / "run", "--dataset", classes, "--test_fraction", "0.4", "--max_steps", "1")
     kept = Evaluation.load(tmp_path / "run" / "evaluation" / "text-classification").examples
     said = in_a_fresh_process("text-classification", tmp_path / "run", [row["text"] for row in kept], truncation=True)
@@ -243,7 +243,7 @@ def test_texts_are_read_before_the_task(base_folder: Path, classes: str, tmp_pat
     run(base_folder, out, *options, "--adapt_epochs", "2")
     results = json.loads((out / "adapted" / "results.json").read_text(encoding="utf-8"))
     assert results["epoch"] == 2
-    # What was adapted is what the task began with: the head alone is new, and 2 steps change little.
+    # The task started from the adapted model: only the head is new, and 2 steps change little.
     adapted = ChatGPTForSequenceClassification.from_pretrained(out / "adapted").model.norm.weight
     base = ChatGPTForSequenceClassification.from_pretrained(base_folder).model.norm.weight
     assert not torch.equal(adapted, base)

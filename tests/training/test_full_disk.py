@@ -1,6 +1,6 @@
-"""A disk that is full: the message says so, and what was written before stays good.
+"""A full disk: the message says so, and earlier files stay intact.
 
-The operating system refuses the writes for real, by a limit on the size of files.
+The operating system really refuses the writes, because file sizes are limited.
 """
 
 import shlex
@@ -28,7 +28,7 @@ REMEDY = "Existing files are intact; free some space"
 
 @contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
-    """Python ignores SIGXFSZ, so that a write beyond the limit fails with EFBIG."""
+    """Limits the size of files; Python ignores SIGXFSZ, so a write beyond the limit fails with EFBIG."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -91,7 +91,7 @@ def test_full_while_the_model_is_saved(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """The folder holds an older model, which a run that goes on would have replaced."""
+    """The folder contains an older model that the resumed run would have replaced."""
     folder = tmp_path / "run"
     assert cli("sft", *options, "--output_dir", folder).code == 0
     before = contents(folder)

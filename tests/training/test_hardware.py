@@ -1,4 +1,4 @@
-"""The measured peak against what products take here, and the table of GPUs."""
+"""The measured peak of matrix products, and the table of GPUs."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 class Clock:
-    """Whose every product of matrices takes as long as was chosen; counts them, and their operations."""
+    """A clock on which each matrix product takes a chosen time; records the products' operations."""
 
     def __init__(self, seconds: Iterator[float]) -> None:
         self.now = 0.0
@@ -37,7 +37,7 @@ class Clock:
 
 @pytest.fixture
 def measure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Iterator[float]], Clock]]:
-    """Puts a `Clock` in the place of the real one, and forgets what was measured by either."""
+    """Replaces the real clock by a `Clock`, and clears the cache of measurements before and after."""
 
     def start(seconds: Iterator[float]) -> Clock:
         clock = Clock(seconds)
@@ -54,7 +54,7 @@ def test_the_peak_is_measured_once_and_quickly(measure: Callable[..., Clock]) ->
     clock = measure(repeat(0.125))
     peak = matmul_peak(CPU)
     assert peak == pytest.approx(max(clock.products) / 0.125)
-    # About a second on the clock for all sizes together.
+    # All sizes together take about a second on the clock.
     assert len(clock.products) * 0.125 < 1.5
     assert len(set(clock.products)) == 3
     before = len(clock.products)
@@ -73,7 +73,7 @@ def test_no_product_is_faster_than_the_peak(measure: Callable[..., Clock]) -> No
     clock = measure(iter(seconds))
     peak = matmul_peak(CPU)
     speeds = [flops / taken for flops, taken in zip(clock.products, seconds, strict=False)]
-    # Not their mean: other work on the machine can only slow them down.
+    # The maximum, not the mean, because other work on the machine can only slow products down.
     assert peak == pytest.approx(max(speeds))
 
 
@@ -92,5 +92,5 @@ def test_gpus_are_found_in_any_case() -> None:
 
 
 def test_an_unknown_gpu_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(ConfigError, match=r"--gpu h1000 is not known; known are .*h100.*a100"):
+    with pytest.raises(ConfigError, match=r"--gpu h1000 is unknown; choose from .*h100.*a100"):
         find_gpu("h1000")

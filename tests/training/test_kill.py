@@ -1,7 +1,7 @@
-"""Runs in processes of their own that are really killed: each that goes on ends, to the bit, as one that was not.
+"""Really kills runs in separate processes: each resumed run is bit-identical to an uninterrupted one.
 
-The processes are forked from a server that has imported everything heavy already, so that a start takes a second. When one is
-killed does not depend on how fast it is: killed.py brings it to a chosen moment, and there it waits for its end.
+The processes are forked from a server that has already imported everything heavy, so a start takes a second. The
+moment of the kill does not depend on speed: killed.py brings the run to a chosen moment, where it waits to be killed.
 """
 
 import multiprocessing
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 STEPS = 30
-# A run takes seconds. Nothing is learned from how many: this only ends a test that would hang.
+# A run takes seconds. This limit only ends a test that would hang.
 PATIENCE = 900
 CLI = "chatgpt_hf_cli"
 PRELOADED = [
@@ -39,9 +39,9 @@ PRELOADED = [
     "trl",
 ]
 
-# `on_substep_end` lies in the middle of a step, except in the last of an epoch, which may have one batch only.
+# `on_substep_end` comes in the middle of a step, but not in the last step of an epoch, which may have only one batch.
 IN_A_STEP = ["on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"]
-# In the order in which they are written. The last makes the checkpoint whole.
+# In the order in which they are written. `STATE` comes last and makes the checkpoint complete.
 FILES = ["model.safetensors", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
 STREAM_FILES = ["data_state_0.json"]
 STATE = "trainer_state.json"
@@ -64,10 +64,11 @@ class Runner:
         self.store: Any = None
 
     def start(self, stop: dict[str, Any] | None = None, rank: int = 0) -> tuple[list[BaseProcess], Connection]:
-        """Begins the run, or goes on with it; with what a process says that is to come to a moment."""
+        """Starts or resumes the run; also returns the pipe on which a process reports that it reached its moment."""
         common = {"CHATGPT_HF_CACHE": str(self.folder.parent / "rows")}
         if self.processes > 1:
-            # As torchrun does it: the processes meet at a port that is open before they start, so nobody else can take it.
+            # As in torchrun, the processes meet at a port that is opened before they start, so nobody else can take
+            # it.
             self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             size = str(self.processes)
             common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
@@ -85,7 +86,8 @@ class Runner:
                 "stop": stop if mine else None,
             }
             given = {"job": job, "pipe": says if mine else None}
-            # Functions of Python's travel to the new process by name, the test's own would not: their module is no package's.
+            # Functions are pickled by name. That works for Python's own, but not for the test's: its module is not in
+            # a package.
             path = str(Path(__file__).with_name("killed.py"))
             started.append(self.context.Process(target=runpy.run_path, args=(path, given, "__main__")))
             started[-1].start()
@@ -93,7 +95,7 @@ class Runner:
         return started, hears
 
     def finish(self) -> dict[str, torch.Tensor]:
-        """Lets the run come to its end; its final weights."""
+        """Lets the run finish; returns its final weights."""
         assert self.wait(self.start()[0]) == {0}, self.log.read_text()[-5000:]
         return load_file(self.folder / "model.safetensors")
 
@@ -103,7 +105,7 @@ class Runner:
         return {process.exitcode for process in started}
 
     def kill_at(self, moment: str, step: int = 0, *, rank: int = 0, count: int = 0, share: float = 0.5) -> None:
-        """Goes on with the run and kills all its processes at a moment of one of them."""
+        """Resumes the run and kills all its processes at a moment of one of them."""
         stop = self._stop(moment, step, count, share, sigterm=False)
         started, pipe = self.start(stop, rank)
         with pipe:
@@ -117,7 +119,7 @@ class Runner:
         assert self.wait(started) == {-signal.SIGKILL}
 
     def terminate_at(self, moment: str, step: int, *, rank: int = 0) -> None:
-        """Goes on with the run, and one of its processes gets SIGTERM at a moment."""
+        """Resumes the run and sends SIGTERM to one of its processes at a moment."""
         started, pipe = self.start(self._stop(moment, step, 0, 0.5, sigterm=True), rank)
         assert self.wait(started) == {143}, self.log.read_text()[-5000:]
         pipe.close()
@@ -141,7 +143,7 @@ def assert_same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor
 
 @pytest.fixture
 def options(corpus_file: Path, base_folder: Path) -> list[str]:
-    """Dropout draws from the generator in every step, a step takes two batches, and every step is saved."""
+    """Dropout draws random numbers in every step, a step takes two batches, and every step is saved."""
     text = f"""--corpus {corpus_file} --tokenizer {base_folder} --block_size 32 --hidden_size 16 --num_hidden_layers 1
         --num_attention_heads 2 --residual_dropout 0.1 --per_device_train_batch_size 2 --gradient_accumulation_steps 2
         --max_steps {STEPS} --save_steps 1 --save_total_limit 3 --logging_strategy no --disable_tqdm true"""
@@ -159,14 +161,14 @@ def test_sigkill_at_ten_random_moments(source: str, options: list[str], tmp_path
     run = Runner(tmp_path / "killed", options)
     draw = random.Random(source)
     files = FILES + (STREAM_FILES if source == "streaming" else [])
-    # At least one file of each writer is cut short: Python, torch and safetensors.
+    # At least one file of each writer is truncated: Python, torch and safetensors.
     cut = ["model.safetensors", draw.choice([name for name in files if name.endswith((".bin", ".pt", ".pth"))]), STATE]
     moments = [saving("within", name) for name in cut]
     moments += [saving("before", "config.json"), saving("before", STATE), "removing checkpoint-{step}"]
     moments += [saving("within", STREAM_FILES[0])] if source == "streaming" else []
     moments += draw.sample(IN_A_STEP, 10 - len(moments))
     draw.shuffle(moments)
-    # Old checkpoints are removed from the fourth on.
+    # From the fourth checkpoint, old ones are removed.
     for step, moment in zip(sorted(draw.sample(range(4, STEPS), 10)), moments, strict=True):
         run.kill_at(moment, step, count=draw.randrange(10), share=draw.random())
         checkpoint = run.folder / f"checkpoint-{step}"
@@ -214,7 +216,7 @@ def test_sigterm_saves_first(source: str, options: list[str], tmp_path: Path) ->
         newest = last_whole_checkpoint(run.folder)
         assert newest is not None
         assert newest.name == f"checkpoint-{last}"
-        assert f"stopped: SIGTERM at step {last}; {newest} is whole" in run.log.read_text()
+        assert f"stopped: SIGTERM at step {last}; {newest} is complete" in run.log.read_text()
         assert not (run.folder / "model.safetensors").exists()
         assert not (run.folder / "results.json").exists()
     assert_same(run.finish(), expected)
@@ -237,10 +239,10 @@ def test_two_processes(source: str, options: list[str], tmp_path: Path) -> None:
     expected = Runner(tmp_path / "whole", options, processes=2).finish()
     run = Runner(tmp_path / "killed", options, processes=2)
     run.kill_at(saving("within", "optimizer.pt"), 9)
-    # What the second process writes belongs to a whole checkpoint.
+    # A complete checkpoint needs the files of the second process.
     run.kill_at(saving("within", "data_state_1.json" if source == "streaming" else "rng_state_1.pth"), 11, rank=1)
     assert not is_whole_checkpoint(run.folder / "checkpoint-11")
-    # One is told, and both stop at the same step.
+    # One process gets SIGTERM, and both stop at the same step.
     run.terminate_at("on_optimizer_step", 15, rank=1)
     assert is_whole_checkpoint(run.folder / "checkpoint-15")
     assert not (run.folder / "checkpoint-16").exists()

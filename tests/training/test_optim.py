@@ -1,4 +1,4 @@
-"""Muon and AdamW as one optimizer, against torch's own of each kind."""
+"""Muon and AdamW as one optimizer, compared with torch's Muon and AdamW."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ SHAPES = [(3, 8, 8), (2, 8, 12), (2, 8, 32), (2, 32, 8)]
 
 
 def naive(matrices: torch.Tensor) -> torch.Tensor:
-    """The quintics on the singular values themselves, in float64."""
+    """Applies the quintics directly to the singular values, in float64."""
     left, values, right = torch.linalg.svd(matrices.double(), full_matrices=False)
     values = values / values.pow(4).sum(-1, keepdim=True).pow(0.25).clamp_min(1e-9)
     for a, b, c in _POLAR_EXPRESS:
@@ -48,7 +48,7 @@ def test_orthogonalize_brings_every_singular_value_near_one(shape: tuple[int, ..
 @pytest.mark.parametrize("shape", [(2, 64, 64), (2, 64, 256), (2, 256, 64)])
 @pytest.mark.parametrize("rank", [0, 1, 4])
 def test_directions_without_a_gradient_get_none(shape: tuple[int, ...], rank: int) -> None:
-    """The Gram matrix squares the condition number, and a gradient is never of full rank at first."""
+    """The Gram matrix squares the condition number, and the first gradients never have full rank."""
     generator = torch.Generator().manual_seed(0)
     batch, rows, columns = shape
     matrices = torch.randn(batch, rows, rank, generator=generator) @ torch.randn(
@@ -69,7 +69,7 @@ def test_singular_values_of_every_size(shape: tuple[int, ...]) -> None:
 
 
 def test_bfloat16_stays_in_the_band(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU computes: rounding may take a singular value above 1, where the quintics grow without bound."""
+    """As on a GPU: rounding may lift a singular value above 1, where the quintics grow without bound."""
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     for rank in (1, 4, 64):
         matrices = torch.randn(2, 64, rank) @ torch.randn(2, rank, 256)
@@ -114,7 +114,7 @@ def test_the_muon_half_is_torch_muon_up_to_its_iteration() -> None:
     start = [parameter.detach().clone() for parameter in ours]
     descend(muon, reference, (ours, theirs))
     for a, b, before in zip(ours, theirs, start, strict=True):
-        # torch iterates in bfloat16 with five of Jordan's steps: both end near 1, and not at the same values.
+        # torch iterates in bfloat16 with five of Jordan's steps: both end near 1, but not at the same values.
         assert (a - b).norm() < 0.25 * (a - before).norm()
         assert nn.functional.cosine_similarity((a - before).flatten(), (b - before).flatten(), dim=0) > 0.97
 
@@ -166,7 +166,7 @@ def test_gradients_that_are_zero_or_absent_move_nothing() -> None:
 def test_another_optimizers_state_is_refused() -> None:
     model = tiny_model()
     state = torch.optim.AdamW(model.parameters()).state_dict()
-    with pytest.raises(CheckpointError, match="not written by Muon: go on with the --optim"):
+    with pytest.raises(CheckpointError, match="not written by Muon: resume with the run's original --optim"):
         MuonFactory()(model).load_state_dict(state)
 
 

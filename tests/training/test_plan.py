@@ -1,4 +1,4 @@
-"""A plan against the model, the recipe and the run that it speaks of."""
+"""Compares a plan with the model, recipe and run that it describes."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ def test_a_plan_is_that_of_its_recipe(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_time_grows_with_depth_rows_and_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     options = "--block_size 64 --hidden_size 128 --max_steps 10"
     counter = FlopCounterMode(display=False)
-    # Operations stand for seconds: what else the machine does changes nothing in them.
+    # Count operations instead of seconds, because other work on the machine does not change them.
     operations = SimpleNamespace(perf_counter=counter.get_total_flops, process_time=counter.get_total_flops)
     monkeypatch.setattr(plan_module, "time", operations)
     monkeypatch.setattr(plan_module, "REPETITIONS", 1)
@@ -83,7 +83,7 @@ def test_a_slow_measurement_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> Non
         assert make(SMALL)["here"]["step_seconds"] > 0
     finally:
         watching.remove()
-    # Two steps of each of three models, and not 500.
+    # Two steps of each of three models instead of 500.
     assert len(steps) == 2 * 3
 
 
@@ -99,8 +99,8 @@ def test_an_existing_model_is_planned_with_its_own_shape(base_folder: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--depth 2 --gpu abacus", "--gpu abacus is not known; known are"),
-        ("--depth 2 --mfu 40", "--mfu is a share"),
+        ("--depth 2 --gpu abacus", "--gpu abacus is unknown; choose from"),
+        ("--depth 2 --mfu 40", "--mfu must be above 0"),
         ("--hidden_size 64", "give --max_steps, or --depth"),
         ("--depth 2 --num_train_epochs 2", "give --max_steps, or --depth"),
     ],

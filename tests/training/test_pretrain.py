@@ -1,4 +1,4 @@
-"""Pretraining from unusual beginnings: a model that exists, another tokenizer, positions that end."""
+"""Pretraining from unusual starting points: an existing model, another tokenizer, a limited number of positions."""
 
 import json
 from pathlib import Path
@@ -28,14 +28,14 @@ def run(options: list[str], folder: Path, *more: object) -> dict[str, Any]:
 
 @pytest.fixture
 def short(corpus_file: Path) -> list[str]:
-    """Without a shape, for models that have one."""
+    """Options without a shape, for existing models."""
     text = f"--corpus {corpus_file} --block_size 32 --max_steps 2 --save_strategy no --disable_tqdm true"
     return text.split()
 
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
 def test_positions_that_end_with_the_block(positions: str, pretrain_options: list[str], tmp_path: Path) -> None:
-    """The samples of the report are longer than the context unless they are held back."""
+    """The report's samples would be longer than the context if nothing limited them."""
     run(pretrain_options, tmp_path / "run", "--position_embedding_type", positions)
     assert (tmp_path / "run" / "report" / "samples.md").read_text(encoding="utf-8").count("```text") == 3
 
@@ -63,7 +63,7 @@ def test_going_on_from_a_model(short: list[str], base_folder: Path, tmp_path: Pa
 
 
 def test_going_on_from_gpt2(short: list[str], shared_data: Path, tmp_path: Path) -> None:
-    """Its tokenizer has no padding token, and comes as two old files."""
+    """GPT-2's tokenizer has no padding token, and consists of two files in the old format."""
     config = GPT2Config(n_positions=48, n_embd=8, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     for name in ("vocab.json", "merges.txt"):
@@ -76,7 +76,7 @@ def test_going_on_from_gpt2(short: list[str], shared_data: Path, tmp_path: Path)
 
 
 def test_several_sources(pretrain_options: list[str], corpus_file: Path, tmp_path: Path) -> None:
-    """Each is counted by itself, whatever its name looks like."""
+    """Each source is counted separately, even if its name looks like markup."""
     other = tmp_path / "[bold] letters.jsonl"
     other.write_text(corpus_file.read_text().replace("cat", "lion"))
     sources = [json.dumps({"source": str(path), "weight": weight}) for path, weight in ((corpus_file, 1), (other, 3))]
@@ -87,7 +87,7 @@ def test_several_sources(pretrain_options: list[str], corpus_file: Path, tmp_pat
 
 
 def test_a_stream(pretrain_options: list[str], base_folder: Path, tmp_path: Path) -> None:
-    """Longer than one pass; what is not known before it is read is not claimed."""
+    """The run is longer than one pass; the results claim nothing that is unknown before the stream is read."""
     options = ["--streaming", "true", "--eval_documents", "3", "--tokenizer", base_folder, "--eval_strategy", "steps"]
     figures = run(pretrain_options, tmp_path / "run", *options, "--max_steps", "60", "--eval_steps", "30")
     assert figures["epoch"] == 1
@@ -102,5 +102,5 @@ def test_a_stream_goes_on_with_as_many_workers(pretrain_options: list[str], base
     options = ["--streaming", "true", "--tokenizer", base_folder, "--save_strategy", "steps", "--save_steps", "2"]
     run(pretrain_options, tmp_path / "run", *options)
     more = ["--max_steps", "6", "--resume_from_checkpoint", "true", "--dataloader_num_workers", "2"]
-    with pytest.raises(CheckpointError, match=r"the reading of the stream was .*'workers': 0.* and is .*'workers': 2"):
+    with pytest.raises(CheckpointError, match=r"how the stream is read was .*'workers': 0.* and is .*'workers': 2"):
         run(pretrain_options, tmp_path / "run", *options, *more)

@@ -1,4 +1,4 @@
-"""Every run of ours: what its folder holds, and that one that was stopped ends as one that was not."""
+"""Every kind of run: the content of its folder, and that a stopped and resumed run ends like an uninterrupted one."""
 
 import json
 import math
@@ -48,12 +48,12 @@ def run_sft(sft_options: list[str]) -> Run:
 
 
 class Killed(BaseException):
-    """What ends a process in the middle of a step."""
+    """Stands for the death of the process in the middle of a step."""
 
 
 @pytest.fixture
 def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Makes `Trainer` die in the second batch of an optimizer step; 0 lets it live."""
+    """Makes `Trainer` die in the second batch of an optimizer step; 0 turns this off."""
     step = Trainer.training_step
 
     def arm(number: int) -> None:
@@ -72,7 +72,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def history(checkpoint: Path) -> list[dict[str, float]]:
-    """What was logged until a checkpoint, without what the clock says and what TRL counts for each process anew."""
+    """The log up to a checkpoint, without times, and without TRL's token count, which restarts with each process."""
     logged = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
     left_out = ("runtime", "per_second", "mfu", "num_tokens")
     return [{k: v for k, v in entry.items() if not any(word in k for word in left_out)} for entry in logged]
@@ -85,7 +85,7 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 
 
 CHECKPOINTS = ["--max_steps", "12", "--save_strategy", "steps", "--save_steps", "4"]
-# Dropout draws from the generator in every step, evaluation comes between, and a step takes two batches.
+# Dropout draws random numbers in every step, evaluations come in between, and a step takes two batches.
 HARD_TO_RESUME = {
     "pretrain": [
         "--residual_dropout",
@@ -122,7 +122,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(
     assert [entry["step"] for entry in logged if "loss" in entry] == list(range(1, 13))
     assert again == logged
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
-    # transformers' figure is the mean over the steps of this process: none of the run.
+    # transformers averages it only over the steps of this process, so it does not describe the whole run.
     assert set(expected) - set(figures) == {"train_loss"}
     clock = {"train_runtime", "train_mfu", *(f"train_{unit}_per_second" for unit in ("samples", "steps", "tokens"))}
     for name in set(figures) - clock:
@@ -185,11 +185,11 @@ def test_the_figures_of_pretraining(run_pretrain: Run, corpus_file: Path, tmp_pa
     nats = figures["held_out_bits_per_byte"] * math.log(2) * sum(len(text.encode()) for text in held_out)
     assert figures["held_out_perplexity"] == pytest.approx(math.exp(nats / figures["held_out_tokens"]))
     evaluated = [entry for entry in history(tmp_path / "run" / "checkpoint-4") if "eval_loss" in entry]
-    # The packed rows begin where documents do not, so this figure is close to the exact one and not equal.
+    # Packed rows may start in the middle of a document, so this figure is close to the exact one but not equal.
     assert evaluated[-1]["eval_bits_per_byte"] == pytest.approx(figures["held_out_bits_per_byte"], rel=0.05)
 
 
-# What is refused before anything is written
+# Errors before anything is written
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def test_other_rows_are_refused(
     corpus_file: Path,
     tmp_path: Path,
 ) -> None:
-    """Also where another run's checkpoint is named: what its rows were stands beside it."""
+    """Also when resuming from another run's checkpoint: the record of its rows is next to it."""
     other = tmp_path / "other.jsonl"
     other.write_text(corpus_file.read_text().replace("cat", "dog"))
     before = contents(stopped)
@@ -288,7 +288,7 @@ def test_other_rows_are_refused(
 
 
 def test_a_run_that_is_finished_takes_no_further_step(run_pretrain: Run, tmp_path: Path) -> None:
-    """Killed after its last checkpoint and before its model was written."""
+    """The run was killed after its last checkpoint and before its model was written."""
     options = [*CHECKPOINTS, "--lr_scheduler_type", "constant"]
     run_pretrain(tmp_path / "whole", *options)
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")

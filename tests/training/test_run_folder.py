@@ -1,4 +1,4 @@
-"""The folder of a run: which may be used, and which checkpoints are complete."""
+"""The folder of a run: which folders may be used, and which checkpoints are complete."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from chatgpt_hf.training.run_folder import (
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, hidden ones too, byte for byte."""
+    """The bytes of every file of a folder, including hidden files."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -37,7 +37,7 @@ def test_which_folders_a_run_may_have(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"already contains a run. Add --resume"):
         check_output_dir(ours)
     check_output_dir(ours, resume=True)
-    # A folder with nothing but runs in it, such as the quickstart's, whose base model lies inside.
+    # A folder that contains only runs, such as the quickstart's, which contains the base model.
     check_output_dir(tmp_path / "new")
     shutil.copytree(ours, tmp_path / "new" / "base")
     check_output_dir(tmp_path / "new")
@@ -69,7 +69,7 @@ def test_the_newest_whole_checkpoint(tmp_path: Path, base_folder: Path) -> None:
     (tmp_path / "checkpoint-best").mkdir()
     assert last_whole_checkpoint(tmp_path) == whole[2]
 
-    # Each of these is what a process that was killed while saving can leave behind.
+    # A process that is killed while saving can leave each of these behind.
     weights = whole[2] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert not is_whole_checkpoint(whole[2])

@@ -1,4 +1,4 @@
-"""Samples while training: they change nothing, survive a resume once each, and do not steer the terminal."""
+"""Samples during training: they change nothing, are not duplicated by resuming, and cannot control the terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def test_what_is_written(base_folder: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_resumed_run_has_each_sample_once(base_folder: Path, tmp_path: Path) -> None:
-    """Killed after step 5 with the samples of step 4 written, resumed from step 2."""
+    """The run is killed after step 5, when the samples of step 4 exist, and resumes from step 2."""
     tokenizer = load_tokenizer(base_folder)
     train(tmp_path / "whole", [SampleText(tokenizer, PROMPTS, max_new_tokens=8)])
     train(tmp_path / "cut", [SampleText(tokenizer, PROMPTS, max_new_tokens=8)])
@@ -123,7 +123,7 @@ def test_mode_and_random_state_are_left_alone(mode: bool, base_folder: Path) -> 
 
 
 def test_a_diverged_model_speaks_too(base_folder: Path) -> None:
-    """Whether its run goes on is not for the samples to decide."""
+    """Sampling must not decide whether the run continues."""
     model = small_model()
     model.lm_head.weight.data.fill_(float("nan"))
     assert sample_text(model, load_tokenizer(base_folder), ["A cat"], max_new_tokens=4)[0].startswith("A cat")
@@ -141,7 +141,7 @@ def test_the_context_is_the_limit(positions: str, base_folder: Path) -> None:
     model = small_model(position_embedding_type=positions, max_position_embeddings=12)
     tokenizer = load_tokenizer(base_folder)
     assert sample_text(model, tokenizer, ["A cat"], max_new_tokens=100)[0].startswith("A cat")
-    with pytest.raises(ConfigError, match=r"takes \d+ tokens and the model's context is 12"):
+    with pytest.raises(ConfigError, match=r"takes \d+ tokens, but the model's context is 12"):
         sample_text(model, tokenizer, ["A cat number 1 sits in the garden by the river"])
 
 
@@ -155,7 +155,7 @@ def test_the_terminal_is_not_steered(
 
 
 def test_only_the_first_process_writes(base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The others generate with it: a sharded model can do nothing alone."""
+    """The others generate too, because a sharded model needs all processes."""
     model = small_model()
     forward_calls: list[int] = []
     model.register_forward_hook(lambda *_: forward_calls.append(1))

@@ -1,4 +1,4 @@
-"""Counts against what torch counts, the dial against its formulas and against the recipe that it goes through."""
+"""Compares the counts with torch's, and the dial with its formulas and its reference recipe."""
 
 import json
 import os
@@ -127,7 +127,7 @@ print(held("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_memory_is_near_what_a_step_takes() -> None:
     shape = {"vocab_size": 16384, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
-    # Each thread has buffers of its own, and a machine with more cores has more of them.
+    # Each thread has its own buffers, and a machine with more cores has more threads.
     command, environment = [sys.executable, "-c", STEP, json.dumps(shape)], {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     estimate = scaling.memory_bytes(ChatGPTConfig(**shape), 8, 256).total
@@ -145,7 +145,7 @@ def test_the_dial_goes_through_the_reference_recipe() -> None:
     dialed = scaling.dial(recipe["num_hidden_layers"], max_steps=recipe["max_steps"], **shape)
     assert dialed["per_device_train_batch_size"] * dialed["gradient_accumulation_steps"] * 256 == batch
     assert dialed["learning_rate"] == pytest.approx(recipe["learning_rate"], rel=0.01)
-    # Bergsma et al.'s fit itself, not through the reference.
+    # Bergsma et al.'s original fit, not the one through the reference.
     assert 1 < dialed["weight_decay"] / recipe["weight_decay"] < 2.5
     assert scaling.dial(4, hidden_size=192)["vocab_size"] == recipe["vocab_size"]
 
@@ -163,7 +163,7 @@ def test_the_dial_rises_with_depth() -> None:
     for small, large in pairwise(dialed):
         assert large["block_size"] >= small["block_size"]
         assert large["vocab_size"] > small["vocab_size"]
-        # A step has a power of two of rows, and the learning rate makes up for what that rounds off.
+        # The rows of a step are rounded to a power of two, and the learning rate compensates for the rounding.
         assert large["learning_rate"] / batch_factor(large) < small["learning_rate"] / batch_factor(small)
         assert tokens(large) > tokens(small)
         assert step_tokens(large) >= step_tokens(small)
@@ -174,7 +174,7 @@ def test_the_dial_rises_with_depth() -> None:
 
 
 def batch_factor(recipe: dict[str, Any]) -> float:
-    """Its batch against the rule's, as the learning rate takes it."""
+    """The factor in the learning rate for the difference between the recipe's batch and the rule's."""
     return (step_tokens(recipe) / scaling.best_batch(tokens(recipe))) ** 0.5
 
 
@@ -240,7 +240,7 @@ def test_a_recipe_with_a_depth_is_filled_in(tmp_path: Path) -> None:
     assert corpus.vocab_size == dialed["vocab_size"]
     assert training.learning_rate == dialed["learning_rate"]
     assert training.weight_decay == dialed["weight_decay"]
-    # 512 is the parser's own default too: set by hand all the same.
+    # The recipe's 512 counts as set by hand, although it is also the default.
     assert parse_recipe(PRETRAIN, None, ["--depth", "2"])[2].block_size == 256
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning on conversations that are not all alike."""
+"""Fine-tuning on different kinds of conversations."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def write(file: Path, conversations: list[Any]) -> Path:
 
 
 def test_conversations_of_every_kind(sft_options: list[str], tmp_path: Path) -> None:
-    """Those that no answer can be measured on are learned from all the same."""
+    """Conversations without an answer to evaluate are still used for training."""
     rows = [
         [user("Hello!"), assistant("Hi")],
         [user("Hello!"), assistant("Hi"), user("And?")],
@@ -98,7 +98,7 @@ def test_the_base_model_beside_it(sft_options: list[str], tmp_path: Path) -> Non
 def test_no_conversation_sees_another_in_its_row(
     attention: str, architecture: str, base_folder: Path, chats_file: Path
 ) -> None:
-    """Rows as fine-tuning sees them: whatever the neighbours say, a conversation's logits are those it has alone."""
+    """Rows as in fine-tuning: a conversation's logits do not depend on its neighbors in the row."""
     tokenizer = load_tokenizer(str(base_folder))
     conversations = load_conversations(parse_sources(str(chats_file)))["train"]
     tokenized = tokenize_conversations(conversations, tokenizer, max_length=128, long_conversations="cut")
@@ -118,7 +118,7 @@ def test_no_conversation_sees_another_in_its_row(
             poisoned = torch.full_like(ids, 7)
             poisoned[start:end] = ids[start:end]
             with torch.no_grad():
-                # As Trainer sets it; with a cache, GPT-2 as transformers has it would see the neighbours.
+                # As in Trainer; with a cache, transformers' GPT-2 would attend to the neighbors.
                 alone = model(ids[None, start:end], use_cache=False).logits
                 for packed in (ids, poisoned):
                     logits = model(packed[None], position_ids=positions[None], use_cache=False).logits[:, start:end]
@@ -129,7 +129,7 @@ def test_no_conversation_sees_another_in_its_row(
 
 
 def test_only_the_assistants_words_are_learned(sft_options: list[str], base_folder: Path, tmp_path: Path) -> None:
-    """The user's words may be anything: what is learned depends on them as context, not as targets."""
+    """The user's words may be anything: they are context, not targets."""
     rows = [[user("qqqq zzzz xxxx"), assistant("yes")]] * 4
     run(sft_options, tmp_path / "run", "--dataset", write(tmp_path / "r.jsonl", rows), "--max_steps", "20")
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
@@ -152,7 +152,7 @@ def test_only_the_assistants_words_are_learned(sft_options: list[str], base_fold
 def test_a_base_of_few_positions_without_padding(
     positions: str, sft_options: list[str], base_folder: Path, tmp_path: Path
 ) -> None:
-    """The answers that are measured end where the context does."""
+    """The evaluated answers stop at the end of the context."""
     folder = Path(shutil.copytree(base_folder, tmp_path / "base"))
     config = ChatGPTConfig(
         vocab_size=300,
@@ -171,7 +171,7 @@ def test_a_base_of_few_positions_without_padding(
 
 
 def test_a_base_without_a_chat_template(shared_data: Path, tmp_path: Path) -> None:
-    """GPT-2's own tokenizer: it gets the tokens of a chat, and the model rows for them."""
+    """GPT-2's own tokenizer gets the tokens for chats, and the model gets rows for them."""
     base = tmp_path / "gpt2"
     tokenizer = load_tokenizer(shared_data / "gpt2_tokenizer")
     tokenizer.save_pretrained(base)

@@ -1,4 +1,4 @@
-"""Adapters: trained, loaded, talked to and merged; the base model stays as it is."""
+"""Adapters are trained, loaded, used for chat, and merged; the base model stays as it is."""
 
 import json
 import shutil
@@ -74,14 +74,14 @@ def test_merged_it_is_an_ordinary_model(adapter: Path, cli: Callable[..., Any], 
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
     with pytest.raises(OutputError, match="is not an empty folder"):
         merge_adapter(adapter, tmp_path / "merged")
-    with pytest.raises(ConversionError, match="holds no adapter"):
+    with pytest.raises(ConversionError, match="contains no adapter"):
         merge_adapter(tmp_path / "merged", tmp_path / "again")
 
 
 def test_an_adapter_for_another_base_model(
     sft_options: list[str], base_folder: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    """PEFT looks at shapes alone; a base that was trained on in its place has the same."""
+    """PEFT checks only shapes, and a base model that was trained further has the same shapes."""
     base = Path(shutil.copytree(base_folder, tmp_path / "base"))
     folder = run([*sft_options, "--model_name_or_path", str(base), "--max_steps", "1"], tmp_path / "run")
     load_model(folder)

@@ -1,4 +1,4 @@
-"""From a corpus to a tokenizer folder."""
+"""Training a tokenizer on a corpus."""
 
 from pathlib import Path
 

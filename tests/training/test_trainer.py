@@ -1,4 +1,4 @@
-"""`PretrainTrainer`: a stream that resumes where it was, and figures on the clock."""
+"""`PretrainTrainer`: exact resuming of a stream, and speed in the logs."""
 
 import json
 import math
@@ -23,7 +23,7 @@ VOCAB, BLOCK = 32, 8
 
 
 class Counting(IterableDataset):
-    """Rows that say how many came before; what `StreamingRows` is, in little."""
+    """Rows that depend on how many came before: a minimal `StreamingRows`."""
 
     def __init__(self) -> None:
         self.next = 0
@@ -75,7 +75,7 @@ def trainer(folder: Path, data: Any, *callbacks: TrainerCallback, **changes: Any
 
 
 class Killed(BaseException):
-    """What ends a process in the middle of a run."""
+    """Stands for the death of the process in the middle of a run."""
 
 
 class KillAt(TrainerCallback):
@@ -127,7 +127,7 @@ def test_where_the_stream_was_stands_in_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"was written by 1 processes that shared a stream.* start 1"):
         read_data_state(checkpoint, rank=0, processes=2)
     (checkpoint / "data_state_0.json").write_text(text[:-5])
-    with pytest.raises(CheckpointError, match=r"data_state_0.json cannot be read .*Take an earlier one"):
+    with pytest.raises(CheckpointError, match=r"data_state_0.json cannot be read .*Use an earlier checkpoint"):
         trainer(tmp_path, Counting()).train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / "data_state_0.json").unlink()
     with pytest.raises(CheckpointError, match=r"data_state_0.json cannot be read"):
@@ -135,7 +135,7 @@ def test_where_the_stream_was_stands_in_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_true_is_the_newest_checkpoint_that_is_whole(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no whole checkpoint to go on from"):
+    with pytest.raises(CheckpointError, match="contains no complete checkpoint to resume from"):
         trainer(tmp_path, Counting()).train(resume_from_checkpoint=True)
     trainer(tmp_path, Counting()).train()
     (tmp_path / "checkpoint-8" / "trainer_state.json").unlink()
@@ -159,7 +159,7 @@ def test_an_old_checkpoint_is_not_whole_while_it_is_written_over(tmp_path: Path)
 
 
 class Clock:
-    """Stands where the trainer's clock stood, and goes on when it is told to."""
+    """Replaces the trainer's clock; advances only when told to."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -179,7 +179,7 @@ def test_the_speed_is_that_of_this_process_and_of_training_alone(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Take(TrainerCallback):
-        """A quarter of a second in every training step, and a hundred seconds in every evaluation and for every file."""
+        """Takes 0.25 seconds in every training step, and 100 in every evaluation step."""
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             clock.now += 0.25
@@ -198,7 +198,7 @@ def test_the_speed_is_that_of_this_process_and_of_training_alone(
     run = trainer(tmp_path, rows(), Take(), flops_per_token=1e6, **settings)
     began = clock.now
     output = run.train()
-    # Four evaluations and three checkpoints were not quick.
+    # Four evaluations and three checkpoints took long.
     assert clock.now - began > 1000
     logs = [entry for entry in run.state.log_history if "loss" in entry]
     tokens = 4 * 2 * BLOCK
@@ -234,7 +234,7 @@ def test_what_is_said_of_held_out_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("norm_type", ["rmsnorm", "layernorm"])
 def test_only_matrices_inside_the_layers_decay(norm_type: str, tmp_path: Path) -> None:
-    """With torch's AdamW, too, as `Trainer` makes it."""
+    """Also with torch's AdamW, as `Trainer` creates it."""
     run = trainer(tmp_path, rows(), weight_decay=0.5)
     shape: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     run.model = ChatGPTForCausalLM(

@@ -1,7 +1,7 @@
-"""The loss of the first steps does not depend on how a batch is cut, and stays what it was.
+"""The loss of the first steps does not depend on how a batch is split, and does not change between versions.
 
-`python tests/training/test_trajectory.py` writes the reference anew. Do so only where a change is meant to change the
-numbers, and say why in docs/log.md.
+`python tests/training/test_trajectory.py` rewrites the reference. Run it only after a change that is meant to change
+the numbers, and say why in docs/log.md.
 """
 
 import json
@@ -22,7 +22,7 @@ STEPS = 20
 
 
 def rows() -> Dataset:
-    """40 rows of 32 tokens, of which between 1 and 31 are learned: a mean of means would not be the mean."""
+    """40 rows of 32 tokens, 1 to 31 of them learned: a mean of means would differ from the mean."""
     draw = random.Random(0)
     ids, labels = [], []
     for index in range(40):
@@ -55,7 +55,7 @@ def trajectory(output_dir: Path, batch_size: int, accumulation: int) -> list[flo
     )
     trainer = Trainer(model, arguments, train_dataset=rows(), data_collator=default_data_collator)
     trainer.train()
-    # Training mode is what `Trainer` left it in: this is the loss that never has the logits.
+    # `Trainer` left the model in training mode, so this is the chunked loss, which returns no logits.
     with torch.no_grad():
         batch = default_data_collator([rows()[0]])
         assert model(**batch).logits is None

@@ -1,4 +1,4 @@
-"""A trained model with another tokenizer: rows of known tokens stay, of others they are the mean of their pieces."""
+"""A trained model gets another tokenizer: known tokens keep their rows, others get the mean of their pieces' rows."""
 
 import pytest
 import torch

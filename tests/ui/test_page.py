@@ -1,4 +1,4 @@
-"""The chat page in a real browser: what a person does on it, and what it never does."""
+"""The chat page in a real browser: user actions, and things that the page must never do."""
 
 import re
 import shutil
@@ -30,12 +30,12 @@ from chatgpt_hf.ui.page import Handlers, Sessions, conversation_of, launch_page,
 from chatgpt_hf.ui.tokens import tokens_html  # noqa: E402
 
 LENGTH = 60
-# A guard against hanging, far above what anything here takes on a slow and busy machine.
+# Only ends a test that hangs; far longer than anything here takes on a slow and busy machine.
 PATIENCE = 900
 
 
 class Request:
-    """What a handler needs to know of the page that calls it."""
+    """The part of a Gradio request that handlers use."""
 
     def __init__(self, session_hash: str) -> None:
         self.session_hash = session_hash
@@ -52,7 +52,7 @@ def test_one_session_for_each_page(chat_folder: Path) -> None:
     first, second = sessions.of(Request("a")), sessions.of(Request("b"))
     assert first is not second
     assert sessions.of(Request("a")) is first
-    # The third takes the place of the one that was idle longest.
+    # The third replaces the session that was idle longest.
     sessions.of(Request("c"))
     assert sessions.of(Request("a")) is first
     assert sessions.of(Request("b")) is not second
@@ -76,12 +76,12 @@ def test_one_answer_at_a_time_in_a_page(chat_folder: Path) -> None:
         with pytest.raises(gradio.Error, match="stop it"):
             again()
     assert handlers.ask("Smile", [], there)[0]
-    # Closing is what Gradio does when the page went away.
+    # Gradio closes the generator when the page is closed.
     answer.close()
     assert handlers.undo(history, here) == ([], "Hello!")
     *_, (history, _, _) = handlers.answer(history, before, "", 0, 1.0, 50, 40, None, here)
     assert conversation_of(history)[-1] == {"role": "assistant", "content": "Hi! How are you?"}
-    # Neither page's turn is seen in the other.
+    # Neither page sees the other's turns.
     *_, (history, _, _) = handlers.answer([{"role": "user", "content": "Smile"}], [], "", 0, 1.0, 50, 40, None, there)
     assert history[-1]["content"] == "😀👍🏽 yes 🎉"
     assert list(handlers.answer(history, [], "", 0, 1.0, 50, 40, None, there)) == []
@@ -109,7 +109,7 @@ def test_tokens_are_escaped() -> None:
     assert "<script>" not in page
     assert "<img" not in page
     assert page.count("<br>") == 1
-    # The token itself is always among those that are shown.
+    # The token itself is always among the shown candidates.
     assert page.count('class="row') == 2
     assert page.count("25.0 %") == 2
     assert "&lt;0.1 %" in page
@@ -154,13 +154,13 @@ def test_the_command(chat_folder: Path, free_port: Callable[[], int]) -> None:
 
 @dataclass
 class Server:
-    """A page that is served, with the model behind it.
+    """A served page with its model.
 
     Attributes:
-        held: Counts the model's steps, and holds it where a test wants it.
-        outside: Addresses of other machines that the server itself spoke to.
-        forgotten: One for each time that a page told the server that another conversation is open.
-        stops: One for each time that an answer was stopped.
+        held: The gate that counts the model's steps, and blocks it where a test wants.
+        outside: Addresses of other machines that the server connected to.
+        forgotten: One entry for each time that a page told the server that another conversation was opened.
+        stops: One entry for each time that an answer was stopped.
     """
 
     address: str
@@ -173,7 +173,7 @@ class Server:
 
 
 class Moderation:
-    """Refuses what is called bad, and ends an answer before `are`."""
+    """Refuses messages with `bad`, and ends an answer before `are`."""
 
     class Filter:
         finish_reason: str | None = None
@@ -197,7 +197,7 @@ class Moderation:
 
 
 def counted(function: Callable[..., None], calls: list[None]) -> Callable[..., None]:
-    """The function, which notes that it has run."""
+    """Wraps a function to record its calls."""
 
     @wraps(function)
     def noting(*args: Any, **kwargs: Any) -> None:
@@ -247,19 +247,19 @@ def server(serve: Callable[..., Server]) -> Server:
 
 @pytest.fixture(scope="module")
 def babbler(serve: Callable[..., Server]) -> Server:
-    """A model that does not come to an end before `LENGTH` tokens."""
+    """A model whose answers always have `LENGTH` tokens."""
     return serve(min_new_tokens=LENGTH, max_new_tokens=LENGTH)
 
 
 @dataclass
 class Tab:
-    """A page in the browser, in the words of who sits before it."""
+    """A page in the browser, with the actions of its user."""
 
     page: Any
     server: Server
 
     def opens(self, act: Callable[[], object]) -> None:
-        """Does what opens a conversation, and waits until the server knows of it: then nothing is under way."""
+        """Does something that opens a conversation, and waits until the server knows: then nothing is in progress."""
         before = len(self.server.forgotten)
         act()
         wait_until(lambda: len(self.server.forgotten) > before)
@@ -304,7 +304,7 @@ class Tab:
 
 @pytest.fixture
 def open_tab(browser: Any) -> Iterator[Callable[..., Tab]]:
-    """Opens a page in a browser profile of its own; in the end no request may have gone to another machine."""
+    """Opens pages in separate browser profiles; checks at the end that no request went to another machine."""
     contexts = []
     requests: list[str] = []
     errors: list[str] = []
@@ -347,7 +347,7 @@ def test_a_conversation(
     # The second turn sees the first.
     assert tab.ask("Smile") == session.reply("Smile")
     assert tab.messages("user") == ["Who are you?", "Smile"]
-    # The tokens are those of the answer, and all of them.
+    # The panel shows all tokens of the answer.
     ids = session.ending.answer_ids
     wait_until(lambda: tab.tokens().count() == len(ids))
     tab.tokens().first.hover()
@@ -356,7 +356,7 @@ def test_a_conversation(
     assert card.locator(".row").count() == 5
     assert re.search(r"\d %", card.inner_text())
     tab.shot(tmp_path / "light.png")
-    # By keyboard too, one card at a time.
+    # Cards also work by keyboard, one at a time.
     tab.page.mouse.move(0, 0)
     tab.tokens().nth(2).focus()
     tab.tokens().nth(2).locator(".card").wait_for(state="visible")
@@ -394,7 +394,7 @@ def test_stop(babbler: Server, open_tab: Callable[..., Tab]) -> None:
         held.give(10)
         tab.send("Hello!")
         held.wait()
-        # It streams: the answer grows while the model goes on.
+        # It streams: the answer grows while the model continues.
         wait_until(lambda: bool(tab.messages("bot")) and len(tab.messages("bot")[0]) > 2)
         early = tab.messages("bot")[0]
         held.give(20)
@@ -406,14 +406,14 @@ def test_stop(babbler: Server, open_tab: Callable[..., Tab]) -> None:
         held.open()
         answer = tab.settled()
         wait_until(lambda: tab.tokens().count() > 0)
-        # The step in which it was held was its last. The pass that makes the panel is one more.
+        # The blocked step was the last of the answer. The panel takes one more forward pass.
         assert held.steps == steps + 2
         assert answer.startswith(early[:2])
         assert tab.tokens().count() == steps + 1 < LENGTH
-        # While the model does something else, nothing of it is that answer.
+        # Later steps of the model are not for that answer.
         ChatSession(babbler.model, babbler.tokenizer, min_new_tokens=LENGTH, max_new_tokens=LENGTH).reply("Hello!")
         assert held.steps == steps + 2 + LENGTH
-    # What was said so far is a part of the conversation.
+    # The text so far is part of the conversation.
     tab.opens(tab.page.reload)
     wait_until(lambda: tab.messages("bot") == [answer])
 
@@ -429,7 +429,7 @@ def test_closing_the_page_stops_the_model(babbler: Server, open_tab: Callable[..
         tab.page.close()
         wait_until(lambda: len(babbler.stops) > stops)
         held.open()
-        # The next page is not kept waiting: beside its answer and its panel, the model makes the step in which it was held.
+        # The next page does not wait: the model does only the blocked step, the new answer and its panel.
         tab = open_tab(babbler)
         assert tab.ask("Hello!")
         wait_until(lambda: tab.tokens().count() > 0)
@@ -450,7 +450,7 @@ def test_conversations_are_kept(server: Server, open_tab: Callable[..., Tab]) ->
     tab.opens(tab.page.locator("#conversations label").nth(1).click)
     wait_until(lambda: tab.messages("user") == ["Hello!"])
     wait_until(lambda: tab.messages("bot") == ["Hi! How are you?"])
-    # Another tab of the same browser sees them, and neither overwrites what the other wrote.
+    # Another tab of the same browser sees them, and neither tab overwrites the other's conversations.
     other = Tab(tab.page.context.new_page(), server)
     other.visit()
     wait_until(lambda: len(other.conversations()) == 2)
@@ -461,7 +461,7 @@ def test_conversations_are_kept(server: Server, open_tab: Callable[..., Tab]) ->
     tab.opens(tab.page.locator("#chat").get_by_role("button", name="Clear").click)
     wait_until(lambda: tab.messages("user") == [])
     wait_until(lambda: set(tab.conversations()) == {"Count to five.", "Who are you?", "Hello!"})
-    # A browser of somebody else knows nothing of them.
+    # Another browser does not have them.
     assert open_tab(server).conversations() == []
 
 
@@ -477,7 +477,7 @@ def test_settings(server: Server, open_tab: Callable[..., Tab]) -> None:
     tab.ask("Who are you?")
     assert "cut off" in tab.page.inner_text("#notice")
     wait_until(lambda: tab.tokens().count() == 3)
-    # A seed makes what is sampled come again.
+    # The same seed gives the same sampled answer.
     for name, value in (("max-new-tokens", "20"), ("temperature", "2"), ("seed", "7")):
         tab.page.locator(f"#{name} input[type=number]").fill(value)
         tab.page.locator(f"#{name} input[type=number]").press("Tab")
@@ -526,7 +526,7 @@ def test_pictures_from_elsewhere_are_not_fetched(server: Server, open_tab: Calla
         )
         tab.send(f"![x](http://127.0.0.1:{elsewhere.server_port}/a.png) Hello!")
         tab.page.locator("#chat .message.user img").wait_for(state="attached")
-        # The browser says that it was not let; then it does not try again.
+        # The browser reports that the policy blocked the picture, so it does not load it later.
         tab.page.wait_for_function(f"window.refused?.some((address) => address.includes(':{elsewhere.server_port}/'))")
         tab.settled()
         elsewhere.shutdown()

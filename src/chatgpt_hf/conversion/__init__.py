@@ -1,1 +1,1 @@
-"""Checkpoints of other families, in and out."""
+"""Converts checkpoints from and to other model families."""

@@ -1,4 +1,4 @@
-"""A tokenizer of single characters, as nanoGPT's character data sets have it, from a table in JSON."""
+"""A character tokenizer, as in nanoGPT's character data sets, from a JSON table."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ PICKLED_META_NAME = "meta.pkl"
 
 
 def read_character_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a `meta.json`: `{"stoi": {"a": 0, ...}, "itos": {"0": "a", ...}}`, of which `itos` may be left out.
+    """Reads the tokenizer of a `meta.json`: `{"stoi": {"a": 0, ...}, "itos": {"0": "a", ...}}`; `itos` is optional.
 
-    A character that is not in the table is an error when text is encoded, as it is in nanoGPT.
+    The tokenizer raises an error for a character that is not in the table, as in nanoGPT.
 
     Raises:
-        TokenizerError: When the file cannot be read, or its table is no one-to-one table of characters and ids from 0.
+        TokenizerError: If the file cannot be read, or does not map characters one-to-one to ids from 0.
     """
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
@@ -47,11 +47,11 @@ def read_character_tokenizer(file: Path) -> PreTrainedTokenizerBase:
 
 
 def refuse_pickled_meta(file: Path) -> None:
-    """Raises `TokenizerError`, saying how a `meta.pkl` becomes a `meta.json`."""
+    """Raises `TokenizerError`, which tells how to turn a `meta.pkl` into a `meta.json`."""
     raise TokenizerError(
-        f"{file} is a pickle, which can run code when it is read, and is not. If you made it yourself, write its table as "
-        f"{META_NAME} beside it and try again:\n"
+        f"{file} is a pickle, which can run code when it is read, so it is not read. If you made it yourself, write its table "
+        f"as {META_NAME} next to it and try again:\n"
         f"""  python -c "import json, pickle; m = pickle.load(open('{PICKLED_META_NAME}', 'rb')); """
         f"""json.dump({{'stoi': m['stoi'], 'itos': m['itos']}}, open('{META_NAME}', 'w'))"\n"""
-        f"Or name a tokenizer's folder with --tokenizer."
+        f"Or name the folder of a tokenizer with --tokenizer."
     )

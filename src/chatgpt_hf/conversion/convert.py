@@ -1,4 +1,4 @@
-"""One call for every direction: read, translate, check the logits, write."""
+"""Converts checkpoints in every direction: read, translate, check the logits, write."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,39 +20,39 @@ from .characters import META_NAME, PICKLED_META_NAME, read_character_tokenizer, 
 from .families import FAMILIES, MODEL_FAMILIES, find_file, known_families
 from .families.family import FileFamily, ModelFamily, State
 
-# Largest difference of float32 logits that rounding explains, for weights of any published GPT-2.
+# Largest difference of float32 logits that rounding can explain, for any published GPT-2.
 TOLERANCE = 1e-4
 OURS = ChatGPTConfig.model_type
 TARGETS = (OURS, *FAMILIES)
 _TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"}
 
-# A model, or ids (batch, seq) to float32 logits (batch, seq, vocab).
+# A model, or a function from ids (batch, seq) to float32 logits (batch, seq, vocab).
 Reference: TypeAlias = PreTrainedModel | Callable[[torch.Tensor], torch.Tensor]
 
 
 def convert_checkpoint(
     source: str | Path, output_dir: str | Path, to: str = OURS, *, tokenizer: str | Path | None = None
 ) -> float:
-    """Converts a checkpoint and its tokenizer, checking the logits of random ids before anything is written.
+    """Converts a checkpoint and its tokenizer, and compares the logits of random ids before writing anything.
 
     Args:
-        source: Folder or Hub id of a model of a family in `families.py` or of ours; or a file of nanoGPT's or litgpt's.
+        source: Folder or Hub id of our model or of a family in `families/`; or a checkpoint file of nanoGPT or litgpt.
         output_dir: A folder that does not exist or is empty.
         to: `"chatgpt"` or the name of a family.
-        tokenizer: A tokenizer's folder or Hub id, or a table of characters as `meta.json`, in place of the source's own.
+        tokenizer: Folder or Hub id of a tokenizer, or a character table (`meta.json`), to use instead of the source's.
 
     Returns:
         The largest difference between the logits of source and target, in float32.
 
     Raises:
-        ConversionError: When the family is unknown, the source or the target cannot express the model, a file would run
+        ConversionError: If the family is unknown, the source or the target cannot express the model, a file would run
             code when it is read, or the logits differ.
-        OutputError: When the folder is not empty.
-        CheckpointError: When the source cannot be read.
-        TokenizerError: When its tokenizer cannot, or does not fit.
+        OutputError: If the folder is not empty.
+        CheckpointError: If the source cannot be read.
+        TokenizerError: If the tokenizer cannot be read, or does not fit the model.
     """
     if to not in TARGETS:
-        raise ConversionError(f"--to {to} is unknown; known are {', '.join(TARGETS)}.")
+        raise ConversionError(f"--to {to} is unknown; choose from {', '.join(TARGETS)}.")
     folder = check_new_folder(output_dir)
     model, reference = read_checkpoint(source)
     loaded_tokenizer = find_tokenizer(source, tokenizer)
@@ -63,8 +63,8 @@ def convert_checkpoint(
     difference = logits_difference(reference, converted, model.config)
     if not difference <= TOLERANCE:
         raise ConversionError(
-            f"The converted model's logits differ by {difference:.1e} from the source's (at most {TOLERANCE:.0e} is "
-            "rounding). Nothing was written."
+            f"The converted model's logits differ by {difference:.1e} from the source's (rounding explains at most "
+            f"{TOLERANCE:.0e}). Nothing was written."
         )
     with atomic_folder(folder) as temporary:
         save(temporary)
@@ -74,11 +74,11 @@ def convert_checkpoint(
 
 
 def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
-    """A checkpoint of any known family as a model of ours, and what computes the family's own logits.
+    """Reads a checkpoint of any known family as our model; also returns a reference for the family's own logits.
 
     Raises:
-        ConversionError: When the family is unknown, or our model cannot express the checkpoint.
-        CheckpointError: When it cannot be read.
+        ConversionError: If the family is unknown, or our model cannot express the checkpoint.
+        CheckpointError: If the checkpoint cannot be read.
     """
     if found := find_file(source):
         file_family, file = found
@@ -88,13 +88,13 @@ def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
     refuse_adapter(source)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(
-            f"{folder} does not contain a model: {CONFIG_NAME} is missing, and there is no file of torch's that is known. Known are "
+            f"{folder} does not contain a model: {CONFIG_NAME} is missing, and there is no known torch file. Known families: "
             f"{known_families()}."
         )
     name = _model_type(source)
     if name is not None and name != OURS and name not in MODEL_FAMILIES:
         raise ConversionError(
-            f"{source} is of the family {name!r}, which is unknown here; known are {known_families()}."
+            f"{source} belongs to the family {name!r}, which is unknown here. Known families: {known_families()}."
         )
     family = MODEL_FAMILIES.get(name or OURS)
     if family is None or family.tensors_in is None:
@@ -107,10 +107,10 @@ def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
 
 
 def write_checkpoint(model: ChatGPTForCausalLM, to: str) -> tuple[Reference, Callable[[Path], None]]:
-    """A model of ours as one of a family: what computes its logits, and what writes it into a folder.
+    """Translates our model to a family; returns a reference for its logits, and a function that writes a folder.
 
     Raises:
-        ConversionError: Naming the field that the family cannot express.
+        ConversionError: If the family cannot express the model; the message names the field.
     """
     if to == OURS:
         return model, model.save_pretrained
@@ -128,12 +128,12 @@ def write_checkpoint(model: ChatGPTForCausalLM, to: str) -> tuple[Reference, Cal
 
 @torch.inference_mode()
 def logits_difference(reference: Reference, converted: Any, config: Any = None) -> float:
-    """Largest absolute difference of float32 logits over random ids, (2, up to 64).
+    """The largest absolute difference of float32 logits on random ids, (2, up to 64).
 
     Args:
-        reference: A model or what computes logits from ids.
+        reference: A model, or a function from ids to logits.
         converted: The same.
-        config: What the ids have to fit; left out, the converted model's.
+        config: The config that limits the ids; None means the converted model's.
     """
     config = config or converted.config
     length = min(64, config.max_position_embeddings)
@@ -162,7 +162,7 @@ def _logits_of(family: FileFamily, config: dict[str, Any], state: State) -> Call
 def _build(
     family: ModelFamily | FileFamily, config: dict[str, Any], state: State, source: str | Path
 ) -> ChatGPTForCausalLM:
-    """A model of ours from a family's config and tensors, each of which has to find its place."""
+    """Builds our model from a family's config and tensors; raises if a tensor is left over or missing."""
     ours = family.config_in(config)
     if isinstance(family, FileFamily):
         ours["tie_word_embeddings"] = "lm_head.weight" not in state
@@ -176,18 +176,18 @@ def _build(
         None, config=built, state_dict=tensors, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
     )
     for key, what in (
-        ("mismatched_keys", "have other shapes than the config asks for"),
+        ("mismatched_keys", "have other shapes than in the config"),
         ("missing_keys", "are missing"),
     ):
         if names := sorted(str(found if isinstance(found, str) else found[0]) for found in report[key]):
-            raise CheckpointError(f"{source}: {len(names)} weights {what}, {', '.join(names[:3])} among them.")
+            raise CheckpointError(f"{source}: {len(names)} weights {what}, including {', '.join(names[:3])}.")
     if names := sorted(report["unexpected_keys"]):
-        raise CheckpointError(f"{source}: the config knows nothing of {', '.join(names[:3])}.")
+        raise CheckpointError(f"{source}: the config has no place for the weights {', '.join(names[:3])}.")
     return model.eval()
 
 
 def _model_type(source: str | Path) -> str | None:
-    """What config.json calls the family; None where it cannot be read, which loading the model says more about."""
+    """The family according to config.json; None if it cannot be read: loading the model gives a better message."""
     try:
         return PreTrainedConfig.get_config_dict(str(source))[0].get("model_type")
     except (OSError, ValueError):
@@ -195,7 +195,7 @@ def _model_type(source: str | Path) -> str | None:
 
 
 def find_tokenizer(source: str | Path, named: str | Path | None = None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that was named, or the source's; None where it has none, for which transformers would make one up."""
+    """Returns the named tokenizer or the source's; None if there is none, where transformers would invent one."""
     if named is not None:
         file = Path(named)
         if file.suffix == ".pkl":
@@ -218,7 +218,7 @@ def find_tokenizer(source: str | Path, named: str | Path | None = None) -> PreTr
 
 
 def _name_special_tokens(model: ChatGPTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The tokenizer's special ids where the checkpoint has named none, so that generation ends where it should."""
+    """Copies the tokenizer's special ids if the checkpoint has none, so that generation stops where it should."""
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(model.config, name) is None and getattr(tokenizer, name, None) is not None:
             setattr(model.config, name, getattr(tokenizer, name))

@@ -1,4 +1,4 @@
-"""An adapter and its base model as one ordinary model."""
+"""Merges an adapter into its base model."""
 
 from pathlib import Path
 
@@ -10,30 +10,31 @@ from .convert import TOLERANCE, logits_difference
 
 
 def merge_adapter(source: str | Path, output_dir: str | Path) -> float:
-    """Adds an adapter's weights to those of its base model and writes the result, checking the logits before.
+    """Adds an adapter's weights to its base model's, compares the logits, and writes the result.
 
     Args:
-        source: Folder of an adapter, as `chatgpt-hf sft --use_peft true` leaves it.
+        source: Folder of an adapter, as written by `chatgpt-hf sft --use_peft true`.
         output_dir: A folder that does not exist or is empty.
 
     Returns:
-        The largest difference between the logits with the adapter beside the model and in it, in float32.
+        The largest difference between the logits with a separate adapter and with the merged one, in float32.
 
     Raises:
-        ConversionError: When the source holds no adapter, or the logits differ.
-        OutputError: When the folder is not empty.
-        CheckpointError: When adapter or base model cannot be read, or do not belong together.
+        ConversionError: If the source contains no adapter, or the logits differ.
+        OutputError: If the folder is not empty.
+        CheckpointError: If adapter or base model cannot be read, or do not belong together.
     """
     folder = check_new_folder(output_dir)
     if not (Path(source) / ADAPTER_CONFIG_NAME).is_file():
         raise ConversionError(
-            f"{source} holds no adapter: {ADAPTER_CONFIG_NAME} is missing. A whole model needs no merging."
+            f"{source} contains no adapter: {ADAPTER_CONFIG_NAME} is missing. A complete model needs no merging."
         )
     merged = load_model(source).merge_and_unload()
     difference = logits_difference(load_model(source), merged)
     if not difference <= TOLERANCE:
         raise ConversionError(
-            f"The merged model's logits differ by {difference:.1e} (at most {TOLERANCE:.0e} is rounding). Nothing was written."
+            f"The merged model's logits differ by {difference:.1e} (rounding explains at most {TOLERANCE:.0e}). Nothing was "
+            "written."
         )
     with atomic_folder(folder) as temporary:
         merged.save_pretrained(temporary)

@@ -1,1 +1,1 @@
-"""Talking to a model."""
+"""Generating text and chatting with a model."""

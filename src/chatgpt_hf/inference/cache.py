@@ -1,4 +1,4 @@
-"""Keys and values that are written once and kept between calls: `DynamicCache` copies all of them for every token."""
+"""Caches that append in place and can be kept between calls; `DynamicCache` copies everything for every token."""
 
 from itertools import takewhile
 from typing import Any
@@ -9,19 +9,20 @@ from transformers.cache_utils import DynamicLayer
 
 from ..model.modeling_chatgpt import CACHE_NAME
 
-# Positions of a new buffer beside those that are there. What is not written to takes no memory of its own, but an allocator that
-# lays a freed buffer under it does: with 256, 32 rows of GPT-2-small peaked at 680 MB, with 64 at 395.
+# Minimum number of free positions in a new buffer. Untouched pages cost nothing, but a recycled buffer is already
+# resident: with 256, 32 rows of GPT-2-small peaked at 680 MB, with 64 at 395.
 _ROOM = 64
-# Buffers of up to so many positions hold one after another, (seq, batch, heads, head_dim), larger ones by heads: the first is read
-# faster by the attention written out, and the second by `sdpa`, from about 128 positions on (docs/log.md).
+# Buffers of up to this many positions are laid out by position, (seq, batch, heads, head_dim), which suits our
+# explicit attention; larger ones by head, which suits `sdpa`. The latter is faster from about 128 positions
+# (docs/log.md).
 _BY_POSITION = 128
 
 
 class GrowingLayer(DynamicLayer):
-    """transformers' layer that grows, in a buffer with room for more.
+    """transformers' `DynamicLayer` in a buffer with free space.
 
-    `keys` and `values` are views of the buffers, (batch, num_key_value_heads, seq, head_dim), so that all that the base class
-    does with them stays right; after an operation that replaces them the next token moves them into new buffers.
+    `keys` and `values` are views of the buffers, (batch, num_key_value_heads, seq, head_dim), so all operations of the
+    base class work. If an operation replaces them, the next token moves them into new buffers.
     """
 
     keys: torch.Tensor
@@ -31,13 +32,13 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends (batch, num_key_value_heads, new, head_dim) and returns all there are."""
+        """Appends keys and values, (batch, num_key_value_heads, new, head_dim), and returns all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before = self.get_seq_length()
         length = before + key_states.shape[-2]
         if not self._fit(key_states.shape[0], length):
-            # Twice the length, so that each position is copied once more at most on the average.
+            # Double the length, so that each position is copied at most once more on average.
             room = length + max(_ROOM, before)
             keys, values = _new_buffer(key_states, room), _new_buffer(value_states, room)
             if before:
@@ -45,14 +46,14 @@ class GrowingLayer(DynamicLayer):
             self._buffers = keys, values
         assert self._buffers is not None
         keys, values = self._buffers
-        # By `narrow`, which is one operation where a subscript is three.
+        # `narrow` is one operation; a subscript would be three.
         keys.narrow(2, before, length - before).copy_(key_states)
         values.narrow(2, before, length - before).copy_(value_states)
         self.keys, self.values = keys.narrow(2, 0, length), values.narrow(2, 0, length)
         return self.keys, self.values
 
     def _fit(self, batch_size: int, length: int) -> bool:
-        """Whether the keys are still the beginning of a buffer that has room for so many positions."""
+        """True if the keys are still the beginning of the buffer, and it has room for `length` positions."""
         if self._buffers is None or not self.keys.numel():
             return False
         keys, _ = self._buffers
@@ -64,7 +65,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def _new_buffer(states: torch.Tensor, room: int) -> torch.Tensor:
-    """(batch, num_key_value_heads, room, head_dim), like such states."""
+    """An empty buffer, (batch, num_key_value_heads, room, head_dim), with the dtype and device of `states`."""
     batch_size, heads, _, size = states.shape
     if room <= _BY_POSITION:
         return states.new_empty((room, batch_size, heads, size)).permute(1, 2, 0, 3)
@@ -72,10 +73,10 @@ def _new_buffer(states: torch.Tensor, room: int) -> torch.Tensor:
 
 
 class GrowingCache(DynamicCache):
-    """`DynamicCache` for `generate`, as `past_key_values` or `cache`, whose full-attention layers do not copy what they hold.
+    """A `DynamicCache` for `generate` (as `past_key_values` or `cache`) whose full-attention layers grow without copying.
 
     Args:
-        config: Of the model; the layers of other kinds (windows, convolutions) are transformers' own.
+        config: The model's config. Layers of other kinds (windows, convolutions) stay transformers' own.
     """
 
     layers: list[Any]
@@ -86,23 +87,23 @@ class GrowingCache(DynamicCache):
 
 
 def keeps_keys_and_values(model: PreTrainedModel) -> bool:
-    """Whether a model takes a `DynamicCache`; one with a state of its own kind, as Mamba, does not."""
+    """True if a model can use a `DynamicCache`; a model with another kind of state, such as Mamba, cannot."""
     return not model._is_stateful and model._supports_default_dynamic_cache()
 
 
 def growing_cache(model: PreTrainedModel) -> dict[str, GrowingCache]:
-    """A new `GrowingCache` as `generate` takes it; nothing where the model takes none."""
+    """A new `GrowingCache` as an argument of `generate`; empty if the model cannot use one."""
     return {CACHE_NAME: GrowingCache(model.config)} if keeps_keys_and_values(model) else {}
 
 
 class PrefixCache:
-    """Keys and values of what a model has seen, so that a prompt which begins as the last one did costs only what is new in it.
+    """Keeps keys and values between calls, so that a prompt that begins like the last one costs only its new tokens.
 
     Args:
-        model: Any causal language model. One that keeps no keys and values computes every prompt anew.
+        model: Any causal language model. A model without keys and values computes every prompt from the start.
 
     Attributes:
-        processed_tokens: That the model computed, in all calls.
+        processed_tokens: Number of tokens that the model computed in all calls.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -116,10 +117,10 @@ class PrefixCache:
 
         Args:
             input_ids: (1, seq).
-            **kwargs: For `generate`.
+            **kwargs: Passed to `generate`.
 
         Returns:
-            (1, seq + new), as `generate` does.
+            (1, seq + new), as from `generate`.
         """
         if not keeps_keys_and_values(self._model):
             sequence = self._model.generate(input_ids, **kwargs)
@@ -131,15 +132,15 @@ class PrefixCache:
         return sequence
 
     def take(self, prompt: list[int]) -> GrowingCache:
-        """A cache of as much of the prompt as is known, all but its last token at most."""
+        """Returns a cache with the known beginning of the prompt, at most all but its last token."""
         cache, ids, self._cache = self._cache, self._ids, None
-        # The last token has to be computed again: its logits are not kept.
+        # The last token must be computed again, because its logits are not kept.
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt[:-1], strict=False)))
         if cache is not None and common:
             try:
                 cache.crop(common - len(ids))
             except RuntimeError:
-                # What a sliding window let go does not come back.
+                # A sliding window has already dropped the earlier positions.
                 common = 0
         if cache is None or not common:
             cache, common = GrowingCache(self._model.config), 0
@@ -148,6 +149,6 @@ class PrefixCache:
         return cache
 
     def keep(self, cache: GrowingCache, ids: list[int]) -> None:
-        """Takes a cache back after it has seen the first of the ids, as many as it is long."""
+        """Takes back a cache; it contains the first of the ids, as many as its length."""
         self._cache, self._ids = cache, ids[: cache.get_seq_length()]
         self.processed_tokens += len(self._ids)

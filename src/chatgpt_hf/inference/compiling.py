@@ -1,4 +1,4 @@
-"""Steps by `torch.compile`, in a cache of fixed size, as transformers' `generate` does them."""
+"""Compiled generation steps (`torch.compile`) with a cache of fixed size, through transformers' `generate`."""
 
 import torch
 from transformers import CompileConfig, PreTrainedModel, StaticCache
@@ -7,7 +7,7 @@ from .cache import PrefixCache
 
 
 def missing_compiler(device: torch.device) -> str | None:
-    """What `torch.compile` lacks to compile for a device; None where it has all."""
+    """Names the compiler that `torch.compile` needs for a device and that is missing; None if nothing is missing."""
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -23,10 +23,11 @@ def missing_compiler(device: torch.device) -> str | None:
 
 
 def compile_config() -> CompileConfig:
-    """For `generate(past_key_values=StaticCache(...), compile_config=compile_config())`, on a CPU too.
+    """A config for `generate(past_key_values=StaticCache(...), compile_config=compile_config())`, also on a CPU.
 
-    transformers itself compiles for accelerators alone. Code for one batch size is faster than for any: who answers batches of
-    several sizes sets its `dynamic` to False, and each gets its own (windows of attention need None, PyTorch's default).
+    By default, transformers compiles only for accelerators. Code for one batch size is faster than code for any size:
+    for batches of several sizes, set `dynamic` to False, and each size gets its own code (attention windows need None,
+    PyTorch's default).
     """
     config = CompileConfig()
     config._compile_all_devices = True
@@ -34,12 +35,12 @@ def compile_config() -> CompileConfig:
 
 
 class StaticPrefix(PrefixCache):
-    """The interface of `PrefixCache` around a cache of one size, so that one compiled step does for all positions.
+    """Has the interface of `PrefixCache`, but a cache of fixed size, so that one compiled step serves all positions.
 
-    Only the memory is used again: a cache of fixed size cannot go back.
+    Reuses only the memory: a cache of fixed size cannot be cropped.
 
     Args:
-        model: Any causal language model that can be compiled whole.
+        model: Any causal language model that compiles without graph breaks.
         length: Positions of the longest text.
     """
 
@@ -48,10 +49,10 @@ class StaticPrefix(PrefixCache):
         self._static = StaticCache(model.config, max_cache_len=length)
 
     def take(self, prompt: list[int]) -> StaticCache:
-        """The cache, empty."""
+        """Returns the cache, emptied."""
         self._static.reset()
         return self._static
 
     def keep(self, cache: StaticCache, ids: list[int]) -> None:
-        """Counts what it has seen."""
+        """Counts the computed tokens."""
         self.processed_tokens += len(ids) - 1

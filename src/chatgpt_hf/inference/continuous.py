@@ -1,4 +1,4 @@
-"""transformers' continuous batching: what it can do with a model, and how large its pages are."""
+"""Checks and settings for transformers' continuous batching."""
 
 import math
 from typing import Any
@@ -8,22 +8,22 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..errors import ConfigError
 from .cpu.attention import use_cpu_attention
 
-# Positions in a page of keys and values.
+# Positions per page of keys and values.
 PAGE = 32
-# Parameters that it does not apply, with the values that change nothing.
+# Generation parameters that continuous batching ignores, with their neutral values.
 _IGNORED = {"repetition_penalty": 1.0, "min_p": 0.0, "bad_words_ids": None, "watermarking_config": None}
 
 
 def check_continuous_batching(model: PreTrainedModel, config: GenerationConfig, otherwise: str) -> None:
-    """Refuses what would be ignored, or computed wrongly.
+    """Raises if continuous batching would ignore a parameter or compute wrong results.
 
     Args:
-        model: To be batched.
+        model: The model to batch.
         config: Its generation parameters.
-        otherwise: For the message: how to do without continuous batching.
+        otherwise: How to avoid continuous batching, for the message.
 
     Raises:
-        ConfigError: Naming the parameter or the field.
+        ConfigError: The message names the parameter or field.
     """
     ignored = [name for name, neutral in _IGNORED.items() if getattr(config, name) not in (None, neutral)]
     if ignored:
@@ -31,15 +31,15 @@ def check_continuous_batching(model: PreTrainedModel, config: GenerationConfig, 
         raise ConfigError(f"Continuous batching cannot apply {', '.join(ignored)}: {otherwise}{other}.")
     if getattr(model.config, "conv_kernel_size", None) or getattr(model.config, "ngram_vocab_sizes", None):
         raise ConfigError(
-            "Continuous batching keeps keys and values alone, and a model with convolutions or n-grams needs more of the "
-            f"past: {otherwise}."
+            "Continuous batching keeps only keys and values, but a model with convolutions or n-grams needs more state: "
+            f"{otherwise}."
         )
 
 
 def prepare_batching(model: PreTrainedModel, context: int, max_concurrent: int) -> dict[str, Any]:
-    """Fields of `ContinuousBatchingConfig` for so many requests of so many positions at a time.
+    """Returns fields of `ContinuousBatchingConfig` for `max_concurrent` requests of `context` positions each.
 
-    Elsewhere than on an NVIDIA GPU the model attends request by request from now on.
+    Except on an NVIDIA GPU, also switches the model to attention request by request.
     """
     if model.device.type == "cuda":
         return {}

@@ -1,33 +1,33 @@
-"""What stands between a model's text and its reader: filters that may hold a piece back, and may end the answer."""
+"""Filters between a model's text and its reader: they may hold back pieces, and may end the answer."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 
 class TextFilter(Protocol):
-    """Sees an answer in pieces, and decides what may be shown and when.
+    """Receives an answer in pieces, and decides what to show and when.
 
     Attributes:
-        finish_reason: None while the answer goes on; `"stop"` or `"content_filter"` (OpenAI's words) once it must end.
-            What is held back then is never shown.
+        finish_reason: None while the answer continues; `"stop"` or `"content_filter"` (OpenAI's terms) once it must
+            end. Text that is held back at that point is never shown.
     """
 
     finish_reason: str | None
 
     def feed(self, piece: str) -> str:
-        """Takes the next piece and returns what may be shown now: of this piece, of what was held back, or nothing."""
+        """Takes the next piece; returns the text to show now, from this piece and from text that was held back."""
 
     def finish(self) -> str:
-        """Takes the end of the answer and returns what was held back, as far as it may be shown."""
+        """Called at the end of the answer; returns the text that was held back, as far as it may be shown."""
 
 
 class StopStrings:
-    """Ends an answer before the first of some strings, also where one spans tokens.
+    """Ends an answer before the first of some strings, even if the string spans several tokens.
 
-    transformers' own `stop_strings` end it after the string and leave the string in the answer.
+    transformers' own `stop_strings` end the answer after the string, which stays in it.
 
     Args:
-        strings: Not empty, none of them either.
+        strings: At least one string, none of them empty.
     """
 
     def __init__(self, strings: list[str]) -> None:
@@ -42,7 +42,7 @@ class StopStrings:
             self.finish_reason = "stop"
             self._held = ""
             return text[: min(found)]
-        # The longest end of the text that one of the strings begins with.
+        # Hold back the longest end of the text that may be the beginning of a stop string.
         longest = max(map(len, self._strings)) - 1
         start = next(
             (at for at in range(max(0, len(text) - longest), len(text)) if self._begins(text[at:])), len(text)
@@ -59,7 +59,7 @@ class StopStrings:
 
 
 class FilterChain:
-    """Several filters one behind another, as one. Where several end an answer, the last gives the reason."""
+    """Chains several filters into one. If several of them end an answer, the last one's reason counts."""
 
     def __init__(self, filters: Sequence[TextFilter]) -> None:
         self.finish_reason: str | None = None

@@ -33,25 +33,27 @@ def stream_text(
     """Yields the prompt, then its continuation in pieces of valid UTF-8.
 
     Args:
-        bad_words: As `restrictions` takes it, and so is `watermark`.
-        speculate: As `make_speculation` takes it.
-        quantize: As `load_for_generation` takes it.
-        compile: Compile the steps, which takes ten to thirty seconds; without a compiler they are not, and `report` is told.
-        report: Told at the end how many tokens a step made, if anything guessed.
+        bad_words: See `restrictions`.
+        watermark: See `restrictions`.
+        speculate: See `make_speculation`.
+        quantize: See `load_for_generation`.
+        compile: Compile the steps, which takes ten to thirty seconds; without a compiler, calls `report` and
+            continues.
+        report: Called with a sentence if the steps cannot be compiled, and at the end with the success of `speculate`.
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
     Raises:
-        ConfigError: When the prompt is longer than the model's context, a bad word has no tokens, nothing can guess so
-            (`make_speculation`) or beside `compile`, or the model cannot be quantized so.
-        DataError: When the prompt holds bytes that are no UTF-8.
-        CheckpointError: When there is no model, or it is not whole.
-        TokenizerError: When there is no tokenizer, or it does not fit the model.
+        ConfigError: If the prompt is longer than the model's context, a bad word has no tokens, `speculate` is
+            impossible (see `make_speculation`) or combined with `compile`, or the model cannot be quantized that way.
+        DataError: If the prompt contains bytes that are not UTF-8.
+        CheckpointError: If there is no model, or it is incomplete.
+        TokenizerError: If there is no tokenizer, or it does not fit the model.
     """
     if compile and speculate is not None:
-        raise ConfigError("--compile is for one token a step: leave --speculate out.")
+        raise ConfigError("--compile works only with one token per step: leave --speculate out.")
     model = load_for_generation(name_or_path, quantize)
     if compile and (missing := missing_compiler(model.device)):
-        report(f"Not compiled, for want of {missing}: the text is the same.")
+        report(f"Not compiled, because {missing} is missing: the text is the same.")
         compile = False
     tokenizer = load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
@@ -60,7 +62,7 @@ def stream_text(
     limit = context_length(model)
     if len(ids) >= limit:
         raise ConfigError(
-            f"The prompt takes {len(ids)} tokens and the model's context is {limit} (`max_position_embeddings`): "
+            f"The prompt takes {len(ids)} tokens, but the model's context is {limit} (`max_position_embeddings`): "
             "shorten the prompt."
         )
     max_new_tokens = min(max_new_tokens, limit - len(ids))
@@ -91,5 +93,5 @@ def stream_text(
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The ids of a document that has begun and not ended."""
+    """Encodes a prompt as the beginning of a document, without its end mark."""
     return encode_documents(tokenizer, [prompt])[0][:-1]

@@ -1,4 +1,4 @@
-"""A model that is to answer, in the form in which it does so fastest on this machine."""
+"""Loads models for generation, in the form that is fastest on this machine."""
 
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from .quantization import quantize_model
 
 
 def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -> PreTrainedModel:
-    """A causal language model on the machine's accelerator, or with the CPU's kernels; it can answer and not learn.
+    """Loads a causal language model on the accelerator, or with fast CPU kernels; it can generate but not be trained.
 
     Args:
         name_or_path: Folder or Hub id.
-        quantize: As `quantize_model` takes it; None leaves the weights as they are stored.
+        quantize: See `quantize_model`; None leaves the weights as they are stored.
 
     Raises:
-        CheckpointError: When there is no model, or it is not whole.
-        ConfigError: When it cannot be quantized so.
+        CheckpointError: If there is no model, or it is incomplete.
+        ConfigError: If it cannot be quantized that way.
     """
     model = load_for_inference(name_or_path)
     if quantize is not None:

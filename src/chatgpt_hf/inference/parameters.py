@@ -1,4 +1,4 @@
-"""Sampling parameters: fields of `GenerationConfig`, checked before anything is generated."""
+"""Sampling parameters: fields of `GenerationConfig`, checked before generation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,15 +9,15 @@ from ..errors import ConfigError
 
 
 def generation_config_with(config: GenerationConfig, **generation: Any) -> GenerationConfig:
-    """A generation config with changes.
+    """Returns a copy of a generation config with changes.
 
     Raises:
-        ConfigError: When a name is no field of `GenerationConfig` or a value is refused.
+        ConfigError: If `GenerationConfig` has no field of a name, or a value is invalid.
     """
     config = GenerationConfig.from_dict(config.to_dict())
     unknown = [name for name in generation if not hasattr(config, name)]
     if unknown:
-        raise ConfigError(f"{unknown[0]!r} is no generation parameter; GenerationConfig has no such field.")
+        raise ConfigError(f"{unknown[0]!r} is not a generation parameter; GenerationConfig has no such field.")
     try:
         config.update(**{name: value for name, value in generation.items() if value is not None})
         if config.max_new_tokens is None and "max_length" not in generation:
@@ -34,13 +34,13 @@ def generation_config_with(config: GenerationConfig, **generation: Any) -> Gener
     return config
 
 
-# Logits are divided and multiplied by it: far outside this range they overflow, and sampling ends in an error.
+# The penalty divides and multiplies logits: far outside this range they overflow, and sampling fails.
 MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
 
 
-# transformers looks at these only while it generates, in the background, and some (top_p) not even then.
+# transformers checks these only during generation, in a background thread, and some (top_p) not even then.
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "temperature": (lambda value: value > 0, "above 0; for the likeliest token each time set do_sample to False"),
+    "temperature": (lambda value: value > 0, "above 0; to always take the likeliest token, set do_sample to False"),
     "top_k": (lambda value: value >= 0 and int(value) == value, "a whole number, 0 for no limit"),
     "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "min_p": (lambda value: 0 <= value <= 1, "between 0 and 1"),
@@ -52,12 +52,12 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-# Below it the logits of float32 overflow, and what clients mean by it is 0.
+# Below this, float32 logits overflow, and clients mean 0 anyway.
 MIN_TEMPERATURE = 1e-3
 
 
 def sampling(temperature: float | None) -> dict[str, Any]:
-    """A temperature as generation parameters: None leaves the model's own, 0 and what is next to it mean greedy."""
+    """Translates a temperature to generation parameters: None keeps the model's own; 0 and almost 0 mean greedy."""
     if temperature is None:
         return {}
     if 0 <= temperature < MIN_TEMPERATURE:
@@ -66,12 +66,12 @@ def sampling(temperature: float | None) -> dict[str, Any]:
 
 
 def restrictions(tokenizer: PreTrainedTokenizerBase, bad_words: Sequence[str], watermark: bool) -> dict[str, Any]:
-    """What a model may not say, and whether its text is marked, as generation parameters.
+    """Returns generation parameters that ban words and watermark the text.
 
     Args:
-        bad_words: As `bad_words_ids` takes them.
+        bad_words: See `bad_words_ids`.
         watermark: Prefer some tokens, as transformers' `WatermarkingConfig` does by default, so that its
-            `WatermarkDetector` tells the text from others.
+            `WatermarkDetector` recognizes the text.
     """
     parameters: dict[str, Any] = {}
     if bad_words:
@@ -82,13 +82,13 @@ def restrictions(tokenizer: PreTrainedTokenizerBase, bad_words: Sequence[str], w
 
 
 def bad_words_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[list[int]]:
-    """Words as `GenerationConfig.bad_words_ids`: with and without a space before, as written, and in three casings.
+    """Encodes words for `bad_words_ids`, with and without a leading space, as written and in three casings.
 
-    The model does not choose these tokens in a row, also not as the beginning of a longer word. It may still spell a word with
-    other tokens; moderation sees that.
+    The model never generates these sequences of tokens, not even at the beginning of a longer word. It may still spell
+    a word with other tokens; moderation catches that.
 
     Raises:
-        ConfigError: When a word has no tokens.
+        ConfigError: If a word has no tokens.
     """
     found: list[list[int]] = []
     for word in words:

@@ -1,4 +1,4 @@
-"""Answers to many prompts from a file, batched continuously, into a file that a later run goes on with."""
+"""Answers many prompts from a file with continuous batching; a later run continues an unfinished output file."""
 
 import json
 from collections.abc import Iterator
@@ -19,19 +19,20 @@ from .generate import encode_prompt
 from .loading import load_for_generation
 from .parameters import generation_config_with, sampling
 
-# What an answer adds to its line, in the place of fields of the same names: files for fine-tuning have a `completion`.
+# Fields that an answer adds to its line. They replace existing ones: files for fine-tuning already have a
+# `completion`.
 _OWN_FIELDS = ("line", "completion", "finish_reason")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line of a file.
+    """One line of the prompt file.
 
     Attributes:
-        line: Its number, from 1.
-        row: What it holds, but for fields that the output has of its own.
-        ids: What the model gets.
-        max_new_tokens: Of the answer.
+        line: Line number, from 1.
+        row: The line's fields, without those that the output sets itself.
+        ids: The model's input.
+        max_new_tokens: Maximum length of the answer.
     """
 
     line: int
@@ -50,34 +51,34 @@ def generate_file(
     quantize: str | None = None,
     **parameters: Any,
 ) -> int:
-    """Answers every line of a file; one that was begun is gone on with.
+    """Answers every line of a file. An unfinished output file is continued.
 
-    A line is a JSON object with `prompt`, a text to continue, or `messages`, a conversation to answer. The output has an
-    object for each, in the order in which they were done: the line's own fields, its number as `line`, `completion`, and
-    `finish_reason`, which is `stop` or `length`.
+    A line is a JSON object with `prompt`, a text to continue, or `messages`, a conversation to answer. The output has
+    one object per line, in the order in which they finished: the line's own fields, its number as `line`,
+    `completion`, and `finish_reason`, which is `stop` or `length`.
 
     Args:
         name_or_path: Folder or Hub id of a causal language model.
-        prompts: The file.
-        output: The file to write or to go on with.
-        max_new_tokens: Longest completion, in tokens.
-        max_concurrent: Prompts that share the model's steps.
-        quantize: As `load_for_generation` takes it.
+        prompts: The file with the prompts.
+        output: The file to write or continue.
+        max_new_tokens: Maximum length of a completion, in tokens.
+        max_concurrent: Number of prompts that share the model's steps.
+        quantize: See `load_for_generation`.
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
     Returns:
-        How many lines the output has now.
+        The number of lines in the output.
 
     Raises:
-        DataError: When the file cannot be read, or, after all others were answered, when lines cannot be used.
-        OutputError: When the output belongs to other prompts.
-        ConfigError: When a parameter cannot be used, or the model cannot be batched continuously.
+        DataError: If the file cannot be read. Also if some lines cannot be used, after all others were answered.
+        OutputError: If the output belongs to other prompts.
+        ConfigError: If a parameter cannot be used, or continuous batching does not support the model.
     """
     model, tokenizer = load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
     parameters |= {**sampling(parameters.pop("temperature", None)), "max_new_tokens": max_new_tokens}
     config = generation_config_with(model.generation_config, **parameters)
-    check_continuous_batching(model, config, "without --prompts one text is continued at a time")
+    check_continuous_batching(model, config, "without --prompts, one text at a time is continued")
     context = context_length(model)
     rows, faults = read_prompts(Path(prompts), tokenizer, context, max_new_tokens)
     target = Path(output)
@@ -106,7 +107,7 @@ def generate_file(
     if faults:
         raise DataError(
             f"{prompts}: {len(faults)} of {len(rows) + len(faults)} lines were not answered: {'; '.join(faults[:10])}{', and others' if len(faults) > 10 else ''}. "
-            f"The others are in {output}; mend these, and run the same command again."
+            f"The other answers are in {output}; correct these lines, and run the same command again."
         )
     return len(rows)
 
@@ -114,10 +115,10 @@ def generate_file(
 def read_prompts(
     file: Path, tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int
 ) -> tuple[list[Prompt], list[str]]:
-    """The lines that can be used, and what is wrong with the others.
+    """Returns the usable lines, and the faults of the others.
 
     Raises:
-        DataError: When there is no such file, or it has no lines.
+        DataError: If the file cannot be read, or is empty.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
@@ -129,15 +130,15 @@ def read_prompts(
             continue
         try:
             row = json.loads(line)
-            # JSON can spell what UTF-8 cannot.
+            # JSON can contain lone surrogates, which UTF-8 cannot encode.
             json.dumps(row, ensure_ascii=False).encode()
             ids = _ids(row, tokenizer)
             if len(ids) >= context:
-                raise DataError(f"it takes {len(ids)} tokens, and the model's context is {context}")
+                raise DataError(f"it takes {len(ids)} tokens, but the model's context is {context}")
         except json.JSONDecodeError as error:
-            faults.append(f"line {number}: no JSON ({error.msg} at character {error.pos + 1})")
+            faults.append(f"line {number}: not JSON ({error.msg} at character {error.pos + 1})")
         except UnicodeEncodeError:
-            faults.append(f"line {number}: it holds half a character (a lone surrogate), which is no text")
+            faults.append(f"line {number}: it contains half a character (a lone surrogate), which is not text")
         except (ChatGPTError, TemplateError) as error:
             faults.append(f"line {number}: {error}")
         else:
@@ -149,10 +150,10 @@ def read_prompts(
 
 
 def read_output(file: Path, rows: dict[int, dict[str, Any]]) -> set[int]:
-    """Numbers of the lines that are answered; a last record that was cut short is taken out of the file.
+    """Returns the numbers of the answered lines; removes an incomplete last record from the file.
 
     Raises:
-        OutputError: When it holds something else than answers to these rows.
+        OutputError: If it contains anything but answers to these rows.
     """
     if not file.exists():
         return set()
@@ -166,7 +167,7 @@ def read_output(file: Path, rows: dict[int, dict[str, Any]]) -> set[int]:
             same = False
         if not same:
             raise OutputError(
-                f"{file} holds answers to other prompts, or something else. Nothing was written; name another --output."
+                f"{file} contains answers to other prompts, or something else. Nothing was written; name another --output."
             )
         done.add(record["line"])
     if cut:
@@ -175,16 +176,16 @@ def read_output(file: Path, rows: dict[int, dict[str, Any]]) -> set[int]:
 
 
 def _ids(row: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the model gets.
+    """Encodes a row for the model.
 
     Raises:
-        DataError: When the row has neither a text nor a conversation, or both.
+        DataError: If the row has neither a text nor a conversation, or has both.
     """
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
-        raise DataError("no object with either prompt or messages")
+        raise DataError("not an object with either prompt or messages")
     if "prompt" in row:
         if not isinstance(row["prompt"], str):
-            raise DataError("prompt is no text")
+            raise DataError("prompt is not a string")
         return encode_prompt(tokenizer, row["prompt"])
     return encode_conversation(tokenizer, row["messages"], add_generation_prompt=True)["input_ids"]
 
@@ -192,7 +193,7 @@ def _ids(row: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def answers(
     model: PreTrainedModel, rows: list[Prompt], config: GenerationConfig, batching: ContinuousBatchingConfig
 ) -> Iterator[tuple[Prompt, list[int], str | None]]:
-    """Each row as it is done, with the ids of its answer or what went wrong."""
+    """Yields each row when it is finished, with the ids of its answer and the error, if any."""
     if not rows:
         return
     by_request = {str(row.line): row for row in rows}
@@ -206,4 +207,4 @@ def answers(
             if result is not None and result.is_finished():
                 yield by_request.pop(result.request_id), result.generated_tokens, result.error
             elif result is None and not manager.is_running():
-                raise RuntimeError("transformers' generation thread ended before its requests did.")
+                raise RuntimeError("transformers' generation thread ended before all requests were finished.")

@@ -1,4 +1,4 @@
-"""Weights in fewer bits, through transformers' own `TorchAoConfig`, so that a quantized folder is an ordinary one."""
+"""Quantizes weights with transformers' own `TorchAoConfig`, so that a quantized folder is an ordinary model folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..tokenization_chatgpt import load_tokenizer
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
 
-# Weights that share a scale where four bits are to do.
+# Number of int4 weights that share a scale.
 GROUP_SIZE = 32
 
 
@@ -40,11 +40,11 @@ def _int4(device: torch.device) -> "AOBaseConfig":
     if device.type == "cuda":
         # PyTorch's own kernel; torchao's default packing needs one more package (mslk).
         return Int4WeightOnlyConfig(group_size=GROUP_SIZE, int4_packing_format="tile_packed_to_4d")  # type: ignore[arg-type]
-    # The other has kernels for GPUs alone. This one keeps a byte for each weight in the file.
+    # The config above has kernels only for GPUs. This one stores a byte per weight in the file.
     return IntxWeightOnlyConfig(torch.int4, PerGroup(GROUP_SIZE))  # type: ignore[attr-defined]
 
 
-# By the device that the model is on.
+# Each function takes the model's device.
 QUANTIZATIONS: dict[str, Callable[[torch.device], "AOBaseConfig"]] = {
     "int8": _int8,
     "int8-weight-only": _int8_weight_only,
@@ -53,23 +53,23 @@ QUANTIZATIONS: dict[str, Callable[[torch.device], "AOBaseConfig"]] = {
 
 
 def quantize_model(model: PreTrainedModel, quantization: str) -> PreTrainedModel:
-    """Quantizes every linear layer of a model in place, the head too; embeddings stay.
+    """Quantizes every linear layer of a model in place, including the head, but not the embeddings.
 
-    A head that is tied to the embedding becomes one of its own, since reading it is a third of the work of a small model.
+    A tied head is separated from the embedding, because reading it is a third of the work of a small model.
 
     Args:
-        model: In float32 or bfloat16; int4 makes it bfloat16 on a GPU.
-        quantization: `int8` (weights by row, activations by token on the way), `int8-weight-only` (by row), or `int4`
-            (weights in groups of 32).
+        model: A model in float32 or bfloat16; int4 on a GPU converts it to bfloat16.
+        quantization: `int8` (weights per row; activations per token, dynamically), `int8-weight-only` (per row), or
+            `int4` (weights in groups of 32).
 
     Raises:
-        ConfigError: When there is no such quantization, the model is quantized already, or a layer is too small for a
-            group.
+        ConfigError: If the quantization is unknown, the model is already quantized, or a layer's width is not a multiple of
+            the group size.
         MissingDependency: If torchao is not installed.
     """
     _check_name(quantization)
     if getattr(model.config, "quantization_config", None) is not None:
-        raise ConfigError("The model is quantized already: quantize the one that it was made from.")
+        raise ConfigError("The model is already quantized: quantize the original instead.")
     require("Quantizing", "torchao")
     if quantization == "int4":
         _check_groups(model)
@@ -81,10 +81,10 @@ def quantize_model(model: PreTrainedModel, quantization: str) -> PreTrainedModel
         head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = False
     if quantization == "int4" and model.device.type == "cuda":
-        # All that the kernel takes.
+        # The kernel takes only bfloat16.
         model.to(torch.bfloat16)
     quantize_(model, config.quant_type)
-    # What `from_pretrained` leaves on a model that it quantizes; `save_pretrained` writes by it.
+    # Set as `from_pretrained` does when it quantizes a model; `save_pretrained` needs both.
     model.config.quantization_config = config
     model.hf_quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
     return model
@@ -92,31 +92,31 @@ def quantize_model(model: PreTrainedModel, quantization: str) -> PreTrainedModel
 
 def _check_name(quantization: str) -> None:
     if quantization not in QUANTIZATIONS:
-        raise ConfigError(f"There is no quantization {quantization}: name {', '.join(QUANTIZATIONS)}.")
+        raise ConfigError(f"There is no quantization {quantization}; choose from {', '.join(QUANTIZATIONS)}.")
 
 
 def _check_groups(model: PreTrainedModel) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module.in_features % GROUP_SIZE:
             raise ConfigError(
-                f"int4 has one scale for {GROUP_SIZE} weights, and {name} has rows of {module.in_features}: hidden_size, "
-                f"intermediate_size and head_dim x num_attention_heads must be multiples of {GROUP_SIZE}. Quantize to int8."
+                f"int4 has one scale per {GROUP_SIZE} weights, but {name} has rows of {module.in_features}: hidden_size, "
+                f"intermediate_size and head_dim x num_attention_heads must be multiples of {GROUP_SIZE}. Use int8 instead."
             )
 
 
 def quantize_folder(source: str | Path, folder: str | Path, quantization: str) -> Path:
-    """Writes a model folder with quantized weights, which `from_pretrained` loads wherever torchao is.
+    """Writes a model folder with quantized weights, which `from_pretrained` loads if torchao is installed.
 
     Args:
         source: Folder or Hub id of a causal language model.
-        folder: Is made, or is empty.
-        quantization: As `quantize_model` takes it.
+        folder: A folder that does not exist or is empty.
+        quantization: See `quantize_model`.
 
     Raises:
-        ConfigError: As `quantize_model`.
-        CheckpointError: When there is no model, or it is not whole.
-        TokenizerError: When there is no tokenizer, or it does not fit the model.
-        OutputError: When the folder holds something.
+        ConfigError: If `quantize_model` raises it.
+        CheckpointError: If there is no model, or it is incomplete.
+        TokenizerError: If there is no tokenizer, or it does not fit the model.
+        OutputError: If the folder is not empty.
     """
     _check_name(quantization)
     target = check_new_folder(folder)

@@ -1,4 +1,4 @@
-"""A conversation with a model: history, streaming, and room made by forgetting the oldest turns."""
+"""A conversation with a model: history, streaming, and dropping the oldest turns when the context is full."""
 
 import copy
 import json
@@ -30,19 +30,19 @@ class ChatSession:
     Args:
         model: Any causal language model.
         tokenizer: Its tokenizer, with a chat template.
-        system_prompt: Opens the conversation and is never forgotten.
-        moderation: Sees what goes in and, before anybody reads it, what comes out.
+        system_prompt: Opens the conversation and is never dropped.
+        moderation: Checks messages, and filters answers before anyone reads them.
         **generation: Fields of `GenerationConfig`, such as `temperature`, `max_new_tokens` or `stop_strings`.
 
     Attributes:
-        messages: The conversation, as chat templates take it.
-        ending: How the last answer ended, with the token ids of prompt and answer; empty where none was made, or the last
-            one is from a file.
-        name_or_path: Where the model is from; None for one that was handed over.
+        messages: The conversation, in the format of chat templates.
+        ending: How the last answer ended, with the token ids of prompt and answer; empty if there was no answer yet,
+            or the last one was loaded from a file.
+        name_or_path: Folder or Hub id of the model; None if the model was passed in.
 
     Raises:
-        TokenizerError: When the tokenizer has no chat template or does not fit the model.
-        ConfigError: When `generation` names no field of `GenerationConfig`.
+        TokenizerError: If the tokenizer has no chat template or does not fit the model.
+        ConfigError: If `generation` contains an unknown field or an invalid value.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ChatSession:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, quantize: str | None = None, **kwargs: Any) -> "ChatSession":
-        """A session with the model and tokenizer of a folder or Hub id; `quantize` as `load_for_generation` takes it."""
+        """Loads model and tokenizer from a folder or Hub id; see `load_for_generation` for `quantize`."""
         session = cls(load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path)), **kwargs)
         session.name_or_path = str(name_or_path)
         return session
@@ -84,46 +84,46 @@ class ChatSession:
         self.ending = Ending()
 
     def set(self, **generation: Any) -> None:
-        """Changes fields of the generation config from the next answer on.
+        """Changes fields of the generation config, starting with the next answer.
 
         Raises:
-            ConfigError: When a name is no field of `GenerationConfig` or a value is refused; nothing is changed then.
+            ConfigError: If a field is unknown or a value invalid; then nothing changes.
         """
         self.generation_config = generation_config_with(self.generation_config, **generation)
 
     @property
     def processed_tokens(self) -> int:
-        """Tokens that the model computed so far: what earlier turns have in common with a prompt is not computed again."""
+        """Tokens that the model has computed so far; it does not recompute what a prompt shares with earlier turns."""
         return self._prefix.processed_tokens
 
     def regenerate(self) -> Iterator[str]:
-        """Takes the last answer back and yields another, as `stream` does.
+        """Replaces the last answer by another one, which it yields as `stream` does.
 
         Raises:
-            ConfigError: When nothing was asked yet.
+            ConfigError: If there is no question yet.
         """
         question = next((i for i, m in reversed(list(enumerate(self.messages))) if m["role"] == "user"), None)
         if question is None:
-            raise ConfigError("Nothing was asked yet, so there is no answer to take back.")
+            raise ConfigError("There is no question yet, so there is no answer to replace.")
         text = self.messages[question]["content"]
         before, self.messages = self.messages, self.messages[:question]
         try:
             yield from self.stream(text)
         finally:
-            # Stopped before the first word: the old answer stands.
+            # If it was stopped before the first word, keep the old answer.
             if len(self.messages) == question:
                 self.messages = before
 
     def stream(self, text: str) -> Iterator[str]:
-        """Sends a message and yields the answer as it is made, in pieces of valid UTF-8.
+        """Sends a message and yields the answer while it is generated, in pieces of valid UTF-8.
 
-        Leaving the iterator early stops the model within one token and keeps what was said so far. So does a moderator
-        that ends the answer: `ending.finish_reason` is `content_filter` then.
+        Leaving the iterator early stops the model within one token and keeps the answer so far. The same happens if
+        the moderator ends the answer; then `ending.finish_reason` is `content_filter`.
 
         Raises:
-            ConfigError: When the message alone does not fit into the context.
-            DataError: When the message holds bytes that are no UTF-8.
-            ContentFiltered: When the moderator does not let the message pass; the conversation stays as it is.
+            ConfigError: If the message does not fit into the context even without earlier turns.
+            DataError: If the message contains bytes that are not UTF-8.
+            ContentFiltered: If the moderator blocks the message; the conversation stays unchanged.
         """
         check_text("The message", text)
         filters: list[TextFilter] = []
@@ -142,16 +142,16 @@ class ChatSession:
                 yield piece
             whole = True
         finally:
-            # A model may have nothing to say, and then that was its answer.
+            # An empty answer is an answer too, if the model ended it.
             if answer or whole:
                 self.messages = [*messages, {"role": "assistant", "content": answer.strip()}]
             else:
                 self.ending = Ending()
 
     def stop(self) -> None:
-        """Ends the answer that another thread is streaming, within one token; what was said so far stays.
+        """Ends the answer that another thread is streaming, within one token; the answer so far is kept.
 
-        A reader who leaves the iterator does the same, but can do so only when there is something new to read.
+        A reader who leaves the iterator does the same, but can leave only when the next piece arrives.
         """
         self._cancelled.set()
 
@@ -167,16 +167,16 @@ class ChatSession:
         return path
 
     def load(self, file: str | Path) -> None:
-        """Goes on with a conversation that `save` wrote, its system prompt included.
+        """Continues a conversation that `save` wrote, including its system prompt.
 
         Raises:
-            DataError: When the file cannot be read, or holds no conversation.
+            DataError: If the file cannot be read, or contains no conversation.
         """
         try:
             messages = json.loads(Path(file).read_text(encoding="utf-8"))["messages"]
             check_conversation(messages, allow_empty=True)
         except (OSError, ValueError, KeyError, TypeError, DataError) as error:
-            raise DataError(f"{file} holds no conversation as /save writes it: {error}") from error
+            raise DataError(f"{file} does not contain a conversation as written by /save: {error}") from error
         self.messages, self.ending = list(messages), Ending()
         first = messages[0] if messages else {}
         self.system_prompt = first["content"] if first.get("role") == "system" else None
@@ -185,7 +185,7 @@ class ChatSession:
         return encode_conversation(self.tokenizer, messages, add_generation_prompt=True)["input_ids"]
 
     def _config_within(self, length: int) -> GenerationConfig:
-        """The generation config, with no more new tokens than the context has room for after `length`."""
+        """The generation config, with `max_new_tokens` limited to the room in the context after `length` tokens."""
         config = copy.deepcopy(self.generation_config)
         limit = context_length(self.model)
         if config.max_new_tokens is not None:
@@ -193,7 +193,7 @@ class ChatSession:
         return config
 
     def _forget_to_fit(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        """Drops the oldest turns, whole and never the system prompt, until prompt and answer fit the context."""
+        """Drops the oldest complete turns, but never the system prompt, until prompt and answer fit the context."""
         limit = context_length(self.model)
         head = messages[:1] if messages[0]["role"] == "system" else []
         turns = messages[len(head) :]
@@ -202,8 +202,8 @@ class ChatSession:
             later_question = next((i for i, turn in enumerate(turns) if i and turn["role"] == "user"), None)
             if later_question is None:
                 raise ConfigError(
-                    f"The message takes {length} tokens with its prompt, and {room} of the model's {limit} positions "
-                    "are left beside the answer: shorten the message, or lower max_new_tokens."
+                    f"The message takes {length} tokens with its prompt, but the answer leaves only {room} of the model's "
+                    f"{limit} positions: shorten the message, or lower max_new_tokens."
                 )
             turns = turns[later_question:]
         return head + turns

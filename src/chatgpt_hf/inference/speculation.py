@@ -1,4 +1,4 @@
-"""Several tokens a step: guesses that the model checks at once, so that greedy ids stay what they are (Leviathan et al. 2023)."""
+"""Speculative decoding (Leviathan et al. 2023): the model checks several guesses per step; greedy ids do not change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +13,20 @@ from ..errors import ConfigError
 from ..tokenization_chatgpt import load_tokenizer
 from .loading import load_for_generation
 
-# Tokens that prompt lookup guesses at a time.
+# Tokens that prompt lookup guesses per step.
 LOOKUP_TOKENS = 10
 
 
 @dataclass
 class Speculation:
-    """Where the guesses come from, and what they were worth.
+    """The source of the guesses, and their success.
 
     Attributes:
         generation: Fields of `GenerationConfig`.
-        assistant: The smaller model that guesses; None for the model's own layers, and for what follows the same tokens in
+        assistant: The smaller model that guesses; None if the model's own layers guess, or guesses are looked up in
             the text so far.
-        steps: Of the model, since `counting` began.
-        guesses: That it checked in them.
+        steps: Steps of the model since `counting` began.
+        guesses: Guesses that it checked in these steps.
     """
 
     generation: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Speculation:
         layers = getattr(config, "num_hidden_layers", None)
 
         def count(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            # Fewer while its own first layers guess.
+            # The model has fewer layers while its own first layers guess.
             if getattr(config, "num_hidden_layers", None) != layers:
                 return
             self.steps += 1
@@ -55,27 +55,28 @@ class Speculation:
             handle.remove()
 
     def describe(self, tokens: int) -> str:
-        """What the guesses were worth for so many tokens: a step makes those that were right, and one more."""
+        """Describes the success of the guesses: each step adds the right guesses and one more token."""
         right = tokens - self.steps
         share = f", {right} of {self.guesses} guesses were right" if self.guesses else ""
-        return f"{tokens} tokens in {self.steps} steps: {tokens / self.steps:.2f} a step{share}"
+        return f"{tokens} tokens in {self.steps} steps: {tokens / self.steps:.2f} per step{share}"
 
 
 def make_speculation(
     speculate: str | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, length: int
 ) -> Speculation:
-    """Guesses for a model.
+    """Prepares guesses for a model.
 
     Args:
-        speculate: `auto` looks them up in the text so far (Saxena 2023); a number has as many of the model's own first layers
-            make them (Elhoushi et al. 2024); else the folder or Hub id of a smaller model. None guesses nothing.
-        tokenizer: The model's.
-        model: That checks them.
-        length: Tokens of the text when it is as long as it may become.
+        speculate: `auto` looks guesses up in the text so far (Saxena 2023); a number is how many of the model's own
+            first layers guess (Elhoushi et al. 2024); anything else is the folder or Hub id of a smaller model. None
+            disables it.
+        tokenizer: The model's tokenizer.
+        model: The model that checks the guesses.
+        length: Maximum length of the whole text, in tokens.
 
     Raises:
-        ConfigError: When the smaller model has another tokenizer or a context that is too short, or the model not more layers
-            than that, or no way to leave them out.
+        ConfigError: If the smaller model has another tokenizer or too short a context, or the number is not below the
+            model's number of layers, or the model cannot skip layers.
     """
     if speculate is None:
         return Speculation()
@@ -86,26 +87,24 @@ def make_speculation(
         return Speculation({"assistant_early_exit": int(speculate)})
     if load_tokenizer(speculate).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
-            f"--speculate {speculate}: its tokenizer is another than the model's, so it cannot guess for it."
+            f"--speculate {speculate}: its tokenizer differs from the model's, so it cannot guess for the model."
         )
     assistant = load_for_generation(speculate)
     limit = context_length(assistant)
     if length > limit:
         raise ConfigError(
-            f"--speculate {speculate}: its context is {limit} tokens, and the text may become {length} long: lower "
-            "max_new_tokens, or name another."
+            f"--speculate {speculate}: its context is {limit} tokens, but the text may become {length} long: lower "
+            "max_new_tokens, or name another model."
         )
     return Speculation(assistant=assistant)
 
 
 @torch.no_grad()
 def _check_early_exit(model: PreTrainedModel, wanted: int) -> None:
-    """Raises `ConfigError` where the first layers alone give no token: `generate` lowers `num_hidden_layers` for them."""
+    """Raises `ConfigError` if the model cannot run only its first layers: `generate` lowers `num_hidden_layers`."""
     layers = getattr(model.config, "num_hidden_layers", 0)
     if not 1 <= wanted < layers:
-        raise ConfigError(
-            f"--speculate {wanted}: of the model's {layers} layers some can guess for it, not none or all."
-        )
+        raise ConfigError(f"--speculate {wanted}: give at least 1 layer, and fewer than the model's {layers}.")
     model.config.num_hidden_layers = wanted
     try:
         states = model(
@@ -118,6 +117,6 @@ def _check_early_exit(model: PreTrainedModel, wanted: int) -> None:
         model.config.num_hidden_layers = layers
     if not obeyed:
         raise ConfigError(
-            f"--speculate {wanted}: {type(model).__name__} runs all its layers whatever its config says, so the first cannot "
-            "guess for it: look guesses up (auto), or name a smaller model."
+            f"--speculate {wanted}: {type(model).__name__} always runs all its layers, so its first layers cannot guess: use "
+            "auto, or name a smaller model."
         )

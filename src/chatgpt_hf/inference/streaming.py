@@ -1,4 +1,4 @@
-"""An answer token by token, out of transformers' own `generate`."""
+"""Streams an answer from transformers' own `generate`."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -32,12 +32,12 @@ class _Cancelled(StoppingCriteria):
 
 @dataclass
 class Ending:
-    """How an answer ended; filled in while it is made.
+    """How an answer ended; filled in during generation.
 
     Attributes:
-        finish_reason: In OpenAI's words: `stop`, `length` (max_new_tokens are used up) or `content_filter`; None while it
-            goes on, and for one that was stopped or that nobody read to its end.
-        prompt_ids, answer_ids: What the model has seen and said, special tokens included.
+        finish_reason: In OpenAI's terms: `stop`, `length` (max_new_tokens are used up) or `content_filter`; None while
+            the answer continues, and if it was stopped or nobody read it to its end.
+        prompt_ids, answer_ids: The model's input and output, including special tokens.
     """
 
     finish_reason: str | None = None
@@ -56,17 +56,18 @@ def stream_tokens(
     cancelled: Event | None = None,
     assistant_model: PreTrainedModel | None = None,
 ) -> Iterator[str]:
-    """`model.generate` in the background; yields its text as it is made, in pieces of valid UTF-8.
+    """Runs `model.generate` in the background and yields its text as it arrives, in pieces of valid UTF-8.
 
-    Leaving the iterator early stops the model within one token. `stop_strings` of the config end the text before them.
+    Leaving the iterator early stops the model within one token. The text ends before any of the config's
+    `stop_strings`.
 
     Args:
-        prompt: Token ids, which are not repeated.
-        prefix: What is known of the prompt already; it learns the rest.
-        filters: That the text passes before it is yielded.
-        ending: Learns how the text ended.
-        cancelled: Set by another thread, ends the text within one token, as if the model had come to its end.
-        assistant_model: A smaller one that guesses, as `generate` takes it.
+        prompt: Token ids; the output does not repeat them.
+        prefix: A cache that may know the beginning of the prompt; it keeps the rest.
+        filters: Filters that the text passes through.
+        ending: Filled in with how the text ended.
+        cancelled: If another thread sets it, the text ends within one token, as if the model had ended it.
+        assistant_model: A smaller model that guesses, passed to `generate`.
     """
     ending = ending or Ending()
     ending.prompt_ids = prompt

@@ -1,4 +1,4 @@
-"""Moderation of what goes into a chat model and of what comes out, while it streams. Off unless asked for."""
+"""Moderates messages to a chat model, and its answers while they stream. Off by default."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
 
 class Moderator(Protocol):
-    """Decides what may pass."""
+    """Decides which texts may pass."""
 
     def check(self, text: str) -> None:
-        """Looks at a whole message.
+        """Checks a complete message.
 
         Raises:
-            ContentFiltered: When it must not pass; the error says why and does not repeat the text.
+            ContentFiltered: If it is blocked; the error says why, but does not repeat the text.
         """
 
     def filter(self) -> TextFilter:
-        """A filter for one answer, which ends it with the reason `content_filter` and shows nothing that must not pass."""
+        """Returns a filter for one answer; it hides blocked text and ends the answer with reason `content_filter`."""
 
 
 class Moderators:
-    """Several moderators as one: what passes has passed all of them."""
+    """Combines several moderators: a text passes if it passes all of them."""
 
     def __init__(self, moderators: Sequence[Moderator]) -> None:
         self._moderators = list(moderators)
@@ -42,21 +42,21 @@ class Moderators:
 def load_moderator(
     spec: str, labels: list[str] | None = None, threshold: float = 0.5, log_text: bool = False
 ) -> Moderator:
-    """A moderator by its name.
+    """Loads a moderator.
 
-    What it blocks is logged as a warning of the logger `chatgpt_hf.moderation`: whether it went in or came out, and which
-    line of the list or which label it was.
+    The logger `chatgpt_hf.moderation` warns of every blocked text: whether it was input or output, and which line of
+    the list or which label blocked it.
 
     Args:
-        spec: A word list, if it ends in `.txt`; otherwise the folder or Hub id of a text-classification model.
-        labels: Of the model, those that are blocked; a word list needs none.
-        threshold: From which score on they are.
+        spec: A word list, if it ends with `.txt`; otherwise the folder or Hub id of a text-classification model.
+        labels: The model's labels that are blocked; a word list needs none.
+        threshold: The score from which a label is blocked.
         log_text: Also log the text.
 
     Raises:
-        DataError: When the word list cannot be used.
-        ConfigError: When the labels are missing or not the model's.
-        CheckpointError: When there is no such model, or it is none for text classification.
+        DataError: If the word list cannot be used.
+        ConfigError: If the labels are missing or the model does not have them.
+        CheckpointError: If there is no such model, or it is not for text classification.
     """
     if spec.endswith(".txt"):
         from .words import WordList
@@ -67,7 +67,7 @@ def load_moderator(
     return Classifier(spec, labels=labels, threshold=threshold, log_text=log_text)
 
 
-# Loaded when first used: the one reads tables of Unicode, the other is a model.
+# Imported when first used: one reads Unicode tables, the other needs a model.
 _EXPORTS = {"Classifier": "classifier", "WordList": "words"}
 
 

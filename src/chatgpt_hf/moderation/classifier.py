@@ -14,28 +14,28 @@ from ..tokenization_chatgpt import load_tokenizer
 
 logger = logging.getLogger("chatgpt_hf.moderation")
 
-# Held back at most, where a sentence does not end before.
+# Maximum number of characters to hold back if no sentence ends before.
 LONGEST_SENTENCE = 200
 _SENTENCE_END = re.compile(r"[.!?。！？\n]")
 
 
 class Classifier:
-    """A moderator that asks a text-classification model.
+    """A moderator that uses a text-classification model.
 
-    A message longer than the model can read is cut into windows as long as it can read, each of which begins in the middle
-    of the one before; it is blocked when one of them is. Of an answer a sentence is shown (or 200 characters, where it goes
-    on) after the model has read the answer so far with it, or as much of its end as fits; a sentence that does not fit is read
-    as a message is.
+    A message that is too long for the model is read in windows, each of which starts in the middle of the one before;
+    the message is blocked if one window is. In an answer, each sentence (or 200 characters of a longer one) is shown
+    after the model has read the answer up to its end, or as much of this as fits; a sentence that does not fit is read
+    in windows.
 
     Args:
         model_name_or_path: Folder or Hub id.
-        labels: Of the model, those that are blocked.
-        threshold: The score from which on they are.
+        labels: The model's labels that are blocked.
+        threshold: The score from which a label is blocked.
         log_text: Also log the text.
 
     Raises:
-        ConfigError: When there are no labels, or one is not the model's, or the threshold is no probability.
-        CheckpointError: When there is no such model, or it is none for text classification.
+        ConfigError: If there are no labels, the model lacks one, or the threshold is not a probability above 0.
+        CheckpointError: If there is no such model, or it is not for text classification.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Classifier:
             model = load_model(model_name_or_path, AutoModelForSequenceClassification)
         except CheckpointError as error:
             raise CheckpointError(
-                f"Moderation needs a word list (.txt) or a text-classification model whose head is trained. {error}"
+                f"Moderation needs a word list (.txt) or a text-classification model with a trained head. {error}"
             ) from error
         known = list(model.config.id2label.values())
         if not labels or (unknown := [label for label in labels if label not in known]):
-            wrong = f"has no label {unknown[0]!r}" if labels else "needs the labels that are to be blocked"
+            wrong = f"has no label {unknown[0]!r}" if labels else "needs the labels to block"
             raise ConfigError(
                 f"The moderation model {self.name} {wrong}. Its labels are: {', '.join(map(repr, known))}."
             )
@@ -64,27 +64,25 @@ class Classifier:
         self._threshold = threshold
         self._log_text = log_text
         self._tokenizer = load_tokenizer(str(model_name_or_path))
-        # Tokenizers that know no limit say a very large number.
+        # Tokenizers without a limit have a very large number here.
         limit = min(self._tokenizer.model_max_length, context_length(model))
         self._room = max(1, limit - self._tokenizer.num_special_tokens_to_add())
         self._pipeline = pipeline("text-classification", model=model.eval(), tokenizer=self._tokenizer)
-        # A server asks from several threads, and a fast tokenizer does not take truncation from two at a time.
+        # A server calls this from several threads, but a fast tokenizer cannot truncate in two threads at once.
         self._lock = Lock()
         self._options = {"top_k": None, "truncation": True, "max_length": limit}
 
     def check(self, text: str) -> None:
-        """Raises `ContentFiltered` where the model gives one of the labels to the text."""
+        """Raises `ContentFiltered` if the model assigns one of the blocked labels to the text."""
         if self.blocks(text, "input"):
-            raise ContentFiltered(
-                "Moderation does not let the message pass: a model finds it is of a kind that is blocked."
-            )
+            raise ContentFiltered("Moderation blocked the message: a model assigned it a blocked label.")
 
     def filter(self) -> "_SentenceFilter":
-        """A filter that shows a sentence after the model has read it."""
+        """Returns a filter that shows a sentence after the model has read it."""
         return _SentenceFilter(self)
 
     def blocks(self, text: str, direction: str) -> bool:
-        """Whether a text has one of the labels, in one of its windows."""
+        """True if the model assigns a blocked label to one of the text's windows."""
         if not text.strip():
             return False
         starts = self._starts(text)
@@ -109,19 +107,19 @@ class Classifier:
         return True
 
     def last_window(self, text: str) -> str:
-        """The end of a text, as much as the model can read."""
+        """The end of a text, as long as the model can read."""
         starts = self._starts(text)
         return text[starts[-self._room] :] if len(starts) > self._room else text
 
     def _starts(self, text: str) -> list[int]:
-        """Where the tokens of a text begin."""
+        """The start positions of a text's tokens."""
         with self._lock:
             encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [start for start, _ in encoded["offset_mapping"]]
 
 
 class _SentenceFilter:
-    """Holds an answer back until a sentence is whole and the classifier lets it pass."""
+    """Holds an answer back until a sentence is complete and the classifier lets it pass."""
 
     def __init__(self, classifier: Classifier) -> None:
         self.finish_reason: str | None = None
@@ -145,7 +143,7 @@ class _SentenceFilter:
     def _pass(self, length: int) -> str:
         sentence, self._held = self._held[:length], self._held[length:]
         if not sentence.strip(" \n.!?。！？"):
-            # The rest of "..." or of a blank line changes nothing.
+            # Only punctuation or space, such as the rest of "..." or a blank line: nothing to classify.
             self._shown += sentence
             return sentence
         self._shown = self._classifier.last_window(self._shown + sentence)

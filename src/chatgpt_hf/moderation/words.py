@@ -1,4 +1,4 @@
-"""A list of words that may neither be said nor written, in whatever disguise."""
+"""A list of banned words, which are found even when disguised."""
 
 import logging
 import re
@@ -17,22 +17,22 @@ with needed_by("A word list"):
 
 logger = logging.getLogger("chatgpt_hf.moderation")
 
-# Both bound how much text is held back.
+# Both limit how much text is held back.
 LONGEST_GAP = 16
 LONGEST_MATCH = 400
 
-# Not of the categories that say so, and yet invisible: joiners, fillers, variation selectors, the blank Braille pattern.
+# Invisible, although their category does not say so: joiners, fillers, variation selectors, the blank Braille pattern.
 _INVISIBLE = {"\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u2800", "\u3164", "\uffa0"}
 _INVISIBLE |= {chr(code) for code in [*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]}
 # Canonical combining classes of marks that are part of the spelling: vowels and viramas of Indic scripts, Thai, Lao and
-# Tibetan, nuktas, and what makes は ば.
+# Tibetan, nuktas, and the mark that turns は into ば.
 _SPELLING_MARKS = {0, 7, 8, 9, 84, 91, 103, 107, 118, 122, 129, 130, 132}
 _LATIN_NAME = re.compile(
     r"(?:LATIN (?:SMALL|CAPITAL) LETTER|LATIN LETTER SMALL CAPITAL|REGIONAL INDICATOR SYMBOL LETTER|"
     r"(?:CROSSED )?NEGATIVE (?:CIRCLED|SQUARED) LATIN CAPITAL LETTER) "
     r"(?:DOTLESS |OPEN |REVERSED (?=E)|SCRIPT |TURNED (?=[AEHRT]))?([A-Z])(?: WITH .+)?"
 )
-# Commonly used as these, and not confusable by the book.
+# Commonly used as these letters, but not confusable according to Unicode.
 _LOOKS_LATIN = dict(zip("βєзкмпηπтωшƒӏ", "beekmnnntwwfI", strict=True))
 _LEET = {
     "a": "4@",
@@ -49,7 +49,7 @@ _LEET = {
     "y": "¥",
     "z": "2",
 }
-# In a sentence these stand between words, as white space does.
+# In a sentence these separate words, like white space.
 _DASHES = "–—―"
 _CJK_STOPS = ",。!?、;:"
 _CONTRACTION = re.compile(r".(?:ll|s|re|ve|d|m)|nt")
@@ -66,9 +66,9 @@ class _Kind(Enum):
 
 @lru_cache(maxsize=4096)
 def fold(char: str) -> str:
-    """What a character is compared as: none or several characters, without marks, in lower case, Latin if it looks so.
+    """Folds a character for comparison: to zero or more characters, without marks, lower case, Latin if it looks so.
 
-    A capital I stays as it is: it looks like an l too. So do the letters that look like an l: they look like an I too.
+    A capital I stays, because it also looks like an l. Letters that look like an l or I become a capital I.
     """
     return "".join(_fold(part) for part in unicodedata.normalize("NFKD", char))
 
@@ -86,16 +86,16 @@ def _fold(char: str) -> str:
     if category == "Nd":
         return str(unicodedata.decimal(char))
     if category[0] in "PS":
-        return _latin_by_name(char) or char  # more than that would make letters of what stands between words
+        return _latin_by_name(char) or char  # folding further would turn separators into letters
     if _kind(char) in (_Kind.CJK, _Kind.HANGUL):
         return char
     folded = char.casefold()
-    # First as it looks: the Greek capital Ν is an N, and its small letter ν a v.
+    # Before lower-casing: the Greek capital Ν looks like N, but its small letter ν like v.
     return _latin(char) or (_latin(folded) if len(folded) == 1 else "") or folded
 
 
 def _latin(char: str) -> str:
-    """The Latin letter that a character looks like, by Unicode's confusables (UTS #39) and by its name; "" if none."""
+    """The Latin letter that a character looks like, by Unicode's confusables (UTS #39) or by its name; "" if none."""
     if letter := _LOOKS_LATIN.get(char) or _latin_by_name(char):
         return letter
     found = is_confusable(char, greedy=True) or []
@@ -127,16 +127,16 @@ def _kind(char: str) -> _Kind:
 
 
 class _Node:
-    """A letter of the words that share a beginning; the root is none.
+    """A node of the trie of words: a letter that words with the same beginning share. The root has no letter.
 
     Attributes:
-        own: How the letter itself is folded, in both cases.
-        looks: Those, and digits and symbols that stand for it.
-        kind: Of the letter itself.
-        anywhere: The words need no boundary: they are written in a script without spaces.
+        own: The folded letter, in both cases.
+        looks: The same, plus digits and symbols that stand for it.
+        kind: Kind of the letter itself.
+        anywhere: The words need no boundary, because their script has no spaces.
         short: The words are so short that a doubled letter makes another word, as in god and good.
         word_end: White space may follow, in a phrase.
-        line, line_open: Line of the word that ends here; and of one whose ending may be any.
+        line, line_open: Line number of the word that ends here; and of a word with an open ending (`*`).
     """
 
     def __init__(self, own: str = "", looks: str = "", anywhere: bool = False, short: bool = False) -> None:
@@ -149,7 +149,7 @@ class _Node:
         self.moves: dict[str, list[_Node]] = {}
 
     def child(self, own: str, looks: str, anywhere: bool, short: bool, word_end: bool) -> "_Node":
-        # A word and a phrase that begins with it have different letters there.
+        # A word and a phrase that begins with it need different nodes here.
         key = (looks + " " * word_end, own, short)
         if key not in self.children:
             node = self.children[key] = _Node(own, looks, anywhere, short)
@@ -164,22 +164,25 @@ class _Node:
 
 
 class _State(NamedTuple):
-    """How far a word was followed through the text.
+    """A partial match of a word in the text.
 
     Attributes:
-        node: Its last letter that was found.
-        evidence: A letter was among what was found, and not only digits and symbols that stand for letters.
-        inside: Where it began, something stood before it without white space; or a fragment is a digit or a symbol.
-        in_word: It began in the middle of a word.
-        run: How often the last letter of a short word was found in a row; 3 means more.
-        doubled: It was found twice where the word has it once.
-        gap: Since then there was something between letters.
-        wide: There is white space among them.
-        spaced: There was white space between letters before.
-        fragment, longest: Letters between two gaps; 3 means more.
-        single: A fragment had one letter.
-        letter: There is evidence in this fragment.
-        gaps, tail: How many gaps there were, 2 means more; where the first is an apostrophe, the letters around it.
+        node: The last letter of the word that was found.
+        evidence: A real letter was found, not only digits and symbols that stand for letters.
+        inside: The match started right after other text, without white space; or a fragment has only digits or
+            symbols.
+        in_word: The match started in the middle of a word.
+        run: How often the last letter of a short word was found in a row; 3 means 3 or more.
+        doubled: The last letter was found twice, but the word has it once.
+        gap: There is a gap after the last letter.
+        wide: The current gap contains white space.
+        spaced: An earlier gap contained white space.
+        letter: The current fragment has evidence.
+        fragment: Number of letters in the current fragment (the letters between two gaps); 3 means 3 or more.
+        single: An earlier fragment had one letter.
+        longest: The longest of the earlier fragments; 3 means 3 or more.
+        gaps: Number of gaps; 2 means 2 or more.
+        tail: If the first gap is an apostrophe, the letters around it.
     """
 
     node: _Node
@@ -199,7 +202,7 @@ class _State(NamedTuple):
     tail: str = ""
 
     def whole(self) -> bool:
-        """Whether the letters so far may be seen as one word."""
+        """True if the letters so far count as one word."""
         if self.doubled or not self.evidence:
             return False
         if self.gaps == 1 and _CONTRACTION.fullmatch(self.tail):
@@ -213,17 +216,17 @@ class _State(NamedTuple):
 
 
 class _Scanner:
-    """Follows all words of a list at once, character by character.
+    """Searches for all words of a list at once, character by character.
 
     Attributes:
-        held_from: Where the text begins that may become a match.
-        match: Begin and end of the first match, and the line of its word.
+        held_from: Start of the text that may still become a match.
+        match: Start and end of the first match, and the line of its word.
     """
 
     def __init__(self, root: _Node, root_open: _Node) -> None:
         self.match: tuple[int, int, int] | None = None
         self._root, self._root_open = root, root_open
-        self._states: dict[_State, tuple[int, int]] = {}  # begin of the match, length of the gap
+        self._states: dict[_State, tuple[int, int]] = {}  # start of the match, length of the gap
         self._position = 0
         self._before = _Kind.SPACE
         self._char_before = ""
@@ -247,7 +250,7 @@ class _Scanner:
     def _feed(self, char: str) -> None:
         kind = _kind(char)
         if char in "-." and char == self._char_before:
-            kind = _Kind.SPACE  # -- and ... are written for a dash and an ellipsis
+            kind = _Kind.SPACE  # -- stands for a dash, and ... for an ellipsis
         self._accept(kind)
         if self.match is not None:
             return
@@ -277,7 +280,7 @@ class _Scanner:
                 self._inside = True
 
     def _accept(self, following: _Kind | None) -> None:
-        """Words that have ended, now that it is known what follows."""
+        """Accepts words that have ended, now that the following character is known."""
         for state, (start, _) in self._states.items():
             node = state.node
             line = node.line if node.line is not None else node.line_open
@@ -289,7 +292,7 @@ class _Scanner:
 
     def _accept_open(self) -> None:
         for state, (start, _) in self._states.items():
-            # After white space it has to be a word of its own: `ass*` is not in "as surely".
+            # Not across white space: `ass*` is not in "as surely".
             if state.node.line_open is not None and not state.gap and not state.spaced and state.whole():
                 self._found(start, self._position + 1, state.node.line_open)
 
@@ -298,7 +301,7 @@ class _Scanner:
 
     def _followers(self, state: _State, char: str, kind: _Kind) -> list[_State]:
         node = state.node
-        # A repeated symbol stays what it was, letter or separator: "!!!!" would else be read in very many ways.
+        # A repeated symbol stays a letter or a separator; otherwise "!!!!" could be read in very many ways.
         again = kind == _Kind.SYMBOL and char == self._char_before
         followers = []
         if not (again and state.gap):
@@ -348,38 +351,38 @@ class _Scanner:
     def _separated(self, state: _State, char: str, kind: _Kind) -> _State:
         wide = state.wide or kind == _Kind.SPACE
         if state.gap:
-            # Longer than an apostrophe.
+            # The gap is longer than an apostrophe.
             return state._replace(wide=wide, tail="")
         tail = self._char_before if char in "'’" and not state.gaps else ""
         return state._replace(gap=True, wide=wide, gaps=min(state.gaps + 1, 2), tail=tail)
 
     @staticmethod
     def _evidence(node: _Node, char: str) -> bool:
-        # Without it, "so" would be in "50", and "hel" in "he, I".
+        # Otherwise "so" would match "50", and "hel" would match "he, I".
         return char in node.own or char == "@" or (char.isalpha() and char != "I")
 
 
 class WordList:
-    """A moderator that lets none of some words and phrases pass.
+    """A moderator that blocks a list of words and phrases.
 
-    A word is found as a whole word, in upper or lower case, with accents, in full-width or other decorated letters, in
-    letters of other alphabets that look the same, with digits and symbols for letters, with letters repeated, and with
-    something between its letters: symbols and what cannot be seen always count as that; white space (and dashes of a
-    sentence) only where the pieces have at most two letters each or one of them has a single letter, so that "p e n i s"
-    and "p enis" are found and "pen is" is not. Words in scripts without spaces, such as Chinese, are found anywhere, also
-    with spaces and symbols between the characters, though not with punctuation of sentences. At most 16 characters may be
-    between two letters, and 400 in the whole.
+    It finds whole words: in upper or lower case, with accents, in full-width or other decorated letters, in look-alike
+    letters of other alphabets, with digits and symbols for letters, with repeated letters, and with gaps between
+    letters. Symbols and invisible characters always count as gaps. White space (and dashes of a sentence) counts only
+    if all pieces have at most two letters or one piece has a single letter, so it finds "p e n i s" and "p enis" but
+    not "pen is". Words in scripts without spaces, such as Chinese, are found anywhere, even with spaces and symbols
+    between the characters, but not across punctuation of sentences. A gap may have at most 16 characters, a match at
+    most 400.
 
-    The letters of other alphabets are those that Unicode calls confusable (UTS #39). So an English word also matches a
-    word of another language that looks the same.
+    Look-alike letters are those that Unicode calls confusable (UTS #39). So an English word also matches a word of
+    another language that looks the same.
 
     Args:
-        words: A word may begin and end with `*`: then its beginning and its ending may be any.
-        name: Of the list, for the log.
-        log_text: Also log what was found.
+        words: The words; `*` at the beginning or end of a word stands for any beginning or ending.
+        name: Name of the list, for the log.
+        log_text: Also log the text that was found.
 
     Raises:
-        DataError: When there are no words, or one is empty as it would be compared.
+        DataError: If there are no words, or a word has no letters or digits.
     """
 
     def __init__(self, words: Iterable[str], name: str = "words", log_text: bool = False) -> None:
@@ -391,10 +394,10 @@ class WordList:
 
     @classmethod
     def from_file(cls, path: str | Path, log_text: bool = False) -> "WordList":
-        """The words of a text file in UTF-8, one in a line. Blank lines and lines that begin with `#` say nothing.
+        """Reads words from a UTF-8 text file, one per line. Blank lines and lines that begin with `#` are ignored.
 
         Raises:
-            DataError: When the file cannot be read, is not UTF-8 or has no words.
+            DataError: If the file cannot be read, is not UTF-8 or has no words.
         """
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
@@ -405,7 +408,7 @@ class WordList:
         return cls(text.splitlines(), str(path), log_text)
 
     def check(self, text: str) -> None:
-        """Raises `ContentFiltered` where one of the words is in the text."""
+        """Raises `ContentFiltered` if the text contains one of the words."""
         scanner = self._scanner()
         for char in text:
             scanner.feed(char)
@@ -416,10 +419,10 @@ class WordList:
         if scanner.match is not None:
             start, end, line = scanner.match
             self._log("input", line, text[start:end])
-            raise ContentFiltered("Moderation does not let the message pass: it has a word that is on a list.")
+            raise ContentFiltered("Moderation blocked the message: it contains a listed word.")
 
     def filter(self) -> "_WordFilter":
-        """A filter that holds back only what may become one of the words."""
+        """Returns a filter that holds back only text that may become one of the words."""
         return _WordFilter(self)
 
     def _scanner(self) -> _Scanner:
@@ -431,13 +434,13 @@ class WordList:
 
     def _add_all(self, lines: list[tuple[int, str]]) -> None:
         if not lines:
-            raise DataError(f"The word list {self.name} has no words; write one in a line.")
+            raise DataError(f"The word list {self.name} has no words; write one per line.")
         for number, line in lines:
             letters = _letters(line.strip("*"))
             if not any(own.isalnum() for own, _, _ in letters):
                 raise DataError(
-                    f"The word list {self.name}, line {number}: nothing is left of {line!r} without marks, invisible "
-                    "characters and symbols; a word needs a letter or a digit."
+                    f"The word list {self.name}, line {number}: {line!r} contains only marks, invisible characters or "
+                    "symbols; a word needs a letter or a digit."
                 )
             self._add(number, letters, line.startswith("*"), line.endswith("*"))
 
@@ -446,7 +449,7 @@ class WordList:
         node = self._root_open if open_start else self._root
         for index, (own, looks, word_end) in enumerate(letters):
             if index == len(letters) - 1:
-                looks = looks.replace("!", "") or looks  # at the end of a word it ends a sentence
+                looks = looks.replace("!", "") or looks  # at the end of a word, "!" ends a sentence
             node = node.child(own, looks, anywhere, len(letters) <= 3, word_end and not anywhere)
         if open_end:
             node.line_open = number if node.line_open is None else node.line_open
@@ -455,7 +458,7 @@ class WordList:
 
 
 def _letters(word: str) -> list[tuple[str, str, bool]]:
-    """Of each letter, how it is folded in both cases, what may stand for it, and whether white space follows."""
+    """Returns for each letter: both cases folded, all characters that may stand for it, and if white space follows."""
     letters: list[tuple[str, str, bool]] = []
     for char in word:
         if char.isspace():

@@ -1,1 +1,1 @@
-"""An OpenAI-compatible server over transformers' own serving code."""
+"""An OpenAI-compatible server on top of transformers' own serving code."""

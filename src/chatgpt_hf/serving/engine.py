@@ -1,4 +1,4 @@
-"""The served model behind the routes: token ids in, text out, one request after another or batched continuously."""
+"""The model behind the server's routes: token ids in, text out, one request at a time or with continuous batching."""
 
 import asyncio
 import contextlib
@@ -29,20 +29,20 @@ from ..tokenization_chatgpt import CHAT_TEMPLATE, RESPONSE_TEMPLATE
 
 
 class ContextTooLong(ConfigError):
-    """A prompt that leaves no room for an answer, or an answer asked for that cannot fit."""
+    """The prompt leaves no room for an answer, or the requested answer cannot fit."""
 
 
 class GenerationFailed(RuntimeError):
-    """The model itself failed; a fault of the server, not of the request."""
+    """The model itself failed: an error of the server, not of the request."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The last thing that `Engine.generate` yields.
+    """The last item that `Engine.generate` yields.
 
     Attributes:
         finish_reason: `stop`, `length`, `tool_calls` or `content_filter`.
-        completion_tokens: That the model made, its end mark included.
+        completion_tokens: Number of generated tokens, including the end mark.
     """
 
     finish_reason: str
@@ -54,22 +54,22 @@ Item: TypeAlias = str | ToolCall | ReasoningText | Ended
 
 @dataclass(frozen=True)
 class Failure:
-    """Among the pieces of an answer: the model failed. transformers puts an object of its own there, with a `msg` too."""
+    """Put among the pieces of an answer if the model failed. transformers' own object for this also has a `msg`."""
 
     msg: str
 
 
 class Engine:
-    """A model, its tokenizer and how they are run.
+    """Runs a model with its tokenizer.
 
     Args:
-        name: Under which clients ask for the model.
-        continuous_batching: Whether requests share the model's steps (paged attention). Then `seed`, penalties, `min_p`
-            and `logit_bias` of a request are refused, since transformers applies only temperature, top_k and top_p
-            request by request.
-        max_concurrent: For how many requests the paged cache has room.
-        moderation: Sees every message that comes in and every answer before it goes out.
-        **generation: Fields of `GenerationConfig` in place of the model's own.
+        name: The model's name for clients.
+        continuous_batching: Let requests share the model's steps (paged attention). Then requests with `seed`,
+            penalties, `min_p` or `logit_bias` are refused, because transformers applies only temperature, top_k and
+            top_p per request.
+        max_concurrent: Number of requests that fit into the paged cache.
+        moderation: Checks every incoming message, and every answer before it is sent.
+        **generation: Fields of `GenerationConfig` that override the model's own.
     """
 
     def __init__(
@@ -98,22 +98,22 @@ class Engine:
             self._one_by_one = GenerateManager()
 
     def config(self, prompt_tokens: int, max_tokens: int | None, **parameters: Any) -> GenerationConfig:
-        """The generation config of a request.
+        """Returns the generation config of a request.
 
         Args:
-            parameters: Fields of `GenerationConfig`, and `temperature` 0 for greedy; None leaves the default.
+            parameters: Fields of `GenerationConfig`; `temperature` 0 means greedy, and None keeps the default.
 
         Raises:
-            ConfigError: When a parameter cannot be used.
-            ContextTooLong: When prompt or answer cannot fit.
+            ConfigError: If a parameter cannot be used.
+            ContextTooLong: If prompt or answer cannot fit.
         """
         if prompt_tokens >= self.context:
             raise ContextTooLong(
-                f"The prompt takes {prompt_tokens} tokens and the model's context is {self.context}: shorten it."
+                f"The prompt takes {prompt_tokens} tokens, but the model's context is {self.context}: shorten it."
             )
         if max_tokens is not None and max_tokens > self.context:
             raise ContextTooLong(
-                f"max_tokens is {max_tokens} and the model's context is {self.context}: ask for at most {self.context}."
+                f"max_tokens is {max_tokens}, but the model's context is {self.context}: ask for at most {self.context}."
             )
         given = {name: value for name, value in parameters.items() if value is not None}
         if self.batching is not None:
@@ -121,7 +121,7 @@ class Engine:
         given |= sampling(given.pop("temperature", None))
         cutoffs = {"top_k", "top_p", "min_p"} & set(given)
         if given.get("do_sample") is False:
-            # transformers warns of them, request by request.
+            # Drop them: transformers would log a warning for every request.
             given = {name: value for name, value in given.items() if name not in cutoffs}
         elif cutoffs:
             given["do_sample"] = True
@@ -137,15 +137,15 @@ class Engine:
         seed: int | None = None,
         tools: list[dict[str, Any]] | None = None,
     ) -> AsyncGenerator[Item, None]:
-        """Yields what may be shown, piece by piece, and then how it ended. Closing it stops the model within one token.
+        """Yields the answer in pieces that may be shown, then `Ended`. Closing it stops the model within one token.
 
         Args:
             ids: The prompt.
-            seed: Of this answer's sampling.
-            tools: That the model may call; its calls come as `ToolCall`.
+            seed: Seed for sampling this answer.
+            tools: Tools that the model may call; it yields calls as `ToolCall`.
 
         Raises:
-            GenerationFailed: When the model fails.
+            GenerationFailed: If the model fails.
         """
         stop, config.stop_strings = config.stop_strings, None
         stages: list[TextFilter] = [StopStrings([stop] if isinstance(stop, str) else stop)] if stop else []
@@ -161,7 +161,7 @@ class Engine:
                     raise GenerationFailed(item.msg)
                 if isinstance(item, ToolCall):
                     called = True
-                    # Whoever reads the call may act on it, so it is looked at like text that ends here.
+                    # The client may act on the call, so moderation checks it like complete text.
                     if self.moderation is not None and not _passes(self.moderation, f"{item.name} {item.arguments}"):
                         chain.finish_reason = "content_filter"
                     else:
@@ -188,13 +188,13 @@ class Engine:
     async def _feed(self, chain: FilterChain, piece: str) -> str:
         if self.moderation is None:
             return chain.feed(piece)
-        # A moderator may be a model, which must not hold up the other requests' text.
+        # In a thread, because a moderator may be a model, which must not block the text of other requests.
         return await asyncio.to_thread(chain.feed, piece)
 
     def _start(
         self, ids: list[int], config: GenerationConfig, seed: int | None, parser: ResponseParser | None
     ) -> tuple[asyncio.Queue, Any]:
-        # The client's own id would do for a log, but two requests with one id would get each other's tokens.
+        # Not the client's own id: two requests with the same id would get each other's tokens.
         request = uuid.uuid4().hex
         if self.batching is not None:
             return self.batching.answer(self.tokenizer, ids, config, request, parser)
@@ -203,7 +203,7 @@ class Engine:
 
         inputs = torch.tensor([ids], device=self.model.device)
         if seed is not None:
-            # On the thread that generates, right before it does.
+            # Set the seed on the generating thread, right before it generates.
             self._one_by_one.submit(set_torch_seed, seed)
         return self._one_by_one.generate_streaming(
             self.model,
@@ -216,11 +216,11 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether requests can be answered."""
+        """True if the engine can answer requests."""
         return self.batching is None or self.batching.healthy
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Stops the threads."""
         if self.batching is not None:
             self.batching.close()
 
@@ -236,10 +236,10 @@ def _passes(moderation: Moderator, text: str) -> bool:
 
 
 class ContinuousBatching:
-    """transformers' continuous batching with temperature, top_k and top_p request by request.
+    """transformers' continuous batching with temperature, top_k and top_p per request.
 
-    The `CBGenerateManager` of transformers' own server takes the sampling parameters of the first request for all that
-    follow. Greedy is a top_k of 1 here.
+    The `CBGenerateManager` of transformers' own server uses the sampling parameters of the first request for all later
+    ones. Greedy means a top_k of 1 here.
     """
 
     PARAMETERS = frozenset({"temperature", "top_k", "top_p", "stop_strings"})
@@ -249,7 +249,7 @@ class ContinuousBatching:
         sizes = prepare_batching(model, context, max_concurrent)
         batching = ContinuousBatchingConfig(per_request_processors=True, use_cuda_graph=False, **sizes)
         self._vocab_size = model.config.get_text_config().vocab_size
-        # Values that leave no processor out; every request brings its own.
+        # Any values that activate all processors; every request overrides them.
         shared = generation_config_with(defaults, do_sample=True, temperature=0.5, top_k=2, top_p=0.5)
         shared.use_cache = False
         self.manager = model.init_continuous_batching(generation_config=shared, continuous_batching_config=batching)
@@ -257,27 +257,27 @@ class ContinuousBatching:
 
     @property
     def healthy(self) -> bool:
-        """Whether its thread is alive."""
+        """True if the generation thread is alive."""
         return self.manager.background_thread_status.fatal_error is None
 
     def close(self) -> None:
-        """Ends its thread."""
+        """Stops the generation thread."""
         self.manager.stop(block=True, timeout=2)
 
     def check(self, parameters: dict[str, Any]) -> None:
-        """Refuses what would be ignored.
+        """Raises if continuous batching would ignore a parameter.
 
         Raises:
-            ConfigError: When a request says what continuous batching does not apply.
+            ConfigError: If a request sets a parameter that continuous batching does not apply.
         """
         if others := sorted(set(parameters) - self.PARAMETERS):
             raise ConfigError(
-                f"{others[0]} cannot be set for a request while requests are batched continuously; the server's owner can "
-                "turn that off with --no-continuous_batching."
+                f"{others[0]} cannot be set per request with continuous batching; the server's owner can turn it off with "
+                "--no-continuous_batching."
             )
 
     def sampling(self, config: GenerationConfig) -> dict[str, Any]:
-        """A generation config as the logits processors take it."""
+        """Translates a generation config to the parameters of the logits processors."""
         if not config.do_sample:
             return {"temperature": 1.0, "top_k": 1, "top_p": 1.0}
         top_k = config.top_k or self._vocab_size
@@ -295,20 +295,20 @@ class ContinuousBatching:
         request: str,
         parser: ResponseParser | None = None,
     ) -> tuple[asyncio.Queue, CBStreamer]:
-        """Begins an answer.
+        """Starts an answer.
 
         Args:
-            tokenizer: Of the model.
+            tokenizer: The model's tokenizer.
             ids: The prompt.
-            config: Of the request.
+            config: The request's generation config.
             request: An id that no other request has.
-            parser: Of tool calls.
+            parser: Parser of tool calls.
 
         Returns:
-            A queue of pieces, the last of which is None or a `Failure`, and what can cancel the request.
+            A queue of pieces, which ends with None or a `Failure`, and a streamer that can cancel the request.
 
         Raises:
-            GenerationFailed: When an earlier failure ended the thread that would answer.
+            GenerationFailed: If an earlier failure ended the generation thread.
         """
         if (error := self.manager.background_thread_status.fatal_error) is not None:
             raise GenerationFailed(str(error))
@@ -326,7 +326,7 @@ class ContinuousBatching:
             except Exception as error:
                 pieces.put_nowait(Failure(str(error)))
 
-        # Before the request, which may be answered sooner than the next line runs.
+        # Registered before the request, because the answer may arrive before the next line runs.
         self.manager.register_result_handler(request, receive)
         self.manager.add_request(
             ids,
@@ -340,7 +340,7 @@ class ContinuousBatching:
 
 
 class _Streamer(CBStreamer):
-    """Lets go of a cancelled request, whose handler and last tokens transformers keeps for ever."""
+    """Releases the handler and last tokens of a cancelled request, which transformers would keep forever."""
 
     def __init__(self, manager: Any, request: str, *args: Any) -> None:
         super().__init__(manager, request, *args)

@@ -1,4 +1,4 @@
-"""What keeps a server standing: a key, and limits on size, number and time of requests; what it does is counted."""
+"""API key, request limits and metrics."""
 
 import asyncio
 import hmac
@@ -16,12 +16,12 @@ ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models")
 
 
 def error_response(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
-    """An error in OpenAI's form."""
+    """An error in OpenAI's format."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     headers = {
         401: {"WWW-Authenticate": "Bearer"},
         429: {"Retry-After": "1"},
-        # What is left of the request is not read.
+        # The rest of the request is not read.
         408: {"Connection": "close"},
         413: {"Connection": "close"},
     }.get(status)
@@ -30,13 +30,13 @@ def error_response(status: int, message: str, *, param: str | None = None, code:
 
 
 class Metrics:
-    """Prometheus metrics of one server, in a registry of their own."""
+    """Prometheus metrics of one server, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         make: dict[str, Any] = {"registry": self.registry, "namespace": "chatgpt_hf"}
         self.requests = Counter("requests", "Requests by path and status.", ["path", "status"], **make)
-        self.running = Gauge("requests_running", "Requests under way.", **make)
+        self.running = Gauge("requests_running", "Requests in progress.", **make)
         self.seconds = Histogram(
             "request_seconds",
             "Time from a request to the end of its answer.",
@@ -50,10 +50,12 @@ class Metrics:
             buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
             **make,
         )
-        self.prompt_tokens = Counter("prompt_tokens", "Tokens read.", **make)
-        self.completion_tokens = Counter("completion_tokens", "Tokens made.", **make)
-        self.filtered = Counter("filtered", "Messages and answers that moderation ended.", ["where"], **make)
-        self.cancelled = Counter("cancelled", "Answers whose reader went away.", **make)
+        self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts.", **make)
+        self.completion_tokens = Counter("completion_tokens", "Tokens generated.", **make)
+        self.filtered = Counter("filtered", "Messages and answers that moderation blocked.", ["where"], **make)
+        self.cancelled = Counter(
+            "cancelled", "Answers that ended early, because the client left, time ran out or the model failed.", **make
+        )
 
     def response(self) -> Response:
         """The page that Prometheus reads."""
@@ -61,13 +63,13 @@ class Metrics:
 
 
 class Limits:
-    """ASGI middleware before the routes.
+    """ASGI middleware in front of the routes.
 
     Args:
-        api_key: That requests to /v1 must bring as `Authorization: Bearer KEY`; None for none.
-        max_concurrent: Requests under way at a time; more get 429.
-        max_body_bytes: More get 413, before the rest of the body is read.
-        body_seconds: Within which a body must have come; more get 408.
+        api_key: Key that requests to /v1 must send as `Authorization: Bearer KEY`; None means no key is needed.
+        max_concurrent: Maximum number of requests in progress; further ones get 429.
+        max_body_bytes: Maximum size of a body; larger ones get 413, before the rest is read.
+        body_seconds: Time limit for receiving a body; slower ones get 408.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class Limits:
         try:
             await self._limited(scope, receive, noting)
         finally:
-            # A client must not be able to make up metrics.
+            # Clients must not be able to create new metrics.
             path = scope["path"] if scope["path"] in ROUTES else "other"
             self._metrics.requests.labels(path, status).inc()
             self._metrics.seconds.labels(path).observe(time.monotonic() - start)
@@ -121,7 +123,7 @@ class Limits:
             await self.app(scope, receive, send)
             return
         if self._running >= self._max_concurrent:
-            message = f"{self._max_concurrent} requests are under way, as many as this server takes: try again soon."
+            message = f"{self._max_concurrent} requests are in progress, the maximum of this server: try again soon."
             await error_response(429, message, code="rate_limit_exceeded")(scope, receive, send)
             return
         self._running += 1
@@ -137,9 +139,9 @@ class Limits:
             self._metrics.running.dec()
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | Response | None:
-        """The whole body, or what to answer instead; None when the client went away."""
+        """Reads the whole body; returns an error response if a limit is exceeded, and None if the client left."""
         too_large = error_response(
-            413, f"The request is larger than {self._max_body_bytes:,} bytes, the most that this server takes."
+            413, f"The request is larger than {self._max_body_bytes:,} bytes, the maximum of this server."
         )
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self._max_body_bytes:
@@ -157,12 +159,12 @@ class Limits:
                         return too_large
                     more = message.get("more_body", False)
         except TimeoutError:
-            return error_response(408, f"The request was not sent whole within {self._body_seconds:g} seconds.")
+            return error_response(408, f"The complete request did not arrive within {self._body_seconds:g} seconds.")
         return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body again, then what comes after it."""
+    """A `receive` that returns the body again, then later messages."""
     given = False
 
     async def replay() -> Message:

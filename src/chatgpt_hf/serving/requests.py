@@ -1,4 +1,4 @@
-"""What a request may say, after OpenAI's API reference: checked before the model sees any of it."""
+"""The fields of requests, after OpenAI's API reference; they are validated before the model gets anything."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -20,11 +20,11 @@ class _Strict(BaseModel):
 class _Request(_Strict):
     @model_validator(mode="after")
     def is_text(self) -> Self:
-        # JSON can write half of a surrogate pair; no tokenizer can read it.
+        # JSON can contain half of a surrogate pair, but no tokenizer can read it.
         try:
             self.model_dump_json(warnings=False)
         except ValueError as error:
-            raise ValueError("there is half a surrogate pair in it (\\ud800 to \\udfff), which is no text") from error
+            raise ValueError("it contains half a surrogate pair (\\ud800 to \\udfff), which is not text") from error
         return self
 
 
@@ -34,7 +34,7 @@ class TextPart(_Strict):
 
 
 class Message(BaseModel):
-    """A message; fields that only some templates know go to the template."""
+    """A message; unknown fields are passed to the chat template."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -51,12 +51,14 @@ class StreamOptions(_Strict):
 
 
 class Sampling(_Request):
-    """What both kinds of requests may say."""
+    """Fields of both kinds of requests."""
 
     model: str | None = Field(None, description="The served model's name, as /v1/models lists it.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Positive | None = Field(None, description="Most tokens of the answer; at most the model's context.")
+    max_tokens: Positive | None = Field(
+        None, description="Maximum length of the answer in tokens; at most the model's context."
+    )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="0 means greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(None, description="0 means no limit.")
@@ -65,12 +67,12 @@ class Sampling(_Request):
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: NonEmpty | Annotated[list[NonEmpty], Field(max_length=16)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, description="Token ids and what is added to their logits."
+        None, description="Maps token ids to values that are added to their logits."
     )
     n: Literal[1] | None = None
     frequency_penalty: Zero | None = Field(None, description="Not supported: use repetition_penalty.")
     presence_penalty: Zero | None = Field(None, description="Not supported: use repetition_penalty.")
-    # These change nothing in an answer.
+    # These are accepted but do not change the answer.
     user: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
@@ -94,7 +96,7 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """`POST /v1/completions`."""
 
-    prompt: str = Field("", description="The text to go on with, as it is: no chat template is applied.")
+    prompt: str = Field("", description="The text to continue, without any chat template.")
     echo: Literal[False] | None = None
     logprobs: None = None
     best_of: Literal[1] | None = None

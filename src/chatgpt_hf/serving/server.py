@@ -1,4 +1,4 @@
-"""The OpenAI-compatible routes, and the process that serves them."""
+"""The OpenAI-compatible routes, and the server process."""
 
 import asyncio
 import signal
@@ -31,7 +31,7 @@ with needed_by("The server"):
 
 
 class ErrorBody(BaseModel):
-    """OpenAI's form of an error."""
+    """OpenAI's format of an error."""
 
     message: str
     type: str
@@ -49,9 +49,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         400: "The request cannot be answered; the message names the field.",
         401: "The API key is missing or wrong.",
         404: "There is no such model.",
-        408: "The request did not come whole in time.",
+        408: "The complete request did not arrive in time.",
         413: "The request is too large.",
-        429: "Too many requests are under way.",
+        429: "Too many requests are in progress.",
         504: "The answer was not finished in time.",
     }.items()
 }
@@ -65,14 +65,14 @@ def build_app(
     max_body_bytes: int = 1_000_000,
     request_seconds: float = 300,
 ) -> FastAPI:
-    """The server's application, for any ASGI server.
+    """Builds the application for any ASGI server.
 
     Args:
         engine: The model.
-        api_key: That clients must bring to /v1; None lets everybody in.
-        max_concurrent: Requests under way at a time; more get 429, which OpenAI's client tries again.
-        max_body_bytes: Of a request.
-        request_seconds: An answer that takes longer is ended.
+        api_key: Key that clients must send to /v1; None lets everybody in.
+        max_concurrent: Maximum number of requests in progress; further ones get 429, which OpenAI's client retries.
+        max_body_bytes: Maximum size of a request.
+        request_seconds: Time limit for one answer, in seconds.
     """
 
     @asynccontextmanager
@@ -94,13 +94,13 @@ def build_app(
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
-        # Of what does not fit, the deepest: where a field may be of several kinds, that is of the kind that was meant.
+        # Report the deepest error: for union types it belongs to the variant the client meant.
         worst = max(error.errors(), key=lambda found: len(found["loc"]))
-        # Parts that are no names and no numbers say which of the kinds.
+        # Skip parts that are neither names nor numbers: they name the variant of a union type.
         parts = [str(part) for part in worst["loc"][1:] if str(part).isidentifier() or isinstance(part, int)]
         path = ".".join(part for part in parts if part not in ("str", "list"))
         if worst["type"] == "json_invalid":
-            return error_response(400, f"The request is no valid JSON: {worst['ctx']['error']}, at character {path}.")
+            return error_response(400, f"The request is not valid JSON: {worst['ctx']['error']}, at character {path}.")
         return error_response(400, f"{path or 'the request'}: {worst['msg']}", param=path or None)
 
     @app.exception_handler(HTTPException)
@@ -131,7 +131,7 @@ def build_app(
     async def one_model(name: str) -> dict[str, Any] | Response:
         return model if name == engine.name else answers.unknown_model(name)
 
-    @app.get("/health", responses={503: {"description": "No request can be answered."}})
+    @app.get("/health", responses={503: {"description": "The server cannot answer requests."}})
     async def health() -> JSONResponse:
         if engine.healthy:
             return JSONResponse({"status": "ok"})
@@ -145,7 +145,7 @@ def build_app(
 
 
 class _Answers:
-    """From a request that is well-formed to its answer, whole or in a stream."""
+    """Answers well-formed requests, at once or as a stream."""
 
     def __init__(self, engine: Engine, metrics: Metrics, request_seconds: float) -> None:
         self._engine = engine
@@ -157,7 +157,7 @@ class _Answers:
             return self.unknown_model(str(body.model))
         engine = self._engine
         if engine.tokenizer.chat_template is None:
-            raise ConfigError("The model has no chat template: it is a base model, to be asked at /v1/completions.")
+            raise ConfigError("The model has no chat template: it is a base model; use /v1/completions.")
         await self._moderate(_text_of(message) for message in body.messages)
         tools = body.tools if body.tool_choice != "none" else None
         messages = [message.model_dump(exclude_none=True) for message in body.messages]
@@ -226,7 +226,8 @@ class _Answers:
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._engine.name}
 
         def completion(text: str, finish_reason: str | None, usage: CompletionUsage | None = None) -> Completion:
-            # OpenAI's own type knows no completion that is not finished, which is what its streams are made of.
+            # `model_construct` skips validation: OpenAI's own type requires a finish_reason, but chunks of a stream
+            # have none.
             choice = CompletionChoice.model_construct(text=text, index=0, logprobs=None, finish_reason=finish_reason)
             content: dict[str, Any] = {**head, "object": "text_completion", "choices": [choice]}
             return Completion.model_construct(**(content if usage is None else content | {"usage": usage}))
@@ -272,7 +273,7 @@ class _Answers:
     def _items(
         self, ids: list[int], max_tokens: int | None, body: Sampling, tools: list[dict[str, Any]] | None
     ) -> AsyncGenerator[Item, None]:
-        """What the model says, within the time there is; parameters are checked before anything is sent."""
+        """Yields the model's answer within the time limit; checks parameters before anything is sent."""
         bias = {(_token(self._engine, index),): value for index, value in (body.logit_bias or {}).items()}
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         config = self._engine.config(
@@ -302,7 +303,7 @@ class _Answers:
                             self._metrics.filtered.labels("output").inc()
                     yield item
             finally:
-                # Here and now, not when the garbage collector finds it: the model stops.
+                # Stop the model now instead of when the garbage collector runs.
                 await items.aclose()
                 if not whole:
                     self._metrics.cancelled.inc()
@@ -310,7 +311,7 @@ class _Answers:
         return timed()
 
     async def _unless_gone(self, request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
-        """The answer, unless the client goes away before: then the model stops too."""
+        """Returns the answer; stops the model if the client leaves first."""
         task, gone = asyncio.create_task(answer), asyncio.create_task(_disconnected(request))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -327,7 +328,7 @@ class _Answers:
 
 
 def _stream(events: AsyncGenerator[str, None], items: AsyncGenerator[Item, None]) -> StreamingResponse:
-    """Server-sent events, with an error as the last of them where one comes up on the way."""
+    """Sends server-sent events; if an error occurs, it is the last event."""
 
     async def sent() -> AsyncGenerator[str, None]:
         try:
@@ -346,7 +347,7 @@ def _stream(events: AsyncGenerator[str, None], items: AsyncGenerator[Item, None]
 
 
 def error_body(message: str) -> ErrorResponse:
-    """An error for a stream that has begun."""
+    """An error for a stream that has already started."""
     return ErrorResponse(error=ErrorBody(message=message, type="server_error"))
 
 
@@ -380,7 +381,7 @@ def _text_of(message: Message) -> str:
 
 def _token(engine: Engine, index: str) -> int:
     if not index.isascii() or not index.isdigit() or int(index) >= len(engine.tokenizer):
-        raise ConfigError(f"logit_bias: {index!r} is no token id; they go from 0 to {len(engine.tokenizer) - 1}.")
+        raise ConfigError(f"logit_bias: {index!r} is not a token id; they go from 0 to {len(engine.tokenizer) - 1}.")
     return int(index)
 
 
@@ -394,14 +395,14 @@ def serve(
     ready: Callable[[str], None] | None = None,
     **limits: Any,
 ) -> None:
-    """Serves until SIGINT or SIGTERM, then finishes what is under way.
+    """Serves until SIGINT or SIGTERM, then finishes the requests in progress.
 
     Args:
-        ready: Is told the address once it is bound; of port 0 the system's choice.
-        **limits: As `build_app` takes them.
+        ready: Called with the address once it is bound; for port 0, it contains the port that the system chose.
+        **limits: See `build_app`.
 
     Raises:
-        ConfigError: When the address cannot be had.
+        ConfigError: If the server cannot listen on the address.
     """
     app = build_app(engine, request_seconds=request_seconds, **limits)
     bound = bind(host, port)
@@ -411,16 +412,16 @@ def serve(
     if ready is not None:
         ready(f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}")
     for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn ends on them in good order, and then raises them again for whoever was there before.
+        # uvicorn shuts down cleanly on these signals, and then raises them again for the previous handlers.
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[bound])
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket.
+    """Opens a listening socket.
 
     Raises:
-        ConfigError: When the port is in use, or not ours to take.
+        ConfigError: If the port is in use or not permitted, or the host is unknown.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]

@@ -1,4 +1,4 @@
-"""A base model reads the texts of a task before it learns the task."""
+"""Task-adaptive pretraining: a base model reads the texts of a task before it learns the task."""
 
 import hashlib
 import json
@@ -30,14 +30,14 @@ def adapt(
     *,
     from_scratch: bool = False,
 ) -> str:
-    """Language modelling on the training texts alone, task-adaptive pretraining (Gururangan et al. 2020, section 4).
+    """Trains language modeling on the training texts only (Gururangan et al. 2020, section 4).
 
-    It is a run of `pretrain` in the folder `adapted` of the run for the task, goes on where it was like any other, and is not
-    made again when it is there.
+    Calls `pretrain` with the folder `adapted` inside the folder of the task's run. Resumes like any other run, and is
+    not repeated if it is finished.
 
     Args:
-        texts: Of the rows to learn from; nothing that is measured on.
-        from_scratch: Give the model new weights first: the texts are then all that it has read.
+        texts: Texts of the training rows; none of the rows for evaluation.
+        from_scratch: Give the model new weights first, so that it has read nothing but the texts.
 
     Returns:
         The folder with the adapted model.
@@ -45,7 +45,7 @@ def adapt(
     folder = Path(arguments.output_dir) / FOLDER_NAME
     if resumes(arguments) and (folder / RESULTS_NAME).is_file():
         return str(folder)
-    # Not by a hash: where that has held out the rows of the task, none of these would be.
+    # Not by hash: the task's rows may have been split by the same hash, which would then hold out none of these.
     held_out = texts[::_ONE_HELD_OUT_IN]
     read = [text for index, text in enumerate(texts) if index % _ONE_HELD_OUT_IN] or held_out
     file, eval_file = _file(read), _file(held_out)
@@ -73,7 +73,7 @@ def adapt(
 
 
 def _file(texts: Sequence[str]) -> Path:
-    """A file of texts, kept by their content: the rows of a run are known by their file's name too."""
+    """Writes texts into a file that is named after their content: a run's data record includes the file's name."""
     lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     file = cache_root() / "texts" / f"{hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()}.jsonl"
     if not file.is_file():
@@ -82,7 +82,7 @@ def _file(texts: Sequence[str]) -> Path:
 
 
 def _changed(texts: Sequence[str], vocab_size: int | None, name_or_path: str, seed: int | None) -> str:
-    """The folder of the model with a tokenizer that was trained on the texts, or with new weights from a seed."""
+    """Saves the model with a tokenizer trained on the texts, or with new weights from a seed; returns the folder."""
     model, tokenizer = load_model(name_or_path), load_tokenizer(name_or_path)
     key = json.dumps([_file(texts).name, vocab_size, seed, sample_of(model), tokenizer_fingerprint(tokenizer)])
     folder = cache_root() / "models" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()

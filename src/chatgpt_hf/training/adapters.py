@@ -1,4 +1,4 @@
-"""Low-rank adapters in place of all weights, and a base model in 4 bits below them."""
+"""Low-rank adapters (LoRA), and a base model in 4 bits below them (QLoRA)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from .arguments import ChatModelArguments
 
 
 def quantization(arguments: ChatModelArguments) -> dict[str, Any]:
-    """What `from_pretrained` is told for QLoRA (Dettmers et al. 2023): 4-bit NormalFloat with double quantization."""
+    """Arguments of `from_pretrained` for QLoRA (Dettmers et al. 2023): 4-bit NormalFloat, double quantization."""
     if not arguments.load_in_4bit:
         return {}
     if not arguments.use_peft:
-        raise ConfigError("--load_in_4bit is for adapters: add --use_peft, or leave it out.")
+        raise ConfigError("--load_in_4bit works only with adapters: add --use_peft, or leave it out.")
     if not torch.cuda.is_available():
         raise ConfigError("--load_in_4bit needs a CUDA GPU: leave it out here.")
     require("--load_in_4bit", "bitsandbytes")
@@ -41,9 +41,9 @@ def lora_config(
     """PEFT's `LoraConfig`, or None without `--use_peft`.
 
     Args:
-        task_type: PEFT's name for what the model does.
-        heads: Modules that are new with the task, and trained whole.
-        added: Token ids that the model has never seen; their embeddings are trained beside the adapters.
+        task_type: PEFT's name for the model's task.
+        heads: New modules of the task, which are trained in full.
+        added: Token ids that are new to the model; their embeddings are trained along with the adapters.
     """
     if not arguments.use_peft:
         return None

@@ -1,4 +1,4 @@
-"""What a training run does between the steps of any `Trainer`: it ends well when told to, and stops when it diverges."""
+"""Callbacks for any `Trainer`: stop cleanly on SIGTERM, stop when training diverges, show progress after resuming."""
 
 import logging
 import math
@@ -22,11 +22,12 @@ logger = logging.getLogger(__name__)
 class StopOnSigterm(TrainerCallback):
     """Ends the run after the step in which SIGTERM arrived, with a checkpoint; a second SIGTERM ends the process.
 
-    The checkpoint is a step's end like any other, so a run that goes on from it is, to the bit, the run without the
-    interruption. With several processes all stop at the same step, even when not all of them were told.
+    The checkpoint is saved at the end of a step like any other, so a run that resumes from it is bit-identical to a
+    run without the interruption. If there are several processes, all stop at the same step, even if only some received
+    SIGTERM.
 
     Attributes:
-        stopped_at: The step of the checkpoint, or None while nothing was asked.
+        stopped_at: The step of the checkpoint; None if there was no SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class StopOnSigterm(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Python gives signals to the main thread alone.
+        # Only the main thread can handle signals in Python.
         if threading.current_thread() is threading.main_thread():
             self._handler_before = signal.signal(signal.SIGTERM, self._ask)
 
@@ -59,7 +60,7 @@ class StopOnSigterm(TrainerCallback):
         self.restore()
 
     def restore(self) -> None:
-        """Gives SIGTERM back to whom it belonged before."""
+        """Restores the previous handler of SIGTERM."""
         if self._handler_before is not None:
             signal.signal(signal.SIGTERM, self._handler_before)
             self._handler_before = None
@@ -67,20 +68,20 @@ class StopOnSigterm(TrainerCallback):
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self._asked = True
         self.restore()
-        logger.warning("SIGTERM: the run saves a checkpoint after this step and ends.")
+        logger.warning("SIGTERM: the run will save a checkpoint after this step and stop.")
 
 
 class DivergenceGuard(TrainerCallback):
-    """Skips steps whose gradients are not finite, and ends a run that does not come back.
+    """Skips steps whose gradients are not finite, and ends a run that does not recover.
 
-    A skipped step changes no weight and no state of the optimizer; the schedule goes on. While anything is wrong nothing
-    is saved, so the last checkpoint is one of a sound model. The check waits for the device once in a step. With float16 the
-    loss scaler skips steps of its own and is left to it.
+    A skipped step changes neither weights nor optimizer state; the schedule advances. Nothing is saved while anything
+    is wrong, so the last checkpoint contains a sound model. The check waits for the device once per step. With
+    float16, the loss scaler skips such steps itself, so this check does nothing.
 
     Args:
-        max_skipped: Steps in a row that may be skipped.
-        max_high_losses: Times in a row that the logged loss may be `high` after the warm-up.
-        high: Against the loss of guessing uniformly, ln(vocabulary).
+        max_skipped: The run ends after this many skipped steps in a row.
+        max_high_losses: The run ends after this many high losses in a row, among those logged after the warm-up.
+        high: A loss is high if it is above `high` times the loss of guessing uniformly, ln(vocabulary).
     """
 
     def __init__(self, max_skipped: int = 5, max_high_losses: int = 3, high: float = 1.5) -> None:
@@ -122,7 +123,7 @@ class DivergenceGuard(TrainerCallback):
     ) -> None:
         loss = (logs or {}).get("loss")
         vocab_size = getattr(getattr(kwargs["model"], "config", None), "vocab_size", None)
-        # A loss that is not a number is that of a skipped step, which is counted above.
+        # The loss is NaN if a step was skipped, and `on_pre_optimizer_step` counts those.
         if loss is None or math.isnan(loss) or vocab_size is None:
             return
         if state.global_step <= args.get_warmup_steps(state.max_steps):
@@ -133,8 +134,8 @@ class DivergenceGuard(TrainerCallback):
             raise self._diverged(
                 args,
                 state.global_step,
-                f"the loss is {loss:.4g} and was above {limit:.4g} the last {self._high_losses} times it was logged, where "
-                f"guessing has {math.log(vocab_size):.4g}",
+                f"the loss is {loss:.4g} and was above {limit:.4g} the last {self._high_losses} times it was logged; "
+                f"uniform guessing gives {math.log(vocab_size):.4g}",
             )
         if self._high_losses:
             control.should_save = False
@@ -162,22 +163,22 @@ class DivergenceGuard(TrainerCallback):
         suspicious = self._skipped or self._high_losses
         if suspicious or not _all_finite([parameter.detach() for parameter in model.parameters()]):
             control.should_save = False
-            logger.warning("No checkpoint is written of a model that may have diverged.")
+            logger.warning("No checkpoint is saved: the model may have diverged.")
 
     def _diverged(self, args: TrainingArguments, step: int, what: str) -> TrainingDiverged:
         checkpoint = last_whole_checkpoint(Path(args.output_dir))
         left = (
-            f"The last whole checkpoint is {checkpoint}; go on from it with --resume and less"
+            f"resume from the last complete checkpoint, {checkpoint}, with --resume and a smaller value"
             if checkpoint
-            else "No checkpoint was written before; begin anew with less"
+            else "no checkpoint was saved; start again with a smaller value"
         )
         return TrainingDiverged(
-            f"Training diverged at step {step}: {what}. --learning_rate is {args.learning_rate:g}: {left}, a third of it say."
+            f"Training diverged at step {step}: {what}. --learning_rate is {args.learning_rate:g}: {left}, such as a third of it."
         )
 
 
 def _all_finite(tensors: list[torch.Tensor]) -> bool:
-    # The greatest magnitude takes ten times as long on a CPU, and is asked only where the sum of squares overflowed.
+    # The maximum norm takes ten times as long on a CPU, so it is computed only if the sum of squares overflowed.
     return any(math.isfinite(_norm(tensors, norm_type)) for norm_type in (2.0, math.inf))
 
 
@@ -187,7 +188,7 @@ def _norm(tensors: list[torch.Tensor], norm_type: float) -> float:
 
 
 class ProgressFromResume(ProgressCallback):
-    """transformers' progress bar, whose rate and remaining time count the steps of this process alone."""
+    """transformers' progress bar; its rate and remaining time count only the steps since resuming."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -200,7 +201,7 @@ class ProgressFromResume(ProgressCallback):
 
 
 class EpochOfStream(TrainerCallback):
-    """Counts `epoch` over a stream as the share of its steps; `Trainer` begins at 0 when it does not skip batches itself."""
+    """Sets `epoch` of a run on a stream to the share of its steps; after resuming, `Trainer` would restart at 0."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,4 +1,4 @@
-"""From a base model to one for a task, with stock `Trainer`, and from there to figures and a report."""
+"""Fine-tunes a base model for a task with stock `Trainer`, then evaluates it and writes a report."""
 
 from typing import Any
 
@@ -19,26 +19,26 @@ from .adapters import lora_config
 from .arguments import FinetuneArguments, TaskModelArguments
 from .run import Run, check_block_size, save_model_folder, write_base_sample
 
-# In the run's folder, where adapters were trained: they alone. The folder itself holds the merged model.
+# Inside the run's folder: only the adapters, if adapters were trained. The run's folder contains the merged model.
 ADAPTER_FOLDER = "adapter"
 
 
 def finetune(
     model_arguments: TaskModelArguments, task_arguments: TaskArguments, arguments: FinetuneArguments
 ) -> dict[str, Any]:
-    """Fine-tunes for a task and leaves a plain model folder that works in the pipeline of the task's name.
+    """Fine-tunes for a task and writes a plain model folder that works in the pipeline of the task's name.
 
     Returns:
-        The run's figures, as in its results.json: those of the held-out rows, and of simpler means on the same rows.
+        The run's figures, as in its results.json: those for the held-out rows, and simple baselines on the same rows.
 
     Raises:
-        ChatGPTError: On data, a model or a folder that cannot be used.
+        ChatGPTError: If data, model or folder cannot be used.
     """
     return FinetuneRun(model_arguments, task_arguments, arguments).execute()
 
 
 class FinetuneRun(Run):
-    """A model for one task from a base model and rows."""
+    """Fine-tunes a base model for one task, on labeled rows."""
 
     command = "finetune"
     arguments: FinetuneArguments
@@ -54,14 +54,14 @@ class FinetuneRun(Run):
         if chosen.model_name_or_path is None:
             raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
         if chosen.freeze_base and chosen.use_peft:
-            raise ConfigError("--freeze_base and --use_peft both say what is trained: give one of the two.")
+            raise ConfigError("--freeze_base and --use_peft both choose the weights to train: give only one of them.")
         if chosen.load_in_4bit:
             raise ConfigError(
                 "--load_in_4bit is for `chatgpt-hf sft`: a task's adapters are merged into their base. Leave it out."
             )
         if self.task_arguments.adapt_vocab_size is not None and not self.task_arguments.adapt_epochs:
             raise ConfigError(
-                "--adapt_vocab_size needs --adapt_epochs: new tokens have to be read before they are of use."
+                "--adapt_vocab_size needs --adapt_epochs: new tokens are useless until the model has read them."
             )
         super().check()
 
@@ -74,7 +74,7 @@ class FinetuneRun(Run):
         self.tokenizer = load_tokenizer(start)
         model = task.load_model(
             start,
-            # With texts to read first, the weights were new before these.
+            # `adapt` has already given the model new weights, before it read the texts.
             from_scratch=chosen.from_scratch and not wanted.adapt_epochs,
             dropout=chosen.dropout,
             attn_implementation=chosen.attn_implementation,
@@ -109,7 +109,7 @@ class FinetuneRun(Run):
         if self.model_arguments.use_peft:
             save_model_folder(model, self.tokenizer, self.folder / ADAPTER_FOLDER)
             write_base_sample(self.folder / ADAPTER_FOLDER, self.base_sample)
-            # A pipeline finds neither head nor labels in the folder of an adapter.
+            # A pipeline could not find head and labels in an adapter's folder.
             model = model.merge_and_unload()
         save_model_folder(model, self.tokenizer, self.folder)
         with atomic_folder(self.folder) as temporary:
@@ -161,7 +161,7 @@ def _trained_part(model: PreTrainedModel, model_arguments: TaskModelArguments, t
     if model_arguments.freeze_base:
         if not task.new_modules:
             raise ConfigError(
-                f"--freeze_base trains the head alone, and {task.arguments.task} has no head of its own."
+                f"--freeze_base trains only the task's head, but {task.arguments.task} has none: leave it out."
             )
         model.base_model.requires_grad_(False)
         return model
@@ -175,7 +175,7 @@ def _trained_part(model: PreTrainedModel, model_arguments: TaskModelArguments, t
 
 
 def _choose_best(arguments: FinetuneArguments, task: Task, task_arguments: TaskArguments) -> None:
-    """Fills in what `Trainer` needs to keep the best checkpoint, where that was asked for."""
+    """Fills in the arguments that `Trainer` needs to keep the best checkpoint, if requested."""
     if task_arguments.early_stopping_patience is not None:
         arguments.load_best_model_at_end = True
     if not arguments.load_best_model_at_end:
@@ -185,6 +185,6 @@ def _choose_best(arguments: FinetuneArguments, task: Task, task_arguments: TaskA
         arguments.greater_is_better = task.best_metric != "loss"
     if arguments.eval_strategy != arguments.save_strategy:
         raise ConfigError(
-            "The best checkpoint can only be kept where each is measured: give --eval_strategy and --save_strategy the same "
-            "value."
+            "To keep the best checkpoint, every checkpoint must be evaluated: give --eval_strategy and --save_strategy the "
+            "same value."
         )

@@ -1,4 +1,4 @@
-"""What machines can do: the measured matrix-multiply peak and free memory of this one, published figures of some GPUs."""
+"""The speed and memory of machines: measured on this one, published for some GPUs."""
 
 import time
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..extras import needed_by
 with needed_by("Training"):
     import psutil
 
-# Square products; a CPU peaks at the smaller ones, a GPU at the larger.
+# Sizes of square matrices; a CPU peaks at the smaller ones, a GPU at the larger ones.
 _SIZES = {"cpu": (512, 1024, 1536)}
 _GPU_SIZES = (4096, 8192)
 _SECONDS_PER_SIZE = 0.3
@@ -20,14 +20,14 @@ _SECONDS_PER_SIZE = 0.3
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU as its maker describes it.
+    """A GPU, with the figures that its maker publishes.
 
     Attributes:
-        name: In full.
-        flops: Peak of dense matrix products in FLOP/s: bfloat16 with float32 accumulation, without sparsity; float16 on
-            the two that have no bfloat16.
+        name: Full name.
+        flops: Peak of dense matrix products in FLOP/s: bfloat16 with float32 accumulation, without sparsity; float16
+            for the two that lack bfloat16.
         memory: Bytes.
-        source: Where both figures stand.
+        source: The document with both figures.
     """
 
     name: str
@@ -54,31 +54,31 @@ GPUS: dict[str, GPU] = {
 
 
 def find_gpu(name: str) -> GPU:
-    """The GPU of that name in `GPUS`, in any case.
+    """Returns the GPU of that name in `GPUS`; case does not matter.
 
     Raises:
-        ConfigError: When there is none; the message lists the known.
+        ConfigError: If there is none; the message lists the known names.
     """
     try:
         return GPUS[name.lower()]
     except KeyError:
-        raise ConfigError(f"--gpu {name} is not known; known are {', '.join(GPUS)}.") from None
+        raise ConfigError(f"--gpu {name} is unknown; choose from {', '.join(GPUS)}.") from None
 
 
 def training_device() -> torch.device:
-    """The device that `Trainer` takes when nothing else is said: the accelerator where there is one, or the CPU."""
+    """The device that `Trainer` uses by default: the accelerator if there is one, otherwise the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator or torch.device("cpu")
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given; a CPU always has."""
+    """Waits until the device has finished its queued work; a CPU has no queue."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a new run can have on the device."""
+    """Bytes available to a new run on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
@@ -86,13 +86,13 @@ def free_memory(device: torch.device) -> int:
 
 @cache
 def matmul_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """FLOP/s of the best square matrix product on this device, with the threads that torch has now.
+    """FLOP/s of the fastest square matrix product on this device, with torch's current number of threads.
 
-    The reference for the share of the machine that a training run uses (model FLOPs utilization). Takes about a second,
-    and less when called again. The best of all repetitions counts: other work on the machine can only slow them down.
+    Serves as 100 % for model FLOPs utilization. Takes about a second; the result is cached. The best of all
+    repetitions counts, because other work on the machine can only slow them down.
     """
     best = 0.0
-    # Of its own, so that measuring in the middle of a run does not change what the run draws.
+    # A separate generator, so that measuring in the middle of a run does not change the run's random numbers.
     generator = torch.Generator(device).manual_seed(0)
     for size in _SIZES.get(device.type, _GPU_SIZES):
         left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
@@ -108,6 +108,6 @@ def matmul_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
             if end > deadline:
                 break
         if end - start > _SECONDS_PER_SIZE:
-            # A CPU without units for the dtype: larger products are no faster and take minutes.
+            # A CPU without hardware support for the dtype: larger products would be no faster and take minutes.
             break
     return best

@@ -8,32 +8,35 @@ from torch.optim.adamw import adamw
 
 from ..errors import CheckpointError
 
-# Quintics p(x) = a x + b x^3 + c x^5, each the best one for where the one before leaves the singular values, from 0.003
-# to 1 at first (Amsel et al. 2025, "The Polar Express", theorem 3.1), all but the last with the paper's 1 % of room for
-# rounding above 1. Together they take [0.003, 1] to [0.78, 1.2] and multiply smaller values by 287.
+# Coefficients of quintics p(x) = a x + b x^3 + c x^5. The first is optimal for singular values from 0.003 to 1, each
+# later one for the range that its predecessor leaves (Amsel et al. 2025, "The Polar Express", theorem 3.1). All but
+# the last have the paper's 1 % margin for rounding above 1. Together they map [0.003, 1] to [0.78, 1.2] and multiply
+# smaller values by 287.
 _POLAR_EXPRESS = (
     (8.3007, -24.0375, 17.4661),
     (4.0034, -2.9228, 0.5419),
     (3.4709, -2.5494, 0.5002),
     (2.4901, -1.8343, 0.4368),
 )
-# Divides what may be zero; a gradient below it is none.
+# Lower bound of divisors that may be zero; a gradient below it counts as zero.
 _TINY = 1e-20
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """The nearest semi-orthogonal matrices, roughly: singular values end between about 0.78 and 1.2.
+    """Approximates the nearest semi-orthogonal matrices: singular values end up between about 0.78 and 1.2.
 
-    That holds for those above 0.003 of the fourth root of the sum of their fourth powers, which bounds the largest; smaller
-    ones end in proportion to their size. That bound is known from the Gram matrix, which is needed anyway, and lies nearer than
-    the Frobenius norm, so that four steps reach as far as five of Jordan et al. 2024 ("Muon: an optimizer for hidden
-    layers") and end in a narrower band. In float32, wide matrices are iterated through their Gram matrix alone; both
-    together take half the time of that iteration on a CPU, at widths from 128 to 256.
+    This holds for singular values above 0.003 times the fourth root of the sum of their fourth powers, an upper bound
+    of the largest; smaller ones end up in proportion to their size. The bound follows from the Gram matrix, which is
+    needed anyway, and is tighter than the Frobenius norm, so four steps reach as far as five of Jordan et al. 2024
+    ("Muon: an optimizer for hidden layers") and end in a narrower band. In float32, wide matrices are iterated only
+    through their Gram matrix. Both together take half the time of Jordan's iteration on a CPU, at widths from 128 to
+    256.
 
     Args:
-        matrices: (batch, rows, columns), of any scale; zero stays zero.
+        matrices: (batch, rows, columns), at any scale; zero stays zero.
     """
-    # bfloat16 is enough and fast on a GPU; a CPU without bfloat16 units needs 150 times as long as for float32.
+    # bfloat16 is precise enough, and fast on a GPU; on a CPU without bfloat16 units it takes 150 times as long as
+    # float32.
     x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
@@ -42,7 +45,8 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     gram = x @ x.mT
     bound = gram.norm(dim=(-2, -1), keepdim=True).clamp_min(_TINY)
     x, gram = x * bound.rsqrt(), gram / bound
-    # The Gram matrix squares the singular values: in bfloat16 the smallest would drown in rounding and then be amplified.
+    # The Gram matrix squares the singular values: in bfloat16, rounding errors would swamp the smallest and be
+    # amplified.
     if x.dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]:
         x = _product_of_factors(gram) @ x
     else:
@@ -52,16 +56,17 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def _factor(gram: torch.Tensor, a: float, b: float, c: float) -> torch.Tensor:
-    """P = a + b G + c G^2, which takes X to the quintic p(X) = P X when G = X X^T: (batch, rows, rows)."""
+    """P = a + b G + c G^2, so that P X is the quintic p(X) if G = X X^T: (batch, rows, rows)."""
     factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal(dim1=-2, dim2=-1).add_(a)
     return factor
 
 
 def _product_of_factors(gram: torch.Tensor) -> torch.Tensor:
-    """What all quintics together multiply X with, from X X^T alone: (batch, rows, rows).
+    """The product of the factors of all quintics, computed only from X X^T: (batch, rows, rows).
 
-    Every P is a polynomial of one G, so they commute: P G P is the next G, and the long X can wait.
+    Every P is a polynomial in the same G, so they commute: P G P is the next G, and the long X is multiplied once at
+    the end.
     """
     product = factor = _factor(gram, *_POLAR_EXPRESS[0])
     for coefficients in _POLAR_EXPRESS[1:]:
@@ -72,22 +77,22 @@ def _product_of_factors(gram: torch.Tensor) -> torch.Tensor:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """One optimizer with two rules: groups with `muon=True` orthogonalize their momentum, the others are AdamW's.
+    """One optimizer with two rules: Muon for groups with `muon=True`, AdamW for the others.
 
-    For every `Trainer`: `optimizers=(MuonAdamW(muon_groups(model, lr=0.005)), None)`, or
+    Works with every `Trainer`: `optimizers=(MuonAdamW(muon_groups(model, lr=0.005)), None)`, or
     `optimizer_cls_and_kwargs=(MuonFactory, {"lr": 0.005})`.
 
     Muon's step is scaled by `0.2 * sqrt(max(rows, columns))` to the size of AdamW's (Liu et al. 2025, "Muon is scalable
-    for LLM training", section 2.2), so that one learning rate and one schedule serve both. Matrices of one shape are
-    orthogonalized in one batch.
+    for LLM training", section 2.2), so that both can share a learning rate and a schedule. Matrices of the same shape
+    are orthogonalized in one batch.
 
     Args:
-        params: Parameter groups; `muon=True` only with matrices.
-        lr: Learning rate of both rules; give groups their own.
-        momentum: Of Muon, in Nesterov's form.
-        betas: Of AdamW.
-        eps: Of AdamW.
-        weight_decay: Decoupled, of both rules; give groups their own.
+        params: Parameter groups; those with `muon=True` may contain only matrices.
+        lr: Learning rate of groups that set none.
+        momentum: Nesterov momentum of Muon.
+        betas: Betas of AdamW.
+        eps: Epsilon of AdamW.
+        weight_decay: Decoupled weight decay of groups that set none.
     """
 
     def __init__(
@@ -104,7 +109,7 @@ class MuonAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["muon"] and any(parameter.ndim != 2 for parameter in group["params"]):
                 raise ValueError(
-                    "Muon is for matrices; give vectors and tensors of other ranks a group with muon=False."
+                    "Muon works only on matrices; put vectors and tensors of other ranks into a group with muon=False."
                 )
 
     @torch.no_grad()
@@ -126,12 +131,12 @@ class MuonAdamW(torch.optim.Optimizer):
         """As in torch.
 
         Raises:
-            CheckpointError: When the state is another optimizer's.
+            CheckpointError: If the state belongs to another optimizer.
         """
         if not all("muon" in group for group in state_dict["param_groups"]):
             raise CheckpointError(
-                "The checkpoint's optimizer state was not written by Muon: go on with the --optim that the run was begun "
-                "with, or begin a new one from its weights."
+                "The checkpoint's optimizer state was not written by Muon: resume with the run's original --optim, or start "
+                "a new run from its weights."
             )
         super().load_state_dict(state_dict)
 
@@ -180,7 +185,7 @@ def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def hidden_matrices(model: nn.Module) -> list[str]:
-    """Names of the parameters that are matrices and neither an embedding nor the head: what Muon and weight decay are for."""
+    """Names of all matrices except embeddings and the head: the parameters for Muon and weight decay."""
     outer = {
         id(parameter)
         for module in model.modules()
@@ -196,13 +201,13 @@ def hidden_matrices(model: nn.Module) -> list[str]:
 def muon_groups(
     model: nn.Module, *, lr: float, embedding_lr: float | None = None, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """A model's parameters as groups for `MuonAdamW`.
+    """Splits a model's parameters into groups for `MuonAdamW`.
 
-    Matrices inside the layers go to Muon with weight decay; embeddings, the head, norms and biases to AdamW without.
+    Matrices inside the layers use Muon with weight decay; embeddings, head, norms and biases use AdamW without.
 
     Args:
-        lr: Learning rate of both groups.
-        embedding_lr: AdamW's own, where it is to have one.
+        lr: Learning rate.
+        embedding_lr: Learning rate of AdamW, if it differs.
     """
     hidden = set(hidden_matrices(model))
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -224,7 +229,7 @@ def muon_groups(
 
 
 class MuonFactory:
-    """For `Trainer(optimizer_cls_and_kwargs=(MuonFactory, {"lr": ...}))`: `MuonAdamW` on `muon_groups` of the model."""
+    """Makes `MuonAdamW` for `Trainer(optimizer_cls_and_kwargs=(MuonFactory, {"lr": ...}))`."""
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""What a run will take, before it is started: size, operations, memory and time, from a short measurement on this machine."""
+"""Predicts a run's size, operations, memory and time from a short measurement on this machine."""
 
 import copy
 import tempfile
@@ -30,7 +30,7 @@ from .hardware import GPUS, find_gpu, free_memory, matmul_peak, synchronize, tra
 from .scaling import count_parameters, flops_per_token, memory_bytes, model_config
 from .trainer import PretrainTrainer
 
-# Of each of the three measurements, which stop when the first of the two is reached.
+# Each of the three measurements stops at whichever limit it reaches first.
 SECONDS = 15.0
 REPETITIONS = 8
 SMALL_VOCAB = 256
@@ -39,7 +39,7 @@ LAYERS = 3
 
 @dataclass
 class PlanArguments:
-    """How to estimate and print a plan."""
+    """The GPU that a plan is compared with, and the format of the output."""
 
     gpu: str = field(default="h100", metadata={"help": f"GPU to estimate the time for: {', '.join(GPUS)}."})
     mfu: float = field(
@@ -56,17 +56,17 @@ def plan(
     plan_arguments: PlanArguments,
     arguments: PretrainArguments,
 ) -> dict[str, Any]:
-    """Figures of the run that `pretrain` would make of the same arguments. Reads no corpus and writes nothing.
+    """Predicts the run that `pretrain` would do with the same arguments. Reads no corpus and writes nothing.
 
     Args:
         architecture: `ArchitectureArguments`.
 
     Raises:
-        ConfigError: When the run's length is not known without the corpus, the GPU is not known, or no model has this shape.
+        ConfigError: If the run's length depends on the corpus, the GPU is unknown, or the model's shape is impossible.
     """
     gpu = find_gpu(plan_arguments.gpu)
     if not 0 < plan_arguments.mfu <= 1:
-        raise ConfigError(f"--mfu is a share above 0 and at most 1, got {plan_arguments.mfu}.")
+        raise ConfigError(f"--mfu must be above 0 and at most 1, got {plan_arguments.mfu}.")
     if arguments.max_steps <= 0:
         raise ConfigError("A plan needs the number of steps: give --max_steps, or --depth, which sets it.")
     config = _config(model_arguments, architecture, corpus_arguments)
@@ -128,15 +128,15 @@ def plan(
 
 
 def measure_step(config: ChatGPTConfig, arguments: TrainingArguments, block_size: int) -> np.ndarray:
-    """The time of a training step, from short runs of the run's own `Trainer` with its width, rows and arguments.
+    """Times a training step in short runs of the same `Trainer`, with the run's width, rows and arguments.
 
-    A model of one layer is timed with the whole vocabulary; what each further layer adds is the difference between two
-    models of one and of three layers with hardly any vocabulary. In a model with a large head that difference would be small
-    against the noise of the whole, and then be multiplied by the number of layers.
+    One model has one layer and the full vocabulary. The cost of each further layer is the difference between two
+    models with a tiny vocabulary, of one and of three layers. With a large head, that difference would be small
+    compared with the noise, and then be multiplied by the number of layers.
 
     Returns:
-        Seconds, (2, 2): of a micro-batch, loading it included, and of the rest of a step, which is the optimizer; by the clock
-        and of CPU time, which other work on the machine does not change much.
+        Seconds, (2, 2). Rows: a micro-batch including its loading; the rest of a step, which is the optimizer.
+        Columns: wall time; CPU time, which other work on the machine hardly changes.
     """
     first = _time_trainer(_resized(config, layers=1), arguments, block_size)
     if config.num_hidden_layers == 1:
@@ -149,11 +149,11 @@ def measure_step(config: ChatGPTConfig, arguments: TrainingArguments, block_size
 
 
 class _StepTimer(TrainerCallback):
-    """Times what `Trainer` does, and stops it when that is enough."""
+    """Times the steps of `Trainer`, and stops it when the time is up."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # Of each step, as `measure_step` returns them.
+        # Times of each step, in the layout that `measure_step` returns.
         self.steps: list[list[np.ndarray]] = []
         self.mark = np.zeros(2)
 
@@ -182,7 +182,7 @@ class _StepTimer(TrainerCallback):
 def _time_trainer(config: ChatGPTConfig, arguments: TrainingArguments, block_size: int) -> np.ndarray:
     rows = arguments.per_device_train_batch_size * (REPETITIONS + 1)
     ids = torch.randint(config.vocab_size, (rows, block_size), generator=torch.Generator().manual_seed(0)).numpy()
-    # Two documents to a row: packed rows take the mask, and other kernels than a whole row.
+    # Two documents per row: packed rows need the mask, and use other kernels than a row with one document.
     positions = np.broadcast_to(np.arange(block_size) % -(-block_size // 2), ids.shape)
     data = Dataset.from_dict({"input_ids": ids, "labels": ids, "position_ids": positions})
     timer = _StepTimer(training_device())
@@ -221,7 +221,7 @@ def _time_trainer(config: ChatGPTConfig, arguments: TrainingArguments, block_siz
 
 def _resized(config: ChatGPTConfig, layers: int, vocab_size: int | None = None) -> ChatGPTConfig:
     shape = {item.name: getattr(config, item.name) for item in fields(ChatGPTConfig) if item.init}
-    # The kinds of layers in the order they come, the last repeated.
+    # The first kinds of layers in their order, the last one repeated.
     kinds = (config.layer_types or [])[:layers]
     kinds += kinds[-1:] * (layers - len(kinds))
     shape |= {"num_hidden_layers": layers, "layer_types": kinds}

@@ -1,4 +1,4 @@
-"""From a corpus to a base model."""
+"""Pretrains a base model on a corpus."""
 
 import json
 from collections.abc import Sequence
@@ -37,23 +37,23 @@ def pretrain(
     arguments: PretrainArguments,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
-    """Trains a base model and leaves a plain model folder with its tokenizer and a report.
+    """Trains a base model and writes a plain model folder with its tokenizer and a report.
 
     Args:
         architecture: `ArchitectureArguments`.
-        callbacks: More of them for `Trainer`.
+        callbacks: Additional callbacks for `Trainer`.
 
     Returns:
         The run's figures, as in its results.json.
 
     Raises:
-        ChatGPTError: On a corpus, tokenizer, config or folder that cannot be used.
+        ChatGPTError: If corpus, tokenizer, config or folder cannot be used.
     """
     return PretrainRun(model_arguments, architecture, corpus_arguments, arguments, callbacks).execute()
 
 
 class PretrainRun(Run):
-    """A base model from a corpus."""
+    """Pretrains a base model on a corpus."""
 
     command = "pretrain"
     arguments: PretrainArguments
@@ -77,7 +77,7 @@ class PretrainRun(Run):
     def prepare(self) -> None:
         arguments, corpus_arguments = self.arguments, self.corpus_arguments
         self.sources = parse_sources(corpus_arguments.corpus, text_column=corpus_arguments.text_column)
-        # What the first process makes and keeps, the others find.
+        # The first process prepares and caches; the others read the cache.
         with arguments.main_process_first(desc="preparing the corpus"):
             self.corpus = _load_corpus(self.sources, corpus_arguments, self.model_arguments, arguments)
             self.tokenizer = _tokenizer(corpus_arguments, self.model_arguments, self.corpus.train)
@@ -145,16 +145,16 @@ class PretrainRun(Run):
 
 
 class Corpus(NamedTuple):
-    """Documents to train on, all at once or as a stream, and documents held out; columns `text` and `source`."""
+    """Documents to train on, as a dataset or a stream, and held-out documents; columns `text` and `source`."""
 
     train: Dataset | IterableDataset
     test: Dataset
-    # What the recipe says of them, for streams, whose documents are not known before they are read.
+    # The recipe's description of the documents; stands in for a fingerprint of a stream, which is not read in advance.
     specification: str
 
 
 class TrainingRows(NamedTuple):
-    """The same as training rows, with what is known of them."""
+    """The corpus as training rows, with its size, fingerprint and statistics."""
 
     train: Dataset | StreamingRows
     test: Dataset
@@ -183,8 +183,8 @@ def _load_corpus(
             raise ConfigError("--streaming has no end: give --max_steps, or --depth, which sets it.")
         if (corpus_arguments.tokenizer or model_arguments.model_name_or_path) is None:
             raise ConfigError(
-                "--streaming reads the text once, and a tokenizer would have to be trained before: give --tokenizer; "
-                "`chatgpt-hf tokenizer train` makes one."
+                "--streaming reads the text only once, so it cannot train a tokenizer first: give --tokenizer "
+                "(`chatgpt-hf tokenizer train` makes one)."
             )
         streamed = stream_mixture(sources, eval_documents=corpus_arguments.eval_documents, **common)
         return Corpus(streamed.train, streamed.test, specification)
@@ -203,7 +203,7 @@ def _rows(
     def prepare(documents: Dataset) -> PreparedRows:
         workers = corpus_arguments.preprocessing_num_workers
         rows = prepare_rows(documents, tokenizer, block_size, seed=arguments.seed, num_proc=workers)
-        # Arrays: lists of Python numbers take the collator several times as long.
+        # As arrays: the collator takes several times as long with lists of Python numbers.
         return replace(rows, rows=rows.rows.with_format("numpy"))
 
     test = prepare(corpus.test)
@@ -229,18 +229,18 @@ def _rows(
 
 
 def _show(rows: TrainingRows) -> None:
-    """What each source brought, on the screen."""
+    """Prints the statistics of each source."""
     if not rows.statistics:
         return
     table = Table(*(name.replace("_", " ") for name in rows.statistics[0]), box=None, header_style="bold")
     for source in rows.statistics:
-        # A path may hold what rich takes for its own marks.
+        # A path may contain text that rich would read as markup.
         table.add_row(
             *(f"{value:,.2f}" if isinstance(value, float) else escape(str(value)) for value in source.values())
         )
     console = Console()
     console.print(table)
-    console.print(f"{100 * rows.figures['share_of_positions_used']:.1f} % of the positions of the rows are used.")
+    console.print(f"{100 * rows.figures['share_of_positions_used']:.1f} % of the rows' positions are used.")
 
 
 def _tokenizer(
@@ -250,7 +250,7 @@ def _tokenizer(
     if source is not None:
         tokenizer = load_tokenizer(source)
         if tokenizer.pad_token_id is None:
-            # GPT-2 has none. Padding is masked by position here, so its eos is learned all the same.
+            # GPT-2 has none. Padding is masked by position here, so the model still learns eos.
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
     return train_tokenizer(documents["text"], corpus_arguments.vocab_size)
@@ -267,7 +267,7 @@ def _model(
         if chosen or model_arguments.depth is not None:
             first = "depth" if model_arguments.depth is not None else next(iter(chosen))
             raise ConfigError(
-                f"--{first} shapes a new model and --model_name_or_path names one that exists: give one of the two."
+                f"--{first} shapes a new model, but --model_name_or_path names an existing one: give only one of them."
             )
         return load_model(
             model_arguments.model_name_or_path,

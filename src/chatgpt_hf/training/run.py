@@ -49,10 +49,10 @@ class Run(ABC):
 
     Attributes:
         command: Name of the command, for the line that repeats the run.
-        arguments: Of `Trainer`.
+        arguments: The arguments of `Trainer`.
         folder: `arguments.output_dir`.
         model, tokenizer: Set by `prepare`.
-        data: A description of the rows for data.json, set by `prepare` where a resumed run must have the same rows; see
+        data: A description of the rows for data.json, set by `prepare` if a resumed run must have the same rows; see
             `check_same_data`.
     """
 
@@ -69,18 +69,18 @@ class Run(ABC):
         self._groups = groups
 
     def execute(self) -> dict[str, Any]:
-        """Does all of it.
+        """Runs all steps.
 
         Returns:
             The run's figures, as in its results.json.
 
         Raises:
-            CheckpointError: When the run is to resume from a checkpoint that is incomplete, or of another model, optimizer or
+            CheckpointError: If the checkpoint to resume from is incomplete, or belongs to another model, optimizer or
                 data.
-            OutputError: When the folder cannot be used, or the disk is full; checkpoints written before are intact.
-            TrainingDiverged: When loss or gradients do not recover; the last sound checkpoint is kept.
-            TrainingInterrupted: When SIGTERM ended the run, with a checkpoint and no final model.
-            ChatGPTError: On other input that cannot be used.
+            OutputError: If the folder cannot be used, or the disk is full; earlier checkpoints are intact.
+            TrainingDiverged: If loss or gradients do not recover; the last sound checkpoint is kept.
+            TrainingInterrupted: If SIGTERM ended the run; it saved a checkpoint but no final model.
+            ChatGPTError: If other input cannot be used.
         """
         self.check()
         self.prepare()
@@ -97,24 +97,24 @@ class Run(ABC):
         return results
 
     def check(self) -> None:
-        """Seeds, and refuses before any work what arguments or the run's folder do not allow. Writes nothing."""
+        """Sets the seed, and raises early if the arguments or the run's folder cannot be used. Writes nothing."""
         set_seed(self.arguments.seed)
         if self.arguments.process_index == 0:
             if self.arguments.push_to_hub:
-                # A wrong token is better found before the training than after it.
+                # Find a wrong token before the training, not after it.
                 check_access(self._hub_name(), self.arguments.hub_token)
             _checkpoint(self.arguments, check_output_dir(self.folder, resume=resumes(self.arguments)))
 
     @abstractmethod
     def prepare(self) -> None:
-        """Reads the data and loads or makes `model` and `tokenizer`. Writes nothing into the run's folder."""
+        """Reads the data and loads or creates `model` and `tokenizer`. Writes nothing into the run's folder."""
 
     @abstractmethod
     def make_trainer(self) -> Trainer:
-        """The trainer, with rows and callbacks. The run's folder exists by now."""
+        """Returns the trainer, with rows and callbacks. The run's folder exists by now."""
 
     def save(self, trainer: Trainer) -> None:
-        """Leaves a plain model folder. Runs in the first process only."""
+        """Writes a plain model folder. Runs in the first process only."""
         save_model_folder(trainer.accelerator.unwrap_model(trainer.model), self.tokenizer, self.folder)
 
     @abstractmethod
@@ -125,7 +125,7 @@ class Run(ABC):
             metrics: `Trainer`'s training metrics.
 
         Returns:
-            The run's figures; lists and mappings among them are kept in results.json and not printed.
+            The run's figures; lists and mappings among them are only written to results.json, not printed.
         """
 
     @abstractmethod
@@ -146,7 +146,7 @@ class Run(ABC):
         ).write(self.folder)
 
     def _start(self) -> None:
-        """Makes the output folder with the resolved recipe in it; called when nothing else can be wrong."""
+        """Creates the output folder with the resolved recipe in it, after checking the checkpoint to resume from."""
         if checkpoint := _checkpoint(self.arguments, self.folder):
             if self.data is not None:
                 check_same_data(Path(checkpoint), self.data)
@@ -154,7 +154,7 @@ class Run(ABC):
             check_checkpoint_fits(Path(checkpoint), self.model)
         if self.arguments.process_index == 0:
             prepare_output_dir(self.folder, resume=resumes(self.arguments))
-            # The recipe first: it marks the folder as ours, so a run that is killed between the two can be resumed.
+            # Recipe first: it marks the folder as ours, so a run that is killed before the next file can be resumed.
             recipe = yaml.safe_dump(resolve_recipe(*self._groups, self.arguments), sort_keys=False, allow_unicode=True)
             write_atomically(self.folder / RECIPE_NAME, lambda path: path.write_text(recipe, encoding="utf-8"))
             if self.data is not None:
@@ -162,7 +162,7 @@ class Run(ABC):
                 write_atomically(self.folder / DATA_NAME, lambda path: path.write_text(record, encoding="utf-8"))
 
     def _train(self, trainer: Trainer) -> dict[str, float]:
-        """Trains, from the newest complete checkpoint if asked to resume; `Trainer`'s training metrics."""
+        """Trains, from the newest complete checkpoint when resuming; returns `Trainer`'s training metrics."""
         checkpoint = _checkpoint(trainer.args, self.folder)
         stop = StopOnSigterm()
         trainer.add_callback(stop)
@@ -179,23 +179,23 @@ class Run(ABC):
                     stop.restore()
         if stop.stopped_at is not None:
             raise TrainingInterrupted(
-                f"SIGTERM at step {stop.stopped_at}; {last_whole_checkpoint(self.folder)} is whole. Add --resume to continue "
+                f"SIGTERM at step {stop.stopped_at}; {last_whole_checkpoint(self.folder)} is complete. Add --resume to continue "
                 "from it."
             )
         if checkpoint is not None:
-            # A mean over the steps since resuming only, so not a figure of the whole run.
+            # It averages only the steps since resuming, so it does not describe the whole run.
             metrics.pop("train_loss", None)
         return metrics
 
     def _save_results(self, results: dict[str, Any]) -> None:
-        """Writes the run's figures. This file comes last: where it exists, the run was finished."""
+        """Writes the run's figures. This file is written last: if it exists, the run is finished."""
         content = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.folder / RESULTS_NAME, lambda path: path.write_text(content, encoding="utf-8"))
 
     def _push(self) -> None:
-        """Sends the finished folder to the Hub, if `--push_to_hub` says so.
+        """Uploads the finished folder to the Hub if `--push_to_hub` is set.
 
-        `Trainer` pushes checkpoints while it trains, as `hub_strategy` says, but knows nothing of report and card.
+        `Trainer` itself pushes checkpoints during training, as `hub_strategy` says, but not the report and card.
         """
         if self.arguments.push_to_hub:
             pushed = push(
@@ -222,10 +222,10 @@ def check_block_size(block_size: int, model: PreTrainedModel, *, field: str = "b
 
 
 def check_same_data(checkpoint: Path, data: dict[str, Any]) -> None:
-    """Refuses to resume on other data than the checkpoint was trained on.
+    """Raises if the run would resume on other data than the checkpoint was trained on.
 
     Args:
-        checkpoint: A checkpoint, with the data.json of its run beside it.
+        checkpoint: A checkpoint; the data.json of its run is next to it.
         data: `corpus`, `tokenizer`, `block_size`, `seed` and `stream` of the run that resumes.
 
     Raises:
@@ -259,18 +259,18 @@ def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def write_base_sample(folder: Path, sample: list[float]) -> None:
-    """Keeps some weights of an adapter's base beside the adapter, by which `load_model` knows the base again."""
+    """Writes some weights of an adapter's base next to the adapter, so that `load_model` can recognize the base."""
     content = json.dumps(sample)
     write_atomically(folder / BASE_SAMPLE_NAME, lambda file: file.write_text(content, encoding="utf-8"))
 
 
 def resumes(arguments: TrainingArguments) -> bool:
-    """Whether the run resumes from a checkpoint."""
+    """True if the run resumes from a checkpoint."""
     return str(arguments.resume_from_checkpoint).lower() not in ("none", "false", "")
 
 
 def _is_finished(trainer: Trainer, checkpoint: Path) -> bool:
-    """Whether a checkpoint is the last step's; if so, loads it, because `Trainer` would train one more step."""
+    """True if a checkpoint is from the last step; then loads it, because `Trainer` would train one more step."""
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     *_, max_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     if state.global_step < max_steps:

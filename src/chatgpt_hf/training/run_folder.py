@@ -23,7 +23,7 @@ TRAINER_STATE_NAME = "trainer_state.json"
 
 
 def check_output_dir(output_dir: str | Path, *, resume: bool = False) -> Path:
-    """Returns the folder if a run may use it: it is new, empty, contains only other runs, or is to be resumed.
+    """Returns the folder if a run may use it: it is new, empty, contains only other runs, or the run to resume.
 
     Changes nothing.
 
@@ -70,7 +70,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def is_whole_checkpoint(checkpoint: Path) -> bool:
-    """Whether a checkpoint is complete.
+    """True if a checkpoint is complete.
 
     `Trainer` writes trainer_state.json last, so a checkpoint is complete if that file can be read and the weights have
     their full length. In a run on a stream, every process' position must be there too.
@@ -83,7 +83,7 @@ def is_whole_checkpoint(checkpoint: Path) -> bool:
             json.loads(_data_state_file(checkpoint, rank).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, CheckpointError):
         return False
-    # FSDP and DeepSpeed write shards into folders; modeling_*.py beside the weights is not a weight file.
+    # FSDP and DeepSpeed write shards into folders; modeling_*.py next to the weights is not a weight file.
     return any(("model" in path.name and path.suffix != ".py") or path.is_dir() for path in checkpoint.iterdir())
 
 
@@ -109,7 +109,7 @@ def read_data_state(checkpoint: Path, rank: int, processes: int) -> dict[str, An
         ) from error
     if content["processes"] != processes:
         raise CheckpointError(
-            f"{checkpoint} was written by {content['processes']} processes that shared a stream, and this run has "
+            f"{checkpoint} was written by {content['processes']} processes that shared a stream, but this run has "
             f"{processes}: start {content['processes']}."
         )
     return content["state"]

@@ -1,4 +1,4 @@
-"""What the model says while it is trained: the curve that everybody understands."""
+"""Samples of the model's text during training: the learning curve that everybody understands."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -28,9 +28,9 @@ from ..tokenization_chatgpt import encode_documents
 
 @contextmanager
 def separate_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Seeds what runs inside, and leaves the random state of the CPU and of `device` as it was before."""
+    """Seeds the block, and restores the random state of the CPU and of `device` afterwards."""
     forked = [] if device.type in ("cpu", "mps") else [device]
-    # `fork_rng` gives every device module an index, which that of MPS does not take.
+    # `fork_rng` passes an index to the device's module, but `torch.mps` takes none.
     mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(forked, device_type=device.type):
         torch.manual_seed(seed)
@@ -51,19 +51,19 @@ def sample_text(
     top_k: int = 50,
     seed: int = 0,
 ) -> list[str]:
-    """Each prompt, as the beginning of a document, with a continuation; "" starts from nothing.
+    """Continues each prompt as the beginning of a document; "" starts an empty document.
 
-    Neither the random state nor the model's mode is changed, so that a run with samples in between is, to the bit, the
-    run without.
+    Leaves the random state and the model's mode unchanged, so that a run with samples is bit-identical to a run
+    without.
 
     Raises:
-        ConfigError: When a prompt fills the model's context.
+        ConfigError: If a prompt fills the model's context.
     """
     rows = [ids[:-1] for ids in encode_documents(tokenizer, list(prompts))]
     longest, limit = max(map(len, rows)), context_length(model)
     if longest >= limit:
         raise ConfigError(
-            f"A sample's prompt takes {longest} tokens and the model's context is {limit} (`max_position_embeddings`): "
+            f"A sample's prompt takes {longest} tokens, but the model's context is {limit} (`max_position_embeddings`): "
             "shorten the prompt."
         )
     batch = pad(rows, side="left", pad_token_id=tokenizer.pad_token_id)
@@ -74,7 +74,7 @@ def sample_text(
             do_sample=True,
             temperature=temperature,
             top_k=top_k,
-            # A model that has diverged says nonsense, and whether the run goes on is not decided here.
+            # A diverged model may write nonsense, but must not fail here: `DivergenceGuard` decides whether to stop.
             remove_invalid_values=True,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
@@ -83,15 +83,15 @@ def sample_text(
 
 
 class SampleText(TrainerCallback):
-    """Lets the model continue a few prompts at each evaluation, on the screen and in the run's `report/samples.jsonl`.
+    """Lets the model continue a few prompts at each evaluation; prints and adds the texts to `report/samples.jsonl`.
 
-    A run that goes on from a checkpoint drops the samples after it and writes them again. All processes generate, since
-    a model that is sharded can do nothing alone; the first one writes.
+    A resumed run drops the samples after its checkpoint and writes them again. All processes generate, because a
+    sharded model needs all of them; the first one writes.
 
     Args:
-        prompts: Beginnings of documents; "" is none.
+        prompts: Beginnings of documents; "" is an empty document.
         max_new_tokens: Length of a continuation, as far as the context allows.
-        seed: The same at each evaluation, so that it is the model that makes the difference.
+        seed: The same at each evaluation, so that only the model makes a difference.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class SampleText(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Several held-out sets make several evaluations at one step.
+        # With several held-out sets, one step has several evaluations.
         if state.global_step == self._done_step:
             return
         self._done_step = state.global_step
@@ -143,5 +143,5 @@ def _write_samples(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _printable(text: str) -> str:
-    """Without what would steer the terminal: an untrained model says any byte."""
+    """Replaces characters that would control the terminal: an untrained model writes any byte."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)

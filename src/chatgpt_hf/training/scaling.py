@@ -1,8 +1,9 @@
-"""One dial: the recipe that `--depth` stands for, by published rules, and what a model of a shape costs to train.
+"""Derives a recipe from `--depth` by published scaling rules, and computes what a model of a shape costs to train.
 
-Every rule has a formula and a fit from the literature. Where a fit was made far from what one machine can train, only its
-exponent is taken, through the point that is known to be good here: `recipes/pretrain-quickstart.yaml` (4 layers of width
-192, vocabulary 4,096, rows of 256, 480 steps of 2,048 tokens, Muon at 0.005). docs/scaling.md tells what was verified.
+Every rule has a formula and a fit from the literature. If the fit is from much larger models than one machine can
+train, the rule uses only its exponent, through a point that is known to be good here:
+`recipes/pretrain-quickstart.yaml` (4 layers of width 192, vocabulary 4,096, rows of 256, 480 steps of 2,048 tokens,
+Muon at 0.005). docs/scaling.md says what was verified.
 """
 
 import json
@@ -22,9 +23,9 @@ from .hardware import free_memory, training_device
 
 HEAD_SIZE = 64
 
-# Tokens per matrix parameter at the least loss for the compute.
+# Compute-optimal number of tokens per matrix parameter.
 TOKENS_PER_PARAMETER = 10.5
-# The point that the exponents go through: recipes/pretrain-quickstart.yaml.
+# The power laws go through this point: recipes/pretrain-quickstart.yaml.
 REFERENCE_LAYER_PARAMETERS = 12 * 192**2 * 4
 REFERENCE_VOCAB_PARAMETERS = 4096 * 192
 REFERENCE_TOKENS = 480 * 2048
@@ -43,12 +44,12 @@ MEMORY_SHARE = 0.7
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """How many numbers a model holds.
+    """A model's number of parameters.
 
     Attributes:
-        total: All of them; a tied head counts once.
+        total: All parameters; a tied head counts once.
         non_embedding: Without the embedding tables and the head (Kaplan et al. 2020).
-        matrices: Those that a token is multiplied with: the matrices of the layers and the head, tied or not.
+        matrices: Parameters that multiply each token: the matrices of the layers and the head, tied or not.
     """
 
     total: int
@@ -58,15 +59,15 @@ class ParameterCounts:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a training process holds at its peak, by what they are for.
+    """Peak memory of a training process in bytes, by purpose.
 
     Attributes:
         weights: The parameters.
         gradients: One for each parameter.
-        optimizer: What the optimizer keeps between steps.
-        activations: What the layers keep for the backward pass, for one micro-batch.
-        loss: Logits of one chunk, and the head's gradient that is summed beside them.
-        update: What Muon needs while it orthogonalizes; not at the same time as activations and loss.
+        optimizer: The optimizer's state.
+        activations: Tensors that the layers keep for the backward pass of one micro-batch.
+        loss: Logits of one chunk, and the accumulated gradient of the head.
+        update: Muon's temporary tensors; never at the same time as activations and loss.
     """
 
     weights: int
@@ -96,15 +97,15 @@ def count_parameters(config: ChatGPTConfig) -> ParameterCounts:
 
 
 def flops_per_token(config: ChatGPTConfig, block_size: int | None = None) -> float:
-    """Floating-point operations of a training step for each token, forward and backward.
+    """Floating-point operations of a training step per token, forward and backward.
 
-    Six for each parameter of a matrix, the head included, and `12 * heads * head_dim * keys` for each layer's attention
-    (Chowdhery et al. 2022, "PaLM", appendix B, as in nanoGPT). By their convention attention counts every key of the row,
-    the half behind the causal mask included, though kernels may skip it; a sliding layer counts its window. Norms,
-    activations, embeddings and the optimizer are not counted.
+    Six for each matrix parameter, including the head, and `12 * heads * head_dim * keys` for each layer's attention
+    (Chowdhery et al. 2022, "PaLM", appendix B, as in nanoGPT). By this convention attention counts every key of the
+    row, even the half behind the causal mask that kernels may skip; a sliding layer counts its window. Norms,
+    activations, embeddings and the optimizer do not count.
 
     Args:
-        block_size: Tokens in a row; None means the model's context.
+        block_size: Tokens per row; None means the model's context.
     """
     length = block_size or config.max_position_embeddings
     sliding = [kind == "sliding_attention" for kind in config.attention_types]
@@ -113,9 +114,9 @@ def flops_per_token(config: ChatGPTConfig, block_size: int | None = None) -> flo
 
 
 def activation_bytes(config: ChatGPTConfig, batch: int, block_size: int, dtype: torch.dtype = torch.float32) -> int:
-    """Bytes that the body keeps for the backward pass: the tensors that autograd saves in a forward pass without data.
+    """Bytes that the body keeps for the backward pass, from the tensors that autograd saves on fake tensors.
 
-    Counted with the kernels that a CPU takes. Packed rows add a mask of `batch * block_size ** 2` booleans.
+    Counts the tensors of the CPU's kernels. Packed rows add a mask of `batch * block_size ** 2` booleans.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -140,14 +141,14 @@ def activation_bytes(config: ChatGPTConfig, batch: int, block_size: int, dtype: 
 def memory_bytes(
     config: ChatGPTConfig, batch: int, block_size: int, optim: str = "muon", dtype: torch.dtype = torch.float32
 ) -> Memory:
-    """Estimates the peak memory of training: what is counted exactly, and what is known of the loss and of Muon.
+    """Estimates the peak memory of training from exact counts, and from formulas for the loss and Muon.
 
     Args:
-        batch: Rows in a micro-batch.
-        block_size: Tokens in a row.
-        optim: `muon` keeps one momentum for each matrix inside the layers; AdamW, and everything else here, two numbers
-            for each parameter.
-        dtype: Of the activations. Weights, gradients and optimizer are float32, as in mixed precision.
+        batch: Rows per micro-batch.
+        block_size: Tokens per row.
+        optim: With `muon`, the optimizer keeps one number for each parameter of the layers' matrices; with AdamW, and
+            for all other parameters, two.
+        dtype: Dtype of the activations. Weights, gradients and optimizer are float32, as in mixed precision.
     """
     model = _meta_model(config)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -163,47 +164,49 @@ def memory_bytes(
         optimizer=4 * hidden + 8 * (total - hidden),
         activations=activation_bytes(config, batch, block_size, dtype),
         loss=4 * (2 * rows * config.vocab_size + config.vocab_size * config.hidden_size),
-        # The stacked momenta, the iterate, its product with the Gram matrix, and the sum of the two.
+        # The stacked momenta, the iterate, its product with the Gram matrix, and their sum.
         update=4 * 4 * max(by_shape.values()) if hidden else 0,
     )
 
 
 def dial(depth: int, *, world_size: int = 1, **set_by_hand: Any) -> dict[str, Any]:
-    """The recipe for a depth: fields of a recipe, without those that are set by hand.
+    """Returns the recipe for a depth: its fields, except those that are set by hand.
 
-    Each rule takes what is set by hand in place of what it would have set, so that the rest follows.
+    A field that is set by hand replaces the result of its rule, and the other rules use its value.
 
     - **Shape**: width `64 * depth` in heads of 64, as `ChatGPTConfig.from_depth` (nanochat's ladder).
     - **Context** `block_size`: the power of two nearest to the width, from 256 to 2,048. No published rule: it keeps attention's
       share of the FLOPs, `block_size / (6 * width)`, at about a sixth of the layers'.
-    - **Vocabulary** (advice: a tokenizer set by hand decides): `vocab * width ~ layer_parameters ** 0.83` (Tao et al.
-      2024, "Scaling laws with vocabulary", fitted from 33 M to 1.1 B parameters), through the reference, to a power of two.
-    - **Horizon** D = 10.5 tokens for each matrix parameter, head included: nanochat's fit (dev/LOG.md, 2026-01-27: 10.3
-      to 11.2 from 1e18 to 1e19 FLOPs), with Muon and a model like this one; Hoffmann et al. 2022 found about 20 of all
-      parameters with AdamW. It knows nothing of the size of your corpus.
+    - **Vocabulary** (only a suggestion: a tokenizer set by hand decides): `vocab * width ~ layer_parameters ** 0.83`
+      (Tao et al. 2024, "Scaling laws with vocabulary", fitted from 33 M to 1.1 B parameters), through the reference,
+      rounded to a power of two.
+    - **Horizon** D = 10.5 tokens for each matrix parameter, including the head: nanochat's fit (dev/LOG.md,
+      2026-01-27: 10.3 to 11.2 from 1e18 to 1e19 FLOPs), with Muon and a model like this one; Hoffmann et al. 2022
+      found about 20 per parameter of any kind, with AdamW. The rule ignores the size of your corpus.
     - **Batch** B = 2,048 tokens * (D / 0.98 M) ** 0.383: exponent of Bergsma et al. 2025, "Power lines" (111 M to 3.3 B
-      parameters), through the reference; theirs, absolutely, is about six times as large, and Zhang et al. 2024 measured
-      0.47 for the critical batch. To a power of two of rows; the micro-batch is what fits.
-    - **Learning rate** 0.005 * (C / 1.74e13) ** -0.03 * sqrt(B / B of the rule), C the FLOPs of the run: the line from the
-      reference to nanochat's depth 12, whose 0.02 is 0.0036 in the unit of the step here (0.2 * sqrt(768) times as large),
-      and the square root of Malladi et al. 2022 for a batch set by hand. There is no factor for the width alone: the step of
-      Muon here has the root mean square of AdamW's (Liu et al. 2025). With AdamW 0.0015 * (C / 1.74e13) ** -0.125, exponent of Bi et al. 2024, "DeepSeek LLM"
-      (1e17 to 2e19 FLOPs), through the best of two sweeps at the reference's size (docs/log.md); its own constant gives 0.0068
-      there.
+      parameters), through the reference; their absolute batch is about six times as large, and Zhang et al. 2024
+      measured 0.47 for the critical batch. Rounded to a power of two of rows; the micro-batch is the largest that
+      fits.
+    - **Learning rate** 0.005 * (C / 1.74e13) ** -0.03 * sqrt(B / B of the rule), where C is the FLOPs of the run: the
+      line from the reference to nanochat's depth 12, whose 0.02 is 0.0036 in our unit (our steps are 0.2 * sqrt(768)
+      times as large), and the square root of Malladi et al. 2022 for a batch set by hand. The width has no factor:
+      Muon's step here has the root mean square of AdamW's (Liu et al. 2025). With AdamW 0.0015 * (C / 1.74e13) **
+      -0.125, exponent of Bi et al. 2024, "DeepSeek LLM" (1e17 to 2e19 FLOPs), through the best of two sweeps at the
+      reference's size (docs/log.md); DeepSeek's own constant gives 0.0068 there.
     - **Weight decay** 1 / (learning rate * steps * timescale), timescale = 1.084 * (D / matrix parameters) ** -0.527: Bergsma
       et al. 2025, after Wang & Aitchison 2024; fitted with AdamW.
 
     Args:
         depth: Number of layers.
         world_size: Number of processes that share a step.
-        **set_by_hand: Fields of the recipe, under their names. `vocab_size` counts for every rule, also where a tokenizer of
-            that size is what was set.
+        **set_by_hand: Fields of the recipe by name. If a tokenizer is set by hand, pass its size as `vocab_size`: the
+            rules use it.
 
     Returns:
         Values for the fields that are not in `set_by_hand`.
 
     Raises:
-        ConfigError: On a depth below 1, a width that no heads of 64 fit, or a shape that no model has.
+        ConfigError: If the depth is below 1, the width does not divide into heads, or the shape is impossible.
     """
     if depth < 1:
         raise ConfigError(f"--depth must be at least 1, got {depth}.")
@@ -240,15 +243,15 @@ def dial(depth: int, *, world_size: int = 1, **set_by_hand: Any) -> dict[str, An
 
 
 def best_batch(tokens: float) -> float:
-    """Tokens in a step that a run of so many tokens should have; see `dial`."""
+    """The best number of tokens per step for a run of `tokens` tokens; see `dial`."""
     return REFERENCE_BATCH * (tokens / REFERENCE_TOKENS) ** BATCH_EXPONENT
 
 
 def model_config(recipe: dict[str, Any]) -> ChatGPTConfig:
-    """The model that a recipe's fields describe; fields of other things are passed over.
+    """Returns the config of a recipe's model; ignores the recipe's other fields.
 
     Raises:
-        ConfigError: When no model has this shape.
+        ConfigError: If the shape is impossible.
     """
     known = {item.name for item in fields(ChatGPTConfig)}
     shape = {name: value for name, value in recipe.items() if name in known and value is not None}
@@ -277,12 +280,12 @@ def _shape(depth: int, set_by_hand: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokens_of_steps(steps: int) -> float:
-    """Tokens of a run of so many steps, each of the batch that is best for those tokens."""
+    """Tokens of a run of `steps` steps whose batch is the best one for its tokens."""
     return (steps * REFERENCE_BATCH * REFERENCE_TOKENS**-BATCH_EXPONENT) ** (1 / (1 - BATCH_EXPONENT))
 
 
 def _split_rows(rows: float, config: ChatGPTConfig, block_size: int, set_by_hand: dict[str, Any]) -> tuple[int, int]:
-    """Rows that a process takes for a step, as rows of a micro-batch and number of micro-batches."""
+    """Splits the rows of a process per step into rows per micro-batch and number of micro-batches."""
     micro_batch = set_by_hand.get("per_device_train_batch_size")
     accumulation = set_by_hand.get("gradient_accumulation_steps")
     if micro_batch is None and accumulation is None:
@@ -294,7 +297,7 @@ def _split_rows(rows: float, config: ChatGPTConfig, block_size: int, set_by_hand
 
 
 def _rows_that_fit(config: ChatGPTConfig, block_size: int, set_by_hand: dict[str, Any]) -> int:
-    """Rows of a micro-batch: a power of two."""
+    """The largest useful micro-batch, in rows: a power of two."""
     device = training_device()
     if device.type == "cpu":
         rows = CPU_MICRO_BATCH_TOKENS / block_size

@@ -1,4 +1,4 @@
-"""From a base model to a chat model, with TRL's `SFTTrainer`; only what the assistant says is learned."""
+"""Fine-tunes a base model to a chat model with TRL's `SFTTrainer`; the model learns only the assistant's words."""
 
 import logging
 from typing import Any
@@ -24,31 +24,32 @@ with needed_by("Training"):
 
 logger = logging.getLogger(__name__)
 
-# Conversations of each part that the figures are measured on: the greedy answers to more would take minutes on a laptop.
+# Conversations of each part that are evaluated: greedy answers to more would take minutes on a laptop.
 EVALUATED_CONVERSATIONS = 200
 
 
 class ModelLossSFTTrainer(SFTTrainer):
-    """`SFTTrainer` with the model's own chunked loss, as `Trainer` calls it.
+    """`SFTTrainer` with the model's own chunked loss, called as in `Trainer`.
 
-    TRL's fused head also measures entropy and scores, off a GPU, every position in its own way: about 0.86 s a step
-    against 0.55 s on two cores, in two quickstart runs at different times. Models without a chunked loss keep TRL's.
+    TRL's fused head also measures entropy, and without a GPU it scores every position in a slower way: about 0.86 s
+    per step compared with 0.55 s on two cores, in two quickstart runs at different times. Models without a chunked
+    loss keep TRL's.
     """
 
     compute_loss = Trainer.compute_loss
 
 
 def add_chat_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Makes a base model's tokenizer, such as GPT-2's, one for chats: special tokens and our template, in place.
+    """Adds special tokens and our chat template to a base model's tokenizer, such as GPT-2's, in place.
 
     Returns:
-        The ids that are new, for which the model has rows now; see `extend_vocabulary`.
+        The new ids. The model gets embedding rows for them; see `extend_vocabulary`.
 
     Raises:
-        TokenizerError: When the tokenizer has no token to begin documents with.
+        TokenizerError: If the tokenizer has no eos token.
     """
     if tokenizer.eos_token is None:
-        raise TokenizerError("The base model's tokenizer has no eos token: set one before it learns to chat.")
+        raise TokenizerError("The base model's tokenizer has no eos token: set one before chat fine-tuning.")
     if tokenizer.bos_token is None:
         tokenizer.bos_token = tokenizer.eos_token
     before = len(tokenizer)
@@ -59,7 +60,7 @@ def add_chat_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     tokenizer.chat_template = CHAT_TEMPLATE
     extend_vocabulary(model, len(tokenizer))
     added = list(range(before, len(tokenizer)))
-    logger.info("The tokenizer had no chat template: it gets ChatML and %d tokens for it.", len(added))
+    logger.info("The tokenizer had no chat template: added ChatML and its %d tokens.", len(added))
     return added
 
 
@@ -68,20 +69,20 @@ def sft(
     conversation_arguments: ConversationArguments,
     arguments: ChatSFTArguments,
 ) -> dict[str, Any]:
-    """Fine-tunes on conversations and leaves a plain model folder that `chatgpt-hf chat` talks to.
+    """Fine-tunes on conversations and writes a plain model folder for `chatgpt-hf chat`.
 
     Returns:
-        The run's figures, as in its results.json: how many of a trained and of a held-out sample are answered exactly,
-        and ROUGE-L.
+        The run's figures, as in its results.json: the share of exact answers and ROUGE-L, on samples of the training
+        and held-out conversations.
 
     Raises:
-        ChatGPTError: On data, a model or a folder that cannot be used.
+        ChatGPTError: If data, model or folder cannot be used.
     """
     return SFTRun(model_arguments, conversation_arguments, arguments).execute()
 
 
 class SFTRun(Run):
-    """A chat model from a base model and conversations."""
+    """Fine-tunes a base model to a chat model, on conversations."""
 
     command = "sft"
     arguments: ChatSFTArguments
@@ -122,7 +123,7 @@ class SFTRun(Run):
         self.added_tokens = add_chat_template(self.model, tokenizer) if tokenizer.chat_template is None else []
         check_block_size(chosen.block_size, self.model)
         if tokenizer.pad_token_id is None:
-            # Padding is masked by position here, so eos is learned all the same.
+            # Padding is masked by position here, so the model still learns eos.
             tokenizer.pad_token = tokenizer.eos_token
 
         tokenized = tokenize_conversations(
@@ -134,7 +135,7 @@ class SFTRun(Run):
         if chosen.show_masks and self.arguments.process_index == 0:
             show_masks(tokenized.select(range(min(chosen.show_masks, len(tokenized)))), tokenizer)
         self.share_learned = share_supervised(tokenized)
-        logger.info("%.1f %% of the tokens are learned", 100 * self.share_learned)
+        logger.info("The model learns %.1f %% of the tokens", 100 * self.share_learned)
         self.rows = pack_documents(
             tokenized,
             chosen.block_size,
@@ -149,16 +150,17 @@ class SFTRun(Run):
         penalty = self.conversation_arguments.repetition_penalty
         self.base_figures: dict[str, float] = {}
         if self.conversation_arguments.evaluate_base:
-            # As it is before it learns anything, with the end marks that it is about to learn and the same penalty.
+            # Evaluate before training, but with the end marks that the model will learn and the same penalty.
             set_generation(self.model, self.tokenizer, penalty)
             for title, part in self.parts.items():
                 answers = evaluate_answers(self.model, self.tokenizer, part)
                 self.base_figures |= _figures(f"base_{title}", answers)
-        # The rows are ready: TRL's own preparation would read message text that looks like a special token as one.
+        # The rows are ready. TRL's preparation would turn message text that looks like a special token into that
+        # token.
         arguments.dataset_kwargs = {"skip_prepare_dataset": True}
         arguments.remove_unused_columns = False
         self.adapter = lora_config(self.model_arguments, self.model, added=self.added_tokens)
-        # TRL's fused head does not read a head that PEFT has wrapped for new tokens (TRL 1.16).
+        # TRL's fused head cannot use a head that PEFT has wrapped for new tokens (TRL 1.16).
         own_loss = isinstance(self.model, ChatGPTForCausalLM) or (self.adapter is not None and self.added_tokens)
         trainer_class = ModelLossSFTTrainer if own_loss else SFTTrainer
         trainer = trainer_class(
@@ -212,10 +214,10 @@ class SFTRun(Run):
 def set_generation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, repetition_penalty: float | None = None
 ) -> None:
-    """Lets generation stop where the assistant's turn ends; the document's end is for text that is no conversation.
+    """Makes generation stop at the end of the assistant's turn, and at the end of a document for other text.
 
     Args:
-        repetition_penalty: Of all generation from then on; None leaves what the model has.
+        repetition_penalty: The model's new default; None keeps the old one.
     """
     if repetition_penalty is not None:
         model.generation_config.repetition_penalty = repetition_penalty
@@ -225,12 +227,12 @@ def set_generation(
 
 
 def _conversations_to_answer(splits: DatasetDict, seed: int) -> dict[str, list[list[dict[str, Any]]]]:
-    """A sample of each part that can be answered, by the part's name in the results."""
+    """Samples conversations to answer from each part; keys are the parts' names in the results."""
     parts = {}
     for name, title in (("train", "trained"), ("test", "held_out")):
         if name not in splits:
             continue
-        # A conversation that ends with the user is learned from as far as it goes, and has no answer to compare with.
+        # A conversation that ends with the user is fine for training, but has no last answer to compare with.
         part = splits[name].filter(ends_with_an_answer, input_columns="messages").shuffle(seed=seed)
         if len(part):
             parts[title] = part.select(range(min(EVALUATED_CONVERSATIONS, len(part))))["messages"]

@@ -1,4 +1,4 @@
-"""From a corpus to a tokenizer folder."""
+"""Trains a tokenizer on a corpus."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ def train_tokenizer_on_corpus(
     max_digits: int = MAX_DIGITS,
     text_column: str = "text",
 ) -> PreTrainedTokenizerBase:
-    """Trains on a corpus' training part and writes the folder that `AutoTokenizer` loads.
+    """Trains on the training part of a corpus and writes a folder that `AutoTokenizer` loads.
 
     Raises:
-        DataError: When the corpus cannot be used.
-        TokenizerError: When `vocab_size` is too small, or `max_digits` none of 1 to 3.
-        OutputError: When the folder is not empty.
+        DataError: If the corpus cannot be used.
+        TokenizerError: If `vocab_size` is too small, or `max_digits` is not 1, 2 or 3.
+        OutputError: If the folder is not empty.
     """
     folder = check_new_folder(output_dir)
     texts = load_corpus(corpus, text_column=text_column)["train"]["text"]

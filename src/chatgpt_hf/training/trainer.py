@@ -1,4 +1,4 @@
-"""Stock `Trainer`, and what it lacks for pretraining: a stream that resumes where it was, and figures on the clock."""
+"""Stock `Trainer` with two additions for pretraining: exact resuming of a stream, and speed in the logs."""
 
 import math
 import time
@@ -25,22 +25,22 @@ from .samples import separate_randomness
 with needed_by("Training"):
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-# Of all steps, where a recipe does not say. Long runs do with 20 % (Hägele et al. 2024, "Scaling laws and compute-optimal
-# training beyond fixed training durations"); the runs of this package are short.
+# Share of the steps, unless a recipe sets it. 20 % is enough for long runs (Hägele et al. 2024, "Scaling laws and
+# compute-optimal training beyond fixed training durations"); the runs of this package are short.
 DECAY_SHARE = 0.4
 
 
 class PretrainTrainer(Trainer):
-    """`Trainer`, whose checkpoints of a run on a stream hold the stream's position, and whose logs tell the speed.
+    """`Trainer` that saves a stream's position in checkpoints and logs the speed.
 
     A `train_dataset` that is a `torch.utils.data.IterableDataset` must shard by process and worker itself, and have a
-    `state_dict` and `load_state_dict` of JSON values, as `StreamingRows`. Everything else is `Trainer`'s own road, whose
-    skipping of batches is exact already.
+    `state_dict` and `load_state_dict` of JSON values, as `StreamingRows` does. Other datasets resume as in `Trainer`,
+    which skips batches exactly.
 
     Args:
-        eval_bytes_per_token: Bytes of held-out text for each token of it that is predicted; gives `eval_bits_per_byte`.
-        flops_per_token: Floating-point operations of training for each token; gives `mfu`, the share of this machine's
-            measured matrix-multiply peak.
+        eval_bytes_per_token: Bytes of held-out text per predicted token; needed to log `eval_bits_per_byte`.
+        flops_per_token: Floating-point operations of training per token; needed to log `mfu`, the share of this
+            machine's measured matrix-multiply peak.
     """
 
     def __init__(
@@ -64,25 +64,25 @@ class PretrainTrainer(Trainer):
             self.add_callback(EpochOfStream())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`; True is the newest checkpoint that is whole, and a stream goes on where it was then.
+        """As in `Trainer`, but True means the newest complete checkpoint, and a stream resumes at its saved position.
 
         Raises:
-            CheckpointError: When there is none, or it lacks the position of a stream.
+            CheckpointError: If there is none, or the stream's position is missing.
         """
         if resume_from_checkpoint is True:
             newest = last_whole_checkpoint(Path(self.args.output_dir))
             if newest is None:
-                raise CheckpointError(f"{self.args.output_dir} holds no whole checkpoint to go on from.")
+                raise CheckpointError(f"{self.args.output_dir} contains no complete checkpoint to resume from.")
             resume_from_checkpoint = str(newest)
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        """As in `Trainer`, and for a stream a loader that can say where it is."""
+        """As in `Trainer`, but a stream gets a loader that knows its position."""
         if not isinstance(self.train_dataset, IterableDataset):
             return super().get_train_dataloader()
-        # Not prepared by accelerate: the stream shards itself, and `Trainer` moves batches to the device. The generator is
-        # its own, so that beginning to read, which draws from it, does not change what dropout draws.
+        # Not prepared by accelerate: the stream shards itself, and `Trainer` moves batches to the device. Starting the
+        # loader draws a random number: a separate generator keeps dropout unaffected.
         self._stream = StatefulDataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
@@ -98,33 +98,33 @@ class PretrainTrainer(Trainer):
         return self._stream
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """The matrices inside the layers. `Trainer` would let embeddings and the head decay too."""
+        """Returns the matrices inside the layers. `Trainer` would also decay embeddings and the head."""
         return hidden_matrices(model)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """As in `Trainer`; warmup-stable-decay ends with a linear decay over `DECAY_SHARE` of the steps by default."""
+        """As in `Trainer`, but warmup-stable-decay ends by default with a linear decay over `DECAY_SHARE` of steps."""
         if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
             default = {"num_decay_steps": round(DECAY_SHARE * num_training_steps), "decay_type": "linear"}
             self.args.lr_scheduler_kwargs = default | (self.args.lr_scheduler_kwargs or {})
         return super().create_scheduler(num_training_steps, optimizer)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As in `Trainer`, counting positions."""
+        """As in `Trainer`, and counts positions."""
         self._clock.start()
         self._tokens += inputs["input_ids"].numel() * self.args.world_size
         return super().training_step(model, inputs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in `Trainer`, off the clock."""
+        """As in `Trainer`, while the stopwatch is stopped."""
         with self._clock.stopped():
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
-            # The mark of a whole checkpoint must not stand while an old one is written over.
+            # This file marks a complete checkpoint, so remove it before an old checkpoint is overwritten.
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         with self._clock.stopped():
             super()._save_checkpoint(model, trial)
@@ -136,14 +136,15 @@ class PretrainTrainer(Trainer):
                 Path(output_dir), self._stream.state_dict(), self.args.process_index, self.args.world_size
             )
         if self.args.world_size > 1:
-            # The first process writes the mark of a whole checkpoint next.
+            # Next, the first process writes the file that marks a complete checkpoint.
             torch.distributed.barrier()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in `Trainer`, with what the figures mean: speed for training, perplexity and bits per byte for held-out text.
+        """As in `Trainer`, with speed added for training, and perplexity and bits per byte for held-out text.
 
-        `tokens_per_second` and `mfu` count this process' run since the last log, without evaluation and saving;
-        `train_tokens_per_second` and `train_mfu` at the end the whole of it. With several processes all of them count.
+        `tokens_per_second` and `mfu` cover the time since the last log, without evaluation and saving;
+        `train_tokens_per_second` and `train_mfu`, at the end, cover the whole run since it was started or resumed. All
+        count the tokens of all processes.
         """
         if "loss" in logs:
             seconds = self._clock.seconds
@@ -163,7 +164,7 @@ class PretrainTrainer(Trainer):
         speed = {"tokens_per_second": tokens / seconds}
         if self.flops_per_token is not None:
             dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
-            # The measurement draws its matrices at random, and takes a second.
+            # The measurement uses random matrices and takes a second.
             with self._clock.stopped(), separate_randomness(self.args.device, 0):
                 peak = matmul_peak(self.args.device, dtype) * self.args.world_size
             speed["mfu"] = speed["tokens_per_second"] * self.flops_per_token / peak
@@ -171,7 +172,7 @@ class PretrainTrainer(Trainer):
 
 
 class Stopwatch:
-    """Seconds since `start`, without the times when it was stopped."""
+    """Measures the seconds since `start`, without the time while it was stopped."""
 
     def __init__(self) -> None:
         self._began: float | None = None
@@ -179,17 +180,17 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """What it shows; 0 before it is started."""
+        """The measured seconds; 0 before `start`."""
         return 0.0 if self._began is None else time.perf_counter() - self._began - self._left_out
 
     def start(self) -> None:
-        """Starts it, if it is not running yet."""
+        """Starts the stopwatch if it is not running yet."""
         if self._began is None:
             self._began = time.perf_counter()
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Leaves out what happens inside."""
+        """Does not count the time of the block."""
         began = time.perf_counter()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Another vocabulary for a model that is trained already."""
+"""Gives a trained model another vocabulary."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -8,22 +8,22 @@ from ..errors import ConfigError
 
 @torch.no_grad()
 def transfer_vocabulary(model: PreTrainedModel, old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> None:
-    """Gives a model rows for the tokens of another tokenizer, in its embedding and in its head, in place.
+    """Adapts a model's embedding and head to another tokenizer, in place ("fast vocabulary transfer").
 
-    A token that both know keeps its row; the row of another is the mean of the rows of the tokens that its text had before,
-    "fast vocabulary transfer" (Gee et al. 2022, section 3.2). A token without a text of its own, part of a character perhaps,
-    begins with the mean of all.
+    A token that both tokenizers know keeps its row. The row of any other token is the mean of the rows of the old
+    tokens that spell its text (Gee et al. 2022, section 3.2). A token that has no text, such as part of a character,
+    starts with the mean of all rows.
 
     Args:
         old: The tokenizer that the model was trained with.
-        new: The one that it is to have; its special tokens become the config's.
+        new: The new tokenizer; its special tokens are written into the config.
 
     Raises:
-        ConfigError: When the model has tables of n-grams, which are looked up by ids.
+        ConfigError: If the model has n-gram tables, which are indexed by token ids.
     """
     if getattr(model.config, "ngram_vocab_sizes", None):
         raise ConfigError(
-            "A model with ngram_vocab_sizes knows n-grams by the ids of its own tokenizer: it cannot have another one."
+            "A model with ngram_vocab_sizes indexes n-grams by its own tokenizer's ids: it cannot get another tokenizer."
         )
     known = old.get_vocab()
     pieces: list[list[int]] = []

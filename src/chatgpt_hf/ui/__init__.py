@@ -1,4 +1,4 @@
-"""A chat page in the browser, on this machine and without the network."""
+"""A chat page in the browser that runs on this machine, without the network."""
 
 from .page import build_page, launch_page, serve_page
 

@@ -1,15 +1,15 @@
-// Conversations are kept here, in the browser, and never sent anywhere but to the model. Each function is called by an
-// event of page.py and returns what its outputs become.
+// Conversations are stored here in the browser, and sent only to the model. Events in page.py call these functions, which
+// return the new values of the events' outputs.
 window.pages = (() => {
   const KEY = "chatgpt-hf:conversations";
-  const CURRENT = "chatgpt-hf:current"; // of this tab, so that a reload finds its conversation again
+  const CURRENT = "chatgpt-hf:current"; // per tab, so that a reload finds its conversation again
   const THEME = "chatgpt-hf:theme";
   let defaultSystem = "";
   let isWriting = false;
 
   const update = (changes) => ({ __type__: "update", ...changes });
 
-  // Read anew each time, since other tabs write it too. Newest first.
+  // Read again each time, because other tabs write it too. Newest first.
   function read() {
     try {
       return JSON.parse(localStorage.getItem(KEY)) || [];
@@ -19,7 +19,7 @@ window.pages = (() => {
   }
 
   function write(conversations) {
-    // A browser grants some megabytes: the oldest conversations go when they are used up.
+    // A browser allows a few megabytes; when they are used up, drop the oldest conversations.
     for (let count = conversations.length; count >= 0; count--) {
       try {
         localStorage.setItem(KEY, JSON.stringify(conversations.slice(0, count)));
@@ -52,7 +52,7 @@ window.pages = (() => {
     write(others);
     remember(id);
     if (!writing && innerWidth > 768) setTimeout(() => document.querySelector("#message textarea")?.focus());
-    // Another conversation must not be opened into the one that is being written.
+    // No other conversation may be opened while an answer is being written.
     return [list(id, { interactive: !writing }), update({ interactive: !writing })];
   }
 
@@ -69,7 +69,7 @@ window.pages = (() => {
   }
 
   function remove(id) {
-    // What is being written would come back with its next word.
+    // The next word of an answer in progress would bring the conversation back.
     if (isWriting) return Array(6).fill(update({}));
     write(read().filter((one) => one.id !== id));
     return open(null);

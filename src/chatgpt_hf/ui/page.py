@@ -32,14 +32,14 @@ History = list[dict[str, Any]]
 
 NOTICES = {
     "content_filter": "The answer was ended by moderation.",
-    "length": "The answer was cut off where the longest answer ends that the settings allow.",
+    "length": "The answer was cut off at the maximum length in the settings.",
 }
 
 
 class Sessions:
-    """One `ChatSession` for each open page; beyond `limit` the one that was idle longest goes.
+    """One `ChatSession` per open page; beyond `limit` sessions, the one that was idle longest is dropped.
 
-    The page holds the conversation, so a session that went costs time and nothing else.
+    The page keeps the conversation, so a dropped session costs only time.
     """
 
     def __init__(self, make: Callable[[], ChatSession], limit: int = 8) -> None:
@@ -49,7 +49,7 @@ class Sessions:
         self._lock = Lock()
 
     def of(self, request: gr.Request) -> ChatSession:
-        """The session of the page that a request came from."""
+        """Returns the session of the page that sent a request."""
         page = str(request.session_hash)
         with self._lock:
             session = self._sessions.pop(page, None) or self._make()
@@ -59,7 +59,7 @@ class Sessions:
             return session
 
     def drop(self, request: gr.Request) -> None:
-        """Ends what a page that was closed had asked for."""
+        """Drops the session of a closed page and stops its answer."""
         with self._lock:
             session = self._sessions.pop(str(request.session_hash), None)
         if session is not None:
@@ -67,27 +67,27 @@ class Sessions:
 
 
 class Handlers:
-    """What the events of the page do."""
+    """Event handlers of the page."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        # Only one answer is written at a time, others wait in Gradio's queue.
+        # Only one answer at a time is written; others wait in Gradio's queue.
         self._writing: ChatSession | None = None
 
     def ask(self, text: str, history: History, request: gr.Request) -> tuple[History, History, Any]:
-        """Shows a new message. Every way to ask returns the history with the question, the one before, and the box."""
+        """Shows a new message. Like all question handlers, returns the new history, the old one, and the box."""
         self._refuse_while_writing(request)
         asked = [*history, {"role": "user", "content": text.strip()}] if text.strip() else history
         return asked, history, _writing("")
 
     def regenerate(self, history: History, request: gr.Request) -> tuple[History, History, Any]:
-        """Takes the last answer back."""
+        """Removes the last answer, so that it can be replaced."""
         self._refuse_while_writing(request)
         question = max((i for i, message in enumerate(history) if message["role"] == "user"), default=-1)
         return history[: question + 1], history, _writing()
 
     def edit(self, history: History, edited: gr.EditData, request: gr.Request) -> tuple[History, History, Any]:
-        """Goes back to a message and asks something else there."""
+        """Goes back to a message and replaces it."""
         self._refuse_while_writing(request)
         index = edited.index[0] if isinstance(edited.index, (list, tuple)) else edited.index
         before = [*history]
@@ -95,7 +95,7 @@ class Handlers:
         return [*history[:index], {"role": "user", "content": edited.value}], before, _writing()
 
     def undo(self, history: History, request: gr.Request) -> tuple[History, str]:
-        """Takes the last question and its answer back; the question can be changed and sent again."""
+        """Removes the last question and its answer; the question can be changed and sent again."""
         self._refuse_while_writing(request)
         question = max((i for i, message in enumerate(history) if message["role"] == "user"), default=0)
         return history[:question], text_of(history[question]) if history else ""
@@ -112,7 +112,7 @@ class Handlers:
         seed: int | None,
         request: gr.Request,
     ) -> Iterator[Any]:
-        """Answers the last message; yields the history, and what changes in the box and in the line below it."""
+        """Answers the last message; yields the history, and updates of the box and the line below it."""
         if not history or history[-1]["role"] != "user":
             return
         session = self._sessions.of(request)
@@ -139,10 +139,10 @@ class Handlers:
             self._writing = None
         notice = NOTICES.get(session.ending.finish_reason or "", "")
         shown = [*history, {"role": "assistant", "content": answer.strip()}] if answer.strip() else history
-        yield shown, gr.skip(), notice or ("" if answer.strip() else "The model had nothing to say.")
+        yield shown, gr.skip(), notice or ("" if answer.strip() else "The model gave an empty answer.")
 
     def stop(self, request: gr.Request) -> None:
-        """Ends the answer; what was said so far stays."""
+        """Ends the answer; the text so far is kept."""
         self._sessions.of(request).stop()
 
     def tokens(self, wanted: bool, request: gr.Request) -> str:
@@ -151,29 +151,29 @@ class Handlers:
         if not wanted or not session.ending.answer_ids:
             return ""
         ids = shown_ids(session.tokenizer, session.ending.answer_ids, session.messages[-1]["content"])
-        # What moderation has not seen is not shown, and alternatives are such.
+        # Moderation has not checked the alternatives, so they are not shown.
         top_k = 5 if session.moderation is None else 0
         return tokens_html(
             token_probabilities(session.model, session.tokenizer, session.ending.prompt_ids, ids, top_k=top_k)
         )
 
     def forget(self, request: gr.Request) -> None:
-        """Another conversation is open: there is no last answer to look into."""
+        """Resets the session when another conversation is opened: it has no last answer for the panel."""
         self._sessions.of(request).reset()
 
     def _refuse_while_writing(self, request: gr.Request) -> None:
         if self._sessions.of(request) is self._writing:
-            raise gr.Error("An answer is being written: wait for its end, or stop it.", print_exception=False)
+            raise gr.Error("The model is still answering: wait for the end, or stop it.", print_exception=False)
 
 
 def text_of(message: dict[str, Any]) -> str:
-    """The text of a message as Gradio gives it: a string, or a list of parts."""
+    """The text of a Gradio message, whose content is a string or a list of parts."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def conversation_of(history: History) -> list[dict[str, str]]:
-    """A page's history as chat templates take it. Questions that nobody answered are joined with the next one."""
+    """Converts a page's history to the format of chat templates. Joins unanswered questions with the next one."""
     return [
         {"role": role, "content": "\n\n".join(map(text_of, messages))}
         for role, messages in groupby(history, key=lambda message: message["role"])
@@ -181,9 +181,9 @@ def conversation_of(history: History) -> list[dict[str, str]]:
 
 
 def shown_ids(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int], text: str) -> list[int]:
-    """The first of an answer's tokens, as many as make up the text that was shown.
+    """Returns the first tokens of an answer, as many as make up the shown text.
 
-    All of them where nothing was held back. None where the text was changed on its way.
+    Returns all of them if nothing was held back, and none if the text was changed.
     """
 
     def decoded(length: int) -> str:
@@ -197,7 +197,7 @@ def shown_ids(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int], text: s
 
 
 def _writing(text: str | None = None) -> Any:
-    """The box while an answer is written; with another text in it if one is given."""
+    """The state of the box while an answer is written, with a new text if one is given."""
     changes: dict[str, Any] = {} if text is None else {"value": text}
     return gr.update(submit_btn=False, stop_btn=True, interactive=False, **changes)
 
@@ -211,28 +211,28 @@ def build_page(
     moderation: "Moderator | None" = None,
     **generation: Any,
 ) -> gr.Blocks:
-    """The page of a chat model; `launch_page` starts it.
+    """Builds the page of a chat model; `launch_page` starts it.
 
     Args:
-        title: Stands above the conversations and on the browser's tab.
-        system_prompt: Of every new conversation; can be changed on the page.
-        moderation: As `ChatSession` takes it.
-        **generation: Where the page's controls stand at first; what is not given comes from the model.
+        title: Title above the conversations and in the browser's tab.
+        system_prompt: System prompt of new conversations; it can be changed on the page.
+        moderation: See `ChatSession`.
+        **generation: Initial values of the page's controls; the model sets the others.
 
     Raises:
-        TokenizerError: When the tokenizer has no chat template or does not fit the model.
-        ConfigError: When `generation` names no field of `GenerationConfig`.
+        TokenizerError: If the tokenizer has no chat template or does not fit the model.
+        ConfigError: If `generation` contains an unknown field or an invalid value.
     """
 
     def session() -> ChatSession:
         return ChatSession(model, tokenizer, system_prompt=system_prompt, moderation=moderation, **generation)
 
     config = session().generation_config
-    # What transformers samples with where the model does not say.
+    # transformers' defaults, for values that the model does not set.
     heat = (1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0
     nucleus = 1.0 if config.top_p is None else config.top_p
     choices = 50 if config.top_k is None else config.top_k
-    # A slider over more positions could not be set.
+    # A slider with a larger range would be unusable.
     positions = min(context_length(model), 32_768)
     sessions = Sessions(session)
     handlers = Handlers(sessions)
@@ -250,7 +250,7 @@ def build_page(
                     heat,
                     step=0.05,
                     label="Temperature",
-                    info="0 takes the likeliest token each time.",
+                    info="0 always takes the likeliest token.",
                     elem_id="temperature",
                 )
                 top_p = gr.Slider(0.01, 1, nucleus, step=0.01, label="Top-p", elem_id="top-p")
@@ -260,7 +260,7 @@ def build_page(
                     choices,
                     step=1,
                     label="Top-k",
-                    info="0 for no limit.",
+                    info="0 means no limit.",
                     elem_id="top-k",
                 )
                 max_new_tokens = gr.Slider(
@@ -268,7 +268,7 @@ def build_page(
                     positions,
                     min(config.max_new_tokens or 256, positions),
                     step=1,
-                    label="Longest answer, in tokens",
+                    label="Maximum answer length (tokens)",
                     elem_id="max-new-tokens",
                 )
                 seed = gr.Number(
@@ -312,7 +312,7 @@ def build_page(
         quiet: dict[str, Any] = {"show_progress": "hidden"}
 
         def then_answer(asked: Any) -> None:
-            """What follows a question, whichever way it was asked."""
+            """Adds the steps that follow a question of any kind."""
             save: dict[str, Any] = {
                 "fn": None,
                 "inputs": [saved, chatbot, system],
@@ -369,23 +369,24 @@ def build_page(
 
 PANEL_HEAD = """<h3>Token probabilities</h3>
 <div class="legend"><span>unlikely</span><i></i><span>likely</span></div>
-<p>The model's own, before temperature, top&#8209;p and top&#8209;k. Point at a token, or tap it, for its alternatives.</p>"""
+<p>The model's own, before temperature, top&#8209;p and top&#8209;k. Point at or tap a token to see its
+alternatives.</p>"""
 
 
 def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
     """Starts a page in the background and returns its address.
 
     Raises:
-        ConfigError: When the port is in use or the host is none of this machine's.
+        ConfigError: If the port is in use or the host is not an address of this machine.
     """
     folder = files(__package__)
-    # What a model writes may name pictures on other machines, which a browser would fetch.
+    # A model's text may link to pictures on other machines, which the browser would fetch.
     policy = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
     head = (
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f"<script>{(folder / 'page.js').read_text(encoding='utf-8')}</script>"
     )
-    # A second copy of every conversation in the browser, which early releases of Gradio 6 do not know yet.
+    # Turns off Gradio's own copy of every conversation in the browser; early releases of Gradio 6 have no such copy.
     history: dict[str, Any] = {"run_history": False} if "run_history" in signature(page.launch).parameters else {}
     try:
         _, address, _ = page.launch(
@@ -406,7 +407,7 @@ def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> s
         )
     except OSError as error:
         raise ConfigError(
-            f"The page cannot be served at {host}, port {port}: the port is in use, or the host is no address of this "
+            f"The page cannot be served at {host}, port {port}: the port is in use, or the host is not an address of this "
             "machine. Choose another with --port or --host."
         ) from error
     return str(address)
@@ -424,12 +425,12 @@ def serve_page(
     started: Callable[[str], None] = print,
     **options: Any,
 ) -> None:
-    """Serves the page of a folder's or Hub id's chat model until it is interrupted.
+    """Serves the page of a chat model, from a folder or Hub id, until interrupted.
 
     Args:
-        quantize: As `load_for_generation` takes it.
-        started: Told the address once the page is there.
-        **options: Of `build_page`.
+        quantize: See `load_for_generation`.
+        started: Called with the address once the page is ready.
+        **options: Options of `build_page`.
     """
     options.setdefault(
         "title", Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)

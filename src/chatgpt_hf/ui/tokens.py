@@ -1,4 +1,4 @@
-"""The token panel: an answer's tokens, coloured by probability, each with what else might have stood there."""
+"""The token panel: an answer's tokens, colored by probability, each with its alternatives."""
 
 from collections.abc import Sequence
 from html import escape
@@ -8,7 +8,7 @@ from ..interpretability.surprise import Candidate, TokenProbability, percent
 
 
 def tokens_html(tokens: Sequence[TokenProbability]) -> str:
-    """The tokens as HTML. Each shows its card while the pointer is on it, and when it is tapped or tabbed to."""
+    """Renders the tokens as HTML. A token shows its card on hover, tap or keyboard focus."""
     return f'<div class="tokens">{"".join(map(_token, tokens))}</div>' if tokens else ""
 
 
@@ -18,7 +18,7 @@ def _token(token: TokenProbability) -> str:
         others.append(token)
     rows = "".join(_row(other, other.token_id == token.token_id) for other in others)
     label = escape(f"{visible(token.text)} {percent(token.probability)}", quote=True)
-    # A line break is shown and made.
+    # Show a line break as a symbol, and also break the line.
     breaks = "<br>" * token.text.count("\n")
     return (
         f'<span class="token" tabindex="0" aria-label="{label}" style="--p:{token.probability:.4f}">'

@@ -1,4 +1,7 @@
-"""GPT-2 in and out, against transformers' own GPT2LMHeadModel on random weights large enough for errors to show."""
+"""Converts GPT-2 in both directions and compares it with transformers' GPT2LMHeadModel.
+
+The random weights are large enough to reveal errors.
+"""
 
 import copy
 import json
@@ -27,7 +30,7 @@ PAD, EOS = 256, 257
 
 
 def gpt2(**overrides: Any) -> GPT2LMHeadModel:
-    """A tiny GPT-2, every weight and bias drawn with std 0.2, and no dropout."""
+    """A tiny GPT-2 without dropout; all weights and biases are random with std 0.2."""
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     sizes = {"vocab_size": VOCAB, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
     ids = {"bos_token_id": EOS, "eos_token_id": EOS, "pad_token_id": PAD}
@@ -109,7 +112,7 @@ def test_loss_and_every_gradient_equal(overrides: dict[str, Any], skip_logits: b
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
 
-    # The gradients go through the same mapping as the weights, once they stand in their place.
+    # Put the gradients in place of the weights, so that the same mapping converts them.
     gradients = copy.deepcopy(ours)
     for holder, source in zip(gradients.parameters(), ours.parameters(), strict=True):
         holder.data = source.grad
@@ -145,7 +148,7 @@ def test_generation_gives_the_same_ids_and_text(
 
 
 def old_checkpoint(folder: Path, prefix: str, file_format: str, dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
-    """What repositories of 2019 to 2023 hold: mask buffers in every layer, with or without a prefix, no head."""
+    """Writes a checkpoint as in repositories of 2019 to 2023: mask buffers in every layer, maybe a prefix, no head."""
     model = gpt2()
     state = {
         prefix + name.removeprefix("transformer."): tensor.to(dtype)
@@ -228,7 +231,7 @@ def test_the_way_back_is_exact(overrides: dict[str, Any], tmp_path: Path) -> Non
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
-    # Twice gives the same, and leaves the model as it was.
+    # A second call gives the same result and leaves the model unchanged.
     assert to_gpt2_state_dict(ours).keys() == expected.keys()
     assert_same_logits(ours, theirs)
 
@@ -340,7 +343,7 @@ def test_saving_writes_our_own_format(tied: bool, loader: type, tmp_path: Path) 
     for one, other in ((ours, again), (fresh.eval(), loader.from_pretrained(tmp_path / "fresh"))):
         with torch.no_grad():
             assert torch.equal(one(some_ids()).logits, other(some_ids()).logits)
-    # And writing again what was read from our own format changes nothing.
+    # Writing our own format again changes nothing.
     again.save_pretrained(tmp_path / "again")
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == expected
 

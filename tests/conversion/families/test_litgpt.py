@@ -1,4 +1,4 @@
-"""litgpt's `lit_model.pth` in and out, against a reference written here from the equations under litgpt's names."""
+"""Converts litgpt's `lit_model.pth` in both directions; the reference here has litgpt's names."""
 
 import math
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """Heads one by one; each pair of a head's dimensions, `i` and `i + size / 2`, turned as a complex number."""
+    """Attention head by head; rotates each pair of dimensions, `i` and `i + size / 2`, as a complex number."""
 
     def __init__(self, config: dict[str, Any], layer: int) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class LitGPT(nn.Module):
 
 
 def interleaved(state: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The layout of before 2025: `attn.attn`, each group's queries followed by its key and its value."""
+    """Converts to the layout used before 2025: `attn.attn`, each group's queries followed by its key and value."""
     older = {}
     queries, groups = config["n_head"], config["n_query_groups"]
     for name, tensor in state.items():
@@ -279,12 +279,14 @@ def test_checkpoints_that_are_none(tmp_path: Path) -> None:
             convert_checkpoint(tmp_path / "theirs", tmp_path / "new")
         assert words in str(error.value)
 
-    refuse(CheckpointError, "holds no fields", config="text")
-    refuse(CheckpointError, "no names with tensors", tensors=[1, 2])
+    refuse(CheckpointError, "does not contain the fields", config="text")
+    refuse(CheckpointError, "not a dict of named tensors", tensors=[1, 2])
     refuse(CheckpointError, "`transformer.wte.weight` is missing", tensors={"x": torch.ones(1)})
     refuse(ConversionError, "merge_lora", tensors={**state, "transformer.h.0.attn.qkv.lora_A": torch.ones(1)})
-    refuse(ConversionError, "none of litgpt's", tensors={**state, "transformer.h.0.attn.new.weight": torch.ones(1)})
-    refuse(CheckpointError, "rows and its config asks for", config={**LLAMA_LIKE, "n_query_groups": 1})
+    refuse(
+        ConversionError, "litgpt has no tensor", tensors={**state, "transformer.h.0.attn.new.weight": torch.ones(1)}
+    )
+    refuse(CheckpointError, "rows, but its config asks for", config={**LLAMA_LIKE, "n_query_groups": 1})
     refuse(CheckpointError, "have other shapes", config={**LLAMA_LIKE, "intermediate_size": 64})
     save(tmp_path / "theirs", LLAMA_LIKE, state)
     (tmp_path / "theirs" / "model_config.yaml").unlink()

@@ -1,4 +1,7 @@
-"""The Llama family in and out, against transformers' own classes on random weights large enough for errors to show."""
+"""Converts Llama-like families in both directions and compares them with transformers' classes.
+
+The random weights are large enough to reveal errors.
+"""
 
 import json
 import subprocess
@@ -65,7 +68,7 @@ IDS = [f"{name}-{'-'.join(overrides) or 'plain'}" for name, overrides in VARIANT
 
 
 def stock(name: str, **overrides: Any) -> Any:
-    """A tiny model of transformers' own, every weight and bias drawn with std 0.2."""
+    """A tiny model of transformers'; all weights and biases are random with std 0.2."""
     model_class = getattr(transformers, FAMILIES[name].architecture)
     model = model_class(model_class.config_class(**{**SIZES, **overrides}))
     generator = torch.Generator().manual_seed(0)
@@ -94,7 +97,7 @@ def test_parity_both_ways(
     assert_parity(theirs, again)
     assert again.state_dict().keys() == theirs.state_dict().keys()
     assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in theirs.state_dict().items())
-    # The config says the same too, apart from what says where it came from.
+    # The configs are the same too, apart from fields about their origin.
     before, after = (json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("theirs", "again"))
     ignored = {"transformers_version", "max_window_layers"}
     if not before.get("use_sliding_window", True):
@@ -120,7 +123,7 @@ def test_from_pretrained_reads_the_folder(name: str, assert_parity: Callable[...
 
 
 def test_an_older_config_json(assert_parity: Callable[..., None], tmp_path: Path) -> None:
-    """As before transformers 5: `rope_theta` beside `rope_scaling`, `torch_dtype`, no `head_dim`."""
+    """A config from before transformers 5: separate `rope_theta` and `rope_scaling`, `torch_dtype`, no `head_dim`."""
     theirs = stock("llama", rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0})
     theirs.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -206,7 +209,7 @@ def test_storage_type_is_kept(dtype: torch.dtype, tmp_path: Path) -> None:
     [
         ("smollm3", {}, "`no_rope_layers=[1, 1, 0]`"),
         ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "`quantization_config`"),
-        ("qwen2", None, "chatgpt-hf convert adds them"),
+        ("qwen2", None, "`chatgpt-hf convert` adds them"),
     ],
     ids=str,
 )
@@ -279,7 +282,7 @@ def test_an_output_bias_is_not_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_field_is_decided(name: str) -> None:
-    """A field that is added to our config is either translated, or refused, or known to change nothing in a trained model."""
+    """A new field of our config must be translated, refused, or known to change nothing in a trained model."""
     family = FAMILIES[name]
     own = {field.name for field in fields(ChatGPTConfig)} - {field.name for field in fields(PreTrainedConfig)}
     translated = {

@@ -1,4 +1,4 @@
-"""nanoGPT's `ckpt.pt` in and out, against a reference written here from GPT-2's equations under nanoGPT's names."""
+"""Converts nanoGPT's `ckpt.pt` in both directions; the reference here is GPT-2 with nanoGPT's names."""
 
 import json
 import math
@@ -22,7 +22,7 @@ ARGS = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 48, "bias": True,
 
 
 class Norm(nn.Module):
-    """`(x - mean) / sqrt(variance + 1e-5) * weight`, plus a bias where there is one."""
+    """`(x - mean) / sqrt(variance + 1e-5) * weight`, plus a bias if there is one."""
 
     def __init__(self, size: int, bias: bool) -> None:
         super().__init__()
@@ -122,14 +122,14 @@ def test_parity_both_ways(
     loaded.load_state_dict(again["model"])
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in theirs.state_dict().items())
     assert_parity(loaded, ours)
-    # And from there once more, the folder named and its tokenizer found.
+    # Convert back, this time by the folder's name, which also finds the tokenizer.
     convert_checkpoint(tmp_path / "again", tmp_path / "once more")
     assert_parity(theirs, AutoModelForCausalLM.from_pretrained(tmp_path / "once more"))
     assert len(AutoTokenizer.from_pretrained(tmp_path / "once more")) == VOCAB
 
 
 def test_older_checkpoints(assert_parity: Callable[..., None], tmp_path: Path) -> None:
-    """Of before the flag `bias`, with causal masks in every layer, as torch's own old format."""
+    """A checkpoint in torch's old format, without the flag `bias`, and with causal masks in every layer."""
     theirs = NanoGPT(ARGS)
     state = theirs.state_dict()
     for layer in range(2):
@@ -144,7 +144,7 @@ CHARACTERS = "\n !,.:?abcdefghijklmnopqrstuvwxyz你👍"
 
 
 def character_checkpoint(folder: Path) -> dict[str, Any]:
-    """A checkpoint of a character model, and its table."""
+    """A checkpoint of a character model and its character table."""
     args = {**ARGS, "vocab_size": len(CHARACTERS)}
     save(folder / "ckpt.pt", NanoGPT(args), model_args=args)
     table = {character: index for index, character in enumerate(CHARACTERS)}
@@ -191,7 +191,7 @@ def test_tables_that_are_none(meta: str, words: str, refused: Callable[..., str]
 
 
 class RunsCode:
-    """A pickle of it makes a file when it is read."""
+    """Its pickle creates a file when it is read."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -211,12 +211,12 @@ def test_a_pickle_that_runs_code_is_refused(kind: str, refused: Callable[..., st
         torch.save(content, file, _use_new_zipfile_serialization=kind != "old torch")
     (tmp_path / "model_config.yaml").write_text("n_layer: 2\n")
     message = refused("convert", file, tmp_path / "new")
-    assert f"{file} is refused: it is a pickle with more in it than tensors and plain values" in message
-    assert kind == "plain" or "system` for one" in message
+    assert f"{file} is not read: it is a pickle that contains more than tensors and plain values" in message
+    assert kind == "plain" or "system`, and" in message
     assert "weights_only=False" not in message, "no advice to run it after all"
     assert not made.exists()
     assert not (tmp_path / "new").exists()
-    # The pickle is a real one.
+    # Check that the pickle really runs code.
     if kind == "plain":
         pickle.loads(file.read_bytes())
     else:
@@ -251,15 +251,19 @@ def test_checkpoints_that_are_none(tmp_path: Path) -> None:
     save(tmp_path / "untied.pt", model, model={**state, "lm_head.weight": state["lm_head.weight"] + 1})
     torch.save({"transformer.h.0.attn.c_q.weight": torch.ones(1)}, tmp_path / "nanochat.pt")
     for name, kind, words in (
-        ("cut", CheckpointError, "no whole file of torch's"),
-        ("text", CheckpointError, "no whole file of torch's"),
+        ("cut", CheckpointError, "not a complete torch file"),
+        ("text", CheckpointError, "not a complete torch file"),
         ("bare", CheckpointError, "no `model` with tensors"),
         ("args", CheckpointError, "`model_args` has no block_size, n_embd, n_head, vocab_size"),
-        ("shapes", CheckpointError, "1 weights have other shapes than the config asks for, model.embed_tokens.weight"),
+        (
+            "shapes",
+            CheckpointError,
+            "1 weights have other shapes than in the config, including model.embed_tokens.weight",
+        ),
         ("fork", ConversionError, "`use_rmsnorm=True`"),
-        ("more", ConversionError, "transformer.h.0.moe.weight is none of nanoGPT's"),
+        ("more", ConversionError, "nanoGPT has no tensor transformer.h.0.moe.weight"),
         ("less", CheckpointError, "2 weights are missing"),
-        ("untied", ConversionError, "which nanoGPT ties"),
+        ("untied", ConversionError, "but nanoGPT ties them"),
         ("nanochat", ConversionError, "nanochat checkpoint"),
     ):
         with pytest.raises(kind) as error:

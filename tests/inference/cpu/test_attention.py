@@ -1,4 +1,4 @@
-"""Attention written out is the model's own, and is taken where it is meant to be."""
+"""Our attention gives the same results as the model's, and is used only in the cases meant for it."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ MODULE: Any = SimpleNamespace(num_key_value_groups=1, training=False, is_causal=
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of the queries that transformers' `sdpa` got."""
+    """Records the shapes of the queries that reach transformers' `sdpa`."""
     seen: list[tuple[int, ...]] = []
     original = attention.sdpa_attention_forward
 
@@ -86,7 +86,7 @@ def test_everything_else_is_left_to_sdpa(calls: list[Any], case: str) -> None:
 
 
 def test_a_model_with_kernels_answers_by_it(calls: list[Any]) -> None:
-    """Once for a prompt in each layer, and then no more until the buffer is by heads; the ids are the plain model's."""
+    """Layers call `sdpa` once for the prompt, then not until the buffer is laid out by head; ids do not change."""
     config = ChatGPTConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256
     )
@@ -104,7 +104,7 @@ def test_a_model_with_kernels_answers_by_it(calls: list[Any]) -> None:
 
 
 def test_a_model_with_kernels_is_batched_continuously_from_python() -> None:
-    """By `generate_batch` alone, without a word about attention."""
+    """Calls only `generate_batch`, without setting an attention implementation."""
     config = ChatGPTConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256
     )

@@ -1,4 +1,4 @@
-"""Memory in huge pages holds what it held, and the kernel says that it is there."""
+"""Moving memory into huge pages keeps its content, and the kernel reports huge pages."""
 
 import ctypes
 import platform
@@ -20,7 +20,7 @@ RELEASE = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 
 
 def huge_bytes(address: int) -> int:
-    """Bytes in huge pages of the mapping that holds an address."""
+    """The number of bytes in huge pages of the mapping that contains an address."""
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
@@ -32,7 +32,7 @@ def huge_bytes(address: int) -> int:
 
 @contextmanager
 def small_pages() -> Iterator[None]:
-    """Memory of this process that is touched inside comes in small pages, also on systems that give huge ones unasked."""
+    """Memory that is touched in the block gets small pages, even on systems that give huge ones by default."""
     disable = 41  # PR_SET_THP_DISABLE
     libc = ctypes.CDLL(None)
     assert libc.prctl(disable, 1, 0, 0, 0) == 0
@@ -41,7 +41,7 @@ def small_pages() -> Iterator[None]:
 
 
 def collapses(values: torch.Tensor) -> bool:
-    """Whether the kernel moves a part of it into a huge page; where memory is short it does not, and nobody is to blame."""
+    """True if the kernel moves part of the values into a huge page; it does not if memory is short."""
     size = int(pages._SIZE_FILE.read_text())
     first = -(-values.data_ptr() // size) * size
     libc = ctypes.CDLL(None)
@@ -62,7 +62,7 @@ def test_what_is_in_use_is_moved_and_stays_the_same() -> None:
     assert use_huge_pages() > 0
     assert huge_bytes(values.data_ptr()) >= before + 60 * MB
     assert values.equal(torch.arange(16 * MB, dtype=torch.int32))
-    # What nobody has written to takes no memory afterwards either.
+    # Untouched memory still takes no physical memory.
     resident = int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
     unused.fill_(1)
     assert int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) > resident + 200_000

@@ -1,4 +1,4 @@
-"""Packed linear layers compute what the layers in whose place they stand compute."""
+"""Packed linear layers compute the same as the layers that they replace."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +23,10 @@ from chatgpt_hf.inference.cpu.packed_linear import (
 )
 from chatgpt_hf.model.configuration_chatgpt import GPT2_ARCHITECTURE
 
-# Beside which the layers of these models are small.
+# The layers of the models here are smaller than this.
 SMALLEST = kernels.SMALLEST
 
-# A vocabulary that no block of a kernel divides.
+# The vocabulary is not a multiple of any kernel's block size.
 SIZES = {"vocab_size": 101, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ARCHITECTURES = {"modern": {}, "gpt2": GPT2_ARCHITECTURE}
 
@@ -53,7 +53,7 @@ def make(variant: str = "modern", dtype: torch.dtype = torch.float32) -> ChatGPT
 
 @torch.no_grad()
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Of two tensors, relative to the second."""
+    """The distance of two tensors, relative to the second."""
     return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
@@ -81,7 +81,8 @@ def test_floats(variant: str, dtype: torch.dtype, error: float, rows: int) -> No
 @pytest.mark.parametrize(
     ("quantization", "layer", "error"),
     [
-        # torchao's reference rounds activations to 255 levels around zero, the kernel to 256 between the least and the greatest.
+        # torchao's reference rounds activations to 255 levels around zero, the kernel to 256 between minimum and
+        # maximum.
         ("int8", Int8DynamicLinear, 6e-2),
         pytest.param("int8-weight-only", Int8WeightLinear, 2e-2, marks=needs_bfloat16),
         pytest.param("int4", Int4WeightLinear, 2e-2, marks=needs_bfloat16),
@@ -99,7 +100,7 @@ def test_quantized_weights(
     assert isinstance(model.model.layers[1].mlp.down_proj, layer)
     found = model(ids).logits
     assert distance(found, expected) < error
-    # What the kernel adds is little beside what the quantization cost.
+    # The kernel adds little error compared with the quantization.
     assert distance(found, make(variant)(ids).logits) < 1.5 * distance(expected, make(variant)(ids).logits) + 1e-2
 
 
@@ -138,7 +139,7 @@ def test_a_foreign_model() -> None:
 
 
 def count_products(model: nn.Module) -> list[int]:
-    """One number that grows with every product of a packed layer."""
+    """Returns a list with one number, which counts the products of packed layers."""
     counts = [0]
 
     def count(*_: object) -> None:
@@ -160,7 +161,7 @@ def test_layers_of_one_input_share_a_product() -> None:
     for ids in inputs:
         assert distance(fast(ids).logits, plain(ids).logits) < 1e-5
     assert counts == [len(inputs) * (2 * 4 + 1)]
-    # Nothing is held on to between calls.
+    # Nothing is kept between calls.
     assert all(layer.self_attn.q_proj._shared._last is None for layer in fast.model.layers)
     expected = [plain(ids).logits for ids in inputs]
     with ThreadPoolExecutor(4) as pool:
@@ -193,7 +194,7 @@ def test_what_a_prepared_model_cannot_do(tmp_path: Path) -> None:
 )
 @torch.no_grad()
 def test_compiled_whole(quantization: str | None) -> None:
-    """Products stay products for `torch.compile`, those of one input one, and another model's are not taken for them."""
+    """For `torch.compile`, a packed product is one operation; fused layers share it, and models do not mix them up."""
     torch.compiler.reset()
     products: list[int] = []
 

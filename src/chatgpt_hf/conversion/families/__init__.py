@@ -1,4 +1,4 @@
-"""The families that are known, and which of them a checkpoint is of."""
+"""The known families, and how to recognize a checkpoint's family."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ FAMILIES: dict[str, ModelFamily | FileFamily] = {**MODEL_FAMILIES, **FILE_FAMILI
 
 
 def known_families() -> str:
-    """For messages: what a source can be."""
+    """The names of all families that a source can belong to, for messages."""
     files = [f"{family.name} ({family.weights_name})" for family in FILE_FAMILIES.values()]
     return ", ".join(["chatgpt", *MODEL_FAMILIES, *files])
 
 
 def find_file(source: str | Path) -> tuple[FileFamily, Path] | None:
-    """The family and the file where the source is a file of torch's, or a folder whose model is one; else None."""
+    """Returns the family and file if the source is a torch file, or a folder with one as its model; otherwise None."""
     path = Path(source)
     if path.is_file():
         if path.name == LITGPT.weights_name or (
@@ -31,7 +31,7 @@ def find_file(source: str | Path) -> tuple[FileFamily, Path] | None:
         ):
             return LITGPT, path
         return (NANOGPT, path) if path.suffix in (".pt", ".pth") else None
-    # litgpt leaves the config.json of the model that it began with beside its own.
+    # litgpt keeps the config.json of the model that it started from next to its own files.
     if (path / LITGPT.weights_name).is_file():
         return LITGPT, path / LITGPT.weights_name
     if (path / NANOGPT.weights_name).is_file() and not (path / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""What a family of checkpoints is: how its config and its tensors become ours, and ours become its."""
+"""Definition of a checkpoint family: how to translate configs and tensors to ours and back."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from ...model.configuration_chatgpt import ChatGPTConfig
 
 State = dict[str, torch.Tensor]
 
-# What every transformers config may carry and all families mean alike.
+# Config fields with the same meaning in every family.
 COMMON_FIELDS = ("dtype", "id2label", "label2id", "problem_type")
 
 
@@ -21,14 +21,14 @@ class Family:
     """One family, in both directions.
 
     Attributes:
-        name: What `--to` calls it and, for a family of transformers', the `model_type` of its config.json.
-        config_in: The content of its config as that of ours.
-        config_out: Our config as its, refusing with the field's name what it cannot express.
-        tensors_in: Its tensors under our names, given its config; None where the names are ours already, or transformers'
-            loader has the mapping.
-        tensors_out: A model's tensors under its names.
-        fields: Its config's fields and those of ours that mean the same.
-        fixed: Fields of ours that have one value only in this family.
+        name: The family's name for `--to` and, if transformers has the family, the `model_type` of its config.json.
+        config_in: Translates the content of its config to ours.
+        config_out: Translates our config to its; raises with the field's name if the family cannot express it.
+        tensors_in: Renames its tensors to our names, given its config; None if the names are the same, or
+            transformers' loader has the mapping.
+        tensors_out: Returns a model's tensors under the family's names.
+        fields: Maps its config's fields to ours with the same meaning.
+        fixed: Fields of ours that have only one possible value in this family.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFamily(Family):
-    """A family that transformers has a class for, so a checkpoint is a folder as `save_pretrained` writes it.
+    """A family with a class in transformers; its checkpoints are folders as `save_pretrained` writes them.
 
     Attributes:
         architecture: Name of its causal language model in transformers.
@@ -51,28 +51,28 @@ class ModelFamily(Family):
     architecture: str
 
     def reader(self, config: dict[str, Any]) -> dict[str, Any]:
-        """What `ChatGPTForCausalLM.from_pretrained` makes of a config.json of the family.
+        """Translates a config.json of the family for `ChatGPTForCausalLM.from_pretrained`.
 
         Raises:
-            ConversionError: When the family's tensors are not those of ours, or its config cannot be expressed.
+            ConversionError: If the family's tensors differ from ours, or our config cannot express its config.
         """
         if self.tensors_in is not None:
             raise ConversionError(
-                f"A {self.name} checkpoint does not have all of a chatgpt model's weights: chatgpt-hf convert adds them."
+                f"A {self.name} checkpoint lacks some weights of a chatgpt model: `chatgpt-hf convert` adds them."
             )
         return self.config_in(config)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileFamily(Family):
-    """A family whose checkpoint is a file of torch's, which only its own code base loads.
+    """A family whose checkpoints are torch files that only its own code base loads.
 
     Attributes:
         weights_name: The file's usual name.
-        read: A file's config and tensors, the prefixes of wrappers taken off.
+        read: Returns a file's config and tensors, without wrapper prefixes in the names.
         write: Writes config and tensors into a folder.
-        logits: Logits (batch, seq, vocab) of ids (batch, seq), computed in float32 from config and tensors as they are in
-            the file, by the family's equations: what a conversion is compared with.
+        logits: Computes logits (batch, seq, vocab) of ids (batch, seq) in float32 by the family's equations, from
+            config and tensors as in the file: the reference for conversions.
     """
 
     weights_name: str
@@ -82,25 +82,25 @@ class FileFamily(Family):
 
 
 def refuse_other(family: str, config: ChatGPTConfig, fixed: Mapping[str, Any]) -> None:
-    """Raises `ConversionError` for the first field of ours that has another value than the family's only one."""
+    """Raises `ConversionError` for the first field of ours that differs from the family's only possible value."""
     for name, value in fixed.items():
         if getattr(config, name) != value:
             raise ConversionError(
-                f"{family} cannot express `{name}={getattr(config, name)!r}`; it has `{name}={value!r}` built in."
+                f"{family} cannot express `{name}={getattr(config, name)!r}`; it always has `{name}={value!r}`."
             )
 
 
 def refuse_uneven_heads(family: str, config: ChatGPTConfig) -> None:
-    """Raises `ConversionError` where the heads do not divide the width."""
+    """Raises `ConversionError` if `hidden_size` is not `num_attention_heads * head_dim`."""
     if config.head_dim is None or config.hidden_size != config.num_attention_heads * config.head_dim:
         raise ConversionError(
             f"{family} cannot express `head_dim={config.head_dim}` with `hidden_size={config.hidden_size}` and "
-            f"`num_attention_heads={config.num_attention_heads}`: its heads divide the width."
+            f"`num_attention_heads={config.num_attention_heads}`: it always splits the width evenly into heads."
         )
 
 
 def common_fields_in(config: dict[str, Any]) -> dict[str, Any]:
-    """The common fields that a config.json has, `torch_dtype` under its present name."""
+    """The common fields in a config.json; `torch_dtype` gets its current name, `dtype`."""
     common = {name: config[name] for name in COMMON_FIELDS if name in config}
     if "dtype" not in common and "torch_dtype" in config:
         common["dtype"] = config["torch_dtype"]

@@ -1,4 +1,4 @@
-"""Names of decoders in nanoGPT's tradition, whose queries, keys and values are one matrix, and the equations they share."""
+"""Names and shared equations of nanoGPT-like decoders, which have one matrix for queries, keys and values."""
 
 import re
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ _LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class FusedNames:
-    """Which module of a family is which of ours, both ways.
+    """Maps a family's module names to ours, and back.
 
     Attributes:
-        family: For messages.
-        modules: Outside the layers, under their full names.
-        layer_modules: Inside a layer.
-        fused: The layer's module whose rows are the queries', the keys' and the values', in this order.
+        family: Name for messages.
+        modules: Modules outside the layers, by full name.
+        layer_modules: Modules inside a layer.
+        fused: The layer's module that contains the rows of queries, keys and values, in this order.
     """
 
     family: str
@@ -31,15 +31,15 @@ class FusedNames:
     fused: str
 
     def read(self, state: State, rows: tuple[int, int, int]) -> State:
-        """The family's tensors under our names.
+        """Renames the family's tensors to our names.
 
         Args:
-            state: Under the family's.
-            rows: Of the queries, the keys and the values.
+            state: Tensors under the family's names.
+            rows: Number of rows for queries, keys and values.
 
         Raises:
-            ConversionError: On a tensor that the family does not have.
-            CheckpointError: On a fused matrix of other sizes.
+            ConversionError: If the family has no such tensor.
+            CheckpointError: If a fused matrix has another number of rows.
         """
         ours: State = {}
         for name, tensor in state.items():
@@ -51,19 +51,19 @@ class FusedNames:
                 ours[f"model.layers.{layer[1]}.{self.layer_modules[layer[2]]}.{kind}"] = tensor
             elif layer is not None and layer[2] == self.fused:
                 if tensor.shape[0] != sum(rows):
-                    raise CheckpointError(f"{name} has {tensor.shape[0]} rows and its config asks for {sum(rows)}.")
+                    raise CheckpointError(f"{name} has {tensor.shape[0]} rows, but its config asks for {sum(rows)}.")
                 for letter, part in zip("qkv", tensor.split(rows), strict=True):
-                    # A copy: parts of one memory cannot be saved as tensors of their own.
+                    # Copied, because tensors that share memory cannot be saved separately.
                     ours[f"model.layers.{layer[1]}.self_attn.{letter}_proj.{kind}"] = part.clone()
             else:
-                raise ConversionError(f"The tensor {name} is none of {self.family}'s: is this a fork of it?")
+                raise ConversionError(f"{self.family} has no tensor {name}: is this checkpoint from a fork?")
         return ours
 
     def write(self, state: State) -> State:
-        """Our tensors under the family's names: the inverse of `read`.
+        """Renames our tensors to the family's names: the inverse of `read`.
 
         Raises:
-            ConversionError: On a tensor that the family has no place for.
+            ConversionError: If the family has no place for a tensor.
         """
         modules = {ours: theirs for theirs, ours in self.modules.items()}
         layer_modules = {ours: theirs for theirs, ours in self.layer_modules.items()}
@@ -86,14 +86,14 @@ class FusedNames:
 
 
 def without_wrappers(state: State) -> State:
-    """Tensors without the prefixes that `torch.compile` and data-parallel wrappers leave in their names."""
+    """Removes the name prefixes that `torch.compile` and data-parallel wrappers leave."""
     return {
         re.sub(r"^(?:(?:_orig_mod|_forward_module|module)\.)+", "", name): tensor for name, tensor in state.items()
     }
 
 
 def is_state_dict(found: object) -> TypeGuard[State]:
-    """Whether this is names and tensors and nothing else."""
+    """True if this is a non-empty dict of tensors by name."""
     return (
         isinstance(found, dict)
         and len(found) > 0
@@ -102,22 +102,23 @@ def is_state_dict(found: object) -> TypeGuard[State]:
 
 
 def linear(state: State, name: str, x: torch.Tensor) -> torch.Tensor:
-    """The module `name` applied to x (..., in), with its bias where it has one: (..., out)."""
+    """Applies the module `name`, with its bias if it has one, to x (..., in): (..., out)."""
     return functional.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
 
 
 def layer_norm(state: State, name: str, x: torch.Tensor, eps: float) -> torch.Tensor:
-    """Layer norm with the module's weight, and its bias where it has one."""
+    """Layer norm with the module's weight, and its bias if it has one."""
     return functional.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state.get(f"{name}.bias"), eps)
 
 
 def causal_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None = None
 ) -> torch.Tensor:
-    """Scaled dot-product attention (Vaswani et al. 2017, equation 1) to earlier positions, the last `window` of them.
+    """Causal scaled dot-product attention (Vaswani et al. 2017, equation 1) to the last `window` positions.
 
     Args:
-        query: (batch, heads, seq, head_dim); keys and values have a divisor of these heads, each for a run of queries.
+        query: (batch, heads, seq, head_dim). The number of key and value heads divides `heads`; each serves
+            consecutive query heads.
 
     Returns:
         (batch, seq, heads * head_dim).

@@ -1,7 +1,7 @@
-"""GPT-2: its config translated, its weights renamed, transposed and split, both ways by the same mapping.
+"""GPT-2: one mapping translates the config, and renames, transposes and splits the weights, in both directions.
 
-`ChatGPTForCausalLM.from_pretrained(gpt2_folder)` reads through `GPT2_WEIGHT_MAPPING` in transformers' own loader, so
-shards, `.bin`, dtypes and device maps work as for any model; `to_gpt2` runs the mapping backwards with transformers'
+`ChatGPTForCausalLM.from_pretrained(gpt2_folder)` applies `GPT2_WEIGHT_MAPPING` in transformers' own loader, so shards,
+`.bin`, dtypes and device maps work as for any model; `to_gpt2_state_dict` reverts the mapping with transformers'
 `revert_weight_conversion`.
 """
 
@@ -23,7 +23,7 @@ from ...model.configuration_chatgpt import GPT2_ARCHITECTURE, ChatGPTConfig
 from ...model.modeling_chatgpt import ChatGPTForCausalLM
 from .family import ModelFamily, State, common_fields_in, common_fields_out, refuse_other, refuse_uneven_heads
 
-# GPT-2's field to ours, where both mean the same.
+# Maps GPT-2's fields to ours with the same meaning.
 CONFIG_FIELDS = {
     "vocab_size": "vocab_size",
     "n_positions": "max_position_embeddings",
@@ -44,18 +44,18 @@ CONFIG_FIELDS = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
 }
-# GPT-2 has these built in.
+# GPT-2 always has these values.
 FIXED_FIELDS: dict[str, Any] = {
     **{name: value for name, value in GPT2_ARCHITECTURE.items() if name not in CONFIG_FIELDS.values()},
     "sliding_window": None,
     "final_logit_softcapping": None,
 }
 
-# GPT-2's behaviour that our model does not have, with the value that turns it off.
+# GPT-2 features that our model lacks, with the value that turns each off.
 UNSUPPORTED = {"reorder_and_upcast_attn": False, "add_cross_attention": False, "scale_attn_weights": True}
 
 # From a GPT-2 checkpoint's names to ours. `Conv1D` stores (in, out), `nn.Linear` (out, in): hence the transpositions.
-# The patterns end in a layer's own names, so that keys with and without the `transformer.` prefix match.
+# The patterns do not start at the beginning of a key, so keys match with and without the `transformer.` prefix.
 GPT2_WEIGHT_MAPPING: list[WeightTransform] = [
     WeightRenaming(r"^transformer\.", "model."),
     WeightRenaming(r"(?<!\w)wte\.", "embed_tokens."),
@@ -84,13 +84,13 @@ GPT2_WEIGHT_MAPPING: list[WeightTransform] = [
 
 
 def read_gpt2_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A GPT-2 config.json as ours.
+    """Translates a GPT-2 config.json to our config.
 
     Args:
-        config: The file's content. Fields that it leaves out have `GPT2Config`'s defaults.
+        config: The file's content. Missing fields get `GPT2Config`'s defaults.
 
     Raises:
-        ConversionError: When the checkpoint computes something that our model does not.
+        ConversionError: If the checkpoint computes something that our model does not.
     """
     full = GPT2Config(**config).to_dict()
     for name, off in UNSUPPORTED.items():
@@ -104,10 +104,10 @@ def read_gpt2_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_gpt2_config(config: ChatGPTConfig) -> GPT2Config:
-    """The GPT-2 config that computes the same.
+    """Translates our config to the equivalent GPT-2 config.
 
     Raises:
-        ConversionError: Naming the first field that GPT-2 cannot express.
+        ConversionError: If GPT-2 cannot express a field; the message names the first.
     """
     refuse_other("GPT-2", config, {**FIXED_FIELDS, "num_key_value_heads": config.num_attention_heads})
     refuse_uneven_heads("GPT-2", config)
@@ -116,9 +116,9 @@ def to_gpt2_config(config: ChatGPTConfig) -> GPT2Config:
 
 
 def to_gpt2_state_dict(model: ChatGPTForCausalLM) -> State:
-    """The model's weights under GPT-2's names and in its layout, as `GPT2LMHeadModel` saves them."""
-    # Any earlier reading left the transforms it used on the model; what is written does not depend on it, so transformers is
-    # asked with a model that has read nothing, for which it takes the registered mapping.
+    """Returns the model's weights with GPT-2's names and layout, as `GPT2LMHeadModel` saves them."""
+    # Loading a model leaves its transforms on it. A model that was not loaded has none, so transformers takes the
+    # registered mapping for it.
     with torch.device("meta"):
         unread = ChatGPTForCausalLM(model.config)
     return revert_weight_conversion(unread, model.state_dict())

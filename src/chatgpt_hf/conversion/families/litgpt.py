@@ -1,7 +1,7 @@
-"""litgpt's `lit_model.pth` and `model_config.yaml`: decoders with rotary positions in GPT-2's shape or in Llama's.
+"""litgpt's `lit_model.pth` and `model_config.yaml`: decoders with rotary positions, shaped like GPT-2 or Llama.
 
-Queries, keys and values are one matrix, `attn.qkv`: all queries, all keys, all values. Checkpoints of 2024 and before call
-it `attn.attn` and interleave it by groups of queries that share a key and a value (Lightning-AI/litgpt#1013).
+One matrix, `attn.qkv`, contains all queries, then all keys, then all values. In checkpoints of 2024 and earlier it is
+named `attn.attn` and interleaved by groups of queries that share a key and a value (Lightning-AI/litgpt#1013).
 """
 
 import math
@@ -33,7 +33,7 @@ GATED_NAMES = FusedNames(
 )
 PLAIN_NAMES = FusedNames("litgpt", _OUTSIDE, {**_IN_EVERY_LAYER, "mlp.fc": "mlp.up_proj"}, "attn.qkv")
 
-# litgpt's field to ours, where both mean the same.
+# Maps litgpt's fields to ours with the same meaning.
 CONFIG_FIELDS = {
     "padded_vocab_size": "vocab_size",
     "block_size": "max_position_embeddings",
@@ -48,7 +48,7 @@ CONFIG_FIELDS = {
     "sliding_window_size": "sliding_window",
     "final_logit_softcapping": "final_logit_softcapping",
 }
-# litgpt's defaults of what decides how a model computes.
+# litgpt's defaults of the fields that affect the computation.
 DEFAULTS: dict[str, Any] = {
     "name": "",
     "block_size": 4096,
@@ -71,7 +71,7 @@ DEFAULTS: dict[str, Any] = {
     "rotary_percentage": 0.25,
     "parallel_residual": True,
 }
-# Fields of litgpt's of which our model computes one value only; of fields that stand nowhere here, the empty one.
+# litgpt fields of which our model supports only one value. Fields that appear nowhere in this file must be empty.
 ONLY: dict[str, Any] = {
     "rotary_percentage": 1.0,
     "parallel_residual": False,
@@ -79,7 +79,7 @@ ONLY: dict[str, Any] = {
     "norm_2": True,
     "norm_qk_type": "default",
 }
-# What says nothing about how a model of these kinds computes.
+# Fields that do not affect the computation of the supported models.
 SILENT = {
     "hf_config",
     "vocab_size",
@@ -90,7 +90,7 @@ SILENT = {
     "routed_scaling_factor",
     "norm_topk_prob",
 }
-# What litgpt has built in.
+# litgpt always has these values.
 FIXED_FIELDS: dict[str, Any] = {
     "position_embedding_type": "rope",
     "embedding_norm": False,
@@ -106,11 +106,11 @@ GELUS = {"none": "gelu", "tanh": "gelu_pytorch_tanh"}
 
 
 def read_litgpt(file: Path) -> tuple[dict[str, Any], State]:
-    """The `model_config.yaml` beside a `lit_model.pth` and the tensors in this, the older layout turned into today's.
+    """Reads a `lit_model.pth` and the `model_config.yaml` next to it; converts the older layout to the current one.
 
     Raises:
-        CheckpointError: When one of the two is missing or not litgpt's.
-        ConversionError: When the weights are a pickle that runs code.
+        CheckpointError: If one of the two is missing or not from litgpt.
+        ConversionError: If the weights are a pickle that would run code.
     """
     config_file = file.parent / CONFIG_NAME
     try:
@@ -118,17 +118,17 @@ def read_litgpt(file: Path) -> tuple[dict[str, Any], State]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{config_file} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{config_file} holds no fields of litgpt's config.")
+        raise CheckpointError(f"{config_file} does not contain the fields of a litgpt config.")
     found = read_pickle(file)
     state = found.get("model", found) if isinstance(found, dict) else None
     if not is_state_dict(state):
-        raise CheckpointError(f"{file} is no litgpt checkpoint: it has no names with tensors.")
+        raise CheckpointError(f"{file} is not a litgpt checkpoint: it is not a dict of named tensors.")
     state = without_wrappers(state)
     embedding = state.get("transformer.wte.weight")
     if embedding is None:
-        raise CheckpointError(f"{file} is no litgpt checkpoint: `transformer.wte.weight` is missing.")
+        raise CheckpointError(f"{file} is not a litgpt checkpoint: `transformer.wte.weight` is missing.")
     if any("lora_" in name for name in state):
-        raise ConversionError(f"{file} holds LoRA weights: merge them first with `litgpt merge_lora`.")
+        raise ConversionError(f"{file} contains LoRA weights: merge them first with `litgpt merge_lora`.")
     head = state.get("lm_head.weight")
     config = {**DEFAULTS, **config}
     derived = {
@@ -144,26 +144,26 @@ def read_litgpt(file: Path) -> tuple[dict[str, Any], State]:
 
 
 def _today(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> torch.Tensor:
-    """The older, interleaved matrix as all queries, all keys, all values; any other tensor as it is."""
+    """Reorders the older, interleaved matrix to all queries, all keys, all values; returns other tensors unchanged."""
     if ".attn.attn." not in name:
         return tensor
     groups, size = config["n_query_groups"], config["head_size"]
     per_group = config["n_head"] // groups
     if tensor.shape[0] != groups * (per_group + 2) * size:
         raise CheckpointError(
-            f"{name} has {tensor.shape[0]} rows and {CONFIG_NAME} asks for {groups * (per_group + 2) * size}."
+            f"{name} has {tensor.shape[0]} rows, but {CONFIG_NAME} asks for {groups * (per_group + 2) * size}."
         )
-    # (groups, queries of the group and its key and its value, head_size, ...)
+    # (groups, the group's queries, key and value, head_size, ...)
     heads = tensor.reshape(groups, per_group + 2, size, *tensor.shape[1:])
     parts = heads.split([per_group, 1, 1], dim=1)
     return torch.cat([part.reshape(-1, *tensor.shape[1:]) for part in parts])
 
 
 def read_litgpt_config(config: dict[str, Any]) -> dict[str, Any]:
-    """litgpt's config as ours.
+    """Translates litgpt's config to ours.
 
     Raises:
-        ConversionError: Naming the first field with a value that chatgpt models do not compute.
+        ConversionError: If chatgpt models do not support a field's value; the message names the first.
     """
     config = {**DEFAULTS, **config}
     if config.get("attention_scores_scalar") == config["head_size"]:
@@ -180,18 +180,18 @@ def read_litgpt_config(config: dict[str, Any]) -> dict[str, Any]:
     for name, values in (("mlp_class_name", gated), ("norm_class_name", norms), ("gelu_approximate", GELUS)):
         if config[name] not in values:
             raise ConversionError(
-                f"This litgpt checkpoint has `{name}={config[name]!r}`; known here are {', '.join(values)}."
+                f"This litgpt checkpoint has `{name}={config[name]!r}`; chatgpt models support only {', '.join(values)}."
             )
     norm = norms[config["norm_class_name"]]
     named = str(config["name"])
     if ("Gemma" in named and norm == "rmsnorm") or ("OLMo" in named and norm == "layernorm"):
         raise ConversionError(
-            f"This litgpt checkpoint has `name={named!r}`, for which litgpt has norms that chatgpt models do not "
+            f"This litgpt checkpoint has `name={named!r}`; litgpt gives such models norms that chatgpt models do not "
             "compute."
         )
     if config["norm_qk"] and norm != "rmsnorm":
         raise ConversionError(
-            "This litgpt checkpoint has `norm_qk` with LayerNorm; chatgpt models have RMSNorm there."
+            "This litgpt checkpoint has `norm_qk` with LayerNorm; chatgpt models support only RMSNorm there."
         )
     sliding = _sliding_layers(config)
     activation = gated[config["mlp_class_name"]]
@@ -218,7 +218,7 @@ def _sliding_layers(config: dict[str, Any]) -> list[bool]:
 
 
 def _rope_in(config: dict[str, Any]) -> dict[str, Any]:
-    """transformers' rope parameters of litgpt's three fields."""
+    """Translates litgpt's three fields to transformers' rope parameters."""
     rope = {"rope_theta": float(config["rope_base"]), "rope_type": "default"}
     adjustments = config["rope_adjustments"] or {}
     ratio = config["rope_condense_ratio"]
@@ -240,16 +240,17 @@ def _rope_in(config: dict[str, Any]) -> dict[str, Any]:
         }
     if adjustments:
         raise ConversionError(
-            f"This litgpt checkpoint has `rope_adjustments={adjustments}`; known here are linear scaling and Llama 3's."
+            f"This litgpt checkpoint has `rope_adjustments={adjustments}`; chatgpt models support only linear scaling and "
+            "Llama 3's."
         )
     return rope
 
 
 def to_litgpt_config(config: ChatGPTConfig) -> dict[str, Any]:
-    """The litgpt config that computes the same.
+    """Translates our config to the equivalent litgpt config.
 
     Raises:
-        ConversionError: Naming the first field that litgpt cannot express.
+        ConversionError: If litgpt cannot express a field; the message names the first.
     """
     refuse_other("litgpt", config, {**FIXED_FIELDS, "norm_bias": config.norm_type == "layernorm"})
     if config.qk_norm and config.norm_type != "rmsnorm":
@@ -263,8 +264,8 @@ def to_litgpt_config(config: ChatGPTConfig) -> dict[str, Any]:
         mlp, gelu = "GemmaMLP" if config.gated_mlp else "GptNeoxMLP", gelus[config.hidden_act]
     else:
         raise ConversionError(
-            f"litgpt cannot express `hidden_act={config.hidden_act!r}` with `gated_mlp={config.gated_mlp}`; it has "
-            f"'silu' where that is True, and {' and '.join(map(repr, gelus))}."
+            f"litgpt cannot express `hidden_act={config.hidden_act!r}` with `gated_mlp={config.gated_mlp}`; it supports "
+            f"'silu' only with `gated_mlp=True`, and {' and '.join(map(repr, gelus))} with both."
         )
     sliding = [kind == "sliding_attention" for kind in config.layer_types or []]
     return {
@@ -305,7 +306,7 @@ def _read_tensors(state: State, config: dict[str, Any]) -> State:
     keys = config["n_query_groups"] * config["head_size"]
     ours = _names(config).read(state, (config["n_head"] * config["head_size"], keys, keys))
     if config["attn_bias"] and not config["bias"]:
-        # litgpt has biases on queries, keys and values alone; ours come with one on the output.
+        # litgpt has biases only on queries, keys and values; our models also have one on the output.
         for index in range(config["n_layer"]):
             name = f"model.layers.{index}.self_attn.o_proj."
             ours[name + "bias"] = ours[name + "weight"].new_zeros(config["n_embd"])
@@ -318,7 +319,7 @@ def _write_tensors(model: Any) -> State:
         for name in [name for name in state if name.endswith("self_attn.o_proj.bias")]:
             if torch.count_nonzero(state.pop(name)):
                 raise ConversionError(
-                    f"litgpt cannot express `{name}` without `mlp_bias`, unless it is zero: `bias` is that of both."
+                    f"litgpt cannot express `{name}` without `mlp_bias` unless it is zero: its field `bias` sets both."
                 )
     return (GATED_NAMES if model.config.gated_mlp else PLAIN_NAMES).write(state)
 
@@ -329,7 +330,7 @@ def _write(folder: Path, config: dict[str, Any], state: State) -> None:
 
 
 def litgpt_logits(config: dict[str, Any], state: State, ids: torch.Tensor) -> torch.Tensor:
-    """A pre-norm decoder's equations with rotary positions (Su et al. 2021) on litgpt's tensors."""
+    """Computes a pre-norm decoder with rotary positions (Su et al. 2021) on litgpt's tensors."""
     eps, silu = config["norm_eps"], config["mlp_class_name"] == "LLaMAMLP"
     rms = config["norm_class_name"] == "RMSNorm"
     size, query_heads, groups = config["head_size"], config["n_head"], config["n_query_groups"]
@@ -376,7 +377,8 @@ def _rotation(config: dict[str, Any], length: int) -> tuple[torch.Tensor, torch.
     if rope["rope_type"] == "linear":
         frequencies = frequencies / rope["factor"]
     elif rope["rope_type"] == "llama3":
-        # Waves that fit often into the original length stay as they are, long ones are stretched, with a ramp between.
+        # Short waves, which fit many times into the original length, stay; long ones are stretched; a ramp is in
+        # between.
         fits = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         low, high = rope["low_freq_factor"], rope["high_freq_factor"]
         kept = ((fits - low) / (high - low)).clamp(0, 1)

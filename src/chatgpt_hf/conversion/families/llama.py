@@ -1,8 +1,8 @@
-"""The Llama family: decoders with rotary positions, RMSNorm and a gated feed-forward layer, as transformers has them.
+"""transformers' Llama-like families: decoders with rotary positions, RMSNorm and a gated feed-forward layer.
 
-Their tensors have our names, so `ChatGPTForCausalLM.from_pretrained(llama_folder)` needs their config alone. Qwen2 is the
-exception: it has biases on queries, keys and values and none on the output projection, which ours has on all four or on
-none, so a conversion adds one of zeros, and takes it off on the way back.
+Their tensors have our names, so `ChatGPTForCausalLM.from_pretrained(llama_folder)` only translates the config. Qwen2
+is the exception: it has biases on queries, keys and values but not on the output projection. Our model has biases on
+all four or none, so converting from Qwen2 adds a bias of zeros, and converting back removes it.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from ...errors import ConversionError
 from ...model.configuration_chatgpt import ChatGPTConfig
 from .family import ModelFamily, State, common_fields_in, common_fields_out, refuse_other
 
-# Llama's field to ours, where both mean the same.
+# Maps Llama's fields to ours with the same meaning.
 CONFIG_FIELDS = {
     **{
         name: name
@@ -42,7 +42,7 @@ CONFIG_FIELDS = {
     },
     "rms_norm_eps": "norm_eps",
 }
-# What makes a decoder Llama's, beside its size.
+# The values of our fields that define a Llama, apart from its size.
 LLAMA_ARCHITECTURE: dict[str, Any] = {
     "position_embedding_type": "rope",
     "norm_type": "rmsnorm",
@@ -62,10 +62,10 @@ LLAMA_ARCHITECTURE: dict[str, Any] = {
 def _read_config(
     config: dict[str, Any], *, name: str, architecture: str, fields: Mapping[str, str], fixed: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A config.json of the family as ours; fields that it leaves out have the family's own defaults.
+    """Translates a config.json of the family to ours; missing fields get the family's own defaults.
 
     Raises:
-        ConversionError: When the checkpoint computes something that our model does not.
+        ConversionError: If the checkpoint computes something that our model does not.
     """
     full = _config_class(architecture)(**config).to_dict()
     if full.get("quantization_config"):
@@ -90,10 +90,10 @@ def _read_config(
 def _write_config(
     config: ChatGPTConfig, *, name: str, architecture: str, fields: Mapping[str, str], fixed: Mapping[str, Any]
 ) -> Any:
-    """The family's config that computes the same.
+    """Translates our config to the family's equivalent config.
 
     Raises:
-        ConversionError: Naming the first field that the family cannot express.
+        ConversionError: If the family cannot express a field; the message names the first.
     """
     refuse_other(name, config, fixed)
     translated = {theirs: getattr(config, ours) for theirs, ours in fields.items()}
@@ -107,7 +107,7 @@ def _write_config(
             translated["layer_types"] = config.layer_types
         elif config.sliding_window is not None and "full_attention" in (config.layer_types or []):
             raise ConversionError(
-                f"{name} cannot express `layer_types={config.layer_types!r}`: its window is that of every layer."
+                f"{name} cannot express `layer_types={config.layer_types!r}`: its window applies to every layer."
             )
     if name == "smollm3":
         translated["no_rope_layers"] = [1] * config.num_hidden_layers
@@ -126,7 +126,7 @@ def _state_dict(model: Any) -> State:
 
 
 def _add_output_bias(state: State, config: dict[str, Any]) -> State:
-    """Qwen2's tensors with the bias that its output projection does not have."""
+    """Adds zero biases for the output projections to Qwen2's tensors, which have none."""
     biases = {
         name.replace("o_proj.weight", "o_proj.bias"): tensor.new_zeros(tensor.shape[0])
         for name, tensor in state.items()
@@ -136,10 +136,10 @@ def _add_output_bias(state: State, config: dict[str, Any]) -> State:
 
 
 def _drop_output_bias(model: Any) -> State:
-    """The tensors without the output projections' biases.
+    """Returns the model's tensors without the output projections' biases.
 
     Raises:
-        ConversionError: When one of these is not zero.
+        ConversionError: If one of these biases is not zero.
     """
     kept = {}
     for name, tensor in model.state_dict().items():

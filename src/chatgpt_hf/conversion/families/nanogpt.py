@@ -1,4 +1,4 @@
-"""nanoGPT's `ckpt.pt`: GPT-2 with the exact GELU, and with no bias anywhere where it was trained with `bias=False`."""
+"""nanoGPT's `ckpt.pt`: GPT-2 with the exact GELU, and without any bias if trained with `bias=False`."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ NAMES = FusedNames(
     },
     fused="attn.c_attn",
 )
-# nanoGPT's field to ours, where both mean the same.
+# Maps nanoGPT's fields to ours with the same meaning.
 CONFIG_FIELDS = {
     "vocab_size": "vocab_size",
     "block_size": "max_position_embeddings",
@@ -38,7 +38,7 @@ CONFIG_FIELDS = {
     "n_head": "num_attention_heads",
 }
 EPS = 1e-5
-# What ours has to be; `bias` and `dropout` stand for several fields.
+# Values that our fields must have; nanoGPT's `bias` and `dropout` each set several of our other fields.
 FIXED_FIELDS: dict[str, Any] = {
     **{name: value for name, value in GPT2_ARCHITECTURE.items() if not name.endswith("_bias")},
     "norm_eps": EPS,
@@ -52,11 +52,11 @@ DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout")
 
 
 def read_nanogpt(file: Path) -> tuple[dict[str, Any], State]:
-    """The `model_args` and tensors of a `ckpt.pt`; whether there are biases is seen in the tensors.
+    """Reads the `model_args` and tensors of a `ckpt.pt`; the tensors show whether the model has biases.
 
     Raises:
-        CheckpointError: When the file is missing or no nanoGPT checkpoint.
-        ConversionError: When it is a pickle that runs code, or nanochat's.
+        CheckpointError: If the file is missing or not a nanoGPT checkpoint.
+        ConversionError: If it is a pickle that would run code, or a nanochat checkpoint.
     """
     found = read_pickle(file)
     state = found.get("model") if isinstance(found, dict) else None
@@ -64,33 +64,35 @@ def read_nanogpt(file: Path) -> tuple[dict[str, Any], State]:
     if not is_state_dict(state) or not isinstance(args, dict):
         if is_state_dict(found) and any(name.endswith("transformer.h.0.attn.c_q.weight") for name in found):
             raise ConversionError(
-                f"{file} is a nanochat checkpoint, which chatgpt models cannot express; docs/conversion.md lists what is "
-                "missing."
+                f"{file} is a nanochat checkpoint, which chatgpt models cannot express; docs/conversion.md lists the missing "
+                "features."
             )
         raise CheckpointError(
-            f"{file} is no nanoGPT checkpoint: it has no `model` with tensors and `model_args` as nanoGPT's train.py saves."
+            f"{file} is not a nanoGPT checkpoint: it has no `model` with tensors and `model_args` as nanoGPT's train.py saves."
         )
     if missing := sorted(CONFIG_FIELDS.keys() - args.keys()):
         raise CheckpointError(f"{file}: `model_args` has no {', '.join(missing)}.")
-    # Without flash attention each layer also saved its causal mask.
+    # Without flash attention, nanoGPT also saves the causal mask of each layer.
     state = {name: tensor for name, tensor in without_wrappers(state).items() if not name.endswith(".attn.bias")}
-    # The head is the embedding: both are saved, and no reader needs both.
+    # The head is tied to the embedding. nanoGPT saves both; one is enough.
     head, embedding = state.pop("lm_head.weight", None), state.get("transformer.wte.weight")
     if head is not None and embedding is not None and not torch.equal(head, embedding):
-        raise ConversionError(f"{file}: `lm_head.weight` is not `transformer.wte.weight`, which nanoGPT ties.")
+        raise ConversionError(
+            f"{file}: `lm_head.weight` differs from `transformer.wte.weight`, but nanoGPT ties them."
+        )
     return {**args, "bias": any(name.endswith("attn.c_attn.bias") for name in state)}, state
 
 
 def read_nanogpt_config(args: dict[str, Any]) -> dict[str, Any]:
-    """nanoGPT's `model_args` as our config.
+    """Translates nanoGPT's `model_args` to our config.
 
     Raises:
-        ConversionError: When a fork's field asks for something that nanoGPT does not compute.
+        ConversionError: If a field that only a fork has asks for something that nanoGPT does not compute.
     """
     for name, value in args.items():
         if name not in (*CONFIG_FIELDS, "bias", "dropout") and value:
             raise ConversionError(
-                f"`model_args` has `{name}={value!r}`, which is none of nanoGPT's: is this a fork of it?"
+                f"`model_args` has `{name}={value!r}`, which nanoGPT does not have: is this checkpoint from a fork?"
             )
     bias, dropout = bool(args.get("bias", True)), args.get("dropout", 0.0)
     return {
@@ -104,10 +106,10 @@ def read_nanogpt_config(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_nanogpt_config(config: ChatGPTConfig) -> dict[str, Any]:
-    """The `model_args` that compute the same.
+    """Translates our config to the equivalent `model_args`.
 
     Raises:
-        ConversionError: Naming the first field that nanoGPT cannot express.
+        ConversionError: If nanoGPT cannot express a field; the message names the first.
     """
     same = {
         "num_key_value_heads": config.num_attention_heads,
@@ -130,13 +132,13 @@ def _write_tensors(model: Any) -> State:
 
 
 def _write(folder: Path, args: dict[str, Any], state: State) -> None:
-    # nanoGPT's `GPT` looks for its tied head under both names.
+    # nanoGPT's `GPT` expects the tied weight under both names.
     model = {**state, "lm_head.weight": state["transformer.wte.weight"]}
     torch.save({"model": model, "model_args": args, "config": {}}, folder / "ckpt.pt")
 
 
 def nanogpt_logits(args: dict[str, Any], state: State, ids: torch.Tensor) -> torch.Tensor:
-    """GPT-2's equations (Radford et al. 2019) on nanoGPT's tensors."""
+    """Computes GPT-2 (Radford et al. 2019) on nanoGPT's tensors."""
     x = functional.embedding(ids, state["transformer.wte.weight"])
     x = x + state["transformer.wpe.weight"][: ids.shape[1]]
     for index in range(args["n_layer"]):

@@ -1,4 +1,4 @@
-"""Files of torch's, which are pickles: read with `weights_only=True` alone, so that none runs code."""
+"""Reads torch files, which are pickles, only with `weights_only=True`, so that none of them can run code."""
 
 import pickle
 import re
@@ -11,16 +11,16 @@ import torch
 
 from ...errors import CheckpointError, ConversionError
 
-# What a file that is cut short, or of another kind, ends in.
+# Errors that torch raises for truncated files and for files of another kind.
 _DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, struct.error)
 
 
 def read_pickle(file: Path) -> Any:
-    """Tensors and plain values from a file that `torch.save` wrote; what is not looked at stays on the disk.
+    """Reads tensors and plain values from a file of `torch.save`; memory-maps it, so unused tensors stay on the disk.
 
     Raises:
-        ConversionError: When the file holds more than that: reading it would run code that comes with it.
-        CheckpointError: When it is missing, cut short, or none of torch's.
+        ConversionError: If the file contains anything else: reading it would run code from the file.
+        CheckpointError: If it is missing, truncated, or not a torch file.
     """
     if not file.is_file():
         raise CheckpointError(f"There is no file {file}.")
@@ -28,18 +28,18 @@ def read_pickle(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        # torch's message goes on to say how the code could be run; the name of what is called for is all we take.
+        # torch's message also tells how to run the code anyway; we take only the name of the object from it.
         called = re.search(r"GLOBAL (\S+)", str(error))
         if called or zipped or _is_pickle(file):
-            what = f", `{called[1]}` for one" if called else ""
+            what = f", such as `{called[1]}`" if called else ""
             raise ConversionError(
-                f"{file} is refused: it is a pickle with more in it than tensors and plain values{what}, and reading that "
-                "would run code. Have its author save tensors, numbers and text alone."
+                f"{file} is not read: it is a pickle that contains more than tensors and plain values{what}, and reading it "
+                "would run code. Ask its author to save only tensors, numbers and text."
             ) from error
-        raise CheckpointError(f"{file} is no whole file of torch's.") from error
+        raise CheckpointError(f"{file} is not a complete torch file.") from error
     except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointError(f"{file} is no whole file of torch's: {reason}") from error
+        raise CheckpointError(f"{file} is not a complete torch file: {reason}") from error
 
 
 def _is_pickle(file: Path) -> bool:

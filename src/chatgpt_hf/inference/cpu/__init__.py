@@ -1,1 +1,1 @@
-"""Fast answers on a CPU: packed weights, attention of one query, huge pages."""
+"""Fast generation on a CPU: packed weights, attention for a single query, huge pages."""

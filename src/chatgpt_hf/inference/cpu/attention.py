@@ -1,4 +1,4 @@
-"""Attention on a CPU where transformers' `sdpa` is slow: one new position to a few others, and many requests in one step."""
+"""CPU attention for two cases where `sdpa` is slow: one token against a short cache, and many requests per step."""
 
 from itertools import pairwise
 from typing import Any
@@ -9,17 +9,18 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# transformers takes an implementation with "flash" in its name for one that needs no mask over all requests, and any other but
-# its own for one that cannot be batched continuously.
+# If "flash" is in the name, transformers builds no mask over all requests; any other custom implementation it excludes
+# from continuous batching.
 ATTENTION = "flash_on_cpu"
 
 
 def use_cpu_attention(model: PreTrainedModel) -> None:
-    """`attend_on_cpu` in the place of `sdpa`, in place; a model that attends otherwise is left as it is."""
-    # Flash attention's kernels cannot attend in chunks, for which transformers refuses an implementation by its name.
+    """Replaces `sdpa` by `attend_on_cpu` in a model, in place; leaves models with other implementations unchanged."""
+    # Flash kernels do not support chunked attention, so transformers would refuse our implementation because of its
+    # name.
     chunked = getattr(model.config, "attention_chunk_size", None) is not None
     if model.config._attn_implementation == "sdpa" and not chunked:
-        # Not `set_attn_implementation`, which takes a name with "flash" in it for a kernel of the Hub.
+        # Not `set_attn_implementation`: it takes a name with "flash" for a kernel on the Hub.
         model.config._attn_implementation = ATTENTION
 
 
@@ -34,19 +35,19 @@ def attend_on_cpu(
     cu_seq_lens_q: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' `sdpa`, written out or request by request where that is faster.
+    """transformers' `sdpa`, or explicit operations or a loop over requests where these are faster.
 
     Args:
         module: The attention layer.
-        query: (batch, num_attention_heads, new, head_dim); of a paged step (1, num_attention_heads, queries of all requests,
-            head_dim).
-        key: (batch, num_key_value_heads, seq, head_dim); of a paged step those of the queries alone.
-        value: As the keys.
+        query: (batch, num_attention_heads, new, head_dim); in a paged step (1, num_attention_heads, queries of all
+            requests, head_dim).
+        key: (batch, num_key_value_heads, seq, head_dim); in a paged step only the new keys.
+        value: Shaped like the keys.
         attention_mask: (batch, 1, new, seq), or None.
-        scaling: Of the scores; None means 1 / sqrt(head_dim).
-        cache: transformers' `PagedAttentionCache`, of a paged step. Since transformers 5.24 the layer has updated it before.
-        cu_seq_lens_q: (requests + 1,), where each request's queries begin, of a paged step.
-        **kwargs: What else transformers hands on; of a paged step `read_index` and `cu_seq_lens_k`.
+        scaling: Factor of the scores; None means 1 / sqrt(head_dim).
+        cache: transformers' `PagedAttentionCache`, in a paged step. Since transformers 5.24 the layer has already updated it.
+        cu_seq_lens_q: (requests + 1,), the offsets of each request's queries, in a paged step.
+        **kwargs: Further arguments from transformers; in a paged step `read_index` and `cu_seq_lens_k`.
 
     Returns:
         (batch, new, num_attention_heads, head_dim), and None for the weights.
@@ -63,10 +64,10 @@ def attend_on_cpu(
 
 
 def _from_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """Attention of one query to keys that lie position after position, as a new `GrowingCache` keeps them.
+    """Attention of one query to keys that are stored by position, as in a new `GrowingCache`.
 
-    They are read from one place to the end, and so are the values. `sdpa` reads them head by head, and of GPT-2-small takes 370
-    microseconds a layer for eight rows of 40 positions where this takes 240 (docs/log.md).
+    Reads keys and values sequentially. `sdpa` reads them head by head: for eight rows of 40 positions, a layer of
+    GPT-2-small takes 370 microseconds with `sdpa` and 240 with this (docs/log.md).
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     # (seq, batch, heads, head_dim), and one position of queries.
@@ -78,14 +79,14 @@ def _from_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scali
 def _to_compile(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
 ) -> torch.Tensor:
-    """Attention of one query as `torch.compile` makes one kernel of it, with what comes before and after (`sdpa` stays `sdpa`).
+    """Attention of one query that `torch.compile` can fuse with its surroundings into one kernel, unlike `sdpa`.
 
     Args:
         query: (batch, heads, 1, head_dim).
         key: (batch, heads, seq, head_dim).
-        value: As the keys.
-        mask: (batch, 1, 1, seq), True where a key is seen; None means all.
-        scaling: None means 1 / sqrt(head_dim).
+        value: Shaped like the keys.
+        mask: (batch, 1, 1, seq), True for visible keys; None means all are visible.
+        scaling: Factor of the scores; None means 1 / sqrt(head_dim).
     """
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if mask is not None:
@@ -104,21 +105,21 @@ def _by_request(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """(1, queries of all requests, num_attention_heads, head_dim), `sdpa` for each request.
+    """Calls `sdpa` for each request; returns (1, queries of all requests, num_attention_heads, head_dim).
 
-    transformers' own computes each query against the keys of all requests and masks the others', which grows with the square
-    of their number (docs/log.md has the figures).
+    transformers computes each query against the keys of all requests and then masks foreign ones, so its cost grows
+    with the square of the number of requests (figures in docs/log.md).
 
     Args:
         module: The attention layer.
-        query: As `attend_on_cpu` takes it.
-        key: As well.
-        value: As well.
-        scaling: As well.
-        cache: As well.
-        cu_seq_lens_q: As well.
-        sliding_window: Positions that a query sees, its own among them; None means all.
-        **kwargs: `cu_seq_lens_k` is one of them.
+        query: See `attend_on_cpu`.
+        key: See `attend_on_cpu`.
+        value: See `attend_on_cpu`.
+        scaling: See `attend_on_cpu`.
+        cache: See `attend_on_cpu`.
+        cu_seq_lens_q: See `attend_on_cpu`.
+        sliding_window: Positions that a query sees, including its own; None means all.
+        **kwargs: Further arguments from transformers, including `cu_seq_lens_k`.
     """
     if cache is not None:
         key, value = cache.update(key, value, module.layer_idx, kwargs)
@@ -133,7 +134,7 @@ def _by_request(
 
 
 def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """(queries, keys), True where a query sees a key, the last of both being the same position; None where `sdpa` needs none."""
+    """A mask (queries, keys), True if a query sees a key; both end at the same position. None if `sdpa` needs none."""
     if (window is None or keys <= window) and queries in (1, keys):
         return None
     mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

@@ -1,4 +1,4 @@
-"""Weights in pages of two megabytes: a token reads all of them, and for each small page the processor looks up where it is."""
+"""Backs weights by 2 MB huge pages: decoding streams all weights, and with 4 KB pages TLB misses dominate."""
 
 import ctypes
 import mmap
@@ -7,21 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
-# The size of a huge page, in bytes; not there where the system has none.
+# Contains the size of a huge page in bytes; missing if the system has no huge pages.
 _SIZE_FILE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
-# madvise(2); Python's `mmap` knows no number for it. Older kernels than 6.1 refuse it.
+# From madvise(2); Python's `mmap` does not define it. Kernels before 6.1 refuse it.
 _MADV_COLLAPSE = 25
 
 
 def use_huge_pages() -> int:
-    """Has Linux move what this process holds in memory into huge pages, those of which more than half is in use.
+    """Asks Linux to move this process' memory into huge pages, except where half of a huge page or less is in use.
 
-    oneDNN and FBGEMM ask for none when they pack weights, and most distributions give them to those alone who ask
-    (`transparent_hugepage/enabled` is `madvise`). FBGEMM reads GPT-2-small's int8 weights in 6.9 milliseconds from huge pages and
-    in 8.5 from others (docs/log.md).
+    oneDNN and FBGEMM do not ask for huge pages when they pack weights, and most distributions give them only on
+    request (`transparent_hugepage/enabled` is `madvise`). FBGEMM reads GPT-2-small's int8 weights in 6.9 milliseconds
+    from huge pages and in 8.5 from small ones (docs/log.md).
 
     Returns:
-        Bytes that are in huge pages now. 0 where the system has none or cannot collapse small ones: nothing changes then.
+        Bytes that are in huge pages now. 0 if the system has no huge pages or cannot collapse small ones: nothing
+        changes.
     """
     if not _SIZE_FILE.is_file():
         return 0
@@ -29,7 +30,7 @@ def use_huge_pages() -> int:
     libc = ctypes.CDLL(None)
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, permissions, _, _, inode, *name = line.split(maxsplit=5)
-        # Threads' stacks are among these; hardly anything of them is in use.
+        # Threads' stacks are included here, but hardly any of their memory is in use.
         anonymous = inode == "0" and (not name or name[0].startswith(("[heap]", "[anon")))
         if permissions != "rw-p" or not anonymous:
             continue

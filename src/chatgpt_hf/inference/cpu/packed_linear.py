@@ -1,8 +1,8 @@
-"""Linear layers in the form that this CPU multiplies fastest, for models that only answer.
+"""Linear layers in the format that this CPU multiplies fastest, for inference only.
 
-`torch.nn.Linear` multiplies a weight as it lies in memory. oneDNN and FBGEMM, which every torch wheel for x86 carries, are two
-to seven times as fast on one that was reordered for them first (docs/log.md has the figures); PyTorch itself does so
-only while it compiles (`torch._inductor.config.freezing`).
+`torch.nn.Linear` multiplies a weight in its plain memory layout. oneDNN and FBGEMM, which are part of every torch
+wheel for x86, are two to seven times as fast if the weight is reordered for them first (figures in docs/log.md);
+PyTorch itself does this only when it compiles (`torch._inductor.config.freezing`).
 """
 
 import itertools
@@ -22,18 +22,18 @@ from ...errors import ConfigError
 from .attention import use_cpu_attention
 from .huge_pages import use_huge_pages
 
-# Weights from which on packing a float layer pays: a packed product begins 12 microseconds later than a plain one, which is
-# as long as one row takes a layer of 512 x 512.
+# Smallest float layer that gains from packing, in weights: a packed product starts 12 microseconds later than a plain
+# one, which is as long as a layer of 512 x 512 takes for one row.
 SMALLEST = 2**18
-# Weights from which on a processor's cache does not hold them, so that they come from memory for each token.
+# From this number of weights, they do not fit into a processor's cache, so each token reads them from memory.
 _BEYOND_CACHE = 2**23
-# Layers that models of this and of other families give the same input.
+# Layers that get the same input, in our models and those of other families.
 _SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-# Rows from which on int8 weights are unpacked to bfloat16 and multiplied as such: `_weight_int8pack_mm` costs 28 microseconds a
-# row at 3,072 x 768, the unpacked product 600 altogether.
+# From this number of rows, int8 weights are unpacked to bfloat16 and multiplied in this form: at 3,072 x 768,
+# `_weight_int8pack_mm` costs 28 microseconds per row, the unpacked product 600 in total.
 _UNPACK_FROM = 24
 
-# `torch.compile` cannot look into packed weights, and takes a product by them for one operation that is told the layer's number.
+# `torch.compile` cannot trace packed weights, so it gets one custom operation that takes the layer's number.
 _numbers = itertools.count()
 _layers: WeakValueDictionary[int, "PackedLinear"] = WeakValueDictionary()
 _library = torch.library.Library("chatgpt_hf", "FRAGMENT")
@@ -48,36 +48,36 @@ def _packed_linear_shape(hidden_states: torch.Tensor, layer: int, out_features: 
 
 @cache
 def _operator(name: str) -> Any:
-    """One of PyTorch's operators without documentation, looked up when a model first needs it: `"aten._weight_int8pack_mm"`.
+    """Looks up an undocumented PyTorch operator, such as `"aten._weight_int8pack_mm"`, when a model first needs it.
 
     Raises:
-        ConfigError: When this release of PyTorch has no such operator.
+        ConfigError: If this release of PyTorch has no such operator.
     """
     try:
         return attrgetter(name)(torch.ops)
     except AttributeError as error:
         raise ConfigError(
-            f"PyTorch {torch.__version__} has no operator {name}, which this model needs to answer on this CPU: install PyTorch "
-            "2.13, or load the model with `load_model`, which does without."
+            f"PyTorch {torch.__version__} has no operator {name}, which fast inference of this model on this CPU needs: install "
+            "PyTorch 2.13, or load the model with `load_model`, which does not use it."
         ) from error
 
 
 def _refuse_to_save(*_: Any) -> None:
     raise ConfigError(
-        "This model was prepared for answering on this CPU and cannot be saved: save the one that it was made from."
+        "This model was prepared for inference on this CPU and cannot be saved: save the original instead."
     )
 
 
 class PackedLinear(nn.Module, ABC):
-    """Linear layers of one input without gradients, whose weights only their own kernel can read.
+    """Linear layers that share an input, without gradients; only their own kernel can read their weights.
 
-    The forward takes (..., in_features) and gives (..., out_features) in the same dtype, the layers' outputs one after another.
+    The forward maps (..., in_features) to (..., out_features) in the same dtype, and concatenates the layers' outputs.
 
     Args:
-        linears: One, or several with the same input and the same kind of weight.
+        linears: One layer, or several with the same input and the same kind of weight.
 
     Raises:
-        ConfigError: When it is to be saved, copied or moved.
+        ConfigError: On an attempt to save, copy or move it.
     """
 
     def __init__(self, *linears: nn.Linear) -> None:
@@ -90,7 +90,7 @@ class PackedLinear(nn.Module, ABC):
 
     @abstractmethod
     def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) to (..., out_features), by the kernel of the class."""
+        """Maps (..., in_features) to (..., out_features) with the kernel of the class."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():
@@ -98,16 +98,16 @@ class PackedLinear(nn.Module, ABC):
         return self.multiply(hidden_states)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        raise ConfigError("This model was prepared for answering on this CPU and cannot be copied: load it once more.")
+        raise ConfigError("This model was prepared for inference on this CPU and cannot be copied: load it again.")
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        # A pipeline moves its model to where it is already.
+        # Allow no-ops: a pipeline moves its model to the device that it is already on.
         probe = torch.empty(0, dtype=self.dtype)
         moved = fn(probe)
         if (moved.dtype, moved.device) != (probe.dtype, probe.device):
             raise ConfigError(
-                "This model was prepared for answering on this CPU and cannot be moved or cast: load it again, for the "
-                "other device."
+                "This model was prepared for inference on this CPU and cannot be moved or cast: load it again for the other "
+                "device."
             )
         return self
 
@@ -117,7 +117,7 @@ class PackedLinear(nn.Module, ABC):
 
     @property
     def weight(self) -> torch.Tensor:
-        """An empty tensor: some models ask a layer's weight for its dtype or device."""
+        """An empty tensor, because some models read the dtype or device of a layer's weight."""
         return torch.empty(0, dtype=self.dtype)
 
     def extra_repr(self) -> str:
@@ -125,11 +125,11 @@ class PackedLinear(nn.Module, ABC):
 
 
 class FloatLinear(PackedLinear):
-    """float32 or bfloat16 by oneDNN: the same product as `nn.Linear`, added up in another order."""
+    """float32 or bfloat16 with oneDNN: the same product as `nn.Linear`, summed in another order."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__(*linears)
-        # Blocked for any number of rows: for a given one, other numbers are up to twice as slow.
+        # The layout is for any number of rows: one for a given number makes other numbers up to twice as slow.
         weight = _join([linear.weight.detach() for linear in linears])
         self._packed = _operator("mkldnn._reorder_linear_weight")(weight, None)
         self._product = _operator("mkldnn._linear_pointwise.default")
@@ -141,9 +141,9 @@ class FloatLinear(PackedLinear):
     def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.reshape(-1, self.in_features)
         count = len(rows)
-        # oneDNN compiles a kernel for each number of rows, in 1 to 2 milliseconds and 0.15 MB: prompts of all lengths share some.
-        # Those for 3 to 6 rows read GPT-2-small's weights in 32 milliseconds (float32; 19 in bfloat16), those for 1, 2 and 8 in 40,
-        # 48 and 40 (22, 24 and 23).
+        # oneDNN compiles a kernel for each number of rows, which takes 1 to 2 milliseconds and 0.15 MB; rounding up
+        # lets prompts of all lengths share a few kernels. Those for 3 to 6 rows read GPT-2-small's weights in 32
+        # milliseconds (float32; 19 in bfloat16), those for 1, 2 and 8 in 40, 48 and 40 (22, 24 and 23).
         if count <= 6:
             shared = 4 if count <= 4 else 6
         else:
@@ -155,22 +155,22 @@ class FloatLinear(PackedLinear):
 
 
 class Int8DynamicLinear(PackedLinear):
-    """int8 weights by row, activations quantized to 8 bits on the way, both by FBGEMM or oneDNN in one kernel."""
+    """int8 weights per row and activations dynamically quantized to 8 bits, in one kernel of FBGEMM or oneDNN."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__(*linears)
         self._bias = None if self.bias is None else self.bias.float()
         scale, zero = _parts(linears, "scale").flatten().double(), torch.zeros(self.out_features, dtype=torch.long)
         with warnings.catch_warnings():
-            # Such tensors will go from PyTorch (issue 184982), the kernel's plain form is `onednn.qlinear_pointwise`: by it,
-            # with activations quantized in eager operations, a token of GPT-2's smallest takes 9.2 ms and not 7.5.
+            # PyTorch will remove quantized tensors (issue 184982). The plain form of the kernel is
+            # `onednn.qlinear_pointwise`; with it, and activations quantized in eager operations, a token of
+            # GPT-2-small takes 9.2 ms instead of 7.5.
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
             quantized = torch._make_per_channel_quantized_tensor(_parts(linears, "qdata"), scale, zero, 0)
         self._packed = _operator("quantized.linear_prepack")(quantized, self._bias)
-        # The operator itself: on the way that `torch.ops` takes, its packed weight is looked for among objects of `torch.export`
-        # in each call, in 6 microseconds.
+        # The operator itself; bypasses torch.ops' per-call script-object lookup (6 µs).
         self._product = _operator("quantized.linear_dynamic.default._op")
-        # Without VNNI, sums of two products are kept in 16 bits, and full 8-bit activations overflow them.
+        # Without VNNI, the sum of two products has 16 bits, and full 8-bit activations would overflow it.
         self._reduce_range = not torch.cpu._is_vnni_supported()
 
     def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -181,20 +181,21 @@ class Int8DynamicLinear(PackedLinear):
             return self.forward(hidden_states.float()).to(hidden_states.dtype)
         if hidden_states.numel() == self.in_features:
             return super().forward(hidden_states)
-        # The kernel has one scale for all rows, so a row with large values would leave few of the 256 steps to the others.
+        # The kernel has one scale for all rows, so a row with large values would leave few of the 256 levels for the
+        # others.
         largest = hidden_states.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
         product = super().forward(hidden_states / largest)
-        # The kernel added the bias, which was not divided: bias + largest * (product - bias).
+        # The kernel added the undivided bias, so the result is bias + largest * (product - bias).
         return product.mul_(largest) if self.bias is None else torch.lerp(self._bias, product, largest, out=product)
 
 
 class Int8WeightLinear(PackedLinear):
-    """int8 weights by row, activations in bfloat16."""
+    """int8 weights per row, activations in bfloat16."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__(*linears)
-        # A copy, since the kernel reads 16 bytes from addresses that 16 divides, and ends the process on a tensor that lies
-        # elsewhere, as those of a safetensors file do.
+        # Copied, because the kernel requires 16-byte alignment and crashes the process otherwise; tensors from a
+        # safetensors file may be unaligned.
         self._weight = _parts(linears, "qdata").clone(memory_format=torch.contiguous_format)
         self._scale = _parts(linears, "scale").flatten().bfloat16()
         self._product = _operator("aten._weight_int8pack_mm")
@@ -220,7 +221,7 @@ class Int4WeightLinear(PackedLinear):
         # The kernel computes (q - 8) * scale + zero, with q from 0 to 15.
         zero = -_parts(linears, "zero_point").to(scale.dtype) * scale
         scale_and_zero = torch.stack((scale, zero), dim=-1).transpose(0, 1)
-        # It takes rows by 16; a vocabulary can have any number of them.
+        # The kernel takes a multiple of 16 rows; a vocabulary can have any number.
         missing = -self.out_features % 16
         self._scale_and_zero = nn.functional.pad(scale_and_zero, (0, 0, 0, missing)).contiguous()
         levels = nn.functional.pad(_parts(linears, "qdata").int() + 8, (0, 0, 0, missing))
@@ -235,25 +236,25 @@ class Int4WeightLinear(PackedLinear):
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Row after row; without a copy where there is one part."""
+    """Concatenates the rows of all parts; does not copy a single part."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _parts(linears: tuple[nn.Linear, ...], name: str) -> torch.Tensor:
-    """A part of torchao's weights, of all layers."""
+    """Concatenates one part of torchao's weights, such as `scale`, over all layers."""
     return _join([getattr(linear.weight, name) for linear in linears])
 
 
 class _Shared:
-    """One packed layer in the place of several with the same input, which is multiplied when the first of them is asked.
+    """Fuses layers that share an input: the first call multiplies once for all of them.
 
-    Whoever brings another input meanwhile, another thread for example, has it multiplied anew, and so has a layer that is asked
-    twice: its input may hold something else by then.
+    A call with another input, for example from another thread, multiplies again. So does a second call for the same
+    layer, because the content of its input may have changed.
     """
 
     def __init__(self, packed: PackedLinear, sizes: list[int]) -> None:
         self.packed, self.sizes = packed, sizes
-        # The input, and what comes of it, by the layers that were not asked yet.
+        # The last input, and the outputs that were not fetched yet, by layer.
         self._last: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
 
     def output(self, index: int, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -267,18 +268,18 @@ class _Shared:
 
 
 class SharedLinear(nn.Module):
-    """One of the layers of a `_Shared`."""
+    """One of the layers that a `_Shared` fuses."""
 
     def __init__(self, shared: _Shared, index: int) -> None:
         super().__init__()
-        # A module of its own, so that saving and moving the model reach it.
+        # A submodule, so that saving and moving the model reach it.
         self.packed, self.index = shared.packed, index
         self.in_features, self.out_features = shared.packed.in_features, shared.sizes[index]
         self._shared = shared
 
     @property
     def weight(self) -> torch.Tensor:
-        """As a packed layer's."""
+        """See `PackedLinear.weight`."""
         return self.packed.weight
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -286,19 +287,19 @@ class SharedLinear(nn.Module):
 
 
 def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
-    """Puts a packed layer in the place of every linear layer that this CPU has a kernel for, in place.
+    """Replaces every linear layer that this CPU has a kernel for by a packed layer, in place.
 
-    What the model computes stays the same up to the order of sums, and for torchao's weights up to the rounding of
-    activations. Float layers too small to gain by it stay. It can answer afterwards, and neither learn nor be saved. A model
-    on another device is left as it is. The head of tied weights gets a copy of its own, since an embedding cannot be looked
-    up in a packed one.
+    The model's results stay the same up to the order of sums, and with torchao's weights up to the rounding of
+    activations. Float layers that are too small to gain stay. Afterwards the model can generate, but not be trained or
+    saved. A model on another device stays unchanged. A tied head gets its own copy of the weights, because embeddings
+    cannot be looked up in packed weights.
 
     Args:
-        model: Any; layers that are not plain `torch.nn.Linear`, as an adapter's, stay.
+        model: Any model; layers that are not plain `torch.nn.Linear`, such as an adapter's, stay.
     """
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
-    # Without the layers themselves, or all would be kept until the last is packed.
+    # List only the parents: a list of the layers would keep all of them in memory until the last is packed.
     for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
         for names in _SAME_INPUT:
             linears = [child for name in names if (child := getattr(parent, name, None)) is not None]
@@ -308,7 +309,7 @@ def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
                     setattr(parent, name, SharedLinear(shared, index))
         for name, child in list(parent.named_children()):
             if isinstance(child, NewGELUActivation):
-                # The same function in one kernel and not in eight.
+                # The same function in one kernel instead of eight.
                 setattr(parent, name, GELUTanh())
             if (packed := _packed_class(child)) is not None:
                 setattr(parent, name, packed(child))
@@ -320,7 +321,7 @@ def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _packed_class(*modules: nn.Module) -> type[PackedLinear] | None:
-    """The layer for plain linear layers of one kind, or None where they are not or this CPU has none that pays."""
+    """The packed class for linear layers of the same kind; None if they differ, or this CPU has none that pays off."""
     linears = [module for module in modules if type(module) is nn.Linear]
     if len(linears) < len(modules) or any(linear._forward_hooks or linear._forward_pre_hooks for linear in linears):
         return None
@@ -331,7 +332,7 @@ def _packed_class(*modules: nn.Module) -> type[PackedLinear] | None:
 
 
 def _class_for(weight: Any, count: int) -> type[PackedLinear] | None:
-    """The layer for so many weights of a kind, or None."""
+    """The packed class for `count` weights of this kind, or None."""
     has_bfloat16 = _operator("mkldnn._is_mkldnn_bf16_supported")()
     kind = type(weight.data).__name__
     if kind == "Tensor":
