@@ -1,4 +1,4 @@
-"""What a user typed wrong, said in one line."""
+"""Usage errors, each reported in one line."""
 
 import difflib
 import sys

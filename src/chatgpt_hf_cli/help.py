@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-# A name that is longer than this stands in a line of its own.
+# Longer names get a separate line.
 NAME_WIDTH = 26
 
 

@@ -74,34 +74,34 @@ class ChatGPTConfig(PreTrainedConfig):
         norm_eps: Added to the variance.
         norm_bias: Whether norms have a bias.
         hidden_act: Any name in transformers' `ACT2FN`; `relu2` is the squared ReLU of Primer (So et al. 2021).
-        gated_mlp: `down(act(gate(x)) * up(x))` in place of `down(act(up(x)))`; with `silu` that is SwiGLU.
+        gated_mlp: `down(act(gate(x)) * up(x))` instead of `down(act(up(x)))`; with `silu` that is SwiGLU.
         attention_bias: Bias on the query, key, value and output projections.
         mlp_bias: Bias on the feed-forward projections.
         qk_norm: RMSNorm on each head's queries and keys before the rotation (Dehghani et al. 2023).
-        embedding_norm: The stream's norm on the embeddings too, before the first layer.
+        embedding_norm: Apply the norm to the embeddings too, before the first layer.
         embedding_residual: Each layer first adds the embeddings again, times a learned number that starts at 0 (the `x0`
             of modded-nanogpt's records, Jordan et al. 2024).
         zero_init_residual: The projections that write to the residual stream start at 0, so that each layer begins as
             the identity (Zhang et al. 2019, "Fixup"; muP's advice for outputs, Yang et al. 2022).
         ngram_vocab_sizes: Sizes of further embedding tables, looked up by a hash of the last two ids, the last three,
             and so on, and added to the token's (hashed n-gram embeddings, Svenstrup et al. 2017; Clark et al. 2022).
-            Ids before the start of a document count as none.
+            No id is taken from before the start of a document.
         conv_kernel_size: Before attention and before the feed-forward layer, mix each channel with its own values at the
             `conv_kernel_size - 1` positions before (Canon layers A and C, Allen-Zhu 2025, "Physics of language models 4.1").
-            What the next token needs of the n-grams and convolutions travels in the cache of the layers whose
-            type then is `"hybrid"` or `"hybrid_sliding"`.
+            While decoding, the last tokens are kept in the cache of the layers, whose type is then `"hybrid"` or
+            `"hybrid_sliding"`.
         tie_word_embeddings: Whether the head uses the embedding matrix.
         attention_dropout: Dropout on attention weights while training.
         residual_dropout: Dropout on what each sublayer adds to the residual stream.
         embedding_dropout: Dropout on the sum of token and position embeddings.
-        sliding_window: Number of latest positions, its own included, that a sliding layer sees.
-        layer_types: `"full_attention"` or `"sliding_attention"` for each layer; `None` means all sliding where
-            `sliding_window` is set and all full where not.
+        sliding_window: Number of positions, including its own, that a token attends to in a sliding layer.
+        layer_types: `"full_attention"` or `"sliding_attention"` for each layer; `None` means all sliding if
+            `sliding_window` is set, and all full otherwise.
         final_logit_softcapping: Caps logits at `±c` by `c * tanh(logits / c)` (Gemma 2); `None` leaves them.
         scale_attn_by_inverse_layer_idx: Divides attention scores by the layer's number (some GPT-2 checkpoints).
         initializer_range: Standard deviation of the initial weights. The projections that write to the residual
             stream start smaller by `sqrt(2 * num_hidden_layers)` (Radford et al. 2019, section 2.3).
-        classifier_pooling: What `ChatGPTForSequenceClassification` scores: the `"last"` token (Radford et al. 2018) or the
+        classifier_pooling: Where `ChatGPTForSequenceClassification` reads the class from: the `"last"` token (Radford et al. 2018) or the
             `"mean"` over the text's tokens.
 
     Raises:

@@ -25,7 +25,7 @@ def template_columns(template: str) -> list[str]:
 
 
 def template_suffix(template: str) -> str:
-    """What stands in a template after its last column."""
+    """The text after the last column of a template."""
     return template.rpartition("}")[2]
 
 

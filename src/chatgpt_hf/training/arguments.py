@@ -263,11 +263,11 @@ class PretrainArguments(OptimizerOptions, TrainingArguments):
     )
     adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
     logging_steps: float = field(default=10, metadata={"help": "Log every this many steps."})
-    # A loss that is no number must be seen.
+    # A loss that is not a number must be visible.
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Leave losses that are not finite out of the logged average."}
     )
-    # Every parameter takes part in every step; looking for those that do not takes a walk over the graph each time.
+    # Every parameter takes part in every step; searching for unused ones would walk the graph each time.
     ddp_find_unused_parameters: bool | None = field(
         default=False,
         metadata={"help": "Let DistributedDataParallel look for parameters without a gradient in every step."},

@@ -17,7 +17,7 @@ _UNSET = object()
 
 
 class RecipeMistake(Exception):
-    """What is wrong with a recipe or an argument, in one line."""
+    """A recipe or an argument is wrong; the message is one line."""
 
 
 class FieldParser(argparse.ArgumentParser):
