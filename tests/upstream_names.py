@@ -90,7 +90,11 @@ PRIVATE: dict[str, dict[str, str]] = {
         "_prepare_generate_kwargs": "every pipeline of transformers' that generates calls it, and lets a caller's parameters win",
         "transformers.pipelines.REMOVED_TASKS": "its names are refused before registered pipelines are looked for",
     },
+    "model/__init__.py": {
+        "sys.modules['transformers']": "`transformers serve` and TRL look models up as `transformers.NAME`",
+    },
     "registration.py": {
+        "transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES": TABLE,
         "sys.modules['transformers']": "Trainer, `transformers serve` and TRL look models up as `transformers.NAME`",
         "transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": TABLE,
         "transformers.models.auto.modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": TABLE,
@@ -98,7 +102,7 @@ PRIVATE: dict[str, dict[str, str]] = {
         "transformers.models.auto.modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": TABLE,
         "transformers.models.auto.modeling_auto.MODEL_MAPPING_NAMES": TABLE,
     },
-    "training/arguments.py": {
+    "training/recipe.py": {
         "_setup_devices": "defaults without setting up devices anew; `TrainingArguments` has no switch"
     },
     "training/optim.py": {

@@ -206,13 +206,13 @@ class Module:
 
 
 def _unconditional_last(statements: list[ast.stmt], conditional: bool = False) -> Iterator[ast.stmt]:
-    """The statements of a module, those inside `if` and `try` first, so that the others win. A value that is assigned under a
-    condition is left out: it depends on the machine."""
+    """The statements of a module, those inside `if`, `try` and `with` first, so that the others win. A value that is assigned
+    under a condition is left out: it depends on the machine."""
     for node in statements:
-        if isinstance(node, ast.If | ast.Try):
+        if isinstance(node, ast.If | ast.Try | ast.With):
             yield from _unconditional_last(node.body, True)
     for node in statements:
-        if not isinstance(node, ast.If | ast.Try) and not (conditional and isinstance(node, ast.Assign)):
+        if not isinstance(node, ast.If | ast.Try | ast.With) and not (conditional and isinstance(node, ast.Assign)):
             yield node
 
 

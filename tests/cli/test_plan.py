@@ -63,7 +63,7 @@ def test_help_lists_the_fields(cli: Cli) -> None:
         (["--depth", "0"], "--depth must be at least 1, got 0"),
         (["--depth", "-2"], "--depth must be at least 1, got -2"),
         (["--depth", "two"], "--depth"),
-        (["--depth", "2", "--gpu", "abacus"], "--gpu abacus is not known"),
+        (["--depth", "2", "--gpu", "abacus"], "--gpu abacus is unknown"),
         (["--depht", "2"], "Did you mean --depth?"),
         (["--depth", "2", "--hidden_size", "100"], "give --num_attention_heads too"),
         (["--depth", "2", "--tokenizer", "nowhere/at/all"], "nowhere/at/all"),
