@@ -180,7 +180,9 @@ def test_what_cannot_be_asked_for(refused: Callable[..., str], chat_folder: Path
     both = ("generate", chat_folder, "--prompts", prompts, "--output", output)
     assert "are for one text, not for --prompts" in refused(*both, "--seed", 1)
     assert "cannot apply repetition_penalty" in refused(*both, "--repetition_penalty", 1.2)
-    assert "cannot be read" in refused("generate", chat_folder, "--prompts", tmp_path / "none", "--output", output)
+    assert "--prompts: there is no file" in refused(
+        "generate", chat_folder, "--prompts", tmp_path / "none", "--output", output
+    )
     (tmp_path / "empty.jsonl").write_text("\n")
     assert "is empty" in refused("generate", chat_folder, "--prompts", tmp_path / "empty.jsonl", "--output", output)
     assert not output.exists()

@@ -56,7 +56,7 @@ def test_kept_positions_are_those_of_releases_that_have_the_function(
     expected = modeling_utils.slice_logits_to_keep(states, kept)
     monkeypatch.delattr(modeling_utils, "slice_logits_to_keep")
     specification = importlib.util.spec_from_file_location(
-        "chatgpt_hf.another_modeling_chatgpt", modeling_chatgpt.__file__
+        "chatgpt_hf.model.another_modeling_chatgpt", modeling_chatgpt.__file__
     )
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)

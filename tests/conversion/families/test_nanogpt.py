@@ -167,7 +167,7 @@ def test_characters(cli: Callable[..., Any], tmp_path: Path) -> None:
         with pytest.raises(Exception, match="UNK"):
             tokenizer("Z")
     result = cli("convert", tmp_path / "ckpt.pt", tmp_path / "weights")
-    assert (result.code, "No tokenizer was found" in result.out) == (0, True)
+    assert (result.code, "The source has no tokenizer" in result.out) == (0, True)
 
 
 @pytest.mark.parametrize(
