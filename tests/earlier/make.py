@@ -32,7 +32,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_tokenizer, train_tokenizer
-from chatgpt_hf.training.arguments import parse_recipe, recipes_folder
+from chatgpt_hf.training.arguments import parse_recipe
+from chatgpt_hf.training.recipe import recipes_folder
 
 COMMON = "--use_cpu true --logging_steps 1 --disable_tqdm true --seed 0"
 SAVED = f"{COMMON} --max_steps 6 --save_steps 3 --save_strategy steps"

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 from transformers import PreTrainedConfig, SchedulerType, TrainingArguments
 
+from .._moved import names_of
 from ..extras import needed_by
 from ..model.configuration_chatgpt import ChatGPTConfig
 from .optim import MuonFactory
@@ -20,6 +21,9 @@ from .recipe import parse_recipe as parse_recipe
 
 with needed_by("Training"):
     from trl import SFTConfig
+
+# The reader of recipes was here in release 0.1.
+__getattr__ = names_of(__name__, "training.recipe", "training.recipe_fields")
 
 
 def _described_arguments(docstring: str) -> dict[str, str]:
