@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ._choices import CONVERSION_TARGETS, check_choice
+from ._paths import check_model
 from .help import Command
 
 
@@ -42,6 +44,8 @@ def register(app: typer.Typer, panel: str) -> None:
 
         Example: chatgpt-hf convert runs/gpt2 runs/gpt2-back --to gpt2
         """
+        check_choice("--to", to, CONVERSION_TARGETS)
+        check_model(source)
         from chatgpt_hf.conversion.convert import convert_checkpoint
 
         difference = convert_checkpoint(source, output_dir, to, tokenizer=tokenizer)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ._choices import EXPORT_FORMATS, GGUF_TYPES, check_choice
+from ._paths import check_model
 from .help import Command
 
 
@@ -43,6 +45,9 @@ def register(app: typer.Typer, panel: str) -> None:
 
         Example: chatgpt-hf export runs/quickstart --format gguf --outtype q8_0 --output_dir runs/gguf
         """
+        check_choice("--format", export_format, EXPORT_FORMATS)
+        check_choice("--outtype", outtype, GGUF_TYPES)
+        check_model(model)
         from chatgpt_hf.export.export import export_model
 
         kind = export_format if outtype == "f32" else f"{export_format}-{outtype}"

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from . import static
+from ._paths import check_model
 from .errors import UsageMistake
 from .help import fill, section
 
@@ -44,9 +45,11 @@ def check_recipe(types: tuple[str, ...], recipe: str | None, arguments: list[str
     except (static.Unreadable, ImportError, RuntimeError):
         return
     try:
-        parser.check(recipe, arguments)
+        _, given = parser.check(recipe, arguments)
     except reader.RecipeMistake as mistake:
         raise UsageMistake(str(mistake)) from None
+    if isinstance(model := given.get("model_name_or_path"), str):
+        check_model(model)
 
 
 def light_parser(types: tuple[str, ...]) -> Any:

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from ._choices import QUANTIZATIONS, check_choice
+from ._paths import check_model
 from ._quantize import QUANTIZE_HELP
 from .help import Command
 
@@ -23,6 +25,8 @@ def register(app: typer.Typer, panel: str) -> None:
 
         Example: chatgpt-hf quantize runs/quickstart runs/quickstart-int8 --to int8
         """
+        check_choice("--to", to, QUANTIZATIONS)
+        check_model(model)
         from chatgpt_hf.inference.quantization import quantize_folder
 
         folder = quantize_folder(model, output_dir, to)

@@ -356,7 +356,7 @@ def test_usage(arguments: list[str], words: str, cli: Callable[..., Any]) -> Non
     [
         (
             ["--format", "pickle"],
-            "--format pickle is unknown; known are onnx, openvino, executorch, torch-export, gguf",
+            "--format pickle is unknown; choose from onnx, openvino, executorch, torch-export, gguf",
         ),
         (
             ["--format", "gguf"],

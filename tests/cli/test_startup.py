@@ -14,7 +14,10 @@ from typer.main import get_command
 
 import chatgpt_hf
 import chatgpt_hf_cli
-from chatgpt_hf_cli import fields, make_app, static
+from chatgpt_hf.conversion.families import FAMILIES
+from chatgpt_hf.export.export import FORMATS, OUTTYPES
+from chatgpt_hf.inference.quantization import QUANTIZATIONS
+from chatgpt_hf_cli import _choices, fields, make_app, static
 
 CLI = Path(chatgpt_hf_cli.__file__).parent
 LIBRARY = Path(chatgpt_hf.__file__).parent
@@ -55,6 +58,12 @@ MISTAKES = [
         ["chat", "/no/such/folder"],
         "There is no folder /no/such/folder; name one that `save_pretrained` wrote, or a Hub id.",
     ),
+    (["chat", "m", "--quantize", "int7"], "--quantize int7 is unknown; choose from int8, int8-weight-only, int4."),
+    (["quantize", "m", "o", "--to", "int7"], "--to int7 is unknown; choose from int8, int8-weight-only, int4."),
+    (["convert", "m", "o", "--to", "gpt3"], "--to gpt3 is unknown; choose from chatgpt, gpt2, llama"),
+    (["export", "m", "--format", "onx"], "--format onx is unknown; choose from onnx, openvino"),
+    (["export", "m", "--format", "gguf", "--outtype", "q1"], "--outtype q1 is unknown; choose from f32"),
+    (["sft", "--model_name_or_path", "./none"], "There is no folder none; name one that `save_pretrained` wrote"),
     (["serve", "m", "--prt", "80"], "Unknown argument --prt. Did you mean --port?"),
     (["serve", "m", "--port"], "Option --port requires an argument."),
     (["serve", "m", "--port", "http"], "--port: "),
@@ -182,6 +191,13 @@ def test_the_library_does_not_know_the_command_line() -> None:
 def test_the_command_line_imports_the_library_in_functions_only() -> None:
     for path in CLI.rglob("*.py"):
         assert not set(HEAVY) & imports(path, inside_functions=False), path
+
+
+def test_the_choices_are_those_of_the_library() -> None:
+    assert ("chatgpt", *FAMILIES) == _choices.CONVERSION_TARGETS
+    assert _choices.EXPORT_FORMATS == FORMATS
+    assert _choices.GGUF_TYPES == OUTTYPES
+    assert tuple(QUANTIZATIONS) == _choices.QUANTIZATIONS
 
 
 def test_the_reader_of_recipes_stands_alone() -> None:

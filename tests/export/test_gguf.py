@@ -363,9 +363,9 @@ def test_adapters_and_other_heads_are_refused(saved: Callable[..., Path], tmp_pa
 
 
 def test_arguments_are_checked_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match="--format pickle is unknown; known are onnx, openvino"):
+    with pytest.raises(ConversionError, match="--format pickle is unknown; choose from onnx, openvino"):
         export_model("nowhere", tmp_path / "out", "pickle")
-    with pytest.raises(ConversionError, match="--outtype q4_0 is unknown; known are f32"):
+    with pytest.raises(ConversionError, match="--outtype q4_0 is unknown; choose from f32"):
         export_model("nowhere", tmp_path / "out", "gguf", outtype="q4_0")
     with pytest.raises(ConversionError, match="--outtype f16 is for --format gguf"):
         export_model("nowhere", tmp_path / "out", "onnx", outtype="f16")

@@ -60,9 +60,9 @@ def export_model(
         TokenizerError: If the tokenizer cannot be read or does not fit, or is missing for a GGUF file.
     """
     if export_format not in FORMATS:
-        raise ConversionError(f"--format {export_format} is unknown; known are {', '.join(FORMATS)}.")
+        raise ConversionError(f"--format {export_format} is unknown; choose from {', '.join(FORMATS)}.")
     if outtype not in OUTTYPES:
-        raise ConversionError(f"--outtype {outtype} is unknown; known are {', '.join(OUTTYPES)}.")
+        raise ConversionError(f"--outtype {outtype} is unknown; choose from {', '.join(OUTTYPES)}.")
     if outtype != "f32" and export_format != "gguf":
         raise ConversionError(f"--outtype {outtype} is for --format gguf; {export_format} is written in float32.")
     if max_cache_len is not None and export_format != "executorch":
