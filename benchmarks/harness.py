@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, result files, timing in turn, processes, memory, models, answers and tables.
+"""Shared by the benchmarks: options, result files, timing in turn, processes, memory, models, answers and tables.
 
 Only the standard library is imported at the top, since some benchmarks measure the memory of processes that import this file.
 """
@@ -94,7 +94,7 @@ def prepare(threads: int | None = None) -> None:
 
 
 class Timed(NamedTuple, Generic[Result]):
-    """What a call returned, and the seconds it took."""
+    """Returns a call's result and the seconds it took."""
 
     result: Result
     seconds: float

@@ -384,7 +384,7 @@ def main() -> None:
     )
     parser.add_argument("--arms", nargs="+", help="run the first arm and those whose name contains one of these")
     parser.add_argument("--first_seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--max_steps", type=int, help="steps of every arm, instead of its own")
+    parser.add_argument("--max_steps", type=int, help="steps of every arm; each has a default")
     parser.add_argument(
         "--out", type=Path, default=harness.ROOT / "runs" / "benchmarks", help="folder of the figures and plots"
     )

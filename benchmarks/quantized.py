@@ -1,4 +1,4 @@
-"""What quantization costs a trained model: size, perplexity and greedy answers, with torchao's layers and with our CPU kernels.
+"""Measures the cost of quantizing a trained model: size, perplexity and greedy answers, with torchao's layers and with our CPU kernels.
 
     python benchmarks/quantized.py --model runs/quickstart/base
     python benchmarks/quantized.py --model runs/novels --text held-out.txt

@@ -1,7 +1,7 @@
 """CPU seconds (user and system) until the command line answers, and until `import chatgpt_hf` is done.
 
 Beside them, on the same machine and in turn, what they are held against: importing torch and transformers' Auto classes, and
-TRL's command line. Each command runs in a process of its own; the median of the rounds counts. The ratios are
+TRL's command line. Each command runs in a separate process; the median of the rounds counts. The ratios are
 `import torch, transformers` divided by each of ours: a larger one is faster.
 
     python benchmarks/startup.py
@@ -34,7 +34,7 @@ OURS = list(COMMANDS)[2:]
 
 
 def cpu_seconds(arguments: list[str]) -> float:
-    """What a Python process with these arguments used, its children included."""
+    """CPU seconds of a Python process with these arguments, including its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""The package with its core dependencies only, in an environment of its own: what must work there, and what must say what is missing.
+"""Tests the package in a separate environment with its core dependencies only: what must work there, and what must name a missing extra.
 
 Builds the package from the checkout, installs it with the releases of constraints.txt, and runs `with_core.py` and commands there.
 """

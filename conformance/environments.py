@@ -40,6 +40,6 @@ def install(python: Path, *arguments: str) -> None:
 
 
 def environment_variables(home: Path | str) -> dict[str, str]:
-    """Those of this process, without what shows our folders, with a home of its own for Hugging Face's caches, offline."""
+    """This process' environment variables, offline, without paths to our folders and with a separate home for Hugging Face's caches."""
     kept = {name: value for name, value in os.environ.items() if name not in _HIDDEN}
     return {**kept, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}

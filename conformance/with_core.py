@@ -1,4 +1,4 @@
-"""What core dependencies are enough for: run by `core.py` with the interpreter of an environment that has no others.
+"""Exercises everything that needs only the core dependencies; run by `core.py` with the interpreter of an environment that has no others.
 
 FOLDER gets a model of ours (`ours`) and one of GPT-2's (`gpt2`), small, with random weights. `--same A B` compares two of GPT-2's.
 """
