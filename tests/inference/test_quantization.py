@@ -94,9 +94,9 @@ def test_what_cannot_be_quantized(refused: Callable[..., str], folders: dict[str
     with pytest.raises(ConfigError, match=r"q_proj has rows of 48.*multiples of 32"):
         quantize_model(AutoModelForCausalLM.from_pretrained(small), "int4")
     assert "already quantized" in refused("quantize", folders["int8"], tmp_path / "again")
-    assert "no quantization int3; choose from int8, int8-weight-only, int4" in refused(
-        "quantize", small, tmp_path / "three", "--to", "int3"
-    )
+    with pytest.raises(ConfigError, match="no quantization int3; choose from int8, int8-weight-only, int4"):
+        quantize_folder(small, tmp_path / "three", "int3")
+    assert "--to int3 is unknown; choose from int8" in refused("quantize", small, tmp_path / "three", "--to", "int3")
     with pytest.raises(OutputError, match="not an empty folder"):
         quantize_folder(folders["int8"], small, "int8")
     assert not (tmp_path / "again").exists()
