@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -330,6 +330,22 @@ def _slice_end(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     return _OUR_SLICE_END if len(splits) == 1 and splits[0] in ours else None
 
 
+class EncodedConversation(NamedTuple):
+    """A conversation as tokens.
+
+    Attributes:
+        input_ids: Token ids, (seq,).
+        turn: For each token 0 or, within the assistant's words, the number of the turn, counted from 1, (seq,).
+        text: The text that the chat template made.
+        turns: The text of each of the assistant's turns, without special tokens.
+    """
+
+    input_ids: list[int]
+    turn: list[int]
+    text: str
+    turns: list[str]
+
+
 def encode_conversation(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
@@ -356,6 +372,17 @@ def encode_conversation(
         TokenizerError: If the tokenizer has no chat template.
         DataError: If there are no messages, or the template refuses them, as ours refuses an unknown role.
     """
+    encoded = encode_turns(tokenizer, messages, add_generation_prompt, tools)
+    return {"input_ids": encoded.input_ids, "assistant_masks": [int(turn > 0) for turn in encoded.turn]}
+
+
+def encode_turns(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> EncodedConversation:
+    """Does the work of `encode_conversation`, and also tells the assistant's turns apart."""
     if not messages:
         raise DataError("the conversation has no messages: give at least one, with a role and its content")
     try:
@@ -390,27 +417,28 @@ def encode_conversation(
         raise DataError(f"the chat template refuses the conversation: {str(error).translate(originals)}") from error
 
     (rendered,), (spans,) = result
-    said = bytearray(len(rendered))
-    for start, end in spans:
-        said[start:end] = b"\x01" * (end - start)
+    said = [0] * len(rendered)
+    for number, (start, end) in enumerate(spans, start=1):
+        said[start:end] = [number] * (end - start)
     parts = pattern.split(rendered)  # text, special token, text, ..., text
     encoded = _encode_as_text(tokenizer, [part.translate(originals) for part in parts[::2]], offsets=True)
     input_ids: list[int] = []
-    masks: list[int] = []
+    turn: list[int] = []
     start = 0
     for index, part in enumerate(parts):
         said_here = said[start : start + len(part)]
         start += len(part)
         if index % 2:
             input_ids.append(specials[part])
-            masks.append(int(any(said_here)))
+            turn.append(max(said_here))
             continue
         # Offsets count characters of the original text, where each stand-in is a special token's full text.
         flags = [flag for flag, char in zip(said_here, part, strict=True) for _ in originals.get(ord(char), char)]
         input_ids += encoded["input_ids"][index // 2]
         # If a post-processor trims offsets, a token of white space has an empty span at its end.
-        masks += [int(any(flags[min(a, b - 1) : b])) for a, b in encoded["offset_mapping"][index // 2]]
-    return {"input_ids": input_ids, "assistant_masks": masks}
+        turn += [max(flags[min(a, b - 1) : b], default=0) for a, b in encoded["offset_mapping"][index // 2]]
+    turns = [pattern.sub("", rendered[start:end]).translate(originals) for start, end in spans]
+    return EncodedConversation(input_ids, turn, rendered.translate(originals), turns)
 
 
 def _map_strings(value: Any, function: Callable[[str], str]) -> Any:

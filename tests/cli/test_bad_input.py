@@ -181,7 +181,7 @@ def test_rows_longer_than_the_context(refused: Refused, base_folder: Path, corpu
         (["--dataset", "no/such.jsonl"], "no/such.jsonl"),
         (
             ["--dataset", "score.jsonl"],
-            "score.jsonl has the columns score, text, which fit no known shape of conversations",
+            "score.jsonl cannot be used: it has the columns score, text, which fit no known shape of conversations",
         ),
         (["--dataset", "broken.jsonl"], "broken.jsonl is broken JSON in line 2"),
         (

@@ -43,7 +43,7 @@ def learned(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def test_labels_are_the_assistants_words(tokenizer: PreTrainedTokenizerBase) -> None:
-    said = ["Hi! 你好 👍🏽", " leading space\n", "x = 1  # <|im_end|> is no end", ""]
+    said = ["Hi! 你好 👍🏽", " leading space\n", "x = 1  # <|im_end|> is no end"]
     turns = [("system", "Be brief.")]
     for answer in said:
         turns += [("user", f"About {answer}?"), ("assistant", answer)]
@@ -102,8 +102,8 @@ def test_nothing_to_learn_is_an_error(tokenizer: PreTrainedTokenizerBase) -> Non
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ("Hello", r"Row 2 has no list of messages.*'Hello'"),
-        (["Hello", "Hi"], r"Row 2 has no list of messages"),
+        ("Hello", r"Row 2: it has no list of messages.*'Hello'"),
+        (["Hello", "Hi"], r"Row 2: it has no list of messages"),
         (conversation(("user", "Hello"), ("robot", "Hi")), r"Row 2: .*'robot'.*system, user, assistant, tool"),
         ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}], r"Row 2: .*role 'assistant'"),
         ([{"role": "user", "text": "Hi"}], r"Row 2: .*role 'user'"),

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
-from chatgpt_hf.data.shapes import Conversation, check_conversation, find_shape, read_rows
-from chatgpt_hf.errors import DataError
+from chatgpt_hf.data.conversation_rows import Conversation, ConversationReader
+from chatgpt_hf.data.messages import check_conversation
+from chatgpt_hf.data.shapes import PairColumns, find_shape
+from chatgpt_hf.errors import ConfigError, DataError
 
 USER = {"role": "user", "content": "Q"}
 ASSISTANT = {"role": "assistant", "content": "A"}
@@ -19,7 +21,7 @@ SYSTEM = {"role": "system", "content": "S"}
 
 
 def read(*rows: dict[str, Any]) -> list[Conversation]:
-    result = [conversation for _, conversation in read_rows(find_shape(rows, "rows"), rows)]
+    result = [conversation for _, conversation in ConversationReader("rows").read(rows)]
     assert all(isinstance(conversation, Conversation) for conversation in result), result
     return result
 
@@ -80,18 +82,20 @@ def test_tools_come_with_the_conversation(tools: Any) -> None:
 
 
 def test_empty_rows_at_the_start_do_not_decide() -> None:
+    reader = ConversationReader("rows")
     rows = [{"messages": None}, {"messages": [USER, ASSISTANT]}]
-    assert find_shape(rows, "rows").name.startswith("`messages`")
+    assert list(reader.read(rows)) == [(2, Conversation([USER, ASSISTANT]))]
+    assert reader.notes == {"blank rows were left out": 1}
 
 
 @pytest.mark.parametrize(
-    "row", [{"text": "a", "label": 3}, {"prompt": "a"}, {"messages": ["a"]}, {"prompt": 1, "answer": 2}]
+    "row", [{"text": "a", "label": 3}, {"prompt": "a"}, {"messages": [{"id": 1}]}, {"prompt": {}, "answer": 2}]
 )
 def test_what_is_no_known_shape_lists_the_columns(row: dict[str, Any]) -> None:
     with pytest.raises(
-        DataError, match=f"a.csv has the columns {', '.join(row)}, which fit no known shape.*ShareGPT.*Alpaca"
+        DataError, match=f"it has the columns {', '.join(row)}, which fit no known shape.*ShareGPT.*Alpaca"
     ):
-        find_shape([row], "a.csv")
+        find_shape(row)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +105,10 @@ def test_what_is_no_known_shape_lists_the_columns(row: dict[str, Any]) -> None:
         [ASSISTANT],
         [SYSTEM, USER, ASSISTANT, USER],
         [USER, CALL, TOOL, TOOL, ASSISTANT, USER, ASSISTANT],
+        [USER, ASSISTANT, TOOL, ASSISTANT],
+        [USER, CALL, {**TOOL, "content": ""}, USER, ASSISTANT],
+        [USER, ASSISTANT, SYSTEM, USER, ASSISTANT],
+        [USER, CALL],
         [USER, {"role": "assistant", "content": [{"type": "text", "text": "A"}]}],
     ],
 )
@@ -113,10 +121,8 @@ def test_conversations_that_can_be_learned(messages: list[dict[str, Any]]) -> No
     [
         ([USER, USER], r"message 2 is the user's and comes after a user's"),
         ([USER, ASSISTANT, ASSISTANT], r"message 3 is the assistant's and comes after an assistant's"),
-        ([USER, SYSTEM], r"message 2 is the system's and comes after a user's"),
-        ([USER, ASSISTANT, TOOL], r"message 3 is the tool's and comes after an assistant's"),
+        ([USER, TOOL], r"message 2 is the tool's and comes after a user's"),
         ([TOOL], r"message 1 is the tool's and comes first"),
-        ([USER, CALL, USER], r"message 3 is the user's and comes after an assistant's call"),
         (
             [USER, {"role": "robot", "content": "A"}],
             r"message 2 has the unknown role 'robot': use one of system, user",
@@ -137,7 +143,7 @@ def test_conversations_that_cannot(messages: list[Any], message: str) -> None:
     [
         (
             {"conversations": [{"from": "alien", "value": "Q"}]},
-            r"a turn from 'alien'; known speakers are system, human",
+            r"message 1 has the unknown role 'alien': use one of system.*human",
         ),
         ({"conversations": [{"from": "function_call", "value": "f(1)"}]}, r"function call is not JSON.*f\(1\)"),
         ({"conversations": [{"from": "human", "value": "Q"}], "tools": "f, g"}, r"`tools` are not JSON"),
@@ -147,8 +153,161 @@ def test_conversations_that_cannot(messages: list[Any], message: str) -> None:
 def test_rows_that_cannot_be_used_are_numbered(row: dict[str, Any], message: str) -> None:
     good = {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
     rows = [good if "conversations" in row else {"instruction": "Q", "output": "A"}, row]
-    (_, first), (number, error) = read_rows(find_shape(rows, "rows"), rows)
+    (_, first), (number, error) = ConversationReader("rows").read(rows)
     assert isinstance(first, Conversation)
     assert number == 2
     with pytest.raises(DataError, match=message):
         raise error
+
+
+def turns(*texts: str) -> list[dict[str, Any]]:
+    return [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        # Headers as people write them.
+        ({"问题": "Q", "回答": "A"}, [USER, ASSISTANT]),
+        ({"指令": "Q", "输入": "more", "输出": "A"}, turns("Q\n\nmore", "A")),
+        ({"\ufeffQuestion ": "Q", "ANSWER": "A"}, [USER, ASSISTANT]),
+        # Numbers and truth values are text.
+        ({"question": 1, "answer": 2}, turns("1", "2")),
+        ({"question": "Q", "answer": True}, turns("Q", "true")),
+        # A system prompt and a context in columns.
+        ({"system_message": "S", "query": "Q", "reply": "A"}, [SYSTEM, USER, ASSISTANT]),
+        ({"system": "S", "messages": [SYSTEM, USER, ASSISTANT]}, [{**SYSTEM, "content": "S\n\nS"}, USER, ASSISTANT]),
+        ({"question": "Q", "passage": "P", "context": "C", "answer": "A"}, turns("Q\n\nC\n\nP", "A")),
+        ({"prompt": "Q", "history": [["q", "a"]], "response": "A"}, turns("q", "a", "Q", "A")),
+        ({"prompt": "Q", "history": [USER, ASSISTANT], "response": "A"}, [USER, ASSISTANT, USER, ASSISTANT]),
+        # A question as messages, an answer as text, a message or messages.
+        ({"prompt": [USER], "completion": "A"}, [USER, ASSISTANT]),
+        ({"prompt": "Q", "completion": ASSISTANT}, [USER, ASSISTANT]),
+        ({"prompt": "Q", "completion": [ASSISTANT], "label": True}, [USER, ASSISTANT]),
+        # Preferences: the chosen answer is learned.
+        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, [USER, ASSISTANT]),
+        ({"prompt": "Q", "chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, [USER, ASSISTANT]),
+        ({"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, [USER, ASSISTANT]),
+        (
+            {"conversations": [{"from": "human", "value": "Q"}], "chosen": {"from": "gpt", "value": "A"}},
+            [USER, ASSISTANT],
+        ),
+        # A list that a spreadsheet or pandas wrote into a cell.
+        ({"messages": '[{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]'}, [USER, ASSISTANT]),
+        ({"messages": "[{'role': 'user', 'content': 'Q'}, {'role': 'assistant', 'content': 'A'}]"}, [USER, ASSISTANT]),
+        # Texts by two speakers in turn.
+        ({"dialog": ["Q", "A", "Q"]}, [USER, ASSISTANT, USER]),
+        # Gemini's tuning format.
+        (
+            {
+                "systemInstruction": {"parts": [{"text": "S"}]},
+                "contents": [{"role": "user", "parts": [{"text": "Q"}]}, {"role": "model", "parts": [{"text": "A"}]}],
+            },
+            [SYSTEM, USER, ASSISTANT],
+        ),
+    ],
+)
+def test_shapes_that_people_bring(row: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+    assert [conversation.messages for conversation in read(row)] == [messages]
+
+
+def test_every_row_has_its_own_shape() -> None:
+    rows = (
+        {"messages": [USER, ASSISTANT]},
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+        {"instruction": "Q", "output": "A"},
+    )
+    assert read(*rows) == [Conversation([USER, ASSISTANT])] * 3
+
+
+def test_an_answer_that_is_marked_wrong_is_not_learned() -> None:
+    reader = ConversationReader("kto.jsonl")
+    rows = [{"prompt": "Q", "completion": "A", "label": label} for label in (True, False, "False", "true")]
+    assert [number for number, _ in reader.read(rows)] == [1, 4]
+    assert reader.notes == {"rows with label false were left out": 1, "rows with label False were left out": 1}
+
+
+def test_a_class_is_no_mark() -> None:
+    reader = ConversationReader("classes.jsonl")
+    rows = [{"prompt": "Q", "completion": "A", "label": label} for label in (0, 1, 2, "0", "joy")]
+    assert len(list(reader.read(rows))) == 5
+    assert reader.unused == {"label": 5}
+
+
+def test_a_row_can_be_excluded() -> None:
+    reader = ConversationReader("rows")
+    rows = [{"messages": [USER, ASSISTANT], **flag} for flag in ({"train": False}, {"weight": 0}, {"weight": 0.7}, {})]
+    assert [number for number, _ in reader.read(rows)] == [3, 4]
+    assert reader.unused == {"weight": 1}
+
+
+def test_a_row_per_message() -> None:
+    reader = ConversationReader("log.csv")
+    rows = [
+        {"session_id": "1", "role": "user", "content": "Q", "time": "9:00"},
+        {"session_id": "2", "role": "user", "content": "Q2", "time": "9:01"},
+        {"session_id": "1", "role": "assistant", "content": "A", "time": "9:02"},
+        {"session_id": "2", "role": "assistant", "content": "A2", "time": "9:03"},
+    ]
+    assert list(reader.read(rows)) == [(1, Conversation(turns("Q", "A"))), (2, Conversation(turns("Q2", "A2")))]
+    assert set(reader.used) == {"session_id", "role", "content"}
+    assert reader.unused == {"time": 4}
+
+
+def test_a_row_per_message_out_of_order() -> None:
+    rows = [
+        {"会话ID": 7, "turn": "2", "角色": "助手", "内容": "A"},
+        {"会话ID": 7, "turn": "10", "角色": "用户", "内容": "Q2"},
+        {"会话ID": 7, "turn": "1", "角色": "用户", "内容": "Q"},
+    ]
+    assert read(*rows) == [Conversation(turns("Q", "A", "Q2"))]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        PairColumns(prompt_column="title", completion_column="poem"),
+        PairColumns(prompt_template="{title}", completion_template="{poem}"),
+        PairColumns(prompt_column="title", completion_template="{poem}"),
+    ],
+)
+def test_named_columns(named: PairColumns) -> None:
+    rows = [{"title": "Q", "poem": "A", "year": 1820, "system": "S"}]
+    reader = ConversationReader("poems.csv", named)
+    assert list(reader.read(rows)) == [(1, Conversation([SYSTEM, USER, ASSISTANT]))]
+    assert set(reader.used) == {"title", "poem", "system"}
+    assert reader.unused == {"year": 1}
+
+
+def test_named_columns_that_do_not_exist() -> None:
+    reader = ConversationReader("poems.csv", PairColumns(prompt_column="titel", completion_column="poem"))
+    ((number, error),) = reader.read([{"title": "Q", "poem": "A"}])
+    assert number == 1
+    assert "it has no column 'titel'; it has title, poem" in str(error)
+    with pytest.raises(ConfigError, match="--prompt_column and --prompt_template both name the prompt"):
+        PairColumns(prompt_column="a", prompt_template="{a}").check()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": []}, "its messages are empty"),
+        ({"messages": [USER, ASSISTANT], "images": ["a.png"]}, "it has images: only text can be learned"),
+        ({"messages": [USER, ASSISTANT], "tools": "[1]"}, "its `tools` are not a list of JSON schemas"),
+        (
+            {"prompt": "Q", "history": "none", "response": "A"},
+            "its history is neither a list of messages nor of pairs",
+        ),
+        ({"role": "user", "content": "Q"}, "a row per message: a conversation's id"),
+    ],
+)
+def test_rows_that_are_refused(row: dict[str, Any], message: str) -> None:
+    ((_, error),) = ConversationReader("rows").read([{**row, "id": 1}])
+    assert message in str(error)
+
+
+def test_columns_that_nothing_reads_are_counted() -> None:
+    reader = ConversationReader("rows")
+    message = {"message": "Q", "attrs": [1]}
+    list(reader.read([{"question": "Q", "answer": "A", "score": 3, "note": ""}, {"messages": [message, message]}]))
+    assert reader.unused == {"score": 1, "messages[].attrs": 2}

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, sft
-from chatgpt_hf.data.conversations import load_conversations, tokenize_conversations
+from chatgpt_hf.data.conversations import Conversations, load_conversations, tokenize_conversations
 from chatgpt_hf.data.packing import pack_documents
 from chatgpt_hf.data.sources import parse_sources
 from chatgpt_hf.tokenization_chatgpt import CHAT_TEMPLATE, encode_conversation, load_tokenizer
@@ -66,7 +66,8 @@ def test_the_held_out_part_is_measured_and_not_learned(
 ) -> None:
     train = Dataset.from_list([{"messages": [user("Hello!"), assistant("Hi! How are you?")]}] * 4)
     test = Dataset.from_list([{"messages": [user("Smile"), assistant("No")]}])
-    monkeypatch.setattr(module, "load_conversations", lambda sources, **options: DatasetDict(train=train, test=test))
+    read = Conversations(DatasetDict(train=train, test=test), [])
+    monkeypatch.setattr(module, "read_conversations", lambda sources, **options: read)
     seen = []
     packing = module.pack_documents
     monkeypatch.setattr(module, "pack_documents", lambda rows, *a, **k: seen.append(rows) or packing(rows, *a, **k))

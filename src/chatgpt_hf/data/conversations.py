@@ -2,9 +2,11 @@
 
 import json
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import (
     Dataset,
@@ -21,15 +23,35 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
-from ..tokenization_chatgpt import encode_conversation
-from .corpus import is_held_out, load_rows
+from ..tokenization_chatgpt import encode_turns
+from .conversation_rows import ConversationReader
+from .corpus import is_held_out
+from .messages import is_empty
 from .packing import IGNORE_INDEX
-from .shapes import find_shape, read_rows
+from .shapes import PairColumns
 from .sources import CorpusSource, probabilities
+from .summary import RowSummary
+from .tables import Table, read_tables
 
 logger = logging.getLogger(__name__)
 
-_FEATURES = Features({"messages": List(Json()), "tools": List(Json()), "source": Value("string")})
+_FEATURES = Features(
+    {"messages": List(Json()), "tools": List(Json()), "source": Value("string"), "place": Value("string")}
+)
+# The keys of a message that every chat template knows.
+_TEMPLATE_KEYS = ("role", "content", "tool_calls", "weight")
+
+
+class Conversations(NamedTuple):
+    """Conversations, and what was done with the rows and columns that they come from.
+
+    Attributes:
+        splits: The split `train`, and `test` if anything is held out.
+        summaries: One for each file, built-in or Hub data set.
+    """
+
+    splits: DatasetDict
+    summaries: list[RowSummary]
 
 
 def load_conversations(
@@ -38,6 +60,8 @@ def load_conversations(
     test_fraction: float = 0.0,
     seed: int = 0,
     skip_invalid: bool = False,
+    named: PairColumns | None = None,
+    encoding: str | None = None,
 ) -> DatasetDict:
     """Loads conversations from one or several sources, in any of the `SHAPES`, mixed by weight as in `load_mixture`.
 
@@ -47,21 +71,44 @@ def load_conversations(
             own `test` split.
         seed: Seed of the order in which weighted sources are drawn from.
         skip_invalid: Leave out rows that cannot be used, with a warning that counts them, instead of raising an error.
+        named: Columns or templates of question and answer, instead of a recognized shape.
+        encoding: Encoding of text files; UTF-8 if not given.
 
     Returns:
         The split `train`, and `test` if anything is held out. Columns: `messages`, a list of dicts with `role` and
-        `content`; `tools`, a list of JSON schemas or None; `source`.
+        `content` (and `weight` 0 if the message is not to be learned); `tools`, a list of JSON schemas or None;
+        `source`; `place`, the row and file.
 
     Raises:
         DataError: If a source does not exist, its columns are unknown, or a row cannot be used; the message names the
             row.
+        ConfigError: If `named` contradicts itself.
     """
-    train, test = [], []
+    return read_conversations(
+        sources, test_fraction=test_fraction, seed=seed, skip_invalid=skip_invalid, named=named, encoding=encoding
+    ).splits
+
+
+def read_conversations(
+    sources: Sequence[CorpusSource],
+    *,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    skip_invalid: bool = False,
+    named: PairColumns | None = None,
+    encoding: str | None = None,
+) -> Conversations:
+    """Does the work of `load_conversations`, and also returns a summary of each table."""
+    if named is not None:
+        named.check()
+    train, test, summaries = [], [], []
     for source in sources:
         parts: dict[str, list[Dataset]] = {}
-        for where, splits in load_rows(source.source):
-            for name, split in splits.items():
-                parts.setdefault(name, []).append(_read(split, where, source.source, skip_invalid))
+        for table in read_tables(source.source, encoding=source.encoding or encoding):
+            rows, summary = _read(table, source.source, skip_invalid, named)
+            parts.setdefault(table.split, []).append(rows)
+            summaries.append(summary)
+            summary.log()
         if "train" not in parts:
             raise DataError(f"{source.source} has no split `train`; it has {', '.join(sorted(parts))}.")
         rows = concatenate_datasets(parts["train"])
@@ -79,29 +126,39 @@ def load_conversations(
         result["train"] = interleave_datasets(train, shares, seed=seed, stopping_strategy="all_exhausted")
     if any(len(part) for part in test):
         result["test"] = concatenate_datasets(test)
-    return result
+    return Conversations(result, summaries)
 
 
-def _read(rows: Dataset, where: str, source: str, skip_invalid: bool) -> Dataset:
+def _read(table: Table, source: str, skip_invalid: bool, named: PairColumns | None) -> tuple[Dataset, RowSummary]:
     """Reads the conversations of one table."""
-    shape = find_shape(rows, where)
+    reader = ConversationReader(table.where, named)
     invalid: list[str] = []
 
     def conversations() -> Iterator[dict[str, Any]]:
-        for number, read in read_rows(shape, rows):
-            if isinstance(read, DataError):
-                invalid.append(f"row {number} of {where} cannot be used: {read}")
-                if not skip_invalid:
-                    return
-            else:
-                yield {**read._asdict(), "source": source}
+        for number, read in reader.read(table.rows()):
+            place = f"row {number} of {table.where}"
+            if not isinstance(read, DataError):
+                yield {**read._asdict(), "source": source, "place": place}
+                continue
+            if not skip_invalid:
+                raise DataError(
+                    f"{place[0].upper()}{place[1:]} cannot be used: {read} (--skip_invalid leaves such rows out)."
+                )
+            invalid.append(f"{place} cannot be used: {read}")
 
-    result = Dataset.from_list(list(conversations()), _FEATURES)
-    if invalid and not skip_invalid:
-        raise DataError(f"{invalid[0][0].upper()}{invalid[0][1:]} (--skip_invalid leaves such rows out).")
-    if invalid:
-        logger.warning("%d rows of %s are left out; the first: %s.", len(invalid), where, invalid[0])
-    return result
+    rows = Dataset.from_list(list(conversations()), _FEATURES)
+    summary = RowSummary(
+        where=table.where,
+        split=table.split,
+        shapes=dict(reader.shapes),
+        rows=reader.rows,
+        kept=len(rows),
+        used=dict(reader.used),
+        unused=dict(reader.unused),
+        notes=dict(reader.notes),
+        invalid=invalid,
+    )
+    return rows, summary
 
 
 def _is_held_out(messages: list[dict[str, Any]], test_fraction: float) -> bool:
@@ -114,28 +171,44 @@ def tokenize_conversations(
     *,
     max_length: int | None = None,
     long_conversations: str = "cut",
+    skip_invalid: bool = False,
 ) -> Dataset:
     """Tokenizes conversations to `input_ids` and `labels`, with -100 on everything that the assistant does not say.
 
-    Drops rows without a target. Logs the number of dropped rows and of long conversations.
+    Drops rows without a target. Logs the number of dropped rows and of long conversations, and the keys of messages
+    that the chat template leaves out.
 
     Args:
-        dataset: Conversations with a column `messages` and optionally `tools`, as `load_conversations` returns them.
+        dataset: Conversations with a column `messages` and optionally `tools` and `place`, as `load_conversations`
+            returns them.
         max_length: Maximum number of tokens in a row.
         long_conversations: How to treat longer ones: `cut` drops their end, `drop` drops the whole conversation, and
             `keep` splits it over several rows, each starting with the last token of the row before.
+        skip_invalid: Leave out conversations that the chat template refuses or does not show in full, with a warning
+            that counts them, instead of raising an error.
 
     Raises:
-        DataError: If no row has a target, or a row has something other than messages.
+        DataError: If no row has a target, a row has something other than messages, or the chat template leaves out
+            the words of the system or user, or makes an empty turn of the assistant's.
     """
     long = 0
+    invalid: list[str] = []
+    left_out: Counter[str] = Counter()
 
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[list[int]]]:
         nonlocal long
         rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
         tools = batch.get("tools") or [None] * len(indices)
-        for messages, row_tools, index in zip(batch["messages"], tools, indices, strict=True):
-            ids, labels = _encode(messages, row_tools, tokenizer, index)
+        places = batch.get("place") or [f"row {index + 1}" for index in indices]
+        for messages, row_tools, place in zip(batch["messages"], tools, places, strict=True):
+            try:
+                ids, labels = _encode(messages, row_tools, tokenizer, left_out)
+            except DataError as error:
+                message = f"{place[0].upper()}{place[1:]}: {error}"
+                if not skip_invalid:
+                    raise DataError(message) from error
+                invalid.append(message)
+                continue
             limit = max_length or len(ids)
             if len(ids) > limit:
                 long += 1
@@ -167,6 +240,11 @@ def tokenize_conversations(
             max_length,
             done[long_conversations],
         )
+    if invalid:
+        logger.warning("%d conversations are left out; the first: %s.", len(invalid), invalid[0])
+    if left_out:
+        counts = ", ".join(f"{key} ({count})" for key, count in left_out.most_common())
+        logger.warning("The chat template does not show these keys of messages, so they are not learned: %s.", counts)
     kept = rows.filter(_has_target, input_columns="labels", load_from_cache_file=False)
     if len(kept) == 0:
         raise DataError(
@@ -183,17 +261,49 @@ def _has_target(labels: list[int]) -> bool:
     return any(label != IGNORE_INDEX for label in labels[1:])
 
 
-def _encode(messages: Any, tools: Any, tokenizer: PreTrainedTokenizerBase, index: int) -> tuple[list[int], list[int]]:
+def _encode(
+    messages: Any, tools: Any, tokenizer: PreTrainedTokenizerBase, left_out: Counter[str]
+) -> tuple[list[int], list[int]]:
+    """Tokenizes one conversation; counts the keys of messages that the template leaves out in `left_out`."""
     if not messages:
         return [], []
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise DataError(f"Row {index + 1} has no list of messages with role and content, but {messages!r:.80}.")
-    try:
-        encoded = encode_conversation(tokenizer, messages, tools=tools)
-    except DataError as error:
-        raise DataError(f"Row {index + 1}: {error}") from error
-    pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
-    return encoded["input_ids"], [token if mask else IGNORE_INDEX for token, mask in pairs]
+        raise DataError(f"it has no list of messages with role and content, but {messages!r:.80}")
+    shown = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    encoded = encode_turns(tokenizer, shown, tools=tools)
+    answers = [message for message in messages if message["role"] == "assistant"]
+    learned = [message.get("weight") != 0 for message in answers]
+    if len(encoded.turns) == len(answers):
+        for message, text, is_learned in zip(answers, encoded.turns, learned, strict=True):
+            if is_learned and is_empty(text):
+                raise DataError(f"the chat template makes an empty turn of the assistant's message {message!r:.80}")
+    elif encoded.turns and not all(learned):
+        raise DataError(
+            f"the chat template marks {len(encoded.turns)} turns for the assistant's {len(answers)} messages, so it is "
+            "unknown which of them must not be learned"
+        )
+    else:
+        learned = [True] * len(encoded.turns)
+    _check_shown(shown, encoded.text, str(tokenizer.get_chat_template()), left_out)
+    labels = [
+        token if turn and learned[turn - 1] else IGNORE_INDEX
+        for token, turn in zip(encoded.input_ids, encoded.turn, strict=True)
+    ]
+    return encoded.input_ids, labels
+
+
+def _check_shown(messages: list[dict[str, Any]], text: str, template: str, left_out: Counter[str]) -> None:
+    """Raises if the template left out what the system or user says; counts other keys that it left out."""
+    for number, message in enumerate(messages, start=1):
+        content = message.get("content")
+        if message["role"] in ("system", "user") and isinstance(content, str) and content.strip() not in text:
+            raise DataError(f"the chat template leaves out message {number}, the {message['role']}'s: {content!r:.80}")
+        for key, value in message.items():
+            if key in _TEMPLATE_KEYS or not value:
+                continue
+            # The template may ask for a name that only tools have, and a number may occur in the text by chance.
+            if not re.search(rf"\b{re.escape(key)}\b", template) or str(value).strip() not in text:
+                left_out[key] += 1
 
 
 def share_supervised(rows: Dataset) -> float:

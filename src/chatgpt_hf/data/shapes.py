@@ -1,34 +1,120 @@
 """Recognizes the shapes of conversation data by their columns and converts them to the ecosystem's `messages`."""
 
+import ast
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
+from .messages import (
+    SPEAKER_KEYS,
+    is_empty,
+    text_of,
+)
+from .sources import template_columns
 
 Row = Mapping[str, Any]
 
-# Speaker names in data sets of recent years.
-_SPEAKERS = {
-    **dict.fromkeys(("system",), "system"),
-    **dict.fromkeys(("human", "user", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "function_call"), "assistant"),
-    **dict.fromkeys(("tool", "observation", "function", "function_response"), "tool"),
+QUESTIONS = ("prompt", "instruction", "question", "query", "input", "user", "human")
+ANSWERS = ("completion", "response", "output", "answer", "reply", "assistant", "gpt", "chosen")
+_SYSTEMS = ("system", "system_prompt", "system_message", "systeminstruction", "system_instruction")
+_CONTEXTS = ("input", "context", "passage", "background")
+_MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "contents")
+_TOOLS = ("tools", "functions")
+# Read by `ConversationReader`, because a conversation takes several rows.
+TABLE = "a row per message: a conversation's id (session_id, conversation_id ...), role and content"
+
+# Headers in Chinese files.
+_ALIASES = {
+    **dict.fromkeys(("问题", "提问", "问", "提示", "提示词"), "question"),
+    **dict.fromkeys(("回答", "答案", "答", "回复", "应答"), "answer"),
+    **dict.fromkeys(("指令", "任务"), "instruction"),
+    **dict.fromkeys(("输入",), "input"),
+    **dict.fromkeys(("输出",), "output"),
+    **dict.fromkeys(("上下文", "背景"), "context"),
+    **dict.fromkeys(("系统", "系统提示", "系统提示词"), "system"),
+    **dict.fromkeys(("历史", "历史对话"), "history"),
+    **dict.fromkeys(("用户",), "user"),
+    **dict.fromkeys(("助手",), "assistant"),
+    **dict.fromkeys(("角色",), "role"),
+    **dict.fromkeys(("内容",), "content"),
+    **dict.fromkeys(("对话", "消息"), "messages"),
 }
-_QUESTIONS = ("prompt", "instruction", "question", "query", "input", "user", "human")
-_ANSWERS = ("completion", "response", "output", "answer", "reply", "assistant", "gpt")
 
 
-class Conversation(NamedTuple):
-    """One conversation.
+class PairColumns(NamedTuple):
+    """Columns or templates that a user names for the question and the answer; see `fill_template`."""
+
+    prompt_column: str | None = None
+    completion_column: str | None = None
+    prompt_template: str | None = None
+    completion_template: str | None = None
+
+    def check(self) -> None:
+        """Raises `ConfigError` if a template is invalid, or names the same part as a column."""
+        for part in ("prompt", "completion"):
+            column, template = getattr(self, f"{part}_column"), getattr(self, f"{part}_template")
+            if column and template:
+                raise ConfigError(
+                    f"--{part}_column and --{part}_template both name the {part}: give only one of them."
+                )
+            if template:
+                template_columns(template)
+
+    def templates(self) -> tuple[str | None, str | None]:
+        """Returns the templates of question and answer; None for a part that is not named."""
+        return tuple(  # type: ignore[return-value]
+            template or (None if column is None else "{" + column + "}")
+            for column, template in (
+                (self.prompt_column, self.prompt_template),
+                (self.completion_column, self.completion_template),
+            )
+        )
+
+
+class Cells:
+    """The cells of one row by the usual names of their columns; remembers which ones were read.
 
     Attributes:
-        messages: Dicts with `role`, `content`, and any other keys of the source, such as `tool_calls`.
-        tools: The tools that the assistant may call, as JSON schemas.
+        used: The columns that were read, as the file writes them.
+        extra: Keys inside a column that nothing reads.
     """
 
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.used: set[str] = set()
+        self.extra: Counter[str] = Counter()
+        self._columns: dict[str, str] = {}
+        for column in row:
+            name = str(column).strip().lstrip("\ufeff").lower()
+            self._columns.setdefault(_ALIASES.get(name, name), column)
+        # The exact name wins over an alias of it.
+        self._columns |= {column: column for column in row}
+
+    def peek(self, name: str) -> Any:
+        """Returns a cell without marking it as read; None if there is none."""
+        return self.row.get(self._columns[name]) if name in self._columns else None
+
+    def take(self, name: str) -> Any:
+        """Returns a cell and marks it as read; None if there is none."""
+        if name in self._columns:
+            self.used.add(self._columns[name])
+        return self.peek(name)
+
+    def first(self, names: Sequence[str], fits: Callable[[Any], bool]) -> str | None:
+        """Returns the first name whose cell fits."""
+        return next((name for name in names if fits(self.peek(name))), None)
+
+    def unused(self) -> list[str]:
+        """Returns the columns that have a value and were not read."""
+        return [str(column) for column, value in self.row.items() if column not in self.used and not is_blank(value)]
+
+    def pass_over(self, column: str, item: Mapping[str, Any], *read: str) -> None:
+        """Notes the keys of an item in a column that nothing reads."""
+        self.extra.update(
+            f"{column}[].{key}" for key, value in item.items() if key not in read and not is_blank(value)
+        )
 
 
 class Shape(NamedTuple):
@@ -37,247 +123,227 @@ class Shape(NamedTuple):
     Attributes:
         name: Description for messages to the user.
         fits: True if a row has this shape.
-        read: Returns the conversations of a row.
+        read: Returns the conversations of a row, with messages as they are written.
     """
 
     name: str
-    fits: Callable[[Row], bool]
-    read: Callable[[Row], list[Conversation]]
+    fits: Callable[[Cells], bool]
+    read: Callable[[Cells], list[list[Any]]]
 
 
-def find_shape(rows: Iterable[Row], where: str) -> Shape:
-    """Returns the first of `SHAPES` that fits the first non-empty row.
-
-    Args:
-        rows: Rows of a data set; the function reads only as many as it needs.
-        where: Name of the data set, for messages.
+def find_shape(row: Row) -> Shape:
+    """Returns the first of `SHAPES` that fits a row.
 
     Raises:
-        DataError: If no shape fits; the message lists the columns that were found.
+        DataError: If no shape fits; the message lists the columns.
     """
-    columns: list[str] = []
-    for row in rows:
-        columns = list(row)
-        if any(value for value in row.values()):
-            for shape in SHAPES:
-                if shape.fits(row):
-                    return shape
-            break
+    cells = Cells(row)
+    for shape in SHAPES:
+        if shape.fits(cells):
+            return shape
+    if name := cells.first(_MESSAGES, lambda value: isinstance(value, Sequence) and not value):
+        raise DataError(f"its {name} are empty")
     raise DataError(
-        f"{where} has the columns {', '.join(columns) or 'none'}, which fit no known shape of conversations. Known: "
-        f"{'; '.join(shape.name for shape in SHAPES)}."
+        f"it has the columns {', '.join(map(str, row)) or 'none'}, which fit no known shape of conversations. Known: "
+        f"{'; '.join([*(shape.name for shape in SHAPES), TABLE])}. Or name the columns with --prompt_column and "
+        "--completion_column"
     )
 
 
-def _items(row: Row, column: str, *keys: str) -> list[dict[str, Any]] | None:
-    """Returns a column's value if it is a list of dicts and the first dict has all the keys."""
-    value = row.get(column)
-    if isinstance(value, Sequence) and not isinstance(value, str) and value and isinstance(value[0], Mapping):
-        return [dict(item) for item in value] if all(value[0].get(key) is not None for key in keys) else None
-    return None
+def is_blank(value: Any) -> bool:
+    return value is None or value == [] or value == {} or (isinstance(value, str) and not value.strip())
 
 
-def _first(row: Row, names: Sequence[str]) -> str | None:
-    """Returns the first of the names that is a text column."""
-    return next((name for name in names if isinstance(row.get(name), str)), None)
+def is_scalar(value: Any) -> bool:
+    return text_of(value) is not None
 
 
-def _tools(row: Row) -> list[dict[str, Any]] | None:
-    tools = row.get("tools")
+def _list_of(value: Any) -> list[Any] | None:
+    """Returns a list, also one that a spreadsheet holds as JSON or pandas as Python; None for anything else."""
+    if isinstance(value, str):
+        if not value.lstrip().startswith("["):
+            return None
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                value = parse(value.strip())
+                break
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else None
+
+
+def _turns(value: Any) -> list[Any] | None:
+    """Returns a list of messages: mappings, at least one of which names its speaker; None for anything else."""
+    turns = _list_of(value)
+    if not turns or not all(isinstance(turn, Mapping) for turn in turns):
+        return None
+    return turns if any(turn.get(key) is not None for turn in turns for key in SPEAKER_KEYS) else None
+
+
+def _utterances(value: Any) -> list[Any] | None:
+    """Returns a list of what two speakers say in turn: texts, or mappings that name no speaker."""
+    turns = _list_of(value)
+    if not turns:
+        return None
+    texts = [turn.get("message") if isinstance(turn, Mapping) else turn for turn in turns]
+    return texts if all(isinstance(text, str) for text in texts) else None
+
+
+def _is_question(value: Any) -> bool:
+    return is_scalar(value) or _turns(value) is not None
+
+
+def _is_answer(value: Any) -> bool:
+    return _is_question(value) or (isinstance(value, Mapping) and _turns([value]) is not None)
+
+
+def messages_column(cells: Cells) -> str | None:
+    return cells.first(_MESSAGES, lambda value: _turns(value) is not None)
+
+
+def _messages(cells: Cells) -> list[list[Any]]:
+    messages = _turns(cells.take(messages_column(cells) or "")) or []
+    # Preference data: the conversation ends with the user, and the answers are in columns.
+    if cells.peek("chosen") is not None:
+        messages = [*messages, *_said(cells.take("chosen"), "assistant", messages)]
+    return [[*system_of(cells), *messages]]
+
+
+def _dialogue(cells: Cells) -> list[list[Any]]:
+    column = cells.first(_MESSAGES, lambda value: _utterances(value) is not None)
+    roles = ("user", "assistant")
+    turns = cells.take(column or "")
+    for turn in _list_of(turns) or ():
+        if isinstance(turn, Mapping):
+            cells.pass_over(str(column), turn, "message")
+    texts = _utterances(turns) or []
+    return [[*system_of(cells), *({"role": roles[index % 2], "content": text} for index, text in enumerate(texts))]]
+
+
+def _self_instruct(cells: Cells) -> list[list[Any]]:
+    instruction = text_of(cells.take("instruction")) or ""
+    for instance in cells.take("instances"):
+        cells.pass_over("instances", instance, "input", "output")
+    return [
+        [
+            {"role": "user", "content": _joined(instruction, text_of(instance.get("input")))},
+            {"role": "assistant", "content": instance.get("output")},
+        ]
+        for instance in cells.take("instances")
+    ]
+
+
+def _pair(cells: Cells) -> list[list[Any]]:
+    question = cells.first(QUESTIONS, _is_question)
+    answer = cells.first(ANSWERS, _is_answer)
+    if question is None or answer is None:
+        raise DataError("it has no question or no answer")
+    asked = cells.take(question)
+    messages = [*system_of(cells), *history_of(cells)]
+    if _turns(asked) is None:
+        contexts = [name for name in _CONTEXTS if name != question and is_scalar(cells.peek(name))]
+        asked = _joined(text_of(asked), *(text_of(cells.take(name)) for name in contexts))
+    # Where `chosen` is the whole conversation, it repeats the question.
+    messages += _said(asked, "user", [])
+    return [[*messages, *_said(cells.take(answer), "assistant", messages)]]
+
+
+def _whole_answer(cells: Cells) -> list[list[Any]]:
+    return [[*system_of(cells), *(_turns(cells.take("chosen")) or [])]]
+
+
+def _said(value: Any, role: str, before: Sequence[Any]) -> list[Any]:
+    """Returns the messages of one side, without those that repeat the ones before."""
+    if isinstance(value, Mapping):
+        value = [value]
+    turns = _turns(value)
+    if turns is None:
+        return [{"role": role, "content": value}]
+    repeated = len(before) if before and turns[: len(before)] == list(before) else 0
+    return turns[repeated:]
+
+
+def system_of(cells: Cells) -> list[Any]:
+    name = cells.first(_SYSTEMS, lambda value: not is_blank(value))
+    return [] if name is None else [{"role": "system", "content": cells.take(name)}]
+
+
+def history_of(cells: Cells) -> list[Any]:
+    history = cells.take("history")
+    if is_blank(history):
+        return []
+    turns = _list_of(history) or []
+    if (messages := _turns(turns)) is not None:
+        return messages
+    pairs = [_list_of(turn) for turn in turns]
+    if not pairs or not all(pair and len(pair) == 2 for pair in pairs):
+        raise DataError(
+            f"its history is neither a list of messages nor of pairs of question and answer: {history!r:.80}"
+        )
+    return [
+        {"role": role, "content": text}
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair or (), strict=True)
+    ]
+
+
+def _joined(*parts: str | None) -> str:
+    return "\n\n".join(part for part in parts if part is not None and not is_empty(part))
+
+
+def tools_of(cells: Cells) -> list[dict[str, Any]] | None:
+    name = cells.first(_TOOLS, lambda value: not is_blank(value))
+    if name is None:
+        return None
+    tools = cells.take(name)
     if isinstance(tools, str):
         try:
-            tools = json.loads(tools) if tools.strip() else None
-        except json.JSONDecodeError as error:
-            raise DataError(f"its `tools` are not JSON: {error}") from error
-    return list(tools) if tools else None
-
-
-def _without_empty(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Drops the keys that a message has only because another message has them."""
-    return {key: value for key, value in message.items() if value is not None}
-
-
-def _messages(row: Row) -> list[Conversation]:
-    for column in ("messages", "conversations", "conversation"):
-        if (messages := _items(row, column, "role")) is not None:
-            return [Conversation([_without_empty(message) for message in messages], _tools(row))]
-    return [Conversation([])]
-
-
-def _prompt_completion_messages(row: Row) -> list[Conversation]:
-    both = [*(row.get("prompt") or []), *(row.get("completion") or [])]
-    return [Conversation([_without_empty(message) for message in both], _tools(row))]
-
-
-def _sharegpt(row: Row) -> list[Conversation]:
-    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    for turn in row.get("conversations") or []:
-        speaker, value = turn.get("from"), turn.get("value")
-        role = _SPEAKERS.get(str(speaker))
-        if role is None:
-            raise DataError(f"it has a turn from {speaker!r}; known speakers are {', '.join(_SPEAKERS)}")
-        if speaker == "function_call":
-            messages.append({"role": role, "content": "", "tool_calls": _tool_calls(value)})
-        else:
-            messages.append({"role": role, "content": value})
-    return [Conversation(messages, _tools(row))]
-
-
-def _tool_calls(text: Any) -> list[dict[str, Any]]:
-    """Parses one or several calls, written as JSON in a separate turn."""
+            tools = json.loads(tools)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"its `{name}` are not JSON: {error}") from error
+    tools = [tools] if isinstance(tools, Mapping) else tools
     try:
-        calls = json.loads(text)
-        calls = calls if isinstance(calls, list) else [calls]
-        return [
-            {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}} for call in calls
-        ]
-    except (TypeError, KeyError, json.JSONDecodeError) as error:
-        raise DataError(f"its function call is not JSON with name and arguments, but {text!r:.80}") from error
-
-
-def _dialogue(row: Row) -> list[Conversation]:
-    turns = _items(row, "messages", "message") or []
-    roles = ("user", "assistant")
-    return [Conversation([{"role": roles[index % 2], "content": turn["message"]} for index, turn in enumerate(turns)])]
-
-
-def _with_input(instruction: str, text: str | None) -> str:
-    return f"{instruction}\n\n{text}" if text and text.strip() else instruction
-
-
-def _alpaca(row: Row) -> list[Conversation]:
-    answer = _first(row, _ANSWERS)
-    context = _first(row, ("input", "context"))
-    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    for question, reply in row.get("history") or []:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-    question = _with_input(row.get("instruction") or "", row[context] if context else None)
-    messages += [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": row[answer] if answer else ""},
-    ]
-    return [Conversation(messages)]
-
-
-def _self_instruct(row: Row) -> list[Conversation]:
-    return [
-        Conversation(
-            [
-                {"role": "user", "content": _with_input(row["instruction"], instance.get("input"))},
-                {"role": "assistant", "content": instance.get("output")},
-            ]
-        )
-        for instance in row.get("instances") or []
-    ]
-
-
-def _pair_columns(row: Row) -> tuple[str, str] | None:
-    question, answer = _first(row, _QUESTIONS), _first(row, _ANSWERS)
-    return (question, answer) if question and answer else None
-
-
-def _pair(row: Row) -> list[Conversation]:
-    columns = _pair_columns(row)
-    if columns is None:
-        raise DataError("it has no question or no answer")
-    question, answer = (row[column] for column in columns)
-    return [Conversation([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])]
+        tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools or []]
+    except (TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"its `{name}` are not a list of JSON schemas, but {tools!r:.80}") from error
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise DataError(f"its `{name}` are not a list of JSON schemas, but {tools!r:.80}")
+    if name == "functions":
+        tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    return [dict(tool) for tool in tools] or None
 
 
 SHAPES = (
     Shape(
-        "`messages` (or `conversations`), a list of role and content",
-        lambda row: any(_items(row, column, "role") for column in ("messages", "conversations", "conversation")),
+        "`messages` (or `conversations`), a list of role and content, or ShareGPT's from and value",
+        lambda cells: messages_column(cells) is not None,
         _messages,
     ),
     Shape(
-        "`prompt` and `completion`, two lists of role and content",
-        lambda row: bool(_items(row, "prompt", "role") and _items(row, "completion", "role")),
-        _prompt_completion_messages,
-    ),
-    Shape(
-        "ShareGPT: `conversations`, a list of from and value",
-        lambda row: _items(row, "conversations", "from") is not None,
-        _sharegpt,
-    ),
-    Shape(
-        "`messages`, a list of message, by two speakers in turn",
-        lambda row: _items(row, "messages", "message") is not None,
+        "`messages` (or `dialog`), a list of texts by two speakers in turn",
+        lambda cells: cells.first(_MESSAGES, lambda value: _utterances(value) is not None) is not None,
         _dialogue,
     ),
     Shape(
         "self-instruct: `instruction` and `instances`, a list of input and output",
-        lambda row: isinstance(row.get("instruction"), str) and _items(row, "instances", "output") is not None,
+        lambda cells: (
+            is_scalar(cells.peek("instruction"))
+            and isinstance(cells.peek("instances"), Sequence)
+            and all(isinstance(instance, Mapping) for instance in cells.peek("instances"))
+        ),
         _self_instruct,
     ),
     Shape(
-        f"Alpaca: `instruction`, optionally `input`, `system` and `history`, and one of {', '.join(_ANSWERS)}",
-        lambda row: isinstance(row.get("instruction"), str) and _first(row, _ANSWERS) is not None,
-        _alpaca,
-    ),
-    Shape(
-        f"two text columns, one of {', '.join(_QUESTIONS)} and one of {', '.join(_ANSWERS)}",
-        lambda row: _pair_columns(row) is not None,
+        f"Alpaca and other pairs: one of {', '.join(QUESTIONS)} and one of {', '.join(ANSWERS)}, as text or list of "
+        f"messages, and optionally one of {', '.join(_CONTEXTS)}, one of {', '.join(_SYSTEMS[:3])}, and history",
+        lambda cells: (
+            cells.first(QUESTIONS, _is_question) is not None and cells.first(ANSWERS, _is_answer) is not None
+        ),
         _pair,
     ),
+    Shape(
+        "preferences: `chosen`, a list of role and content",
+        lambda cells: _turns(cells.peek("chosen")) is not None,
+        _whole_answer,
+    ),
 )
-
-
-def check_conversation(messages: Sequence[Mapping[str, Any]], *, allow_empty: bool = False) -> None:
-    """Raises if a chat model cannot learn from a conversation.
-
-    A system message may come first; then user and assistant take turns. After an assistant message that calls tools
-    come the tools' messages, and then the assistant again.
-
-    Args:
-        allow_empty: Allow messages without text; a model's answer can be empty.
-
-    Raises:
-        DataError: If a message is invalid or out of turn; it names the message, counted from 1, and what would be
-            right.
-    """
-    before = None
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping):
-            raise DataError(f"message {number} is not a mapping with role and content, but {message!r:.80}")
-        role, content = message.get("role"), message.get("content")
-        if role not in _FOLLOWS:
-            raise DataError(f"message {number} has the unknown role {role!r}: use one of {', '.join(_FOLLOWS)}")
-        calls = bool(message.get("tool_calls"))
-        empty = not content or (isinstance(content, str) and not content.strip())
-        if empty and not calls and not allow_empty:
-            raise DataError(f"message {number}, the {role}'s, is empty")
-        if before not in _FOLLOWS[role]:
-            raise DataError(
-                f"message {number} is the {role}'s and comes {'first' if before is None else f'after {_article(before)}'}: "
-                "after a system message, user and assistant take turns; a tool's message follows an assistant's call"
-            )
-        before = "assistant calling" if role == "assistant" and calls else role
-
-
-# The roles that may come directly before each role; None is the beginning.
-_FOLLOWS: dict[str, tuple[str | None, ...]] = {
-    "system": (None,),
-    "user": (None, "system", "assistant"),
-    "assistant": (None, "system", "user", "tool"),
-    "tool": ("assistant calling", "tool"),
-}
-
-
-def _article(before: str) -> str:
-    return {"assistant calling": "an assistant's call", "assistant": "an assistant's", "user": "a user's"}.get(
-        before, f"a {before}'s"
-    )
-
-
-def read_rows(shape: Shape, rows: Iterable[Row]) -> Iterator[tuple[int, Conversation | DataError]]:
-    """Yields row numbers, from 1, with each conversation in the row, or with an error if it cannot be used."""
-    for number, row in enumerate(rows, start=1):
-        try:
-            conversations = shape.read(row)
-            for conversation in conversations:
-                check_conversation(conversation.messages)
-        except DataError as error:
-            yield number, error
-            continue
-        yield from ((number, conversation) for conversation in conversations)

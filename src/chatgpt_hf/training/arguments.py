@@ -160,6 +160,21 @@ class ConversationArguments:
             "ShareGPT, and columns of questions and answers."
         },
     )
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column with the question; found by its name if not given."}
+    )
+    completion_column: str | None = field(
+        default=None, metadata={"help": "Column with the answer; found by its name if not given."}
+    )
+    prompt_template: str | None = field(
+        default=None,
+        metadata={
+            "help": 'Question made of several columns in braces, such as "{title}\\n{text}", instead of one column.'
+        },
+    )
+    completion_template: str | None = field(
+        default=None, metadata={"help": "Answer made of several columns in braces, instead of one column."}
+    )
     test_fraction: float = field(
         default=0.0,
         metadata={

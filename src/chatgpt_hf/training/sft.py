@@ -7,8 +7,9 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
 
 from ..checkpoints import check_tokenizer_fits, extend_vocabulary, load_model, sample_of
-from ..data.conversations import load_conversations, share_supervised, show_masks, tokenize_conversations
+from ..data.conversations import read_conversations, share_supervised, show_masks, tokenize_conversations
 from ..data.packing import pack_documents
+from ..data.shapes import PairColumns
 from ..data.sources import parse_sources
 from ..errors import ConfigError, TokenizerError
 from ..evaluation.answers import AnswersResult, ends_with_an_answer, evaluate_answers
@@ -107,11 +108,14 @@ class SFTRun(Run):
     def prepare(self) -> None:
         model_arguments, chosen = self.model_arguments, self.conversation_arguments
         self.sources = parse_sources(chosen.dataset, field="dataset")
-        splits = load_conversations(
+        splits, self.summaries = read_conversations(
             self.sources,
             test_fraction=chosen.test_fraction,
             seed=self.arguments.seed,
             skip_invalid=chosen.skip_invalid,
+            named=PairColumns(
+                chosen.prompt_column, chosen.completion_column, chosen.prompt_template, chosen.completion_template
+            ),
         )
         base = str(model_arguments.model_name_or_path)
         self.tokenizer = tokenizer = load_tokenizer(base)
@@ -131,6 +135,7 @@ class SFTRun(Run):
             tokenizer,
             max_length=chosen.block_size,
             long_conversations=chosen.long_conversations,
+            skip_invalid=chosen.skip_invalid,
         )
         if chosen.show_masks and self.arguments.process_index == 0:
             show_masks(tokenized.select(range(min(chosen.show_masks, len(tokenized)))), tokenizer)
@@ -205,6 +210,7 @@ class SFTRun(Run):
             description="a chat model that answers questions.",
             data=", ".join(source.source for source in self.sources),
             samples=self.samples,
+            statistics=[summary.line() for summary in self.summaries],
             chat=True,
             datasets=[source.source for source in self.sources],
             base_model=self.model_arguments.model_name_or_path,
