@@ -34,7 +34,6 @@ MOVED = {
     "data.relations": "data.builtin.relation_texts",
     "data.spans": "tasks.question_answering.features",
     "data.squad": "tasks.question_answering.rows",
-    "data.tables": "tasks.tables",
     "evaluation.answering": "tasks.question_answering.evaluation",
     "evaluation.baselines": "tasks.baselines",
     "evaluation.choices": "tasks.multiple_choice.evaluation",

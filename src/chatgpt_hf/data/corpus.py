@@ -1,39 +1,37 @@
-"""Loads text from files, folders, globs, Hub data sets and built-in corpora, always as one column of documents.
+"""Loads text from files, folders, globs, Hub data sets and built-in corpora, always as one column of documents."""
 
-The loaders of `datasets` do the reading. This module finds every mistake in the user's data beforehand or names it
-afterwards, with the file, the line or byte offset, and the existing columns.
-"""
-
-import csv
-import glob
 import hashlib
-import json
 import logging
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-import fsspec
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
 from ..errors import ConfigError, DataError
-from ..extras import require
+from .arrow_rows import parquet_schema
 from .builtin import load_builtin
-from .files import format_of, has_content, is_one_document, json_fault, open_bytes, read_text, source_files
+from .columns import Stamp, generate, load_file
+from .encodings import check_encoding
+from .files import format_of, is_empty, is_one_document, read_text, source_files
 from .sources import fill_template, template_columns
+from .tables import load_hub_splits, placed_rows, read_tables
 
 logger = logging.getLogger(__name__)
 
 _TEXT = Features({"text": Value("string")})
+_PEEKED_ROWS = 1000
 
 
 def load_corpus(
-    source: str, *, text_column: str = "text", template: str | None = None, skip_broken_files: bool = False
+    source: str,
+    *,
+    text_column: str = "text",
+    template: str | None = None,
+    encoding: str | None = None,
+    skip_broken_files: bool = False,
 ) -> DatasetDict:
     """Loads documents from one source.
 
@@ -45,6 +43,7 @@ def load_corpus(
             txt, md, jsonl, json, csv, tsv or parquet files, all but the last also with `.gz` or `.zst`; or a Hub id.
         text_column: The column with the documents, in formats that have columns.
         template: Used instead of `text_column`: a text with column names in braces; a list is joined by line feeds.
+        encoding: Encoding of the files, such as `gb18030`; UTF-8 if not given. A byte order mark outweighs it.
         skip_broken_files: Leave out files that cannot be used, with a warning that says why, instead of raising an
             error.
 
@@ -53,73 +52,71 @@ def load_corpus(
 
     Raises:
         DataError: If the source does not exist, is empty, or cannot be used; the message names the file and the place.
-        ConfigError: If the template is invalid, or a text column is given as well.
+        ConfigError: If the template or encoding is invalid, or a text column is given as well as a template.
     """
-    _check_selection(text_column, template)
+    selection = _select(text_column, template, encoding)
     if source.startswith("builtin:"):
         splits = load_builtin(source)
-        return DatasetDict({name: _with_text(split, source, text_column, template) for name, split in splits.items()})
+        return DatasetDict({name: _with_text(split, source, selection) for name, split in splits.items()})
     files = source_files(source)
     if files is None:
-        splits = _load_hub_splits(source)
+        splits = load_hub_splits(source)
         return DatasetDict(
-            {
-                name: _without_blanks(_with_text(split, source, text_column, template), source)
-                for name, split in splits.items()
-            }
+            {name: _without_blanks(_with_text(split, source, selection), source) for name, split in splits.items()}
         )
-    texts, parts, empty, broken = [], [], [], []
+    filled, broken = [], []
     for file in files:
         try:
-            if not has_content(file):
-                empty.append(file)
-            elif is_one_document(file):
-                texts.append(file)
+            if is_empty(file):
+                logger.warning("%s is empty and was left out.", file)
             else:
-                rows = load_file(file, text_column, template)
-                parts.append(_with_text(rows, str(file), text_column, template))
+                filled.append(file)
         except DataError as error:
             if not skip_broken_files:
                 raise
             broken.append(str(error))
-    parts = [_load_texts(texts), *parts] if texts else parts
-    if not parts:
-        reason = f"cannot be used: {broken[0]}" if broken else "is empty: give at least one document"
-        raise DataError(f"{source} {reason}")
-    for file in empty:
-        logger.warning("%s is empty and was left out.", file)
+    parts = []
+    for some in [[file] for file in filled] if skip_broken_files else [filled] if filled else []:
+        try:
+            parts.append(_load_documents(some, selection))
+        except DataError as error:
+            if not skip_broken_files:
+                raise
+            broken.append(str(error))
     for message in broken:
         logger.warning("Left out a broken file: %s", message)
+    if not any(map(len, parts)):
+        reason = f"cannot be used: {broken[0]}" if broken else "is empty: give at least one document"
+        raise DataError(f"{source} {reason}")
     return DatasetDict(train=_without_blanks(concatenate_datasets(parts), source))
 
 
-def load_rows(source: str) -> list[tuple[str, DatasetDict]]:
+def load_rows(source: str, *, encoding: str | None = None) -> list[tuple[str, DatasetDict]]:
     """Loads rows with all their columns from any source of `load_corpus` except text files.
 
     Returns:
-        A name for messages and the splits of each file, or of the one built-in or Hub data set. Cells of csv and tsv
-        files are text.
+        A name for messages and the splits of each file, or of the one built-in or Hub data set. See `load_file` for
+        the types of the columns.
 
     Raises:
         DataError: If the source does not exist, is empty, or cannot be read; the message names the file and the place.
     """
     if source.startswith("builtin:"):
         return [(source, load_builtin(source))]
-    files = source_files(source)
-    if files is None:
-        return [(source, _load_hub_splits(source))]
-    tables = []
-    for file in files:
-        if is_one_document(file):
-            raise DataError(f"{file} is a text file without columns: give jsonl, json, csv, tsv or parquet files")
-        if not has_content(file):
-            raise DataError(f"{file} is empty: give at least one row")
-        tables.append((str(file), DatasetDict(train=load_file(file))))
-    return tables
+    if source_files(source) is None:
+        return [(source, load_hub_splits(source))]
+    check_encoding(encoding)
+    tables = read_tables(source, encoding=encoding)
+    return [(table.where, DatasetDict(train=load_file(Path(table.where), encoding=encoding))) for table in tables]
 
 
 def stream_corpus(
-    source: str, *, text_column: str = "text", template: str | None = None, skip_broken_files: bool = False
+    source: str,
+    *,
+    text_column: str = "text",
+    template: str | None = None,
+    encoding: str | None = None,
+    skip_broken_files: bool = False,
 ) -> dict[str, IterableDataset]:
     """Streams the documents of `load_corpus` from files or the Hub as they are requested, including blank ones.
 
@@ -129,6 +126,7 @@ def stream_corpus(
         source: As for `load_corpus`.
         text_column: As for `load_corpus`.
         template: As for `load_corpus`.
+        encoding: As for `load_corpus`.
         skip_broken_files: Leave out the rest of a file that turns out to be broken, with a warning, instead of raising
             an error.
 
@@ -138,25 +136,24 @@ def stream_corpus(
     Raises:
         DataError: If the source does not exist; and, during reading, if a file is broken: the message names the place.
     """
-    _check_selection(text_column, template)
+    selection = _select(text_column, template, encoding)
     files = None if source.startswith("builtin:") else source_files(source)
     if files is not None:
         arguments = {
             "files": [str(file) for file in files],
-            "text_column": text_column,
-            "template": template,
+            "selection": tuple(selection),
             "skip_broken_files": skip_broken_files,
         }
-        return {"train": IterableDataset.from_generator(_stream_files, features=_TEXT, gen_kwargs=arguments)}
+        return {"train": IterableDataset.from_generator(_stream_documents, features=_TEXT, gen_kwargs=arguments)}
     if source.startswith("builtin:"):
         splits = {name: split.to_iterable_dataset() for name, split in load_builtin(source).items()}
     else:
-        splits = _load_hub_splits(source, streaming=True)
+        splits = load_hub_splits(source, streaming=True)
     streams = {}
     for name, split in splits.items():
         columns = split.column_names or list(next(iter(split)))
-        _check_columns(columns, source, text_column, template)
-        to_text = partial(_document, where=source, text_column=text_column, template=template)
+        selection.check(columns, source)
+        to_text = partial(_document, where=source, selection=selection)
         streams[name] = split.map(to_text, remove_columns=columns, features=_TEXT)
     return streams
 
@@ -227,200 +224,112 @@ def check_test_fraction(test_fraction: float) -> None:
         raise ConfigError(f"test_fraction is {test_fraction}: give a number between 0 and 1, both excluded")
 
 
-def _load_texts(files: list[Path]) -> Dataset:
-    """Loads text files, each as one document.
-
-    Avoids the `text` loader of `datasets`, which decodes compressed files in the locale's encoding.
-    """
+def _load_documents(files: list[Path], selection: "_Selection") -> Dataset:
+    """Loads the documents of files, in their order."""
     # Size and time are arguments so that a changed file is not taken from the cache.
-    stamps = [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
-    return cast(Dataset, Dataset.from_generator(_read_texts, features=_TEXT, gen_kwargs={"files": stamps}))
+    return generate(_read_documents, _TEXT, files, selection=tuple(selection))
 
 
-def _read_texts(files: list[tuple[str, int, int]]) -> Iterator[dict[str, str]]:
+def _read_documents(files: Sequence[Stamp], selection: tuple[Any, ...]) -> Iterator[dict[str, str]]:
     for path, _, _ in files:
-        yield {"text": read_text(Path(path))}
+        yield from _documents(Path(path), _Selection(*selection))
 
 
-def run_loader(path: Path, loader: str, **options: Any) -> Any:
-    """Runs a loader of `datasets` on a file."""
-    if path.suffix.lower() == ".zst" and "zstd" not in fsspec.available_compressions():
-        require(f"{path}, compressed with zstd,", "zstandard")
-    try:
-        # The loaders treat file names as patterns, hence the escape.
-        return load_dataset(loader, data_files=[glob.escape(str(path.absolute()))], split="train", **options)
-    # A loader passes on any exception of the library below it, even StopIteration.
-    except Exception as error:
-        if "corresponds to no data" in str(error):
-            raise DataError(f"{path} is empty: it has no rows") from error
-        raise DataError(f"{path} cannot be read as {loader}: {error.__cause__ or error}") from error
-
-
-def load_file(path: Path, text_column: str | None = None, template: str | None = None, **options: Any) -> Any:
-    """Loads one file that has columns; the loaders refuse several files whose other columns differ.
-
-    Args:
-        text_column: A column that must exist, unless `template` names others; None accepts any columns.
-        **options: Options of the `datasets` loader.
-    """
-    suffix = format_of(path)
-    if suffix in (".csv", ".tsv"):
-        separator = "\t" if suffix == ".tsv" else ","
-        try:
-            with open_bytes(path) as stream:
-                head = pd.read_csv(stream, sep=separator, nrows=1, quoting=options.get("quoting", csv.QUOTE_MINIMAL))
-        except ValueError as error:
-            raise DataError(f"{path} cannot be read as {suffix[1:]}: {error}") from error
-        if not isinstance(head.index, pd.RangeIndex):
-            # pandas would then use the first field of every row as its index and shift the rest by one column.
-            raise DataError(
-                f"{path} has more fields in line 2 than in its header: quote texts that contain a separator"
-            )
-        if text_column is not None:
-            _check_columns(list(head.columns), str(path), text_column, template)
-        # Every cell of such a file is text, even a number or the word "null".
-        features = Features({column: Value("string") for column in head.columns})
-        return run_loader(path, "csv", sep=separator, features=features, keep_default_na=False, **options)
-    if suffix == ".parquet":
-        if text_column is None:
-            return run_loader(path, "parquet", **options)
-        try:
-            _check_columns(pq.read_schema(path).names, str(path), text_column, template)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path} cannot be read as parquet: {error}") from error
-        return run_loader(path, "parquet", columns=_wanted(text_column, template), **options)
-    return _load_json(path)
-
-
-def _load_json(path: Path) -> Dataset:
-    """Loads a JSON or JSON Lines file; raises a `DataError` that names the broken line."""
-    try:
-        return run_loader(path, "json")
-    except DataError as error:
-        raise DataError(json_fault(path) or str(error)) from error
-
-
-def _stream_files(
-    files: list[str], text_column: str, template: str | None, skip_broken_files: bool
+def _stream_documents(
+    files: Sequence[str], selection: tuple[Any, ...], skip_broken_files: bool
 ) -> Iterator[dict[str, str]]:
     for path in map(Path, files):
         try:
-            yield from _stream_file(path, text_column, template)
+            yield from _documents(path, _Selection(*selection))
         except DataError as error:
             if not skip_broken_files:
                 raise
             logger.warning("Left out the rest of a broken file: %s", error)
 
 
-def _stream_file(path: Path, text_column: str, template: str | None) -> Iterator[dict[str, str]]:
-    """Yields the documents of one file."""
-    try:
-        if is_one_document(path):
-            yield {"text": read_text(path)}
-        elif format_of(path) in (".json", ".jsonl"):
-            for line, row in stream_json(path):
-                yield _document(row, f"line {line} of {path}", text_column, template)
-        else:
-            rows = load_file(path, text_column, template, streaming=True)
-            # `iter` reads the whole file in each data loader worker; plain iteration would divide it.
-            for batch in rows.iter(batch_size=100):
-                for cells in zip(*batch.values(), strict=True):
-                    yield _document(dict(zip(batch, cells, strict=True)), str(path), text_column, template)
-    except DataError:
-        raise
-    # The library below may raise anything at any row; name the file and the place.
-    except Exception as error:
-        has_content(path)
-        raise DataError(f"{path} cannot be read: {error.__cause__ or error}") from error
+def _documents(path: Path, selection: "_Selection") -> Iterator[dict[str, str]]:
+    """Yields the documents of one file, including blank ones."""
+    if is_one_document(path):
+        yield {"text": read_text(path, selection.encoding)}
+        return
+    wanted = selection.columns()
+    if format_of(path) == ".parquet":
+        selection.check(parquet_schema(path).names, str(path))
+    rows = placed_rows(path, encoding=selection.encoding, columns=wanted)
+    # A row of JSON may lack a column that others have. All are known soon.
+    columns: dict[str, None] = {}
+    begun = []
+    for place, row in islice(rows, _PEEKED_ROWS):
+        begun.append((place, row))
+        columns |= dict.fromkeys(row)
+        if all(name in columns for name in wanted):
+            break
+    if not begun:
+        logger.warning("%s has no rows and was left out.", path)
+        return
+    selection.check(list(columns), str(path))
+    for place, row in chain(begun, rows):
+        yield _document(row, f"{place} of {path}", selection)
 
 
-def stream_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the objects of a JSON Lines file with their lines, or those of a whole JSON file with line 1."""
-    with open_bytes(path) as stream:
-        lines = ((number, data.decode("utf-8-sig").strip()) for number, data in enumerate(stream, start=1))
-        for count, (number, line) in enumerate((number, line) for number, line in lines if line):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                if count == 0 and format_of(path) == ".json":
-                    break
-                raise DataError(f"{path} is broken JSON in line {number}: {error.msg}") from error
-            if not isinstance(row, dict):
-                if count == 0 and format_of(path) == ".json":
-                    break
-                raise DataError(f"{path} has no JSON object in line {number}")
-            yield number, row
-        else:
-            return
-    try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(json_fault(path) or f"{path} is broken JSON in line {error.lineno}: {error.msg}") from error
-    rows = value if isinstance(value, list) else [value]
-    if not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} has something other than JSON objects")
-    yield from ((1, row) for row in rows)
+class _Selection(NamedTuple):
+    """How a row becomes a document."""
+
+    text_column: str
+    template: str | None
+    encoding: str | None
+
+    def columns(self) -> list[str]:
+        return [self.text_column] if self.template is None else template_columns(self.template)
+
+    def check(self, columns: Sequence[str], where: str) -> None:
+        """Raises `DataError` if a required column is missing."""
+        missing = [name for name in self.columns() if name not in columns]
+        if missing:
+            remedy = f"set text_column to one of {', '.join(columns)}"
+            if self.template is not None:
+                remedy = f"the template may name {', '.join(columns)}"
+            raise DataError(f"{where} has no column {missing[0]!r}: {remedy}")
 
 
-def _load_hub_splits(source: str, **options: Any) -> DatasetDict:
-    """Loads a Hub data set: its `train` split, and its `test` split if it has one."""
-    problem = f"{source} is not a file, a folder, a glob that matches, builtin:python-docs, or a Hub id"
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or format_of(Path(source)):
-        raise DataError(f"{problem}: check the spelling")
-    try:
-        splits = load_dataset(source, **options)
-    # Not found, offline, gated, more than one configuration: each raises a different exception.
-    except Exception as error:
-        raise DataError(f"{problem} that could be loaded: {error}") from error
-    if "train" not in splits:
-        raise DataError(f"{source} has no split train, only {', '.join(map(str, splits))}")
-    return DatasetDict({name: splits[name] for name in ("train", "test") if name in splits})
-
-
-def _wanted(text_column: str, template: str | None) -> list[str]:
-    return [text_column] if template is None else template_columns(template)
-
-
-def _check_selection(text_column: str, template: str | None) -> None:
-    """Raises `ConfigError` if both a text column and a template are given, or the template is invalid."""
+def _select(text_column: str, template: str | None, encoding: str | None) -> _Selection:
+    """Raises `ConfigError` if both a text column and a template are given, or template or encoding are invalid."""
     if template is not None:
         template_columns(template)
         if text_column != "text":
             raise ConfigError(f"text_column is {text_column!r} and a template is given too: give only one of them")
+    check_encoding(encoding)
+    return _Selection(text_column, template, encoding)
 
 
-def _check_columns(columns: list[str], where: str, text_column: str, template: str | None) -> None:
-    """Raises `DataError` if a required column is missing."""
-    missing = [name for name in _wanted(text_column, template) if name not in columns]
-    if missing:
-        remedy = f"set text_column to one of {', '.join(columns)}"
-        if template is not None:
-            remedy = f"the template may name {', '.join(columns)}"
-        raise DataError(f"{where} has no column {missing[0]!r}: {remedy}")
+def _document(row: Mapping[str, Any], where: str, selection: _Selection) -> dict[str, str]:
+    """Returns the document in one row; an empty cell is an empty document.
 
-
-def _document(row: Mapping[str, Any], where: str, text_column: str, template: str | None) -> dict[str, str]:
-    """Returns the document in one row; an empty cell is an empty document."""
-    _check_columns(list(row), where, text_column, template)
-    if template is not None:
-        return {"text": fill_template(template, row, where)}
-    text = row[text_column]
+    A row that lacks all columns is empty too, unless it has text elsewhere, which would be lost.
+    """
+    wanted = selection.columns()
+    if not any(name in row for name in wanted) and any(isinstance(cell, (str, list, dict)) for cell in row.values()):
+        selection.check(list(row), where)
+    if selection.template is not None:
+        return {"text": fill_template(selection.template, {**dict.fromkeys(wanted), **row}, where)}
+    text = row.get(selection.text_column)
     if text is not None and not isinstance(text, str):
-        raise DataError(f"column {text_column!r} of {where} must contain strings, but contains {text!r:.80}")
+        raise DataError(f"column {selection.text_column!r} of {where} must contain strings, but contains {text!r:.80}")
     return {"text": text or ""}
 
 
-def _with_text(dataset: Dataset, where: str, text_column: str, template: str | None) -> Dataset:
+def _with_text(dataset: Dataset, where: str, selection: _Selection) -> Dataset:
     """Keeps only the documents, in a column `text`; raises `DataError` if a column is missing or not text."""
-    _check_columns(dataset.column_names, where, text_column, template)
-    if template is not None:
-        to_text = partial(_document, where=where, text_column=text_column, template=template)
+    selection.check(dataset.column_names, where)
+    if selection.template is not None:
+        to_text = partial(_document, where=where, selection=selection)
         return dataset.map(to_text, remove_columns=dataset.column_names, features=_TEXT, desc="Filling the template")
-    feature = dataset.features[text_column]
+    column = selection.text_column
+    feature = dataset.features[column]
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
-        raise DataError(f"column {text_column!r} of {where} must contain strings, but has the type {feature}")
-    dataset = dataset.select_columns([text_column])
-    dataset = dataset if text_column == "text" else dataset.rename_column(text_column, "text")
+        raise DataError(f"column {column!r} of {where} must contain strings, but has the type {feature}")
+    dataset = dataset.select_columns([column])
+    dataset = dataset if column == "text" else dataset.rename_column(column, "text")
     # A cast writes all documents again.
     return dataset if dataset.features["text"].dtype == "string" else dataset.cast_column("text", Value("string"))
 

@@ -1,24 +1,38 @@
-"""Finds and opens text files, and reports where one is broken."""
+"""Finds and opens the files of a corpus or data set, and reports where one cannot be read."""
 
 import codecs
 import glob
 import gzip
 import io
-import json
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 import pyarrow as pa
 
 from ..errors import DataError
+from .encodings import MARKS, check_encoding, encoding_by_mark, likely_encodings, looks_like_utf16
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 FORMATS = ", ".join(suffix[1:] for suffix in SUFFIXES) + " (all but parquet also with .gz or .zst)"
+# A small compressed file can fill the memory or the disk. Real text, even a log, shrinks to no less than a fiftieth;
+# only files that are both larger and more repetitive than that are refused.
+EXPANSION_LIMIT = 200
+EXPANSION_BYTES = 1 << 30
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 def format_of(path: Path) -> str | None:
@@ -40,16 +54,19 @@ def source_files(source: str) -> list[Path] | None:
         DataError: If none of them has a supported format.
     """
     path = Path(source).expanduser()
-    if os.path.isdir(path):
-        files = _files_below(path)
-    elif os.path.exists(path):
-        if format_of(path) is None:
-            raise DataError(f"{source} has an unsupported file ending; supported are {FORMATS}")
-        files = [path]
-    elif matches := glob.glob(str(path), recursive=True):
-        files = sorted({file for match in map(Path, matches) for file in _files_below(match)})
-    else:
-        return None
+    try:
+        if os.path.isdir(path):
+            files = _files_below(path)
+        elif os.path.exists(path):
+            if format_of(path) is None:
+                raise DataError(f"{source} has an unsupported file ending; supported are {FORMATS}")
+            files = [path]
+        elif matches := glob.glob(str(path), recursive=True):
+            files = sorted({file for match in map(Path, matches) for file in _files_below(match)})
+        else:
+            return None
+    except (OSError, ValueError) as error:  # a folder that vanishes meanwhile; a zero byte in the name
+        raise DataError(f"{source!r} cannot be read: {error}") from error
     if not files:
         raise DataError(f"{source} contains no file with a supported ending: {FORMATS}")
     return files
@@ -63,26 +80,115 @@ def _files_below(path: Path) -> list[Path]:
     return [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
 
+@contextmanager
+def faults_named(path: Path, encoding: str | None = None) -> Iterator[None]:
+    """Turns the errors of reading a file into a `DataError` that names it and, if it is not UTF-8, the place."""
+    try:
+        yield
+    except UnicodeError as error:
+        raise DataError(_encoding_fault(path, encoding) or f"{path} cannot be decoded: {error}") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path} cannot be read: it does not exist, or no longer") from error
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def check_regular(path: Path) -> None:
+    """Raises `DataError` if a path is a folder, pipe, socket or device: reading one may never end."""
+    with faults_named(path):
+        mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "something else")
+        raise DataError(f"{path} cannot be read: it is {kind}, not a file")
+
+
 def open_bytes(path: Path) -> BinaryIO:
-    """Opens a file to read its bytes, decompressed."""
+    """Opens a regular file to read its bytes, decompressed.
+
+    Raises:
+        DataError: If it is something other than a regular file; when read, if it expands beyond all measure.
+    """
+    check_regular(path)
     if path.suffix.lower() == ".gz":
-        return cast(BinaryIO, gzip.open(path))
+        return _limited(cast(BinaryIO, gzip.open(path)), path)
     if path.suffix.lower() == ".zst":
-        return cast(BinaryIO, pa.input_stream(str(path), compression="zstd"))
+        return _limited(cast(BinaryIO, pa.input_stream(str(path), compression="zstd")), path)
     return path.open("rb")
 
 
-def read_text(path: Path) -> str:
+def _limited(stream: BinaryIO, path: Path) -> BinaryIO:
+    return io.BufferedReader(cast(io.RawIOBase, _Decompressed(stream, path)), 1 << 18)
+
+
+class _Decompressed(io.RawIOBase):
+    """Reads a compressed stream up to a limit."""
+
+    def __init__(self, stream: BinaryIO, path: Path) -> None:
+        self._stream = stream
+        self._path = path
+        self._limit = max(EXPANSION_BYTES, EXPANSION_LIMIT * path.stat().st_size)
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        self._count += len(data)
+        if self._count > self._limit:
+            raise DataError(
+                f"{self._path} expands to more than {self._limit >> 20} MiB, over {EXPANSION_LIMIT} times its size, which "
+                "no ordinary text does: decompress it yourself if you trust it"
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def open_text(path: Path, encoding: str | None = None, newline: str | None = None) -> TextIO:
+    """Opens a file to read its text, decompressed and without a byte order mark.
+
+    Args:
+        path: The file.
+        encoding: Its encoding, UTF-8 if not given. A byte order mark at the file's beginning outweighs both.
+        newline: As for `open`.
+    """
+    with faults_named(path):
+        stream = open_bytes(path)
+        buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, stream))
+        return io.TextIOWrapper(buffered, encoding=_encoding(buffered, path, encoding), newline=newline)
+
+
+def _encoding(stream: io.BufferedReader, path: Path, encoding: str | None) -> str:
+    """Returns the encoding to read a stream with; reads nothing of it."""
+    check_encoding(encoding)
+    head = stream.peek(1024)
+    if (marked := encoding_by_mark(head)) is not None:
+        return marked
+    if encoding is not None:
+        return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+    if format_of(path) is not None and (wide := looks_like_utf16(head)) is not None:
+        stream.close()
+        raise DataError(f"{path} is not UTF-8 but looks like {wide.upper()}: add --encoding {wide}")
+    return "utf-8-sig"
+
+
+def read_text(path: Path, encoding: str | None = None) -> str:
     """Returns the text of a file that is one document, with line ends converted to line feeds."""
     # One rare character makes every character of a string four bytes wide. Reading the file at once would also keep
     # narrower copies of the text before it.
-    return "".join(text_chunks(path))
+    return "".join(text_chunks(path, encoding=encoding))
 
 
-def text_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str]:
+def text_chunks(
+    path: Path, start: int = 0, stop: int | None = None, *, encoding: str | None = None
+) -> Iterator[str]:
     """Yields the characters `start` to `stop` of `read_text`, about a million at a time."""
     position = 0
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as stream:
+    with faults_named(path, encoding), open_text(path, encoding) as stream:
         for chunk in iter(partial(stream.read, 1 << 20), ""):
             yield chunk[max(0, start - position) : None if stop is None else max(0, stop - position)]
             position += len(chunk)
@@ -90,47 +196,49 @@ def text_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator
                 return
 
 
-def has_content(path: Path) -> bool:
+def has_content(path: Path, encoding: str | None = None) -> bool:
     """Reads a file once; True if it is not empty. Raises `DataError` if it is unreadable, or text but not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    if format_of(path) == ".parquet":
+        return not is_empty(path)
+    if fault := _encoding_fault(path, encoding):
+        raise DataError(fault)
+    return not is_empty(path)
+
+
+def is_empty(path: Path) -> bool:
+    """True if a file has no bytes, or only a byte order mark; reads only its beginning."""
+    with faults_named(path), open_bytes(path) as stream:
+        return stream.read(5) in (b"", *(mark for mark, _ in MARKS))
+
+
+def _encoding_fault(path: Path, encoding: str | None) -> str | None:
+    """Reads a file and describes the first place that its encoding does not allow; None if there is none."""
     offset = line = 0
-    try:
-        with open_bytes(path) as stream:
-            if format_of(path) == ".parquet":
-                return bool(stream.read(1))
-            while True:
-                chunk = stream.read(1 << 20)
-                pending = len(decoder.getstate()[0])
+    with faults_named(path), open_bytes(path) as stream:
+        buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, stream))
+        name = _encoding(buffered, path, encoding)
+        plain = "utf-8" if name == "utf-8-sig" else name
+        decoder = codecs.getincrementaldecoder(plain)()
+        while True:
+            chunk = buffered.read(1 << 20)
+            pending = len(decoder.getstate()[0])
+            try:
                 decoder.decode(chunk, final=not chunk)
-                offset += len(chunk)
-                line += chunk.count(b"\n")
-                if not chunk:
-                    return offset > 0
-    except UnicodeDecodeError as error:
-        line += chunk.count(b"\n", 0, max(0, error.start - pending)) + 1
-        raise DataError(
-            f"{path} is not UTF-8: {error.reason} at byte {offset - pending + error.start} of its text, in line {line}. "
-            "Convert it, for example with iconv"
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-
-
-def json_fault(path: Path) -> str | None:
-    """Describes where a JSON or JSON Lines file is broken; None if its JSON is fine."""
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as stream:
-        text = stream.read()
-    if format_of(path) == ".json":
-        try:
-            json.loads(text)
-            return None
-        except json.JSONDecodeError as error:
-            if error.msg != "Extra data":  # several values: JSON Lines in a file named .json
-                return f"{path} is broken JSON in line {error.lineno}: {error.msg}"
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            if line.strip() and not isinstance(json.loads(line), dict):
-                return f"{path} has no JSON object in line {number}"
-        except json.JSONDecodeError as error:
-            return f"{path} is broken JSON in line {number}: {error.msg}"
-    return None
+            except UnicodeError as error:
+                found = getattr(error, "start", pending) - pending
+                line += chunk.count(b"\n", 0, max(0, found)) + 1
+                reason = getattr(error, "reason", str(error))
+                place = f"{reason} at byte {offset + found} of its text, in line {line}"
+                break
+            offset += len(chunk)
+            line += chunk.count(b"\n")
+            if not chunk:
+                return None
+    fault = f"{path} is not {plain.upper()}: {place}"
+    with faults_named(path), open_bytes(path) as stream:
+        likely = [item for item in likely_encodings(stream, offset + found) if item[0] != plain]
+    if not likely:
+        return f"{fault}. Convert it, for example with iconv"
+    (best, piece), *others = likely
+    also = "".join(f", or --encoding {name} ({piece!r})" for name, piece in others)
+    return f"{fault}. Add --encoding {best}, if {piece!r} is what it says there{also}"

@@ -1,0 +1,186 @@
+"""Loads the rows of a file as a data set, with types that keep the values as they stand in the file."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import json
+from datasets import ClassLabel, Dataset, Features, Json, List, Value
+from datasets.exceptions import DatasetGenerationError
+
+from ..errors import ChatGPTError, DataError
+from .arrow_rows import parquet_schema
+from .delimited import read_table
+from .files import faults_named, format_of
+from .tables import placed_rows
+
+# Part of what a cached data set is found by: count it up when the same file gives other rows.
+_READER = 1
+_INT64 = range(-(1 << 63), 1 << 63)
+
+# Path, size and time of a file.
+Stamp = tuple[str, int, int]
+
+
+def generate(
+    generator: Callable[..., Iterator[dict[str, Any]]], features: Features, files: Sequence[Path], **arguments: Any
+) -> Dataset:
+    """Writes what a generator yields to the cache of `datasets`, in pieces, and loads it from there.
+
+    Args:
+        generator: A function with the arguments `files`, a list of stamps, and `arguments`.
+        features: Of its rows.
+        files: Files that it reads; a changed file is read again.
+        **arguments: Further arguments of the generator.
+    """
+    stamps = []
+    for file in files:
+        with faults_named(file):
+            status = file.stat()
+            stamps.append((str(file.absolute()), status.st_size, status.st_mtime_ns))
+    try:
+        return cast(
+            Dataset,
+            Dataset.from_generator(
+                _with_version,
+                features=features,
+                gen_kwargs={"generator": generator, "files": stamps, "arguments": arguments, "version": _READER},
+            ),
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, ChatGPTError):
+            raise error.__cause__ from None
+        raise
+
+
+def _with_version(
+    generator: Callable[..., Iterator[dict[str, Any]]], files: list[Stamp], arguments: dict[str, Any], version: int
+) -> Iterator[dict[str, Any]]:
+    return generator(files=files, **arguments)
+
+
+def load_file(path: Path, *, encoding: str | None = None, column_names: Sequence[str] | None = None) -> Dataset:
+    """Loads the rows of one file.
+
+    Columns of texts, whole numbers, numbers, truth values, and lists of them have these types; label names in a parquet
+    file are kept. A column of several of these, or of numbers whose text would change, is text; one of anything else is
+    `Json`.
+
+    Args:
+        path: A csv, tsv, jsonl, json or parquet file; a txt file with tabs if `column_names` are given.
+        encoding: Its encoding, UTF-8 if not given.
+        column_names: Names of the columns of a file without a header, whose cells are separated.
+
+    Raises:
+        DataError: If the file has no rows, or is broken; the message names the place.
+    """
+    if column_names is not None:
+        features = Features(dict.fromkeys(column_names, Value("string")))
+        rows = generate(_read_cells, features, [path], encoding=encoding, column_names=list(column_names))
+    else:
+        features = _features(path, encoding)
+        rows = generate(_read_typed, features, [path], encoding=encoding, features=features)
+    if len(rows) == 0:
+        raise DataError(f"{path} is empty: it has no rows")
+    return rows
+
+
+def _read_cells(files: list[Stamp], encoding: str | None, column_names: list[str]) -> Iterator[dict[str, Any]]:
+    for path, _, _ in files:
+        for _, row in read_table(Path(path), encoding=encoding, column_names=column_names):
+            yield row
+
+
+def _read_typed(files: list[Stamp], encoding: str | None, features: Features) -> Iterator[dict[str, Any]]:
+    converts = {name: _convert(feature) for name, feature in features.items()}
+    for path, _, _ in files:
+        for _, row in placed_rows(Path(path), encoding=encoding):
+            yield {
+                name: None if (value := row.get(name)) is None else convert(value) for name, convert in converts.items()
+            }
+
+
+def _features(path: Path, encoding: str | None) -> Features:
+    """Reads a file once to find the types of its columns."""
+    kinds: dict[str, set[str]] = {}
+    is_text = format_of(path) in (".csv", ".tsv")
+    for _, row in placed_rows(path, encoding=encoding):
+        for name, value in row.items():
+            found = kinds.setdefault(name, set())
+            if value is not None:
+                found |= _kinds(value)
+        if is_text:
+            break
+    features = {name: _feature(found) for name, found in kinds.items()}
+    if not features:
+        raise DataError(f"{path} is empty: it has no rows")
+    return Features({**features, **(_class_labels(path, features) if format_of(path) == ".parquet" else {})})
+
+
+def _kinds(value: Any) -> set[str]:
+    """Returns what a value is, or a list consists of: names of types, `other` if none fits."""
+    if isinstance(value, list):
+        return {f"list of {kind}" for item in value if item is not None for kind in _kinds(item)} or {"list"}
+    if isinstance(value, str):
+        return {"string"}
+    if isinstance(value, bool):
+        return {"bool"}
+    if isinstance(value, int):
+        return {"int64" if value in _INT64 else "long"}
+    if isinstance(value, float):
+        return {"float64" if str(value) == float.__repr__(value) else "written"}
+    return {"other"}
+
+
+def _feature(kinds: set[str]) -> Any:
+    lists = {kind.removeprefix("list").removeprefix(" of ") for kind in kinds if kind.startswith("list")} - {""}
+    scalars = {kind for kind in kinds if not kind.startswith("list")}
+    if "other" in kinds | lists or any(kind.startswith("list") for kind in lists):
+        return Json()
+    if len(scalars) < len(kinds):
+        return Json() if scalars else List(_scalar(lists))
+    return _scalar(scalars)
+
+
+def _scalar(kinds: set[str]) -> Value:
+    (kind, *others) = kinds or {"string"}
+    return Value("string" if others or kind in ("long", "written") else kind)
+
+
+def _convert(feature: Any) -> Callable[[Any], Any]:
+    if isinstance(feature, Json):
+        return _as_json
+    if isinstance(feature, List):
+        inner = _convert(feature.feature)
+        return lambda items: [None if item is None else inner(item) for item in items]
+    return _written if getattr(feature, "dtype", "") == "string" else _same
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _written(value: Any) -> str:
+    """Returns a single value as it stands in the file."""
+    return ("false", "true")[value] if isinstance(value, bool) else str(value)
+
+
+def _as_json(value: Any) -> str:
+    # `Json` takes a text that is JSON for JSON.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _class_labels(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the columns of a parquet file that have names for their numbers."""
+    schema = parquet_schema(path)
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    features = Features.from_arrow_schema(schema)
+    labels = {}
+    for name, feature in features.items():
+        is_list = isinstance(feature, List)
+        inner = feature.feature if is_list else feature
+        expected = List(Value("int64")) if is_list else Value("int64")
+        if isinstance(inner, ClassLabel) and found.get(name) == expected:
+            labels[name] = List(inner) if is_list else inner
+    return labels
