@@ -22,10 +22,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
 from ..tokenization_chatgpt import encode_conversation
-from .corpus import is_held_out, load_rows
+from .corpus import load_rows
 from .packing import IGNORE_INDEX
 from .shapes import find_shape, read_rows
 from .sources import CorpusSource, probabilities
+from .splits import hold_out
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +66,11 @@ def load_conversations(
         if "train" not in parts:
             raise DataError(f"{source.source} has no split `train`; it has {', '.join(sorted(parts))}.")
         rows = concatenate_datasets(parts["train"])
-        held_out = parts.get("test") or parts.get("validation")
+        held_out = parts.get("test")
         if held_out is None and test_fraction:
-            sides = [_is_held_out(messages, test_fraction) for messages in rows["messages"]]
+            sides = hold_out(
+                map(conversation_key, rows["messages"]), test_fraction, source.source, unit="conversation"
+            )
             held_out = [rows.select([index for index, side in enumerate(sides) if side])]
             rows = rows.select([index for index, side in enumerate(sides) if not side])
         if len(rows) == 0:
@@ -104,8 +107,9 @@ def _read(rows: Dataset, where: str, source: str, skip_invalid: bool) -> Dataset
     return result
 
 
-def _is_held_out(messages: list[dict[str, Any]], test_fraction: float) -> bool:
-    return is_held_out(json.dumps(messages, sort_keys=True, ensure_ascii=False), test_fraction)
+def conversation_key(messages: list[dict[str, Any]]) -> str:
+    """Returns the text whose hash decides whether a conversation is held out."""
+    return json.dumps(messages, sort_keys=True, ensure_ascii=False)
 
 
 def tokenize_conversations(

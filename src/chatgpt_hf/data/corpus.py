@@ -6,7 +6,6 @@ afterwards, with the file, the line or byte offset, and the existing columns.
 
 import csv
 import glob
-import hashlib
 import json
 import logging
 import re
@@ -26,6 +25,11 @@ from ..extras import require
 from .builtin import load_builtin
 from .files import format_of, has_content, is_one_document, json_fault, open_bytes, read_text, source_files
 from .sources import fill_template, template_columns
+from .splits import check_test_fraction as check_test_fraction
+from .splits import cut_at_line as cut_at_line
+from .splits import held_out_split, split_files
+from .splits import is_held_out as is_held_out
+from .splits import split_by_hash as split_by_hash
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +72,44 @@ def load_corpus(
                 for name, split in splits.items()
             }
         )
+    return DatasetDict(
+        {
+            name: _load_files(part, source, text_column, template, skip_broken_files)
+            for name, part in split_files(files, source).items()
+        }
+    )
+
+
+def load_rows(source: str) -> list[tuple[str, DatasetDict]]:
+    """Loads rows with all their columns from any source of `load_corpus` except text files.
+
+    Returns:
+        A name for messages and the splits of each file, or of the one built-in or Hub data set. A file has one split.
+        Cells of csv and tsv files are text.
+
+    Raises:
+        DataError: If the source does not exist, is empty, or cannot be read; the message names the file and the place.
+    """
+    if source.startswith("builtin:"):
+        return [(source, load_builtin(source))]
+    files = source_files(source)
+    if files is None:
+        return [(source, _load_hub_splits(source))]
+    tables = []
+    for split, part in split_files(files, source).items():
+        for file in part:
+            if is_one_document(file):
+                raise DataError(f"{file} is a text file without columns: give jsonl, json, csv, tsv or parquet files")
+            if not has_content(file):
+                raise DataError(f"{file} is empty: give at least one row")
+            tables.append((str(file), DatasetDict({split: load_file(file)})))
+    return tables
+
+
+def _load_files(
+    files: list[Path], source: str, text_column: str, template: str | None, skip_broken_files: bool
+) -> Dataset:
+    """Loads the documents of one split."""
     texts, parts, empty, broken = [], [], [], []
     for file in files:
         try:
@@ -90,32 +132,7 @@ def load_corpus(
         logger.warning("%s is empty and was left out.", file)
     for message in broken:
         logger.warning("Left out a broken file: %s", message)
-    return DatasetDict(train=_without_blanks(concatenate_datasets(parts), source))
-
-
-def load_rows(source: str) -> list[tuple[str, DatasetDict]]:
-    """Loads rows with all their columns from any source of `load_corpus` except text files.
-
-    Returns:
-        A name for messages and the splits of each file, or of the one built-in or Hub data set. Cells of csv and tsv
-        files are text.
-
-    Raises:
-        DataError: If the source does not exist, is empty, or cannot be read; the message names the file and the place.
-    """
-    if source.startswith("builtin:"):
-        return [(source, load_builtin(source))]
-    files = source_files(source)
-    if files is None:
-        return [(source, _load_hub_splits(source))]
-    tables = []
-    for file in files:
-        if is_one_document(file):
-            raise DataError(f"{file} is a text file without columns: give jsonl, json, csv, tsv or parquet files")
-        if not has_content(file):
-            raise DataError(f"{file} is empty: give at least one row")
-        tables.append((str(file), DatasetDict(train=load_file(file))))
-    return tables
+    return _without_blanks(concatenate_datasets(parts), source)
 
 
 def stream_corpus(
@@ -141,13 +158,13 @@ def stream_corpus(
     _check_selection(text_column, template)
     files = None if source.startswith("builtin:") else source_files(source)
     if files is not None:
-        arguments = {
-            "files": [str(file) for file in files],
-            "text_column": text_column,
-            "template": template,
-            "skip_broken_files": skip_broken_files,
+        options = {"text_column": text_column, "template": template, "skip_broken_files": skip_broken_files}
+        return {
+            name: IterableDataset.from_generator(
+                _stream_files, features=_TEXT, gen_kwargs={"files": [str(file) for file in part], **options}
+            )
+            for name, part in split_files(files, source).items()
         }
-        return {"train": IterableDataset.from_generator(_stream_files, features=_TEXT, gen_kwargs=arguments)}
     if source.startswith("builtin:"):
         splits = {name: split.to_iterable_dataset() for name, split in load_builtin(source).items()}
     else:
@@ -161,70 +178,9 @@ def stream_corpus(
     return streams
 
 
-def split_by_hash(dataset: Dataset, test_fraction: float = 0.05, column: str = "text") -> DatasetDict:
-    """Holds out documents by a hash of their text, so each stays on its side when the corpus grows or is reordered.
-
-    A corpus of a single document is cut at a line instead: the held-out part is the lines after the first
-    `1 - test_fraction` of its characters.
-
-    Args:
-        dataset: The documents, one per row.
-        test_fraction: Share to hold out, between 0 and 1; with several documents it is met only on average.
-        column: The column to hash.
-
-    Returns:
-        The splits `train` and `test`, each in the order of `dataset`.
-
-    Raises:
-        ConfigError: If `test_fraction` is not between 0 and 1.
-        DataError: If either part would be empty.
-    """
-    check_test_fraction(test_fraction)
-    if len(dataset) == 1:
-        row = dataset[0]
-        halves = dict(zip(("train", "test"), cut_at_line(row[column], test_fraction), strict=True))
-        return DatasetDict(
-            {name: Dataset.from_list([{**row, column: half}], dataset.features) for name, half in halves.items()}
-        )
-    held_out = [is_held_out(text, test_fraction) for text in cast("list[str]", dataset[column])]
-    if all(held_out) or not any(held_out):
-        raise DataError(
-            f"test_fraction={test_fraction} would hold out {sum(held_out)} of {len(held_out)} documents, which leaves "
-            "one part empty: give more documents, another test_fraction, or a separate held-out corpus"
-        )
-    train, test = ([index for index, held in enumerate(held_out) if held is side] for side in (False, True))
-    return DatasetDict(train=dataset.select(train), test=dataset.select(test))
-
-
-def cut_at_line(text: str, test_fraction: float) -> tuple[str, str]:
-    """Splits a single document into the two parts that `split_by_hash` returns.
-
-    Raises:
-        DataError: If the document has no line end to cut at.
-    """
-    target = round(len(text) * (1 - test_fraction))
-    cut = text.rfind("\n", 0, target) + 1 or text.find("\n", target) + 1
-    train, test = text[:cut], text[cut:]
-    if is_blank(train) or is_blank(test):
-        raise DataError("the corpus is a single document without a line end to cut at: give more than one document")
-    return train, test
-
-
 def is_blank(text: str | None) -> bool:
     """True if a document is empty or only white space; unlike `strip`, this does not copy it."""
     return not text or text.isspace()
-
-
-def is_held_out(text: str, test_fraction: float) -> bool:
-    """True if `split_by_hash` holds this document out."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < int(test_fraction * 2**64)
-
-
-def check_test_fraction(test_fraction: float) -> None:
-    """Raises `ConfigError` if the share to hold out is not between 0 and 1."""
-    if not 0 < test_fraction < 1:
-        raise ConfigError(f"test_fraction is {test_fraction}: give a number between 0 and 1, both excluded")
 
 
 def _load_texts(files: list[Path]) -> Dataset:
@@ -363,7 +319,7 @@ def stream_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _load_hub_splits(source: str, **options: Any) -> DatasetDict:
-    """Loads a Hub data set: its `train` split, and its `test` split if it has one."""
+    """Loads a Hub data set: its `train` split, and as `test` what `held_out_split` chooses."""
     problem = f"{source} is not a file, a folder, a glob that matches, builtin:python-docs, or a Hub id"
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or format_of(Path(source)):
         raise DataError(f"{problem}: check the spelling")
@@ -374,7 +330,10 @@ def _load_hub_splits(source: str, **options: Any) -> DatasetDict:
         raise DataError(f"{problem} that could be loaded: {error}") from error
     if "train" not in splits:
         raise DataError(f"{source} has no split train, only {', '.join(map(str, splits))}")
-    return DatasetDict({name: splits[name] for name in ("train", "test") if name in splits})
+    loaded = {"train": splits["train"]}
+    if name := held_out_split(map(str, splits), source):
+        loaded["test"] = splits[name]
+    return DatasetDict(loaded)
 
 
 def _wanted(text_column: str, template: str | None) -> list[str]:
