@@ -25,11 +25,11 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import DataError
 from ..tokenization_chatgpt import encode_turns
 from .conversation_rows import ConversationReader
-from .corpus import is_held_out
 from .messages import is_empty
 from .packing import IGNORE_INDEX
 from .shapes import PairColumns
 from .sources import CorpusSource, probabilities
+from .splits import hold_out
 from .summary import RowSummary
 from .tables import Table, read_tables
 
@@ -112,9 +112,11 @@ def read_conversations(
         if "train" not in parts:
             raise DataError(f"{source.source} has no split `train`; it has {', '.join(sorted(parts))}.")
         rows = concatenate_datasets(parts["train"])
-        held_out = parts.get("test") or parts.get("validation")
+        held_out = parts.get("test")
         if held_out is None and test_fraction:
-            sides = [_is_held_out(messages, test_fraction) for messages in rows["messages"]]
+            sides = hold_out(
+                map(conversation_key, rows["messages"]), test_fraction, source.source, unit="conversation"
+            )
             held_out = [rows.select([index for index, side in enumerate(sides) if side])]
             rows = rows.select([index for index, side in enumerate(sides) if not side])
         if len(rows) == 0:
@@ -161,8 +163,9 @@ def _read(table: Table, source: str, skip_invalid: bool, named: PairColumns | No
     return rows, summary
 
 
-def _is_held_out(messages: list[dict[str, Any]], test_fraction: float) -> bool:
-    return is_held_out(json.dumps(messages, sort_keys=True, ensure_ascii=False), test_fraction)
+def conversation_key(messages: list[dict[str, Any]]) -> str:
+    """Returns the text whose hash decides whether a conversation is held out."""
+    return json.dumps(messages, sort_keys=True, ensure_ascii=False)
 
 
 def tokenize_conversations(

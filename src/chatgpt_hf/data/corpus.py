@@ -1,6 +1,5 @@
 """Loads text from files, folders, globs, Hub data sets and built-in corpora, always as one column of documents."""
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -17,6 +16,11 @@ from .columns import Stamp, generate, load_file
 from .encodings import check_encoding
 from .files import format_of, is_empty, is_one_document, read_text, source_files
 from .sources import fill_template, template_columns
+from .splits import check_test_fraction as check_test_fraction
+from .splits import cut_at_line as cut_at_line
+from .splits import is_held_out as is_held_out
+from .splits import split_by_hash as split_by_hash
+from .splits import split_files
 from .tables import load_hub_splits, placed_rows, read_tables
 
 logger = logging.getLogger(__name__)
@@ -64,31 +68,12 @@ def load_corpus(
         return DatasetDict(
             {name: _without_blanks(_with_text(split, source, selection), source) for name, split in splits.items()}
         )
-    filled, broken = [], []
-    for file in files:
-        try:
-            if is_empty(file):
-                logger.warning("%s is empty and was left out.", file)
-            else:
-                filled.append(file)
-        except DataError as error:
-            if not skip_broken_files:
-                raise
-            broken.append(str(error))
-    parts = []
-    for some in [[file] for file in filled] if skip_broken_files else [filled] if filled else []:
-        try:
-            parts.append(_load_documents(some, selection))
-        except DataError as error:
-            if not skip_broken_files:
-                raise
-            broken.append(str(error))
-    for message in broken:
-        logger.warning("Left out a broken file: %s", message)
-    if not any(map(len, parts)):
-        reason = f"cannot be used: {broken[0]}" if broken else "is empty: give at least one document"
-        raise DataError(f"{source} {reason}")
-    return DatasetDict(train=_without_blanks(concatenate_datasets(parts), source))
+    return DatasetDict(
+        {
+            name: _load_files(part, source, selection, skip_broken_files)
+            for name, part in split_files(files, source).items()
+        }
+    )
 
 
 def load_rows(source: str, *, encoding: str | None = None) -> list[tuple[str, DatasetDict]]:
@@ -107,7 +92,9 @@ def load_rows(source: str, *, encoding: str | None = None) -> list[tuple[str, Da
         return [(source, load_hub_splits(source))]
     check_encoding(encoding)
     tables = read_tables(source, encoding=encoding)
-    return [(table.where, DatasetDict(train=load_file(Path(table.where), encoding=encoding))) for table in tables]
+    return [
+        (table.where, DatasetDict({table.split: load_file(Path(table.where), encoding=encoding)})) for table in tables
+    ]
 
 
 def stream_corpus(
@@ -139,12 +126,13 @@ def stream_corpus(
     selection = _select(text_column, template, encoding)
     files = None if source.startswith("builtin:") else source_files(source)
     if files is not None:
-        arguments = {
-            "files": [str(file) for file in files],
-            "selection": tuple(selection),
-            "skip_broken_files": skip_broken_files,
+        options = {"selection": tuple(selection), "skip_broken_files": skip_broken_files}
+        return {
+            name: IterableDataset.from_generator(
+                _stream_documents, features=_TEXT, gen_kwargs={"files": [str(file) for file in part], **options}
+            )
+            for name, part in split_files(files, source).items()
         }
-        return {"train": IterableDataset.from_generator(_stream_documents, features=_TEXT, gen_kwargs=arguments)}
     if source.startswith("builtin:"):
         splits = {name: split.to_iterable_dataset() for name, split in load_builtin(source).items()}
     else:
@@ -158,70 +146,38 @@ def stream_corpus(
     return streams
 
 
-def split_by_hash(dataset: Dataset, test_fraction: float = 0.05, column: str = "text") -> DatasetDict:
-    """Holds out documents by a hash of their text, so each stays on its side when the corpus grows or is reordered.
-
-    A corpus of a single document is cut at a line instead: the held-out part is the lines after the first
-    `1 - test_fraction` of its characters.
-
-    Args:
-        dataset: The documents, one per row.
-        test_fraction: Share to hold out, between 0 and 1; with several documents it is met only on average.
-        column: The column to hash.
-
-    Returns:
-        The splits `train` and `test`, each in the order of `dataset`.
-
-    Raises:
-        ConfigError: If `test_fraction` is not between 0 and 1.
-        DataError: If either part would be empty.
-    """
-    check_test_fraction(test_fraction)
-    if len(dataset) == 1:
-        row = dataset[0]
-        halves = dict(zip(("train", "test"), cut_at_line(row[column], test_fraction), strict=True))
-        return DatasetDict(
-            {name: Dataset.from_list([{**row, column: half}], dataset.features) for name, half in halves.items()}
-        )
-    held_out = [is_held_out(text, test_fraction) for text in cast("list[str]", dataset[column])]
-    if all(held_out) or not any(held_out):
-        raise DataError(
-            f"test_fraction={test_fraction} would hold out {sum(held_out)} of {len(held_out)} documents, which leaves "
-            "one part empty: give more documents, another test_fraction, or a separate held-out corpus"
-        )
-    train, test = ([index for index, held in enumerate(held_out) if held is side] for side in (False, True))
-    return DatasetDict(train=dataset.select(train), test=dataset.select(test))
-
-
-def cut_at_line(text: str, test_fraction: float) -> tuple[str, str]:
-    """Splits a single document into the two parts that `split_by_hash` returns.
-
-    Raises:
-        DataError: If the document has no line end to cut at.
-    """
-    target = round(len(text) * (1 - test_fraction))
-    cut = text.rfind("\n", 0, target) + 1 or text.find("\n", target) + 1
-    train, test = text[:cut], text[cut:]
-    if is_blank(train) or is_blank(test):
-        raise DataError("the corpus is a single document without a line end to cut at: give more than one document")
-    return train, test
-
-
 def is_blank(text: str | None) -> bool:
     """True if a document is empty or only white space; unlike `strip`, this does not copy it."""
     return not text or text.isspace()
 
 
-def is_held_out(text: str, test_fraction: float) -> bool:
-    """True if `split_by_hash` holds this document out."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < int(test_fraction * 2**64)
-
-
-def check_test_fraction(test_fraction: float) -> None:
-    """Raises `ConfigError` if the share to hold out is not between 0 and 1."""
-    if not 0 < test_fraction < 1:
-        raise ConfigError(f"test_fraction is {test_fraction}: give a number between 0 and 1, both excluded")
+def _load_files(files: list[Path], source: str, selection: "_Selection", skip_broken_files: bool) -> Dataset:
+    """Loads the documents of one split."""
+    filled, broken = [], []
+    for file in files:
+        try:
+            if is_empty(file):
+                logger.warning("%s is empty and was left out.", file)
+            else:
+                filled.append(file)
+        except DataError as error:
+            if not skip_broken_files:
+                raise
+            broken.append(str(error))
+    parts = []
+    for some in [[file] for file in filled] if skip_broken_files else [filled] if filled else []:
+        try:
+            parts.append(_load_documents(some, selection))
+        except DataError as error:
+            if not skip_broken_files:
+                raise
+            broken.append(str(error))
+    for message in broken:
+        logger.warning("Left out a broken file: %s", message)
+    if not any(map(len, parts)):
+        reason = f"cannot be used: {broken[0]}" if broken else "is empty: give at least one document"
+        raise DataError(f"{source} {reason}")
+    return _without_blanks(concatenate_datasets(parts), source)
 
 
 def _load_documents(files: list[Path], selection: "_Selection") -> Dataset:

@@ -10,17 +10,10 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets, interleave_datasets
 
 from ..errors import DataError
-from .corpus import (
-    check_test_fraction,
-    cut_at_line,
-    is_blank,
-    is_held_out,
-    load_corpus,
-    split_by_hash,
-    stream_corpus,
-)
+from .corpus import is_blank, load_corpus, stream_corpus
 from .files import has_content, is_one_document, read_text, source_files, text_chunks
 from .sources import CorpusSource, parse_sources, probabilities
+from .splits import HashRange, check_test_fraction, cut_at_line, hash_limit, hash_of, split_by_hash
 
 # In characters; applies to streams.
 _LONGEST_DOCUMENT = 1 << 22
@@ -77,7 +70,7 @@ def load_mixture(
         splits = _load(source, skip_broken_files)
         if eval_corpus is None and "test" not in splits:
             try:
-                splits = split_by_hash(splits["train"], test_fraction)
+                splits = split_by_hash(splits["train"], test_fraction, source=source.source)
             except DataError as error:
                 raise DataError(f"{source.source} has no held-out part: {error} (eval_corpus)") from error
         parts.append(splits)
@@ -133,15 +126,12 @@ def stream_mixture(
     for source, share in zip(sources, shares, strict=True):
         splits = _stream(source, skip_broken_files, None if eval_corpus else test_fraction)
         if next(iter(splits["train"]), None) is None:
-            raise DataError(f"{source.source} has nothing to train on: its documents are blank or held out.")
+            raise DataError(f"{source.source} has nothing to train on: it has only blank documents.")
         train.append(splits["train"])
         if eval_corpus is None:
             held_out = list(islice(splits["test"], max(1, round(share * eval_documents))))
             if not held_out:
-                raise DataError(
-                    f"{source.source} has no held-out part: none of its documents is among the {test_fraction:.2%} that "
-                    "are held out. Give more documents, another test_fraction, or an eval_corpus."
-                )
+                raise DataError(f"The held-out part of {source.source} is empty: it has only blank documents.")
             test += held_out
     if eval_corpus is not None:
         splits = _stream(_only(eval_corpus), skip_broken_files, None)
@@ -184,13 +174,50 @@ def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float 
             skip_broken_files=skip_broken_files,
         )
         if test_fraction is not None and "test" not in streams:
-            train = streams["train"]
-            streams = {
-                name: train.filter(partial(_is_on_side, held_out=name == "test", test_fraction=test_fraction))
-                for name in ("train", "test")
-            }
+            streams = _split_by_hash(streams["train"], test_fraction, source.source)
     name_it = partial(_with_source, name=source.source)
     return {name: stream.filter(_is_filled).map(name_it, features=_COLUMNS) for name, stream in streams.items()}
+
+
+def _split_by_hash(train: IterableDataset, test_fraction: float, source: str) -> dict[str, IterableDataset]:
+    """Streams the two parts of `split_by_hash`.
+
+    Where the hash of each document leaves one part empty, the split depends on all documents: then they are read once.
+    """
+
+    def parts(limit: int) -> dict[str, IterableDataset]:
+        return {
+            name: train.filter(partial(_is_on_side, held_out=name == "test", limit=limit))
+            for name in ("train", "test")
+        }
+
+    streams = parts(hash_limit(test_fraction))
+    if all(next(iter(stream.filter(_is_filled)), None) is not None for stream in streams.values()):
+        return streams
+    found: HashRange | None = None
+    first = ""
+    for row in train.filter(_is_filled):
+        value = hash_of(row["text"])
+        if found is None:
+            found, first = HashRange(1, value, value), row["text"]
+        else:
+            found = HashRange(found.count + 1, min(found.smallest, value), max(found.largest, value))
+    if found is None:
+        return streams
+    try:
+        if found.count > 1:
+            return parts(found.limit(test_fraction, source))
+        halves = zip(("train", "test"), cut_at_line(first, test_fraction), strict=True)
+    except DataError as error:
+        raise DataError(f"{source} has no held-out part: {error} (eval_corpus)") from error
+    return {
+        name: IterableDataset.from_generator(_one_document, gen_kwargs={"text": half}, features=_TEXT)
+        for name, half in halves
+    }
+
+
+def _one_document(text: str) -> Iterator[dict[str, str]]:
+    yield {"text": text}
 
 
 def _read_part(path: str, start: int, stop: int) -> Iterator[dict[str, str]]:
@@ -212,8 +239,8 @@ def _endless(train: list[IterableDataset], shares: list[float] | None, seed: int
     return interleave_datasets([stream.repeat(None) for stream in train], shares, seed=seed)
 
 
-def _is_on_side(row: Mapping[str, Any], held_out: bool, test_fraction: float) -> bool:
-    return is_held_out(row["text"], test_fraction) is held_out
+def _is_on_side(row: Mapping[str, Any], held_out: bool, limit: int) -> bool:
+    return (hash_of(row["text"]) < limit) is held_out
 
 
 def _is_filled(row: Mapping[str, Any]) -> bool:

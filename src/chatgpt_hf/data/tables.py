@@ -16,6 +16,7 @@ from .builtin import load_builtin
 from .delimited import read_table
 from .files import format_of, is_empty, is_one_document, source_files
 from .json_rows import read_json
+from .splits import held_out_split, split_files
 
 # A module of this name had other contents in release 0.1.
 __getattr__ = names_of(__name__, "tasks.tables")
@@ -55,12 +56,13 @@ def read_tables(source: str, *, encoding: str | None = None) -> list[Table]:
         splits = load_builtin(source) if source.startswith("builtin:") else load_hub_splits(source)
         return [Table(source, str(name), partial(dataset_rows, split)) for name, split in splits.items()]
     tables = []
-    for file in files:
-        if is_one_document(file):
-            raise DataError(f"{file} is a text file without columns: give jsonl, json, csv, tsv or parquet files")
-        if is_empty(file):
-            raise DataError(f"{file} is empty: give at least one row")
-        tables.append(Table(str(file), "train", partial(read_rows, file, encoding=encoding)))
+    for split, part in split_files(files, source).items():
+        for file in part:
+            if is_one_document(file):
+                raise DataError(f"{file} is a text file without columns: give jsonl, json, csv, tsv or parquet files")
+            if is_empty(file):
+                raise DataError(f"{file} is empty: give at least one row")
+            tables.append(Table(str(file), split, partial(read_rows, file, encoding=encoding)))
     return tables
 
 
@@ -112,7 +114,7 @@ def dataset_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def load_hub_splits(source: str, **options: Any) -> DatasetDict:
-    """Loads a Hub data set: its `train` split, and its `test` split if it has one."""
+    """Loads a Hub data set: its `train` split, and as `test` what `held_out_split` chooses."""
     problem = f"{source} is not a file, a folder, a glob that matches, builtin:python-docs, or a Hub id"
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or format_of(Path(source)):
         raise DataError(f"{problem}: check the spelling")
@@ -123,4 +125,5 @@ def load_hub_splits(source: str, **options: Any) -> DatasetDict:
         raise DataError(f"{problem} that could be loaded: {error}") from error
     if "train" not in splits:
         raise DataError(f"{source} has no split train, only {', '.join(map(str, splits))}")
-    return DatasetDict({name: splits[name] for name in ("train", "test") if name in splits})
+    held_out = held_out_split(map(str, splits), source)
+    return DatasetDict({"train": splits["train"], **({"test": splits[held_out]} if held_out else {})})

@@ -4,20 +4,20 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pandas as pd
 from datasets import DatasetDict, Features, Value
 
-from ..data.corpus import check_test_fraction, is_held_out, load_file, load_rows, run_loader
+from ..data.corpus import load_file, load_rows, run_loader
 from ..data.files import format_of, has_content, open_bytes, source_files
+from ..data.splits import split_files
+from ..data.splits import split_rows as split_rows
 from ..errors import DataError
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
@@ -27,7 +27,7 @@ class Table(NamedTuple):
 
     Attributes:
         where: The file, or the name of the built-in or Hub data set, for messages.
-        splits: `train`, and `test` if the data set has one.
+        splits: `train`, `test`, or both; a file has one of them.
         has_header: True if the columns have their own names; otherwise they are `column0`, `column1` ...
     """
 
@@ -67,50 +67,6 @@ class Rejected:
             logger.warning("%d %ss of %s are left out; the first: %s.", count, self.unit, self.where, self.reasons[0])
 
 
-def split_rows(
-    rows: Mapping[str, list[T]],
-    held_out: Mapping[str, list[T]] | None,
-    test_fraction: float,
-    key: Callable[[T], str],
-    source: str,
-) -> dict[str, list[T]]:
-    """Splits rows into those to learn from and those to hold out.
-
-    Args:
-        rows: Rows of the source by split: `train`, and optionally `test`.
-        held_out: Rows of an evaluation source, likewise; its `test` split or, without one, all of it is held out.
-        test_fraction: Share to hold out by a hash if there is no evaluation source and no `test` split.
-        key: Returns the string to hash. Rows with the same string stay on the same side when the data grow or are
-            reordered.
-        source: Name of the source, for messages.
-
-    Returns:
-        The splits `train` and `test`; the latter is empty if nothing should be held out.
-
-    Raises:
-        DataError: If there is nothing to learn from, or nothing is held out although something should be.
-        ConfigError: If `test_fraction` is neither 0 nor between 0 and 1.
-    """
-    if test_fraction:
-        check_test_fraction(test_fraction)
-    train, test = rows.get("train", []), rows.get("test", [])
-    if held_out is not None:
-        test = held_out.get("test") or held_out.get("train", [])
-    elif test_fraction and not test:
-        sides = [is_held_out(key(row), test_fraction) for row in train]
-        train, test = ([row for row, held in zip(train, sides, strict=True) if held is side] for side in (False, True))
-    if not train:
-        raise DataError(f"{source} has nothing to learn from: give more rows, or hold out fewer.")
-    if not test and (test_fraction or held_out is not None):
-        raise DataError(
-            f"No rows of {source} are held out: give more rows, a larger --test_fraction or an --eval_dataset."
-        )
-    learned = set(map(key, train))
-    if again := sum(key(row) in learned for row in test):
-        logger.warning("%d of %d held-out rows are also training rows.", again, len(test))
-    return {"train": train, "test": test}
-
-
 def load_tables(
     source: str, *, header: Collection[str] = (), column_names: Sequence[str] | None = None
 ) -> list[Table]:
@@ -129,11 +85,14 @@ def load_tables(
     if files is None:
         return [Table(where, splits, True) for where, splits in load_rows(source)]
     tables = []
-    for file in files:
-        if format_of(file) in (".csv", ".tsv", ".txt"):
-            tables.append(_load_delimited(file, header, column_names))
-        else:
-            tables += [Table(where, splits, True) for where, splits in load_rows(str(file))]
+    for split, part in split_files(files, source).items():
+        for file in part:
+            if format_of(file) in (".csv", ".tsv", ".txt"):
+                table = _load_delimited(file, header, column_names)
+            else:
+                ((where, splits),) = load_rows(str(file))
+                table = Table(where, splits, True)
+            tables.append(table._replace(splits=DatasetDict({split: table.splits["train"]})))
     return tables
 
 

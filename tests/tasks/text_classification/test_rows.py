@@ -227,8 +227,9 @@ def test_a_header_of_unknown_names_is_not_taken_for_a_row(tmp_path: Path) -> Non
 
 def test_nothing_held_out_or_nothing_left(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", [{"text": text, "label": label} for text, label in ROWS])
-    assert "--test_fraction" in refused(source, test_fraction=1e-6)
-    assert "hold out fewer" in refused(source, test_fraction=1 - 1e-6)
+    alike = jsonl(tmp_path / "b.jsonl", [{"text": "same", "label": label} for label in "ab"])
+    for fraction in (1e-6, 1 - 1e-6):
+        assert "--eval_dataset" in refused(alike, test_fraction=fraction)
     for wrong in ({"test_fraction": 1.5}, {"problem_type": "ranking"}):
         with pytest.raises(ConfigError):
             load_labelled(source, **wrong)

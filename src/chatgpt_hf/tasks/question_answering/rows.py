@@ -10,6 +10,7 @@ from datasets import Dataset, Features, List, Value
 
 from ...data.corpus import load_rows, stream_json
 from ...data.files import format_of, has_content, source_files
+from ...data.splits import split_files
 from ...errors import DataError
 from ..tables import Rejected, split_rows
 
@@ -125,15 +126,17 @@ def _read(source: str, mismatches: list[Mismatch], skip_invalid: bool) -> dict[s
 def _tables(source: str) -> Iterator[tuple[str, str, Iterator[Mapping[str, Any]]]]:
     """Yields a name for messages, the split, and questions with their contexts, for each file or data set."""
     files = None if source.startswith("builtin:") else source_files(source)
-    for file in files or ():
-        if format_of(file) in (".json", ".jsonl"):
-            if not has_content(file):
-                raise DataError(f"{file} is empty: give at least one question")
-            yield str(file), "train", (item for _, row in stream_json(file) for item in _questions(row, str(file)))
-        else:
-            yield from _row_tables(str(file))
     if files is None:
         yield from _row_tables(source)
+        return
+    for split, part in split_files(files, source).items():
+        for file in part:
+            if format_of(file) in (".json", ".jsonl"):
+                if not has_content(file):
+                    raise DataError(f"{file} is empty: give at least one question")
+                yield str(file), split, (item for _, row in stream_json(file) for item in _questions(row, str(file)))
+            else:
+                yield from ((where, split, rows) for where, _, rows in _row_tables(str(file)))
 
 
 def _row_tables(source: str) -> Iterator[tuple[str, str, Iterator[Mapping[str, Any]]]]:

@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from ...data.corpus import load_rows
 from ...data.files import format_of, has_content, open_bytes
+from ...data.splits import split_files
 from ...errors import DataError
 from ..labels import read_label_names
 from ..tables import Rejected, split_rows
@@ -122,10 +123,11 @@ def _read(
     found: dict[str, list[_Sentence]] = {"train": [], "test": []}
     for source in [sources] if isinstance(sources, str) else sources:
         if files := _conll_files(source):
-            for file in files:
-                rejected = Rejected(str(file), skip_invalid, "line")
-                found["train"] += _as_bio(list(_parse(file, rejected)), str(file))
-                rejected.log()
+            for split, part in split_files(files, source).items():
+                for file in part:
+                    rejected = Rejected(str(file), skip_invalid, "line")
+                    found[split] += _as_bio(list(_parse(file, rejected)), str(file))
+                    rejected.log()
             continue
         for where, splits in load_rows(source):
             for split, rows in splits.items():
