@@ -116,6 +116,9 @@ class CorpusArguments:
         },
     )
     text_column: str = field(default="text", metadata={"help": "Column with the text."})
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of the files, such as gb18030 or cp1252; UTF-8 if not given."}
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read and pack text during training instead of up front; needs max_steps."}
     )
@@ -159,6 +162,9 @@ class ConversationArguments:
             "mapping with source and weight (JSON on the command line). Recognises messages, prompt/completion, Alpaca, "
             "ShareGPT, and columns of questions and answers."
         },
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of the files, such as gb18030 or cp1252; UTF-8 if not given."}
     )
     test_fraction: float = field(
         default=0.0,

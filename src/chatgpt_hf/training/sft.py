@@ -106,7 +106,7 @@ class SFTRun(Run):
 
     def prepare(self) -> None:
         model_arguments, chosen = self.model_arguments, self.conversation_arguments
-        self.sources = parse_sources(chosen.dataset, field="dataset")
+        self.sources = parse_sources(chosen.dataset, encoding=chosen.encoding, field="dataset")
         splits = load_conversations(
             self.sources,
             test_fraction=chosen.test_fraction,
