@@ -30,6 +30,7 @@ def measure_corpus(
     corpus: str,
     *,
     text_column: str = "text",
+    encoding: str | None = None,
     stride: int | None = None,
     batch_size: int = 8,
     out: Path | None = None,
@@ -39,11 +40,12 @@ def measure_corpus(
 
     Args:
         corpus: A corpus as in pretraining: a file, folder, glob, Hub id or `builtin:python-docs`; all its splits.
+        encoding: Encoding of the files, UTF-8 if not given.
         stride: New tokens per window for documents longer than the context; None for half the context.
         out: Folder for the evaluation; None for `evaluation/` in the model's folder.
         command: The command that repeats the evaluation; saved with it and shown on the model's card.
     """
-    splits = load_corpus(corpus, text_column=text_column)
+    splits = load_corpus(corpus, text_column=text_column, encoding=encoding)
     texts = [text for split in splits.values() for text in split["text"]]
     model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)

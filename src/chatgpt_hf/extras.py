@@ -12,6 +12,7 @@ from .errors import MissingDependency
 # Names that are imported, not those of the distributions. pyproject.toml has the releases.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": (
+        "charset_normalizer",
         "fsspec",
         "matplotlib",
         "pandas",

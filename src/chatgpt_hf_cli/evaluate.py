@@ -76,6 +76,9 @@ def register(app: typer.Typer, panel: str) -> None:
             int | None, typer.Option("--stride", help="New tokens per window of a long text; 1 is exact but slow.")
         ] = None,
         text_column: Annotated[str, typer.Option("--text_column", help="Column with the text.")] = "text",
+        encoding: Annotated[
+            str | None, typer.Option("--encoding", help="Encoding of the files, such as gb18030; UTF-8 if not given.")
+        ] = None,
         samples: Annotated[int, typer.Option("--samples", help="Number of programs for each problem.")] = 1,
         k: Annotated[str, typer.Option("--k", help="Values of k in pass@k, separated by commas.")] = "1",
         temperature: Annotated[
@@ -119,12 +122,21 @@ def register(app: typer.Typer, panel: str) -> None:
         command = shlex.join(["chatgpt-hf", *sys.argv[1:]])
         if corpus is not None:
             figures = measure.measure_corpus(
-                model, corpus, text_column=text_column, stride=stride, batch_size=batch_size, out=out, command=command
+                model,
+                corpus,
+                text_column=text_column,
+                encoding=encoding,
+                stride=stride,
+                batch_size=batch_size,
+                out=out,
+                command=command,
             )
         elif dataset is not None:
             overrides = _fields(ctx.args)
             if text_column != "text":
                 overrides["text_column"] = text_column
+            if encoding is not None:
+                overrides["encoding"] = encoding
             figures = measure.measure_task(
                 model, dataset, batch_size=batch_size, seed=seed or 0, out=out, command=command, **overrides
             )

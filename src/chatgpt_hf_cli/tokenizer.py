@@ -33,6 +33,9 @@ def register(app: typer.Typer, panel: str) -> None:
             ),
         ] = 2,
         text_column: Annotated[str, typer.Option("--text_column", help="Column with the text.")] = "text",
+        encoding: Annotated[
+            str | None, typer.Option("--encoding", help="Encoding of the files, such as gb18030; UTF-8 if not given.")
+        ] = None,
     ) -> None:
         """Train a byte-level BPE tokenizer on a corpus.
 
@@ -43,7 +46,12 @@ def register(app: typer.Typer, panel: str) -> None:
         from chatgpt_hf.training.tokenizer import train_tokenizer_on_corpus
 
         trained = train_tokenizer_on_corpus(
-            corpus, output_dir, vocab_size=vocab_size, max_digits=max_digits, text_column=text_column
+            corpus,
+            output_dir,
+            vocab_size=vocab_size,
+            max_digits=max_digits,
+            text_column=text_column,
+            encoding=encoding,
         )
         typer.echo(f"{len(trained)} tokens, written to {output_dir}")
 

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from chatgpt_hf.data.files import format_of, has_content, is_one_document, json_fault, read_text, text_chunks
+from chatgpt_hf.data.files import format_of, has_content, is_one_document, read_text, text_chunks
+from chatgpt_hf.data.json_rows import read_json
 from chatgpt_hf.errors import DataError
 
 
@@ -42,5 +43,5 @@ def test_the_line_that_is_not_utf8(tmp_path: Path, lines: int) -> None:
 def test_a_file_without_a_fault(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n\n{"a": 2}\n')
-    assert json_fault(path) is None
+    assert list(read_json(path)) == [("line 1", {"a": 1}), ("line 3", {"a": 2})]
     assert has_content(path)

@@ -1,21 +1,22 @@
 """Loads the rows of a file as a data set, with types that keep the values as they stand in the file."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import json
 from datasets import ClassLabel, Dataset, Features, Json, List, Value
 from datasets.exceptions import DatasetGenerationError
 
 from ..errors import ChatGPTError, DataError
 from .arrow_rows import parquet_schema
 from .delimited import read_table
-from .files import faults_named, format_of
+from .files import faults_named, format_of, is_one_document
 from .tables import placed_rows
 
 # Part of what a cached data set is found by: count it up when the same file gives other rows.
 _READER = 1
+_WRITTEN_BYTES = 1 << 28
 _INT64 = range(-(1 << 63), 1 << 63)
 
 # Path, size and time of a file.
@@ -37,7 +38,8 @@ def generate(
     for file in files:
         with faults_named(file):
             status = file.stat()
-            stamps.append((str(file.absolute()), status.st_size, status.st_mtime_ns))
+            stamps.append((str(file), status.st_size, status.st_mtime_ns))
+    longest = max((size for file, size, _ in stamps if is_one_document(Path(file))), default=0)
     try:
         return cast(
             Dataset,
@@ -45,12 +47,18 @@ def generate(
                 _with_version,
                 features=features,
                 gen_kwargs={"generator": generator, "files": stamps, "arguments": arguments, "version": _READER},
+                # Rows are held in memory until they are written, and one batch of them must be below 2 GiB.
+                writer_batch_size=max(1, min(1000, _WRITTEN_BYTES // (longest + 1))),
             ),
         )
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, ChatGPTError):
             raise error.__cause__ from None
         raise
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):  # what `datasets` says of a generator without rows
+            raise
+        return Dataset.from_dict({name: [] for name in features}, features)
 
 
 def _with_version(
@@ -67,7 +75,7 @@ def load_file(path: Path, *, encoding: str | None = None, column_names: Sequence
     `Json`.
 
     Args:
-        path: A csv, tsv, jsonl, json or parquet file; a txt file with tabs if `column_names` are given.
+        path: A csv, tsv, jsonl, json or parquet file, or a txt file with tabs.
         encoding: Its encoding, UTF-8 if not given.
         column_names: Names of the columns of a file without a header, whose cells are separated.
 
@@ -79,7 +87,7 @@ def load_file(path: Path, *, encoding: str | None = None, column_names: Sequence
         rows = generate(_read_cells, features, [path], encoding=encoding, column_names=list(column_names))
     else:
         features = _features(path, encoding)
-        rows = generate(_read_typed, features, [path], encoding=encoding, features=features)
+        rows = generate(_read_typed, features, [path], encoding=encoding, columns=features)
     if len(rows) == 0:
         raise DataError(f"{path} is empty: it has no rows")
     return rows
@@ -91,20 +99,26 @@ def _read_cells(files: list[Stamp], encoding: str | None, column_names: list[str
             yield row
 
 
-def _read_typed(files: list[Stamp], encoding: str | None, features: Features) -> Iterator[dict[str, Any]]:
-    converts = {name: _convert(feature) for name, feature in features.items()}
+def _read_typed(files: list[Stamp], encoding: str | None, columns: Features) -> Iterator[dict[str, Any]]:
+    converts = {name: _convert(feature) for name, feature in columns.items()}
     for path, _, _ in files:
-        for _, row in placed_rows(Path(path), encoding=encoding):
+        for row in _rows(Path(path), encoding):
             yield {
                 name: None if (value := row.get(name)) is None else convert(value) for name, convert in converts.items()
             }
 
 
+def _rows(path: Path, encoding: str | None) -> Iterator[dict[str, Any]]:
+    is_text = format_of(path) == ".txt"
+    rows = read_table(path, encoding=encoding) if is_text else placed_rows(path, encoding=encoding)
+    return (row for _, row in rows)
+
+
 def _features(path: Path, encoding: str | None) -> Features:
     """Reads a file once to find the types of its columns."""
     kinds: dict[str, set[str]] = {}
-    is_text = format_of(path) in (".csv", ".tsv")
-    for _, row in placed_rows(path, encoding=encoding):
+    is_text = format_of(path) in (".csv", ".tsv", ".txt")
+    for row in _rows(path, encoding):
         for name, value in row.items():
             found = kinds.setdefault(name, set())
             if value is not None:

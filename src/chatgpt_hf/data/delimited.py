@@ -37,13 +37,14 @@ def read_table(
     else:
         names = list(column_names)
     width = len(names)
+    first = "its header" if column_names is None else "its first line"
     # Spreadsheets write empty columns to the right of a table.
     while width > 1 and not names[width - 1]:
         width -= 1
     names = [name or f"Unnamed: {index}" for index, name in enumerate(names[:width])]
     for line, cells in records:
         if len(cells) != width:
-            cells = _fitted(path, line, cells, width)
+            cells = _fitted(path, line, cells, width, first)
         yield line, dict(zip(names, cells, strict=True))
 
 
@@ -81,17 +82,17 @@ def _column_names(path: Path, header: Sequence[str]) -> list[str]:
     return names
 
 
-def _fitted(path: Path, line: int, cells: list[str], width: int) -> list[str]:
+def _fitted(path: Path, line: int, cells: list[str], width: int, first: str) -> list[str]:
     """Leaves out empty cells to the right of the last column; raises `DataError` if the others are not as many."""
     if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
         return cells[:width]
     if len(cells) > width:
         raise DataError(
-            f"{path} has more fields in line {line} ({len(cells)}) than in its header ({width}): quote texts that contain "
+            f"{path} has more fields in line {line} ({len(cells)}) than in {first} ({width}): quote texts that contain "
             "a separator, and name every column"
         )
     raise DataError(
-        f"{path} has fewer fields in line {line} ({len(cells)}) than in its header ({width}): write the separators of "
+        f"{path} has fewer fields in line {line} ({len(cells)}) than in {first} ({width}): write the separators of "
         "empty cells too, and quote texts with line ends"
     )
 

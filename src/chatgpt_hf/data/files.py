@@ -170,7 +170,7 @@ def _encoding(stream: io.BufferedReader, path: Path, encoding: str | None) -> st
         return marked
     if encoding is not None:
         return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
-    if format_of(path) is not None and (wide := looks_like_utf16(head)) is not None:
+    if (wide := looks_like_utf16(head)) is not None:
         stream.close()
         raise DataError(f"{path} is not UTF-8 but looks like {wide.upper()}: add --encoding {wide}")
     return "utf-8-sig"

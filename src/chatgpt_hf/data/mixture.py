@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, con
 
 from ..errors import DataError
 from .corpus import is_blank, load_corpus, stream_corpus
-from .files import has_content, is_one_document, read_text, source_files, text_chunks
+from .files import is_one_document, read_text, source_files, text_chunks
 from .sources import CorpusSource, parse_sources, probabilities
 from .splits import HashRange, check_test_fraction, cut_at_line, hash_limit, hash_of, split_by_hash
 
@@ -41,6 +41,7 @@ def load_mixture(
     seed: int = 0,
     skip_broken_files: bool = False,
     eval_corpus: str | None = None,
+    encoding: str | None = None,
 ) -> DatasetDict:
     """Loads several sources as one corpus.
 
@@ -57,6 +58,7 @@ def load_mixture(
         skip_broken_files: Leave out files that cannot be used, with a warning, instead of raising an error.
         eval_corpus: A source, as `parse_sources` reads it, to use as the held-out part: its `test` split if it has
             one, else all of it. Then nothing is held out from `sources`.
+        encoding: Encoding of the files of `eval_corpus`, UTF-8 if not given.
 
     Returns:
         The splits `train` and `test` with string columns `text` and `source`; the latter is `CorpusSource.source`.
@@ -77,7 +79,7 @@ def load_mixture(
     if eval_corpus is None:
         test = concatenate_datasets([splits["test"] for splits in parts])
     else:
-        splits = _load(_only(eval_corpus), skip_broken_files)
+        splits = _load(_only(eval_corpus, encoding), skip_broken_files)
         test = splits.get("test", splits["train"])
     train = [splits["train"] for splits in parts]
     shares = probabilities(sources)
@@ -98,6 +100,7 @@ def stream_mixture(
     seed: int = 0,
     eval_documents: int = 256,
     eval_corpus: str | None = None,
+    encoding: str | None = None,
     skip_broken_files: bool = False,
 ) -> StreamedCorpus:
     """Combines several sources into one endless stream of documents, read from files or the Hub on demand.
@@ -113,6 +116,7 @@ def stream_mixture(
         seed: As for `load_mixture`.
         eval_documents: Number of held-out documents to keep: the first of each source, in proportion to its weight.
         eval_corpus: As for `load_mixture`.
+        encoding: As for `load_mixture`.
         skip_broken_files: Leave out the rest of a file that turns out to be broken, with a warning, instead of raising
             an error.
 
@@ -134,7 +138,7 @@ def stream_mixture(
                 raise DataError(f"The held-out part of {source.source} is empty: it has only blank documents.")
             test += held_out
     if eval_corpus is not None:
-        splits = _stream(_only(eval_corpus), skip_broken_files, None)
+        splits = _stream(_only(eval_corpus, encoding), skip_broken_files, None)
         test = list(islice(splits.get("test", splits["train"]), eval_documents))
         if not test:
             raise DataError(f"The held-out part is empty: {eval_corpus} has only blank documents.")
@@ -146,6 +150,7 @@ def _load(source: CorpusSource, skip_broken_files: bool) -> DatasetDict:
         source.source,
         text_column=source.text_column,
         template=source.template,
+        encoding=source.encoding,
         skip_broken_files=skip_broken_files,
     )
     # A separate column: the text is not rewritten.
@@ -158,11 +163,12 @@ def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float 
     """Streams the non-blank documents of a source: `train`, and `test` if it has one or a share is held out."""
     files = None if source.source.startswith("builtin:") else source_files(source.source)
     if files is not None and len(files) == 1 and is_one_document(files[0]) and test_fraction is not None:
-        has_content(files[0])
-        train, test = map(len, cut_at_line(read_text(files[0]), test_fraction))
+        train, test = map(len, cut_at_line(read_text(files[0], source.encoding), test_fraction))
         streams = {
             name: IterableDataset.from_generator(
-                _read_part, gen_kwargs={"path": str(files[0]), "start": start, "stop": stop}, features=_TEXT
+                _read_part,
+                gen_kwargs={"path": str(files[0]), "start": start, "stop": stop, "encoding": source.encoding},
+                features=_TEXT,
             )
             for name, start, stop in (("train", 0, train), ("test", train, train + test))
         }
@@ -171,6 +177,7 @@ def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float 
             source.source,
             text_column=source.text_column,
             template=source.template,
+            encoding=source.encoding,
             skip_broken_files=skip_broken_files,
         )
         if test_fraction is not None and "test" not in streams:
@@ -220,10 +227,10 @@ def _one_document(text: str) -> Iterator[dict[str, str]]:
     yield {"text": text}
 
 
-def _read_part(path: str, start: int, stop: int) -> Iterator[dict[str, str]]:
+def _read_part(path: str, start: int, stop: int, encoding: str | None) -> Iterator[dict[str, str]]:
     """Yields one side of a single document; if it is very long, in several parts that end at line ends."""
     text = ""
-    for chunk in text_chunks(Path(path), start, stop):
+    for chunk in text_chunks(Path(path), start, stop, encoding=encoding):
         text += chunk
         if len(text) >= _LONGEST_DOCUMENT and (end := text.rfind("\n") + 1):
             yield {"text": text[:end]}
@@ -251,8 +258,8 @@ def _with_source(row: Mapping[str, Any], name: str) -> dict[str, str]:
     return {"text": row["text"], "source": name}
 
 
-def _only(eval_corpus: str) -> CorpusSource:
-    (source,) = parse_sources(eval_corpus)
+def _only(eval_corpus: str, encoding: str | None) -> CorpusSource:
+    (source,) = parse_sources(eval_corpus, encoding=encoding)
     return source
 
 

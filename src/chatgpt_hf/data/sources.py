@@ -9,6 +9,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from ..errors import ConfigError, DataError
+from .encodings import check_encoding
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,25 @@ class CorpusSource:
         weight: How often its documents are drawn, relative to the weights of the other sources.
         text_column: The column with the documents, in formats that have columns.
         template: Used instead of one column: a text with column names in braces, such as `"{title}\\n{paragraphs}"`.
+        encoding: Encoding of its files, such as `gb18030`; UTF-8 if not given.
     """
 
     source: str
     weight: float | None = None
     text_column: str = "text"
     template: str | None = None
+    encoding: str | None = None
 
 
 _FIELDS = tuple(item.name for item in dataclass_fields(CorpusSource))
 
 
 def parse_sources(
-    corpus: str | Sequence[str | Mapping[str, Any]], *, text_column: str = "text", field: str = "corpus"
+    corpus: str | Sequence[str | Mapping[str, Any]],
+    *,
+    text_column: str = "text",
+    encoding: str | None = None,
+    field: str = "corpus",
 ) -> list[CorpusSource]:
     """Parses the corpus or dataset argument of a recipe or command line.
 
@@ -40,6 +47,7 @@ def parse_sources(
         corpus: One item or several. An item is a source; a mapping with the fields of `CorpusSource`; or such a mapping
             as a JSON object in a string, for the command line: `{"source": "x.jsonl", "weight": 0.3}`.
         text_column: Text column of items that name neither a text column nor a template.
+        encoding: Encoding of items that name none.
         field: The argument's name, for error messages.
 
     Raises:
@@ -48,7 +56,8 @@ def parse_sources(
     items = [corpus] if isinstance(corpus, (str, Mapping)) else list(corpus)
     if not items:
         raise ConfigError(f"{field} is empty: name at least one source")
-    sources = [_parse(item, text_column, field) for item in items]
+    check_encoding(encoding)
+    sources = [_parse(item, text_column, encoding, field) for item in items]
     unweighted = [source.source for source in sources if source.weight is None]
     if unweighted and len(unweighted) < len(sources):
         raise ConfigError(
@@ -63,13 +72,13 @@ def probabilities(sources: Sequence[CorpusSource]) -> list[float] | None:
     return [weight / sum(weights) for weight in weights] if weights else None
 
 
-def _parse(item: str | Mapping[str, Any], text_column: str, field: str) -> CorpusSource:
+def _parse(item: str | Mapping[str, Any], text_column: str, encoding: str | None, field: str) -> CorpusSource:
     given: Any = item
     if isinstance(item, str):
         if not item.lstrip().startswith("{"):
             if not item.strip():
                 raise ConfigError(f"{field} has an empty item: name a file, folder, glob, Hub id or built-in corpus")
-            return CorpusSource(item, text_column=text_column)
+            return CorpusSource(item, text_column=text_column, encoding=encoding)
         try:
             given = json.loads(item)
         except json.JSONDecodeError as error:
@@ -82,10 +91,12 @@ def _parse(item: str | Mapping[str, Any], text_column: str, field: str) -> Corpu
         )
     # Fields left empty in YAML arrive as None.
     values = {key: value for key, value in given.items() if value is not None}
-    for name in ("source", "text_column", "template"):
+    for name in ("source", "text_column", "template", "encoding"):
         value = values.get(name, "" if name == "source" else "unset")
         if not isinstance(value, str) or not value.strip():
             raise ConfigError(f"{field} item {item} needs a non-empty text as its {name}")
+    check_encoding(values.get("encoding"), f"the encoding of the {field} item {item}")
+    values = {"encoding": encoding, **values}
     weight = values.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
         raise ConfigError(f"{field} item {item} has the weight {weight!r}: give a number above 0")

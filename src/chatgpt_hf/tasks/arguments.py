@@ -39,6 +39,9 @@ class TaskArguments:
             "help": "Folder that relative paths of dataset and eval_dataset start from; the current one if not given."
         },
     )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of the files, such as gb18030 or cp1252; UTF-8 if not given."}
+    )
     test_fraction: float = field(
         default=0.1,
         metadata={"help": "Share of the rows to hold out without an eval_dataset; the hash of a row decides."},

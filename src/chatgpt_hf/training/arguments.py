@@ -116,6 +116,9 @@ class CorpusArguments:
         },
     )
     text_column: str = field(default="text", metadata={"help": "Column with the text."})
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of the files, such as gb18030 or cp1252; UTF-8 if not given."}
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read and pack text during training instead of up front; needs max_steps."}
     )
@@ -174,6 +177,9 @@ class ConversationArguments:
     )
     completion_template: str | None = field(
         default=None, metadata={"help": "Answer made of several columns in braces, instead of one column."}
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of the files, such as gb18030 or cp1252; UTF-8 if not given."}
     )
     test_fraction: float = field(
         default=0.0,

@@ -76,7 +76,9 @@ class PretrainRun(Run):
 
     def prepare(self) -> None:
         arguments, corpus_arguments = self.arguments, self.corpus_arguments
-        self.sources = parse_sources(corpus_arguments.corpus, text_column=corpus_arguments.text_column)
+        self.sources = parse_sources(
+            corpus_arguments.corpus, text_column=corpus_arguments.text_column, encoding=corpus_arguments.encoding
+        )
         # The first process prepares and caches; the others read the cache.
         with arguments.main_process_first(desc="preparing the corpus"):
             self.corpus = _load_corpus(self.sources, corpus_arguments, self.model_arguments, arguments)
@@ -176,6 +178,7 @@ def _load_corpus(
         "seed": arguments.seed,
         "skip_broken_files": corpus_arguments.skip_broken_files,
         "eval_corpus": corpus_arguments.eval_corpus,
+        "encoding": corpus_arguments.encoding,
     }
     specification = json.dumps([[asdict(source) for source in sources], common], sort_keys=True)
     if corpus_arguments.streaming:

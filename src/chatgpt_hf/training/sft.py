@@ -107,7 +107,7 @@ class SFTRun(Run):
 
     def prepare(self) -> None:
         model_arguments, chosen = self.model_arguments, self.conversation_arguments
-        self.sources = parse_sources(chosen.dataset, field="dataset")
+        self.sources = parse_sources(chosen.dataset, encoding=chosen.encoding, field="dataset")
         splits, self.summaries = read_conversations(
             self.sources,
             test_fraction=chosen.test_fraction,

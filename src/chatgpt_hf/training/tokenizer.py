@@ -16,6 +16,7 @@ def train_tokenizer_on_corpus(
     vocab_size: int = 4096,
     max_digits: int = MAX_DIGITS,
     text_column: str = "text",
+    encoding: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """Trains on the training part of a corpus and writes a folder that `AutoTokenizer` loads.
 
@@ -25,7 +26,7 @@ def train_tokenizer_on_corpus(
         OutputError: If the folder is not empty.
     """
     folder = check_new_folder(output_dir)
-    texts = load_corpus(corpus, text_column=text_column)["train"]["text"]
+    texts = load_corpus(corpus, text_column=text_column, encoding=encoding)["train"]["text"]
     tokenizer = train_tokenizer(texts, vocab_size, max_digits=max_digits)
     with atomic_folder(folder) as temporary:
         tokenizer.save_pretrained(temporary)

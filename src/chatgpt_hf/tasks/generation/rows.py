@@ -36,6 +36,7 @@ def load_pairs(
     test_fraction: float = 0.0,
     split_by: str = "prompt",
     eval_source: str | None = None,
+    encoding: str | None = None,
     skip_invalid: bool = False,
 ) -> PairSplits:
     """Fills two templates with the columns of each row.
@@ -51,6 +52,7 @@ def load_pairs(
         split_by: `completion` hashes the completion instead, so that one text under two prompts (a poem with two
             titles) is on one side.
         eval_source: Source of the held-out rows to use instead, with the same columns.
+        encoding: Encoding of the files, such as `gb18030`; UTF-8 if not given.
         skip_invalid: Leave out rows in which a column of the templates is blank, with a warning that counts them,
             instead of raising an error.
 
@@ -60,8 +62,8 @@ def load_pairs(
         ConfigError: If a template is invalid, `split_by` is unknown, or `test_fraction` is not between 0 and 1.
     """
     templates = (prompt_template, completion_template)
-    rows = _read(source, templates, column_names, skip_invalid)
-    held_out = None if eval_source is None else _read(eval_source, templates, column_names, skip_invalid)
+    rows = _read(source, templates, column_names, encoding, skip_invalid)
+    held_out = None if eval_source is None else _read(eval_source, templates, column_names, encoding, skip_invalid)
     if split_by not in PARTS:
         raise ConfigError(f"split_by is {split_by!r}: give one of {', '.join(PARTS)}")
     key = PARTS.index(split_by)
@@ -76,11 +78,16 @@ def load_pairs(
 
 
 def _read(
-    source: str, templates: tuple[str, str], column_names: Sequence[str] | None, skip_invalid: bool
+    source: str,
+    templates: tuple[str, str],
+    column_names: Sequence[str] | None,
+    encoding: str | None,
+    skip_invalid: bool,
 ) -> dict[str, list[tuple[str, str]]]:
     wanted = list(dict.fromkeys(name for template in templates for name in template_columns(template)))
     found: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
-    for table in load_tables(source, header={name.lower() for name in wanted}, column_names=column_names):
+    header = {name.lower() for name in wanted}
+    for table in load_tables(source, header=header, column_names=column_names, encoding=encoding):
         for split, rows in table.splits.items():
             rejected = Rejected(table.where, skip_invalid)
             if missing := [name for name in wanted if name not in rows.column_names]:

@@ -41,6 +41,7 @@ class Generation(CausalTask):
             column_names=arguments.column_names,
             test_fraction=arguments.test_fraction,
             split_by=arguments.split_by,
+            encoding=arguments.encoding,
             skip_invalid=arguments.skip_invalid,
         )
         self.train = splits.train

@@ -50,6 +50,7 @@ def load_choices(
     delimiter: str = " ",
     test_fraction: float = 0.0,
     eval_source: str | None = None,
+    encoding: str | None = None,
     skip_invalid: bool = False,
 ) -> ChoiceSplits:
     """Loads multiple choice from rows of one of these kinds.
@@ -69,6 +70,7 @@ def load_choices(
         test_fraction: Share to hold out, by a hash of contexts and continuations, unless the source has a `test`
             split.
         eval_source: Source of the held-out rows to use instead.
+        encoding: Encoding of the files, such as `gb18030`; UTF-8 if not given.
         skip_invalid: Leave out rows that cannot be used, with a warning that counts them, instead of raising an error.
 
     Raises:
@@ -78,8 +80,8 @@ def load_choices(
     """
     if template is not None:
         template_columns(template)
-    rows = _read(source, template, delimiter, skip_invalid)
-    held_out = None if eval_source is None else _read(eval_source, template, delimiter, skip_invalid)
+    rows = _read(source, template, delimiter, encoding, skip_invalid)
+    held_out = None if eval_source is None else _read(eval_source, template, delimiter, encoding, skip_invalid)
     rows = split_rows(rows, held_out, test_fraction, lambda row: str((row["contexts"], row["continuations"])), source)
     parts = {
         name: Dataset.from_dict({column: [row[column] for row in part] for column in _FEATURES}, _FEATURES)
@@ -88,9 +90,12 @@ def load_choices(
     return ChoiceSplits(parts["train"], parts["test"] if len(parts["test"]) else None)
 
 
-def _read(source: str, template: str | None, delimiter: str, skip_invalid: bool) -> dict[str, list[dict[str, Any]]]:
+def _read(
+    source: str, template: str | None, delimiter: str, encoding: str | None, skip_invalid: bool
+) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
-    for table in load_tables(source, header={name.lower() for name in (*_QUESTIONS, *_CHOICES, *_LABELS)}):
+    header = {name.lower() for name in (*_QUESTIONS, *_CHOICES, *_LABELS)}
+    for table in load_tables(source, header=header, encoding=encoding):
         for split, rows in table.splits.items():
             rejected = Rejected(table.where, skip_invalid)
             found[str(split)] += _usable(rows, _find_columns(table, rows), template, delimiter, rejected)

@@ -24,6 +24,7 @@ class MultipleChoice(CausalTask):
             self.source(),
             eval_source=self.eval_source(),
             test_fraction=arguments.test_fraction,
+            encoding=arguments.encoding,
             skip_invalid=arguments.skip_invalid,
         )
         self.train = splits.train

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, List, Value
 
-from ...data.corpus import load_rows, stream_json
-from ...data.files import format_of, has_content, source_files
+from ...data.corpus import load_rows
+from ...data.files import format_of, is_empty, source_files
+from ...data.json_rows import read_json
 from ...data.splits import split_files
 from ...errors import DataError
 from ..tables import Rejected, split_rows
@@ -62,7 +63,12 @@ class SquadSplits:
 
 
 def load_squad(
-    source: str, *, test_fraction: float = 0.0, eval_source: str | None = None, skip_invalid: bool = False
+    source: str,
+    *,
+    test_fraction: float = 0.0,
+    eval_source: str | None = None,
+    encoding: str | None = None,
+    skip_invalid: bool = False,
 ) -> SquadSplits:
     """Loads questions and answers from files in SQuAD's format, version 1 or 2, or from rows with the same fields.
 
@@ -74,6 +80,7 @@ def load_squad(
         test_fraction: Share of contexts to hold out, with all questions about them, by a hash of the context, unless
             the source has a `test` split.
         eval_source: Source of the held-out questions to use instead.
+        encoding: Encoding of the files, such as `gb18030`; UTF-8 if not given.
         skip_invalid: Leave out questions that cannot be used, with a warning that counts them, instead of raising an
             error.
 
@@ -83,8 +90,8 @@ def load_squad(
         ConfigError: If `test_fraction` is not between 0 and 1.
     """
     mismatches: list[Mismatch] = []
-    rows = _read(source, mismatches, skip_invalid)
-    held_out = None if eval_source is None else _read(eval_source, mismatches, skip_invalid)
+    rows = _read(source, mismatches, encoding, skip_invalid)
+    held_out = None if eval_source is None else _read(eval_source, mismatches, encoding, skip_invalid)
     if mismatches:
         listed = "; ".join(
             f"{item.id}: {item.text!r:.60} at {item.answer_start}, where the context has {item.found!r:.60}"
@@ -103,10 +110,12 @@ def load_squad(
 _Rows = list[dict[str, Any]]
 
 
-def _read(source: str, mismatches: list[Mismatch], skip_invalid: bool) -> dict[str, _Rows]:
+def _read(
+    source: str, mismatches: list[Mismatch], encoding: str | None, skip_invalid: bool
+) -> dict[str, _Rows]:
     found: dict[str, _Rows] = {"train": [], "test": []}
     seen: set[str] = set()
-    for where, split, questions in _tables(source):
+    for where, split, questions in _tables(source, encoding):
         rejected = Rejected(where, skip_invalid, "question")
         for number, question in enumerate(questions, start=1):
             row, fault = _row(question, where, number, mismatches)
@@ -123,24 +132,25 @@ def _read(source: str, mismatches: list[Mismatch], skip_invalid: bool) -> dict[s
     return found
 
 
-def _tables(source: str) -> Iterator[tuple[str, str, Iterator[Mapping[str, Any]]]]:
+def _tables(source: str, encoding: str | None) -> Iterator[tuple[str, str, Iterator[Mapping[str, Any]]]]:
     """Yields a name for messages, the split, and questions with their contexts, for each file or data set."""
     files = None if source.startswith("builtin:") else source_files(source)
     if files is None:
-        yield from _row_tables(source)
+        yield from _row_tables(source, encoding)
         return
     for split, part in split_files(files, source).items():
         for file in part:
             if format_of(file) in (".json", ".jsonl"):
-                if not has_content(file):
+                if is_empty(file):
                     raise DataError(f"{file} is empty: give at least one question")
-                yield str(file), split, (item for _, row in stream_json(file) for item in _questions(row, str(file)))
+                rows = read_json(file, encoding=encoding)
+                yield str(file), split, (item for _, row in rows for item in _questions(row, str(file)))
             else:
-                yield from ((where, split, rows) for where, _, rows in _row_tables(str(file)))
+                yield from ((where, split, rows) for where, _, rows in _row_tables(str(file), encoding))
 
 
-def _row_tables(source: str) -> Iterator[tuple[str, str, Iterator[Mapping[str, Any]]]]:
-    for where, splits in load_rows(source):
+def _row_tables(source: str, encoding: str | None) -> Iterator[tuple[str, str, Iterator[Mapping[str, Any]]]]:
+    for where, splits in load_rows(source, encoding=encoding):
         for split, rows in splits.items():
             yield where, str(split), iter(rows)
 

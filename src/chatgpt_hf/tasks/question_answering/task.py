@@ -34,6 +34,7 @@ class QuestionAnswering(Task):
             self.source(),
             eval_source=self.eval_source(),
             test_fraction=arguments.test_fraction,
+            encoding=arguments.encoding,
             skip_invalid=arguments.skip_invalid,
         )
         self.train = splits.train

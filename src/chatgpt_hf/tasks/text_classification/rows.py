@@ -84,6 +84,7 @@ def load_labelled(
     problem_type: str = "auto",
     test_fraction: float = 0.0,
     eval_source: str | None = None,
+    encoding: str | None = None,
     skip_invalid: bool = False,
 ) -> LabelledSplits:
     """Loads labeled texts from files with or without a header, or from the Hub.
@@ -103,6 +104,7 @@ def load_labelled(
             fraction, and a single label for everything else.
         test_fraction: Share of texts to hold out, by a hash of the text, unless the source has a `test` split.
         eval_source: Source of the held-out rows to use instead, with the same columns and labels.
+        encoding: Encoding of the files, such as `gb18030`; UTF-8 if not given.
         skip_invalid: Leave out rows without a text or a label, with a warning that counts them, instead of raising an
             error.
 
@@ -114,12 +116,12 @@ def load_labelled(
     if problem_type not in ("auto", *PROBLEM_TYPES):
         raise ConfigError(f"problem_type is {problem_type!r}: give auto or one of {', '.join(PROBLEM_TYPES)}")
     given = (text_column,) if isinstance(text_column, str) else tuple(text_column or ())
-    tables = _load(source, given, label_column)
+    tables = _load(source, given, label_column, encoding)
     columns = _find_columns(tables[0], given, label_column, problem_type)
     rows = _read(tables, columns, skip_invalid)
     held_out = None
     if eval_source is not None:
-        held_out = _read(_load(eval_source, columns.text, columns.label), columns, skip_invalid)
+        held_out = _read(_load(eval_source, columns.text, columns.label, encoding), columns, skip_invalid)
     rows = split_rows(rows, held_out, test_fraction, lambda row: row.text, source)
     known = rows["train"] if eval_source is not None else rows["train"] + rows["test"]
     problem_type = find_problem_type(known, problem_type)
@@ -146,9 +148,9 @@ def load_labelled(
     return LabelledSplits(parts_of["train"], test, names, problem_type, columns.text, columns.label)
 
 
-def _load(source: str, text: Sequence[str], label: str | None) -> list[Table]:
+def _load(source: str, text: Sequence[str], label: str | None, encoding: str | None) -> list[Table]:
     named = {name.lower() for name in (*text, *([label] if label else []))}
-    return load_tables(source, header=_HEADER | named)
+    return load_tables(source, header=_HEADER | named, encoding=encoding)
 
 
 def _find_columns(table: Table, text: tuple[str, ...], label: str | None, problem_type: str) -> _Columns:

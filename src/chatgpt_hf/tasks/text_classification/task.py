@@ -42,6 +42,7 @@ class TextClassification(Task):
             label_names=self.class_names(),
             problem_type=arguments.problem_type,
             test_fraction=arguments.test_fraction,
+            encoding=arguments.encoding,
             skip_invalid=arguments.skip_invalid,
         )
         self.train = splits.train

@@ -1,7 +1,6 @@
 """Reads words with tags for token classification, as BIO: CoNLL files, and rows of `tokens` and `ner_tags`."""
 
 import glob
-import io
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from ...data.corpus import load_rows
-from ...data.files import format_of, has_content, open_bytes
+from ...data.files import format_of, has_content, open_text
 from ...data.splits import split_files
 from ...errors import DataError
 from ..labels import read_label_names
@@ -66,6 +65,7 @@ def load_tagged(
     label_map: Mapping[str, str] | None = None,
     test_fraction: float = 0.0,
     eval_source: str | Sequence[str] | None = None,
+    encoding: str | None = None,
     skip_invalid: bool = False,
 ) -> TokenSplits:
     """Loads tagged sentences from one or several sources, as BIO (Ramshaw and Marcus 1995, also called IOB2).
@@ -84,6 +84,7 @@ def load_tagged(
             `{"person": "PER"}`. A kind renamed to `O` is no longer an entity.
         test_fraction: Share of sentences to hold out, by a hash of their words, unless a source has a `test` split.
         eval_source: Source of the held-out sentences to use instead.
+        encoding: Encoding of the files, such as `gb18030`; UTF-8 if not given.
         skip_invalid: Leave out sentences that cannot be used, with a warning that counts them, instead of raising an
             error.
 
@@ -93,7 +94,7 @@ def load_tagged(
         ConfigError: If `test_fraction` is not between 0 and 1.
     """
     given = None if label_names is None else read_label_names(label_names)
-    options = (text_column, label_column, given, skip_invalid)
+    options = (text_column, label_column, given, encoding, skip_invalid)
     rows = _read(source, *options)
     held_out = None if eval_source is None else _read(eval_source, *options)
     named = source if isinstance(source, str) else ", ".join(source)
@@ -118,6 +119,7 @@ def _read(
     text_column: str | None,
     label_column: str | None,
     label_names: list[str] | None,
+    encoding: str | None,
     skip_invalid: bool,
 ) -> dict[str, list[_Sentence]]:
     found: dict[str, list[_Sentence]] = {"train": [], "test": []}
@@ -126,10 +128,10 @@ def _read(
             for split, part in split_files(files, source).items():
                 for file in part:
                     rejected = Rejected(str(file), skip_invalid, "line")
-                    found[split] += _as_bio(list(_parse(file, rejected)), str(file))
+                    found[split] += _as_bio(list(_parse(file, rejected, encoding)), str(file))
                     rejected.log()
             continue
-        for where, splits in load_rows(source):
+        for where, splits in load_rows(source, encoding=encoding):
             for split, rows in splits.items():
                 rejected = Rejected(where, skip_invalid)
                 found[str(split)] += _as_bio(
@@ -148,14 +150,14 @@ def _conll_files(source: str) -> list[Path]:
     return [file for file in files if file.is_file() and format_of(file) not in (".jsonl", ".json", ".parquet")]
 
 
-def _parse(path: Path, rejected: Rejected) -> Iterator[_Sentence]:
+def _parse(path: Path, rejected: Rejected, encoding: str | None) -> Iterator[_Sentence]:
     """Yields the sentences of a CoNLL file; rejects those with a broken line."""
-    if not has_content(path):
+    if not has_content(path, encoding):
         raise DataError(f"{path} is empty: give at least one sentence")
-    width, separator = _layout(path)
+    width, separator = _layout(path, encoding)
     sentence = _Sentence(str(path), "line", 0, [], [])
     is_broken = False
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as stream:
+    with open_text(path, encoding) as stream:
         for number, line in enumerate(chain(stream, "\n"), start=1):
             fields = _fields(line, separator)
             if not fields or fields[0] == "-DOCSTART-":
@@ -177,9 +179,9 @@ def _parse(path: Path, rejected: Rejected) -> Iterator[_Sentence]:
             sentence.tags.append(fields[-1])
 
 
-def _layout(path: Path) -> tuple[int, str | None]:
+def _layout(path: Path, encoding: str | None) -> tuple[int, str | None]:
     """Returns the number of fields per line of a CoNLL file and the separator: a tab, or None for white space."""
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as stream:
+    with open_text(path, encoding) as stream:
         for line in stream:
             if line.strip() and not line.startswith(("#", "-DOCSTART-")):
                 separator = "\t" if "\t" in line.strip() else None

@@ -46,6 +46,7 @@ class TokenClassification(Task):
             label_names=self.class_names(),
             label_map=self._label_map(),
             test_fraction=arguments.test_fraction,
+            encoding=arguments.encoding,
             skip_invalid=arguments.skip_invalid,
         )
         self.train = splits.train
