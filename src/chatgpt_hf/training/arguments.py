@@ -160,6 +160,10 @@ class ConversationArguments:
             "ShareGPT, and columns of questions and answers."
         },
     )
+    eval_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Conversations to measure on; the data's test split, or a part of the data, if not given."},
+    )
     test_fraction: float = field(
         default=0.0,
         metadata={
