@@ -108,7 +108,7 @@ def test_the_log_says_what_is_used_for_what(tmp_path: Path, caplog: pytest.LogCa
     folder = folder_of(tmp_path, "extra.csv test.csv train.csv validation.csv README.md")
     with caplog.at_level(logging.INFO):
         divided(folder)
-    assert "Trained on: train.csv. Held out: test.csv." in caplog.text
+    assert "Training: train.csv. Held out: test.csv." in caplog.text
     assert "not used, because there is a part named test: validation.csv" in caplog.text
     assert "not used, because the names say no split: extra.csv" in caplog.text
     assert "left out files about the data: README.md" in caplog.text
@@ -284,7 +284,7 @@ def test_conversations_of_any_number(tmp_path: Path, count: int) -> None:
     sources = parse_sources(str(jsonl(tmp_path / "my-chats.jsonl", rows)))
     assert list(load_conversations(sources)) == ["train"]
     if count == 1:
-        with pytest.raises(DataError, match="it has a single conversation"):
+        with pytest.raises(DataError, match=r"it has a single conversation: .*--eval_dataset"):
             load_conversations(sources, test_fraction=0.05)
         return
     splits = load_conversations(sources, test_fraction=0.05)

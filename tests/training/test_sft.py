@@ -256,4 +256,6 @@ def test_nothing_to_watch(strategy: str, sft_options: list[str], tmp_path: Path)
         ConfigError, match=f"--eval_strategy {strategy} needs .*--test_fraction 0.05 or an --eval_data"
     ):
         run(sft_options, tmp_path / "run", "--eval_strategy", strategy)
+    with pytest.raises(ConfigError, match="--load_best_model_at_end needs --eval_strategy"):
+        run(sft_options, tmp_path / "run", "--load_best_model_at_end", "true")
     assert not (tmp_path / "run").exists()

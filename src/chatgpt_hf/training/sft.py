@@ -109,6 +109,10 @@ class SFTRun(Run):
         penalty = self.conversation_arguments.repetition_penalty
         if penalty is not None and not penalty > 0:
             raise ConfigError(f"--repetition_penalty is {penalty}: give a number above 0, where 1 changes nothing.")
+        if self.arguments.load_best_model_at_end and self.arguments.eval_strategy == "no":
+            raise ConfigError(
+                "--load_best_model_at_end needs --eval_strategy steps or epoch, with conversations held out."
+            )
         super().check()
 
     def prepare(self) -> None:
