@@ -15,6 +15,7 @@ from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, sft
 from chatgpt_hf.data.conversations import Conversations, load_conversations, tokenize_conversations
 from chatgpt_hf.data.packing import pack_documents
 from chatgpt_hf.data.sources import parse_sources
+from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.tokenization_chatgpt import CHAT_TEMPLATE, encode_conversation, load_tokenizer
 from chatgpt_hf.training import sft as module
 from chatgpt_hf.training.arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments, parse_recipe
@@ -198,3 +199,64 @@ def test_a_base_without_a_chat_template(shared_data: Path, tmp_path: Path) -> No
     assert trained.get_output_embeddings().weight is table
     assert chat.convert_tokens_to_ids("<|im_end|>") in trained.generation_config.eos_token_id
     assert trained.generation_config.repetition_penalty == 1.1
+
+
+def test_the_held_out_part_is_watched(sft_options: list[str], tmp_path: Path) -> None:
+    """The evaluations during training change nothing in it, and the report has the held-out loss."""
+    rows = [[user(f"How much is {n}?"), assistant(str(n))] for n in range(6)]
+    options = [*sft_options, "--dataset", str(write(tmp_path / "rows.jsonl", rows)), "--test_fraction", "0.3"]
+    watch = ["--eval_strategy", "steps", "--eval_steps", "2"]
+    figures = run(options, tmp_path / "run", *watch)
+    plain = run(options, tmp_path / "plain")
+    assert "held_out_loss" not in plain
+    assert figures["train_loss"] == plain["train_loss"]
+    trained, alone = (load_model(tmp_path / name).state_dict() for name in ("run", "plain"))
+    assert all(torch.equal(trained[name], alone[name]) for name in alone)
+    report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    losses = [entry["eval_loss"] for entry in report["log_history"] if "eval_loss" in entry]
+    assert len(losses) == 3
+    assert losses[-1] == figures["held_out_loss"] == losses[-2] != losses[0]
+    assert "held_out_loss" in (tmp_path / "run" / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_best_checkpoint_is_kept(sft_options: list[str], tmp_path: Path) -> None:
+    """With a rate far too high, the held-out loss is best at the first checkpoint."""
+    rows = [[user("Say it"), assistant("yes")]] * 4
+    other = write(tmp_path / "other.jsonl", [[user("Say it"), assistant("qqqq zzzz")]])
+    options = ["--dataset", write(tmp_path / "rows.jsonl", rows), "--eval_dataset", other, "--eval_strategy", "steps"]
+    options += [
+        "--eval_steps",
+        "1",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "1",
+        "--load_best_model_at_end",
+        "true",
+    ]
+    figures = run(sft_options, tmp_path / "run", *options, "--optim", "adamw_torch", "--lr_scheduler_type", "constant")
+    history = json.loads((tmp_path / "run" / "report" / "report.json").read_text())["log_history"]
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry][:-1]
+    assert figures["held_out_loss"] == pytest.approx(min(losses))
+    assert min(losses) < losses[-1]
+
+
+def test_conversations_to_measure_on_of_another_source(
+    sft_options: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = write(tmp_path / "a.jsonl", [[user("Hello!"), assistant("Hi")], [user("Bye"), assistant("See you")]])
+    test = write(tmp_path / "b.jsonl", [[user("Hello!"), assistant("Hi")], [user("Smile"), assistant("No")]])
+    figures = run(sft_options, tmp_path / "run", "--dataset", train, "--eval_dataset", test, "--max_steps", "1")
+    assert "held_out_exact_match" in figures
+    assert "1 of 2 held-out conversations are also training conversations" in caplog.text
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_nothing_to_watch(strategy: str, sft_options: list[str], tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=f"--eval_strategy {strategy} needs .*--test_fraction 0.05 or an --eval_data"
+    ):
+        run(sft_options, tmp_path / "run", "--eval_strategy", strategy)
+    with pytest.raises(ConfigError, match="--load_best_model_at_end needs --eval_strategy"):
+        run(sft_options, tmp_path / "run", "--load_best_model_at_end", "true")
+    assert not (tmp_path / "run").exists()

@@ -61,7 +61,6 @@ def load_conversations(
     seed: int = 0,
     skip_invalid: bool = False,
     named: PairColumns | None = None,
-    encoding: str | None = None,
 ) -> DatasetDict:
     """Loads conversations from one or several sources, in any of the `SHAPES`, mixed by weight as in `load_mixture`.
 
@@ -72,7 +71,6 @@ def load_conversations(
         seed: Seed of the order in which weighted sources are drawn from.
         skip_invalid: Leave out rows that cannot be used, with a warning that counts them, instead of raising an error.
         named: Columns or templates of question and answer, instead of a recognized shape.
-        encoding: Encoding of text files; UTF-8 if not given.
 
     Returns:
         The split `train`, and `test` if anything is held out. Columns: `messages`, a list of dicts with `role` and
@@ -85,7 +83,7 @@ def load_conversations(
         ConfigError: If `named` contradicts itself.
     """
     return read_conversations(
-        sources, test_fraction=test_fraction, seed=seed, skip_invalid=skip_invalid, named=named, encoding=encoding
+        sources, test_fraction=test_fraction, seed=seed, skip_invalid=skip_invalid, named=named
     ).splits
 
 
@@ -96,7 +94,6 @@ def read_conversations(
     seed: int = 0,
     skip_invalid: bool = False,
     named: PairColumns | None = None,
-    encoding: str | None = None,
 ) -> Conversations:
     """Does the work of `load_conversations`, and also returns a summary of each table."""
     if named is not None:
@@ -104,7 +101,7 @@ def read_conversations(
     train, test, summaries = [], [], []
     for source in sources:
         parts: dict[str, list[Dataset]] = {}
-        for table in read_tables(source.source, encoding=source.encoding or encoding):
+        for table in read_tables(source.source, encoding=source.encoding):
             rows, summary = _read(table, source.source, skip_invalid, named)
             parts.setdefault(table.split, []).append(rows)
             summaries.append(summary)

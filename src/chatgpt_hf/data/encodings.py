@@ -74,7 +74,9 @@ def likely_encodings(stream: BinaryIO, start: int) -> list[tuple[str, str]]:
         for name in match.could_be_from_charset
         if name in _KNOWN
     )
-    names = list(dict.fromkeys(_KNOWN[index] for _, index in found)) or [name for name in _KNOWN if _fits(sample, name)]
+    names = list(dict.fromkeys(_KNOWN[index] for _, index in found)) or [
+        name for name in _KNOWN if _fits(sample, name)
+    ]
     return [(name, _piece(sample.decode(name, errors="replace"))) for name in names[:_SHOWN]]
 
 

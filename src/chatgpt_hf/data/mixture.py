@@ -74,7 +74,7 @@ def load_mixture(
             try:
                 splits = split_by_hash(splits["train"], test_fraction, source=source.source)
             except DataError as error:
-                raise DataError(f"{source.source} has no held-out part: {error} (eval_corpus)") from error
+                raise DataError(f"{source.source} has no held-out part: {error}") from error
         parts.append(splits)
     if eval_corpus is None:
         test = concatenate_datasets([splits["test"] for splits in parts])
@@ -216,7 +216,7 @@ def _split_by_hash(train: IterableDataset, test_fraction: float, source: str) ->
             return parts(found.limit(test_fraction, source))
         halves = zip(("train", "test"), cut_at_line(first, test_fraction), strict=True)
     except DataError as error:
-        raise DataError(f"{source} has no held-out part: {error} (eval_corpus)") from error
+        raise DataError(f"{source} has no held-out part: {error}") from error
     return {
         name: IterableDataset.from_generator(_one_document, gen_kwargs={"text": half}, features=_TEXT)
         for name, half in halves

@@ -84,7 +84,7 @@ def split_files(files: Sequence[Path], source: str) -> dict[str, list[Path]]:
         train = [file for file in files if file in {*train, *filter(is_one_document, others)}]
         others = [file for file in others if not is_one_document(file)]
     logger.info(
-        "%s: the files' names say what they are for. Trained on: %s. Held out: %s.",
+        "%s: the files' names say what they are for. Training: %s. Held out: %s.",
         source,
         _listed(train, base),
         _listed(held_out, base),
@@ -145,7 +145,7 @@ class HashRange(NamedTuple):
             number = f"it has a single {unit}" if self.count == 1 else f"its {self.count} {unit}s are all the same"
             raise DataError(
                 f"Holding out test_fraction={test_fraction} of {source} leaves one part empty, because {number}: give more "
-                f"{unit}s, or a separate source of held-out ones"
+                f"{unit}s, or a separate source of held-out ones (--{'eval_corpus' if unit == 'document' else 'eval_dataset'})"
             )
         if limit <= self.smallest:
             logger.warning(
@@ -205,7 +205,9 @@ def cut_at_line(text: str, test_fraction: float) -> tuple[str, str]:
     cut = text.rfind("\n", 0, target) + 1 or text.find("\n", target) + 1
     train, test = text[:cut], text[cut:]
     if any(not part or part.isspace() for part in (train, test)):
-        raise DataError("the corpus is a single document without a line end to cut at: give more than one document")
+        raise DataError(
+            "the corpus is a single document without a line end to cut at: give more than one document, or an --eval_corpus"
+        )
     return train, test
 
 
@@ -239,10 +241,7 @@ def split_rows(
     if held_out is not None:
         test = held_out.get("test") or held_out.get("train", [])
     elif test_fraction and not test:
-        try:
-            sides = hold_out(map(key, train), test_fraction, source)
-        except DataError as error:
-            raise DataError(f"{error} (--eval_dataset).") from error
+        sides = hold_out(map(key, train), test_fraction, source)
         train, test = ([row for row, held in zip(train, sides, strict=True) if held is side] for side in (False, True))
     if not train:
         raise DataError(f"{source} has nothing to learn from: give more rows, or hold out fewer.")

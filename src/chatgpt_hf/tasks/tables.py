@@ -18,7 +18,6 @@ from ..errors import DataError
 logger = logging.getLogger(__name__)
 
 
-
 class Table(NamedTuple):
     """Rows with columns.
 

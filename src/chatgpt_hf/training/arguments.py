@@ -181,6 +181,10 @@ class ConversationArguments:
     encoding: str | None = field(
         default=None, metadata={"help": "Encoding of the files, such as gb18030 or cp1252; UTF-8 if not given."}
     )
+    eval_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Conversations to measure on; the data's test split, or a part of the data, if not given."},
+    )
     test_fraction: float = field(
         default=0.0,
         metadata={

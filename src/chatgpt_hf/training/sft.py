@@ -3,14 +3,22 @@
 import logging
 from typing import Any
 
-from datasets import DatasetDict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
+from datasets import Dataset, DatasetDict
+from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
 
 from ..checkpoints import check_tokenizer_fits, extend_vocabulary, load_model, sample_of
-from ..data.conversations import read_conversations, share_supervised, show_masks, tokenize_conversations
+from ..data.conversations import (
+    Conversations,
+    conversation_key,
+    read_conversations,
+    share_supervised,
+    show_masks,
+    tokenize_conversations,
+)
 from ..data.packing import pack_documents
 from ..data.shapes import PairColumns
-from ..data.sources import parse_sources
+from ..data.sources import CorpusSource, parse_sources
+from ..data.splits import warn_of_overlap
 from ..errors import ConfigError, TokenizerError
 from ..evaluation.answers import AnswersResult, ends_with_an_answer, evaluate_answers
 from ..extras import needed_by
@@ -103,20 +111,16 @@ class SFTRun(Run):
         penalty = self.conversation_arguments.repetition_penalty
         if penalty is not None and not penalty > 0:
             raise ConfigError(f"--repetition_penalty is {penalty}: give a number above 0, where 1 changes nothing.")
+        if self.arguments.load_best_model_at_end and self.arguments.eval_strategy == "no":
+            raise ConfigError(
+                "--load_best_model_at_end needs --eval_strategy steps or epoch, with conversations held out."
+            )
         super().check()
 
     def prepare(self) -> None:
         model_arguments, chosen = self.model_arguments, self.conversation_arguments
         self.sources = parse_sources(chosen.dataset, encoding=chosen.encoding, field="dataset")
-        splits, self.summaries = read_conversations(
-            self.sources,
-            test_fraction=chosen.test_fraction,
-            seed=self.arguments.seed,
-            skip_invalid=chosen.skip_invalid,
-            named=PairColumns(
-                chosen.prompt_column, chosen.completion_column, chosen.prompt_template, chosen.completion_template
-            ),
-        )
+        splits = self._load_splits()
         base = str(model_arguments.model_name_or_path)
         self.tokenizer = tokenizer = load_tokenizer(base)
         self.model = load_model(
@@ -130,25 +134,68 @@ class SFTRun(Run):
             # Padding is masked by position here, so the model still learns eos.
             tokenizer.pad_token = tokenizer.eos_token
 
-        tokenized = tokenize_conversations(
-            splits["train"],
-            tokenizer,
-            max_length=chosen.block_size,
-            long_conversations=chosen.long_conversations,
-            skip_invalid=chosen.skip_invalid,
-        )
+        tokenized = self._tokenized(splits["train"])
         if chosen.show_masks and self.arguments.process_index == 0:
             show_masks(tokenized.select(range(min(chosen.show_masks, len(tokenized)))), tokenizer)
         self.share_learned = share_supervised(tokenized)
         logger.info("The model learns %.1f %% of the tokens", 100 * self.share_learned)
-        self.rows = pack_documents(
+        self.rows = self._packed(tokenized)
+        # Only a run that watches the held-out part needs its rows.
+        watches = self.arguments.eval_strategy != "no"
+        self.eval_rows = self._packed(self._tokenized(splits["test"])) if watches else None
+        self.parts = _conversations_to_answer(splits, self.arguments.seed)
+
+    def _load_splits(self) -> DatasetDict:
+        chosen = self.conversation_arguments
+        test_fraction = chosen.test_fraction if chosen.eval_dataset is None else 0.0
+        splits, self.summaries = self._read(self.sources, test_fraction)
+        if chosen.eval_dataset is not None:
+            named = parse_sources(chosen.eval_dataset, encoding=chosen.encoding, field="eval_dataset")
+            held_out, summaries = self._read(named, 0.0)
+            splits["test"] = held_out.get("test", held_out["train"])
+            self.summaries += summaries
+        if "test" in splits:
+            warn_of_overlap(
+                map(conversation_key, splits["train"]["messages"]),
+                map(conversation_key, splits["test"]["messages"]),
+                unit="conversation",
+            )
+        elif self.arguments.eval_strategy != "no":
+            raise ConfigError(
+                f"--eval_strategy {IntervalStrategy(self.arguments.eval_strategy).value} needs conversations to measure on, and none are held "
+                "out: give --test_fraction 0.05 or an --eval_dataset."
+            )
+        return splits
+
+    def _read(self, sources: list[CorpusSource], test_fraction: float) -> Conversations:
+        chosen = self.conversation_arguments
+        return read_conversations(
+            sources,
+            test_fraction=test_fraction,
+            seed=self.arguments.seed,
+            skip_invalid=chosen.skip_invalid,
+            named=PairColumns(
+                chosen.prompt_column, chosen.completion_column, chosen.prompt_template, chosen.completion_template
+            ),
+        )
+
+    def _tokenized(self, conversations: Dataset) -> Dataset:
+        return tokenize_conversations(
+            conversations,
+            self.tokenizer,
+            max_length=self.conversation_arguments.block_size,
+            long_conversations=self.conversation_arguments.long_conversations,
+            skip_invalid=self.conversation_arguments.skip_invalid,
+        )
+
+    def _packed(self, tokenized: Dataset) -> Dataset:
+        return pack_documents(
             tokenized,
-            chosen.block_size,
-            pad_token_id=tokenizer.pad_token_id,
+            self.conversation_arguments.block_size,
+            pad_token_id=self.tokenizer.pad_token_id,
             split_long=False,
             seed=self.arguments.seed,
         )
-        self.parts = _conversations_to_answer(splits, self.arguments.seed)
 
     def make_trainer(self) -> Trainer:
         arguments = self.arguments
@@ -172,6 +219,7 @@ class SFTRun(Run):
             model=self.model,
             args=arguments,
             train_dataset=self.rows,
+            eval_dataset=self.eval_rows,
             processing_class=self.tokenizer,
             data_collator=default_data_collator,
             optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
@@ -192,6 +240,9 @@ class SFTRun(Run):
             **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
             **self.base_figures,
         }
+        if self.eval_rows is not None:
+            # Of the final model, which is the best checkpoint's with --load_best_model_at_end.
+            results["held_out_loss"] = trainer.evaluate()["eval_loss"]
         self.samples: list[str] = []
         for title, part in self.parts.items():
             answers = evaluate_answers(self.model, self.tokenizer, part)

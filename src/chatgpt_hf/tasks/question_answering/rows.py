@@ -110,9 +110,7 @@ def load_squad(
 _Rows = list[dict[str, Any]]
 
 
-def _read(
-    source: str, mismatches: list[Mismatch], encoding: str | None, skip_invalid: bool
-) -> dict[str, _Rows]:
+def _read(source: str, mismatches: list[Mismatch], encoding: str | None, skip_invalid: bool) -> dict[str, _Rows]:
     found: dict[str, _Rows] = {"train": [], "test": []}
     seen: set[str] = set()
     for where, split, questions in _tables(source, encoding):
