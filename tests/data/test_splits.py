@@ -267,6 +267,19 @@ def test_a_stream_holds_out_the_documents_of_the_whole_corpus(tmp_path: Path, co
     assert [row["text"] for row in islice(streamed.train, len(whole["train"]))] == whole["train"]["text"][:]
 
 
+def test_a_document_of_two_sources_is_on_one_side(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(30)]
+    small = jsonl(tmp_path / "small.jsonl", [{"text": text} for text in texts[:3]])
+    large = jsonl(tmp_path / "large.jsonl", [{"text": text} for text in texts])
+    sources = parse_sources([str(small), str(large)])
+    whole, streamed = (load(sources, test_fraction=1e-4) for load in (load_mixture, stream_mixture))
+    (least,) = (text for text, held in zip(texts[:3], hold_out(texts[:3], 1e-4, "small"), strict=True) if held)
+    assert least in whole["test"]["text"][:]
+    assert streamed.test["text"] == whole["test"]["text"][:]
+    learned = {row["text"] for row in islice(streamed.train, 90)}
+    assert learned == set(whole["train"]["text"]) == set(texts) - set(whole["test"]["text"])
+
+
 def test_a_stream_of_a_single_row_is_cut_at_a_line(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", [{"text": " "}, {"text": "".join(f"line {n}\n" for n in range(50))}])
     whole, streamed = (load(parse_sources(str(file)), test_fraction=0.1) for load in (load_mixture, stream_mixture))
@@ -297,7 +310,7 @@ def test_the_validation_part_of_a_data_set_is_held_out(
 ) -> None:
     rows = Dataset.from_dict({"text": ["a"]})
     own = DatasetDict(train=rows, validation=rows.map(lambda row: {"text": "b"}))
-    monkeypatch.setattr("chatgpt_hf.data.corpus.load_dataset", lambda source, **options: own)
+    monkeypatch.setattr("chatgpt_hf.data.tables.load_dataset", lambda source, **options: own)
     with caplog.at_level(logging.INFO):
         assert load_corpus("some/corpus")["test"]["text"] == ["b"]
         own["test"] = rows.map(lambda row: {"text": "c"})

@@ -1,11 +1,11 @@
 """Combines several sources into one corpus with a held-out part, loaded at once or streamed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets, interleave_datasets
 
@@ -14,6 +14,8 @@ from .corpus import is_blank, load_corpus, stream_corpus
 from .files import is_one_document, read_text, source_files, text_chunks
 from .sources import CorpusSource, parse_sources, probabilities
 from .splits import HashRange, check_test_fraction, cut_at_line, hash_limit, hash_of, split_by_hash
+
+AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 
 # In characters; applies to streams.
 _LONGEST_DOCUMENT = 1 << 22
@@ -68,20 +70,24 @@ def load_mixture(
     """
     check_test_fraction(test_fraction)
     parts = []
+    last_choices: set[int] = set()
     for source in sources:
         splits = _load(source, skip_broken_files)
         if eval_corpus is None and "test" not in splits:
+            is_single = len(splits["train"]) == 1
             try:
                 splits = split_by_hash(splits["train"], test_fraction, source=source.source)
             except DataError as error:
                 raise DataError(f"{source.source} has no held-out part: {error}") from error
+            if not is_single:
+                last_choices |= _last_choices(splits["test"]["text"], test_fraction)
         parts.append(splits)
     if eval_corpus is None:
         test = concatenate_datasets([splits["test"] for splits in parts])
     else:
         splits = _load(_only(eval_corpus, encoding), skip_broken_files)
         test = splits.get("test", splits["train"])
-    train = [splits["train"] for splits in parts]
+    train = [_without(splits["train"], last_choices) for splits in parts]
     shares = probabilities(sources)
     if shares is None:
         mixed = concatenate_datasets(train)
@@ -126,9 +132,10 @@ def stream_mixture(
     """
     check_test_fraction(test_fraction)
     train, test = [], []
+    last_choices: set[int] = set()
     shares = probabilities(sources) or [1 / len(sources)] * len(sources)
     for source, share in zip(sources, shares, strict=True):
-        splits = _stream(source, skip_broken_files, None if eval_corpus else test_fraction)
+        splits, is_divided = _stream(source, skip_broken_files, None if eval_corpus else test_fraction)
         if next(iter(splits["train"]), None) is None:
             raise DataError(f"{source.source} has nothing to train on: it has only blank documents.")
         train.append(splits["train"])
@@ -137,11 +144,14 @@ def stream_mixture(
             if not held_out:
                 raise DataError(f"The held-out part of {source.source} is empty: it has only blank documents.")
             test += held_out
+            if is_divided:
+                last_choices |= _last_choices((row["text"] for row in held_out), test_fraction)
     if eval_corpus is not None:
-        splits = _stream(_only(eval_corpus, encoding), skip_broken_files, None)
+        splits, _ = _stream(_only(eval_corpus, encoding), skip_broken_files, None)
         test = list(islice(splits.get("test", splits["train"]), eval_documents))
         if not test:
             raise DataError(f"The held-out part is empty: {eval_corpus} has only blank documents.")
+    train = [_without(part, last_choices) for part in train]
     return StreamedCorpus(_endless(train, probabilities(sources), seed), Dataset.from_list(test, _COLUMNS))
 
 
@@ -159,8 +169,31 @@ def _load(source: CorpusSource, skip_broken_files: bool) -> DatasetDict:
     )
 
 
-def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float | None) -> dict[str, IterableDataset]:
-    """Streams the non-blank documents of a source: `train`, and `test` if it has one or a share is held out."""
+def _last_choices(held_out: Iterable[str], test_fraction: float) -> set[int]:
+    """Returns the hashes of documents that are held out only because the hash selects none of their source."""
+    return {value for value in map(hash_of, held_out) if value >= hash_limit(test_fraction)}
+
+
+def _without(train: AnyDataset, hashes: set[int]) -> AnyDataset:
+    """Leaves out documents that another source holds out; without such a choice, equal ones are on the same side."""
+    if not hashes:
+        return train
+    return cast(AnyDataset, train.filter(partial(_is_other, hashes=frozenset(hashes)), input_columns=["text"]))
+
+
+def _is_other(text: str, hashes: frozenset[int]) -> bool:
+    return hash_of(text) not in hashes
+
+
+def _stream(
+    source: CorpusSource, skip_broken_files: bool, test_fraction: float | None
+) -> tuple[dict[str, IterableDataset], bool]:
+    """Streams the non-blank documents of a source: `train`, and `test` if it has one or a share is held out.
+
+    Returns:
+        The streams, and whether a share was held out by hash.
+    """
+    is_divided = False
     files = None if source.source.startswith("builtin:") else source_files(source.source)
     if files is not None and len(files) == 1 and is_one_document(files[0]) and test_fraction is not None:
         train, test = map(len, cut_at_line(read_text(files[0], source.encoding), test_fraction))
@@ -182,8 +215,10 @@ def _stream(source: CorpusSource, skip_broken_files: bool, test_fraction: float 
         )
         if test_fraction is not None and "test" not in streams:
             streams = _split_by_hash(streams["train"], test_fraction, source.source)
+            is_divided = True
     name_it = partial(_with_source, name=source.source)
-    return {name: stream.filter(_is_filled).map(name_it, features=_COLUMNS) for name, stream in streams.items()}
+    named = {name: stream.filter(_is_filled).map(name_it, features=_COLUMNS) for name, stream in streams.items()}
+    return named, is_divided
 
 
 def _split_by_hash(train: IterableDataset, test_fraction: float, source: str) -> dict[str, IterableDataset]:

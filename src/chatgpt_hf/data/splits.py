@@ -8,8 +8,9 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import TypeVar, cast
 
 from datasets import Dataset, DatasetDict
 from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
@@ -131,7 +132,8 @@ def hold_out(keys: Iterable[str], test_fraction: float, source: str, *, unit: st
     return [value < limit for value in hashes]
 
 
-class HashRange(NamedTuple):
+@dataclass(frozen=True)
+class HashRange:
     """The hashes of a source's documents, as far as a split depends on them: their number, the smallest, the largest."""
 
     count: int
