@@ -1,6 +1,7 @@
 """Evaluates how a model completes prompts: the likelihood of the right completions, and its own completions."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from ...evaluation.record import Evaluation
 from ...evaluation.scoring import negative_log_likelihoods
 from ...model.pipelines import fit_prompt
 from .triples import relation_measures
+
+logger = logging.getLogger(__name__)
 
 LIKELIHOOD = "likelihood"
 
@@ -49,6 +52,29 @@ def encode_completion(
     return before, after[:max_new_tokens]
 
 
+def is_cut(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
+    """True if `encode_completion` cut a completion to these ids: whole ones have the end mark."""
+    return not ids or ids[-1] != tokenizer.eos_token_id
+
+
+def scored_bytes(tokenizer: PreTrainedTokenizerBase, completion: str, tokens: int) -> int:
+    """Returns how many bytes of a completion its first tokens stand for; half a character counts as none."""
+    offsets = tokenizer(completion, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    if tokens >= len(offsets):
+        return len(completion.encode())
+    # A byte-level token may be a part of a character, whose other tokens then have the same end.
+    end = min(offsets[tokens - 1][1], offsets[tokens][0]) if tokens else 0
+    return len(completion[:end].encode())
+
+
+def log_cut(cut: int, total: int, max_new_tokens: int, what: str) -> None:
+    """Warns about completions that were cut."""
+    if cut:
+        logger.warning(
+            "%d of %d completions were cut at --max_new_tokens %d: %s.", cut, total, max_new_tokens, what
+        )
+
+
 def evaluate_likelihood(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -59,7 +85,9 @@ def evaluate_likelihood(
     progress: bool = True,
     **lengths: Any,
 ) -> Evaluation:
-    """Measures the perplexity of completions, given their prompts.
+    """Measures the perplexity and bits per byte of completions, given their prompts.
+
+    A completion that is too long is cut; only the bytes that were scored count. The settings say how many were cut.
 
     Args:
         rows: Rows with columns `prompt` and `completion`.
@@ -78,7 +106,14 @@ def evaluate_likelihood(
         progress=progress,
     )
     tokens = np.array([len(after) for _, after in pairs])
-    sizes = np.array([len(text.encode()) for text in rows["completion"]])
+    cut = np.array([is_cut(tokenizer, after) for _, after in pairs])
+    log_cut(int(cut.sum()), len(cut), lengths["max_new_tokens"], "perplexity and bits per byte count only what was kept")
+    sizes = np.array(
+        [
+            scored_bytes(tokenizer, text, len(after)) if short else len(text.encode())
+            for text, (_, after), short in zip(rows["completion"], pairs, cut, strict=True)
+        ]
+    )
     found = {
         "perplexity": Measure("perplexity", np.stack([nats, tokens], axis=1), higher_is_better=False),
         "bits_per_byte": Measure("bits", np.stack([nats, sizes], axis=1), higher_is_better=False),
@@ -87,7 +122,8 @@ def evaluate_likelihood(
         {"text": prompt, "reference": completion}
         for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)
     ]
-    return Evaluation(LIKELIHOOD, data, found, examples)
+    settings = {"max_new_tokens": lengths["max_new_tokens"], "cut_completions": int(cut.sum())}
+    return Evaluation(LIKELIHOOD, data, found, examples, settings)
 
 
 def evaluate_completions(
