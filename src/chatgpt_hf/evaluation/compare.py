@@ -66,7 +66,11 @@ class Comparison:
                     cells += ["", "", ""]
                 else:
                     star = " *" if models[model].significant else ""
-                    cells += [f"{difference.value:+.3g}", f"{difference.low:.4g} to {difference.high:.4g}", f"{p_value:.2g}{star}"]
+                    cells += [
+                        f"{difference.value:+.3g}",
+                        f"{difference.low:.4g} to {difference.high:.4g}",
+                        f"{p_value:.2g}{star}",
+                    ]
                 rows.append(cells)
         return rows
 
@@ -266,7 +270,9 @@ def _differently(evaluations: Mapping[str, Evaluation], name: str) -> str | None
         ways, models = " and ".join(said.values()), " and ".join(said)
         return f"{name} is not compared: it was measured by {ways} for {models}. Evaluate again in the same way."
     if empty := [model for model, measure in measures.items() if math.isnan(measure.value)]:
-        return f"{name} is not compared: it has no number for {', '.join(empty)}, whose texts have nothing it can read."
+        return (
+            f"{name} is not compared: it has no number for {', '.join(empty)}, whose texts have nothing it can read."
+        )
     return None
 
 

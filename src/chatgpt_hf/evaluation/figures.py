@@ -145,17 +145,25 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.zeros_like(np.asarray(above, dtype=float)), where=below != 0)
 
 
-class Figure(NamedTuple):
-    """A value and its 95 % confidence interval; NaN where there was nothing that the metric can measure.
+class _Interval(NamedTuple):
+    value: float
+    low: float
+    high: float
+
+
+class Figure(_Interval):
+    """A value and its 95 % confidence interval, as a tuple of three; NaN where there was nothing that the metric can measure.
 
     Attributes:
         signature: How the figure was measured, such as `tok:zh`; see `Measure`.
     """
 
-    value: float
-    low: float
-    high: float
-    signature: str = ""
+    signature: str
+
+    def __new__(cls, value: float, low: float, high: float, signature: str = "") -> "Figure":
+        figure = super().__new__(cls, value, low, high)
+        figure.signature = signature
+        return figure
 
     @property
     def number(self) -> float | None:

@@ -67,7 +67,7 @@ class Evaluation:
                     "aggregate": self.measures[name].aggregate,
                     "options": dict(self.measures[name].options),
                     "higher_is_better": self.measures[name].higher_is_better,
-                    "signature": figure.signature,
+                    "signature": self.measures[name].signature,
                 }
                 for name, figure in figures.items()
             },

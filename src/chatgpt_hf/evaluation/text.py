@@ -23,7 +23,8 @@ CHARACTERS = "char"
 _SHARE = 0.1
 
 _SPACELESS = (
-    "Han Hiragana Katakana Bopomofo Yi Thai Lao Khmer Myanmar Tai_Le New_Tai_Lue Tai_Tham Tai_Viet Ahom".split()
+    *("Han", "Hiragana", "Katakana", "Bopomofo", "Yi", "Thai", "Lao", "Khmer", "Myanmar"),
+    *("Tai_Le", "New_Tai_Lue", "Tai_Tham", "Tai_Viet", "Ahom"),
 )
 # The sign of a long vowel is used with two scripts and belongs to none.
 _SCRIPTS = "".join(rf"\p{{Script={name}}}" for name in _SPACELESS)

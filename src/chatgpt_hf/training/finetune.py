@@ -131,8 +131,8 @@ class FinetuneRun(Run):
         counts: dict[str, int] = {}
         for name, evaluation in self.evaluations.items():
             figures |= evaluation.save(self.folder / EVALUATION_FOLDER / name)
-            if cut := evaluation.settings.get("cut_completions"):
-                counts["held_out_cut_completions"] = cut
+            cut = {name: evaluation.settings.get(name) for name in ("cut_prompts", "cut_completions")}
+            counts |= {f"held_out_{name}": number for name, number in cut.items() if number}
         self.baselines = task.baselines() if self.task_arguments.baseline else {}
         results: dict[str, Any] = {
             "parameters": self.model.num_parameters(),

@@ -127,7 +127,11 @@ def test_empty_texts(metric: str) -> None:
 
 def test_nothing_to_read_gives_no_number(tmp_path: Path) -> None:
     """Neither a prediction nor a reference has a character: no number, and null in files."""
-    found = {**measures("bleu", [""], [" "]), **measures("chrf", [""], [" "]), **measures("diversity", ["one word", "two"])}
+    found = {
+        **measures("bleu", [""], [" "]),
+        **measures("chrf", [""], [" "]),
+        **measures("diversity", ["one word", "two"]),
+    }
     empty = {name for name, measure in found.items() if measure.value != measure.value}
     assert empty == {"bleu", "chrf", "distinct_3", "rep_3", "rep_4", "diversity"}
     # A text against nothing, or nothing against a text, is wrong.
@@ -238,7 +242,9 @@ def test_real_questions_in_chinese(shared_data: Path) -> None:
 
 
 def test_real_sentences(shared_data: Path) -> None:
-    lines = (shared_data / "translation" / "tatoeba_eng_cmn_a.tsv").read_text(encoding="utf-8").splitlines()[3000:3080:2]
+    lines = (
+        (shared_data / "translation" / "tatoeba_eng_cmn_a.tsv").read_text(encoding="utf-8").splitlines()[3000:3080:2]
+    )
     chinese = [line.split("\t")[1] for line in lines]
     found = figures(chinese, chinese)
     assert found == pytest.approx({**dict.fromkeys(found, 1), "bleu": 100, "chrf": 100, "ter": 0})
