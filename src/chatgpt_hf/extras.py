@@ -18,6 +18,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "pandas",
         "psutil",
         "pyarrow",
+        "regex",
         "rouge_score",
         "sacrebleu",
         "scipy",

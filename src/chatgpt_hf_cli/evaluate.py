@@ -184,8 +184,14 @@ def print_figures(figures: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from chatgpt_hf.evaluation.figures import measured_with
+
     table = Table("evaluation", "figure", "value", "95 % interval", box=None, header_style="bold")
     for name, found in figures.items():
         for figure, value in found.items():
-            table.add_row(name, figure, f"{value.value:.4g}", f"{value.low:.4g} to {value.high:.4g}")
-    Console().print(table)
+            table.add_row(name, figure, value.shown(), value.interval())
+    console = Console()
+    console.print(table)
+    for found in figures.values():
+        for line in measured_with({figure: value.signature for figure, value in found.items()}):
+            console.print(f"measured with  {line}", markup=False, highlight=False, soft_wrap=True)

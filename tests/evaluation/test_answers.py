@@ -98,6 +98,25 @@ def test_what_is_well_formed(said: list[int], stopped: int, well_formed: int, mo
     assert (result.stopped, result.well_formed) == (stopped, well_formed)
 
 
+@pytest.mark.parametrize("answer", ["北京是中国的首都。", "こんにちは", "Привет, мир", "สวัสดีครับ", "👍"])
+def test_right_answers_in_any_language(answer: str, model: Any, tokenizer: Any) -> None:
+    said = [*tokenizer(answer, add_special_tokens=False)["input_ids"], 3]
+
+    class Says(type(model)):
+        def generate(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+            return torch.cat((input_ids, torch.tensor([said])), dim=1)
+
+    speaker = Says(model.config)
+    speaker.generation_config = model.generation_config
+    right, wrong = (
+        evaluate_answers(speaker, tokenizer, [conversation("?", reference)], progress=False)
+        for reference in (answer, "天气很冷")
+    )
+    assert (right.exact_match, right.rouge_l, right.well_formed) == (1, 1, 1)
+    assert right.rouge_l_signature == "case:lc|tok:words|stem:yes"
+    assert (wrong.exact_match, wrong.rouge_l) == (0, 0)
+
+
 def test_earlier_turns_are_seen(model: Any, tokenizer: Any) -> None:
     long = [*conversation("Hello!", "Hi! How are you?"), *conversation("Smile", "Yes")]
     result = evaluate_answers(model, tokenizer, [long], max_new_tokens=20, progress=False)

@@ -189,3 +189,44 @@ def test_folders(evaluations: dict[str, Evaluation], tmp_path: Path) -> None:
     }.items():
         with pytest.raises(DataError, match=message):
             compare_folders(list(folders))
+
+
+def texts(said: list[str], right: list[str], **options: Any) -> Evaluation:
+    found = {**measures("bleu", said, right, **options), **measures("chrf", said, right)}
+    examples = [{"input": str(index), "reference": text} for index, text in enumerate(right)]
+    return Evaluation("translation", "pairs.tsv", found, examples)
+
+
+def test_figures_that_were_measured_in_different_ways() -> None:
+    """They are left out, and the page says so; nothing else is compared in silence either."""
+    right = ["我喜欢猫", "他昨天来了", "the cat sat on the mat"]
+    a, b = texts(right, right, tokenize="char"), texts(right[::-1], right)
+    found = compare({"a": a, "b": b})
+    assert list(found.figures) == ["chrf"]
+    how, differing = found.notes
+    assert how.startswith("How texts were read: chrf: nrefs:1|case:mixed|eff:yes|nc:6|")
+    assert differing.startswith(
+        "bleu is not compared: it was measured by bleu effective_order=True nrefs:1 case:mixed"
+    )
+    assert "tok:char" in differing
+    assert "tok:zh" in differing
+    # A record of before, which does not say how; another release of sacrebleu.
+    old = replace(a.measures["bleu"], signature="")
+    only = [replace(one, measures={"bleu": measure}) for one, measure in ((a, a.measures["bleu"]), (b, old))]
+    with pytest.raises(DataError, match=r"no figure that can be compared\. bleu is not compared"):
+        compare({"a": only[0], "b": only[1]})
+    newer = replace(a.measures["bleu"], signature=a.measures["bleu"].signature.replace("version:", "version:9."))
+    assert compare({"a": only[0], "b": replace(a, measures={"bleu": newer})}).figures
+
+
+def test_figures_without_a_number() -> None:
+    right = ["one two", "three four"]
+    examples = [{"input": text} for text in right]
+    a, b = (
+        Evaluation("text-generation", "x", measures("diversity", said), examples)
+        for said in (right, ["one", "a b c d e"])
+    )
+    found = compare({"a": a, "b": b})
+    assert "rep_2" in found.figures
+    assert "rep_4" not in found.figures
+    assert "rep_4 is not compared: it has no number for a, whose texts have nothing it can read." in found.notes

@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import DataError
-from ..extras import needed_by
 from ..tokenization_chatgpt import encode_conversation
 from .generation import generate_completions
-
-with needed_by("Evaluation"):
-    from rouge_score.rouge_scorer import RougeScorer
+from .metrics import measures
 
 
 @dataclass(frozen=True)
@@ -20,6 +17,7 @@ class AnswersResult:
     """Means over the conversations, each in [0, 1].
 
     Attributes:
+        rouge_l_signature: How ROUGE-L read the texts; see `Measure`.
         stopped: The share of answers that the model ended with an end mark.
         well_formed: The share of answers that also have text, only whole characters, and no other special token.
     """
@@ -30,6 +28,7 @@ class AnswersResult:
     well_formed: float
     conversations: int
     samples: list[dict[str, str]]
+    rouge_l_signature: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,8 +49,6 @@ def evaluate_answers(
     progress: bool = True,
 ) -> AnswersResult:
     """Answers each conversation's last question greedily, and compares the answer with its last message.
-
-    ROUGE-L is the F-measure of Lin 2004 with stemming, as in `rouge_score`.
 
     Raises:
         DataError: If there is no conversation, or one does not end with the assistant's message.
@@ -84,15 +81,12 @@ def evaluate_answers(
         completion.ended and bool(answer) and "�" not in answer and not specials & set(completion.ids)
         for completion, answer in zip(completions, answers, strict=True)
     )
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
     references = [messages[-1]["content"].strip() for messages in conversations]
-    rouge = sum(
-        scorer.score(reference, answer)["rougeL"].fmeasure
-        for reference, answer in zip(references, answers, strict=True)
-    )
+    scores = score_answers(answers, references)
     return AnswersResult(
-        exact_match=sum(a == b for a, b in zip(answers, references, strict=True)) / len(answers),
-        rouge_l=rouge / len(answers),
+        exact_match=scores.exact_match,
+        rouge_l=scores.rouge_l,
+        rouge_l_signature=scores.signature,
         stopped=sum(completion.ended for completion in completions) / len(answers),
         well_formed=well_formed / len(answers),
         conversations=len(answers),
@@ -101,3 +95,18 @@ def evaluate_answers(
             for messages, answer, reference in list(zip(conversations, answers, references, strict=True))[:8]
         ],
     )
+
+
+class AnswerScores(NamedTuple):
+    """Means over answers, and how ROUGE-L read the texts."""
+
+    exact_match: float
+    rouge_l: float
+    signature: str
+
+
+def score_answers(answers: Sequence[str], references: Sequence[str]) -> AnswerScores:
+    """Compares answers with their references in any language: exact match, and ROUGE-L (Lin 2004) with English stems."""
+    (rouge,) = measures("rouge", answers, references, rouge_types=["rougeL"], use_stemmer=True).values()
+    exact = measures("exact_match", answers, references)["exact_match"]
+    return AnswerScores(exact.value, rouge.value, rouge.signature)

@@ -1,5 +1,6 @@
 """Compares evaluations of several models on the same examples: which model is better, and could it be chance?"""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import DataError
 from ..extras import needed_by
 from ..files import atomic_folder
-from .figures import Difference, Figure, paired_differences
+from .figures import Difference, Figure, Measure, measured_with, paired_differences
 from .record import EVALUATION_FOLDER, EXAMPLES_NAME, RESULTS_NAME, Evaluation
 
 # Model-independent fields of an example, which show that two evaluations saw the same examples.
@@ -43,7 +44,8 @@ class Comparison:
     Attributes:
         figures: By figure, then by model, starting with the first model.
         higher_is_better: By figure.
-        notes: Remarks for the reader: different settings, figures that some models lack.
+        notes: Remarks for the reader: how texts were read, different settings, figures that some models lack or that were
+            measured in different ways.
     """
 
     task: str
@@ -59,12 +61,16 @@ class Comparison:
         for name, models in self.figures.items():
             title = name if self.higher_is_better[name] else f"{name} (lower is better)"
             for model, (figure, difference, p_value) in models.items():
-                cells = [title, model, f"{figure.value:.4g}", _interval(figure)]
+                cells = [title, model, figure.shown(), figure.interval()]
                 if difference is None or p_value is None:
                     cells += ["", "", ""]
                 else:
                     star = " *" if models[model].significant else ""
-                    cells += [f"{difference.value:+.3g}", _interval(difference), f"{p_value:.2g}{star}"]
+                    cells += [
+                        f"{difference.value:+.3g}",
+                        f"{difference.low:.4g} to {difference.high:.4g}",
+                        f"{p_value:.2g}{star}",
+                    ]
                 rows.append(cells)
         return rows
 
@@ -86,8 +92,8 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
         evaluations: Two or more, by model name.
 
     Raises:
-        DataError: If they have different tasks, data or examples, or no figure in common; the message names the
-            difference.
+        DataError: If they have different tasks, data or examples, or no figure in common that was measured in the same way;
+            the message names the difference.
     """
     if len(evaluations) < 2:
         raise DataError(f"A comparison needs at least two evaluations, but has {len(evaluations)}.")
@@ -98,6 +104,10 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
     if not shared:
         have = "; ".join(f"{name}: {', '.join(evaluation.measures)}" for name, evaluation in evaluations.items())
         raise DataError(f"The evaluations have no figure in common ({have}).")
+    differing = {name: why for name in shared if (why := _differently(evaluations, name))}
+    shared = [name for name in shared if name not in differing]
+    if not shared:
+        raise DataError(f"The evaluations have no figure that can be compared. {' '.join(differing.values())}")
     differences = {
         (figure, name): difference
         for name, other in others
@@ -121,7 +131,7 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
             for figure in shared
         },
         higher_is_better={figure: first.measures[figure].higher_is_better for figure in shared},
-        notes=_notes(evaluations, shared),
+        notes=[*_measured_with(first, shared), *differing.values(), *_notes(evaluations, [*shared, *differing])],
     )
 
 
@@ -215,18 +225,14 @@ def plot(comparisons: Mapping[str, Comparison], file: Path) -> None:
         values = [compared.figure for compared in models.values()]
         places = range(len(models))
         axes.axvline(values[0].value, color="0.7", linewidth=1)
-        for place, (value, low, high) in zip(places, values, strict=True):
-            axes.plot([low, high], [place, place], color=f"C{place}", linewidth=2)
-            axes.plot(value, place, "o", color=f"C{place}")
+        for place, figure in zip(places, values, strict=True):
+            axes.plot([figure.low, figure.high], [place, place], color=f"C{place}", linewidth=2)
+            axes.plot(figure.value, place, "o", color=f"C{place}")
         axes.set_yticks(places, ["\n".join(wrap(name, 36)) for name in models], fontsize=8)
         axes.set_ylim(len(models) - 0.5, -0.5)
         axes.set_title(title if higher_is_better else f"{title} (lower is better)", fontsize=10, loc="left")
         axes.grid(axis="x", alpha=0.3)
     picture.savefig(file, dpi=120)
-
-
-def _interval(figure: Figure | Difference) -> str:
-    return f"{figure.low:.4g} to {figure.high:.4g}"
 
 
 def _check_same(first_name: str, first: Evaluation, name: str, other: Evaluation) -> None:
@@ -254,6 +260,32 @@ def _check_same(first_name: str, first: Evaluation, name: str, other: Evaluation
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _differently(evaluations: Mapping[str, Evaluation], name: str) -> str | None:
+    """Says why a figure cannot be compared: it was measured in different ways, or has no number for some model."""
+    measures = {model: evaluation.measures[name] for model, evaluation in evaluations.items()}
+    said = {model: _how(measure) for model, measure in measures.items()}
+    if len(set(said.values())) > 1:
+        ways, models = " and ".join(said.values()), " and ".join(said)
+        return f"{name} is not compared: it was measured by {ways} for {models}. Evaluate again in the same way."
+    if empty := [model for model, measure in measures.items() if math.isnan(measure.value)]:
+        return (
+            f"{name} is not compared: it has no number for {', '.join(empty)}, whose texts have nothing it can read."
+        )
+    return None
+
+
+def _measured_with(evaluation: Evaluation, shared: Sequence[str]) -> list[str]:
+    lines = measured_with({name: evaluation.measures[name].signature for name in shared})
+    return [f"How texts were read: {'; '.join(lines)}."] if lines else []
+
+
+def _how(measure: Measure) -> str:
+    # Releases of sacrebleu give the same figures; only what was asked of them matters.
+    parts = [part for part in measure.signature.split("|") if part and not part.startswith("version:")]
+    options = [f"{key}={value}" for key, value in sorted(measure.options.items())]
+    return " ".join([measure.aggregate, *options, *parts])
 
 
 def _notes(evaluations: Mapping[str, Evaluation], shared: Sequence[str]) -> list[str]:

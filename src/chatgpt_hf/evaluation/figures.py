@@ -1,5 +1,6 @@
 """Metrics with confidence intervals: every metric is a function of sums over examples, so resampling is cheap."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -29,6 +30,12 @@ def aggregate(name: str) -> Callable[[Aggregate], Aggregate]:
 def mean(sums: np.ndarray) -> np.ndarray:
     """`[value, weight]`: their ratio, for example accuracy or nats per token."""
     return _ratio(sums[..., 0], sums[..., 1])
+
+
+@aggregate("mean_where_defined")
+def mean_where_defined(sums: np.ndarray) -> np.ndarray:
+    """Like `mean`, but NaN where no example has a weight: nothing was there to measure."""
+    return np.where(sums[..., 1] > 0, mean(sums), np.nan)
 
 
 @aggregate("difference_of_means")
@@ -85,6 +92,8 @@ def pearson(sums: np.ndarray) -> np.ndarray:
 def bleu(sums: np.ndarray, **options: Any) -> np.ndarray:
     """`[length, reference length, right n-grams of each order, n-grams of each order]`, by sacrebleu.
 
+    NaN if neither texts nor references have a token.
+
     Args:
         **options: Options of `BLEU.compute_bleu`: `smooth_method` (default `exp`, as in `BLEU`) ...
     """
@@ -96,6 +105,8 @@ def bleu(sums: np.ndarray, **options: Any) -> np.ndarray:
 
     def score(row: np.ndarray) -> float:
         length, reference_length, *counts = row.tolist()
+        if not length and not reference_length:
+            return float("nan")
         counted = BLEU.compute_bleu(
             counts[:order], counts[order:], int(length), int(reference_length), max_ngram_order=order, **options
         )
@@ -108,6 +119,8 @@ def bleu(sums: np.ndarray, **options: Any) -> np.ndarray:
 def chrf(sums: np.ndarray, **options: Any) -> np.ndarray:
     """`[n-grams, n-grams of the reference, right]` of one order after another, by sacrebleu.
 
+    NaN if no reference has a character.
+
     Args:
         **options: Options of `CHRF`: `beta`, `eps_smoothing`.
     """
@@ -116,7 +129,8 @@ def chrf(sums: np.ndarray, **options: Any) -> np.ndarray:
 
     # Word n-grams count like character n-grams.
     scorer = CHRF(char_order=sums.shape[-1] // 3, **options)
-    return np.apply_along_axis(lambda row: scorer._compute_score_from_stats(row.tolist()).score, -1, sums)
+    scores = np.apply_along_axis(lambda row: scorer._compute_score_from_stats(row.tolist()).score, -1, sums)
+    return np.where(sums.any(-1), scores, np.nan)
 
 
 @aggregate("ter")
@@ -131,12 +145,38 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.zeros_like(np.asarray(above, dtype=float)), where=below != 0)
 
 
-class Figure(NamedTuple):
-    """A value and its 95 % confidence interval."""
-
+class _Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class Figure(_Interval):
+    """A value and its 95 % confidence interval, as a tuple of three; NaN where there was nothing that the metric can measure.
+
+    Attributes:
+        signature: How the figure was measured, such as `tok:zh`; see `Measure`.
+    """
+
+    signature: str
+
+    def __new__(cls, value: float, low: float, high: float, signature: str = "") -> "Figure":
+        figure = super().__new__(cls, value, low, high)
+        figure.signature = signature
+        return figure
+
+    @property
+    def number(self) -> float | None:
+        """The value; None instead of NaN, which JSON does not have."""
+        return None if math.isnan(self.value) else self.value
+
+    def shown(self, format_spec: str = ".4g") -> str:
+        """Formats the value; a dash if there is none."""
+        return "–" if math.isnan(self.value) else format(self.value, format_spec)
+
+    def interval(self) -> str:
+        """Formats the interval like `0.786 to 0.838`; a dash if there is none."""
+        return "–" if math.isnan(self.value) else f"{self.low:.4g} to {self.high:.4g}"
 
 
 class Difference(NamedTuple):
@@ -157,12 +197,15 @@ class Measure:
         statistics: (examples, statistics); the aggregate takes their sum over examples.
         higher_is_better: False for perplexity, for example.
         options: Options of the aggregate.
+        signature: How texts were read before they were counted (tokenizer, case), like sacrebleu's signatures. Figures with
+            different signatures are not comparable.
     """
 
     aggregate: str
     statistics: np.ndarray
     higher_is_better: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    signature: str = ""
 
     def of(self, sums: np.ndarray) -> np.ndarray:
         """Returns the figures (...) for sums (..., statistics) over examples."""
@@ -171,6 +214,15 @@ class Measure:
     @property
     def value(self) -> float:
         return float(self.of(self.statistics.sum(0)))
+
+
+def measured_with(signatures: Mapping[str, str]) -> list[str]:
+    """Groups figures by signature: `["rouge1, rougeL: case:lc|tok:words|stem:no"]`. Those without one are left out."""
+    groups: dict[str, list[str]] = {}
+    for name, signature in signatures.items():
+        if signature:
+            groups.setdefault(signature, []).append(name)
+    return [f"{', '.join(names)}: {signature}" for signature, names in groups.items()]
 
 
 def bootstrap(measure: Measure, *, resamples: int = 1000, seed: int = 0) -> Figure:
@@ -182,7 +234,7 @@ def bootstrap(measure: Measure, *, resamples: int = 1000, seed: int = 0) -> Figu
 def bootstraps(measures: Sequence[Measure], *, resamples: int = 1000, seed: int = 0) -> list[Figure]:
     """Returns the same as `bootstrap` for each of several measures of the same examples, in less time."""
     return [
-        Figure(measure.value, *_interval(drawn))
+        Figure(measure.value, *_interval(drawn), measure.signature)
         for measure, drawn in zip(measures, _resampled(measures, resamples, seed), strict=True)
     ]
 
@@ -218,12 +270,16 @@ def paired_differences(
 
 
 def _difference(value: float, drawn: np.ndarray) -> Difference:
+    drawn = drawn[~np.isnan(drawn)]
     below, above = int((drawn <= 0).sum()), int((drawn >= 0).sum())
     p_value = min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1))
     return Difference(value, *_interval(drawn), p_value)
 
 
 def _interval(drawn: np.ndarray) -> tuple[float, float]:
+    # A resample may have only examples without a weight.
+    if not len(drawn := drawn[~np.isnan(drawn)]):
+        return math.nan, math.nan
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
 

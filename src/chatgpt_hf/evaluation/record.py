@@ -61,10 +61,13 @@ class Evaluation:
             "command": self.command,
             "figures": {
                 name: {
-                    **figure._asdict(),
+                    "value": figure.number,
+                    "low": None if figure.number is None else figure.low,
+                    "high": None if figure.number is None else figure.high,
                     "aggregate": self.measures[name].aggregate,
                     "options": dict(self.measures[name].options),
                     "higher_is_better": self.measures[name].higher_is_better,
+                    "signature": self.measures[name].signature,
                 }
                 for name, figure in figures.items()
             },
@@ -104,6 +107,7 @@ class Evaluation:
                     np.array([parts[name] for parts in statistics]),
                     kept["higher_is_better"],
                     kept["options"],
+                    kept.get("signature", ""),
                 )
                 for name, kept in figures.items()
             }

@@ -310,12 +310,15 @@ def _evaluation_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             "rows": evaluation["examples"],
             "figure": name,
             "value [95 % interval]": _interval(figure),
+            **({"measured with": figure["signature"]} if figure.get("signature") else {}),
         }
         for name, figure in evaluation["figures"].items()
     ]
 
 
-def _interval(figure: Mapping[str, float]) -> str:
+def _interval(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return "–"
     return f"{figure['value']:.4g} [{figure['low']:.4g}, {figure['high']:.4g}]"
 
 

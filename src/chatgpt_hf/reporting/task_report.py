@@ -1,13 +1,14 @@
 """Writes the report of a model for a task: what it gets right and wrong, as pictures and Markdown."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..evaluation.figures import Figure
+from ..evaluation.figures import Figure, measured_with
 from ..evaluation.metrics import measures
 from ..evaluation.record import Evaluation
 from ..extras import needed_by
@@ -37,6 +38,7 @@ def write_task_report(
         evaluation = evaluations[first]
         parts = [f"# {evaluation.task} on {evaluation.data}", f"{len(evaluation.examples):,} rows. {_INTERVALS}"]
         parts.append(markdown_table(figure_rows({"this model": evaluation, **baselines})))
+        parts += signatures(evaluation)
         for name in others:
             other = evaluations[name]
             parts += [f"## {name.capitalize()}", f"{len(other.examples):,} rows."]
@@ -64,7 +66,13 @@ def figure_rows(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
 
 def shown(figure: Figure) -> str:
     """Formats a figure like `0.812 [0.786, 0.838]`."""
-    return f"{figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}]"
+    return figure.shown() if math.isnan(figure.value) else f"{figure.shown()} [{figure.low:.4g}, {figure.high:.4g}]"
+
+
+def signatures(evaluation: Evaluation) -> list[str]:
+    """Returns a paragraph that says how texts were read for each figure, or nothing if no figure depends on it."""
+    lines = measured_with({name: measure.signature for name, measure in evaluation.measures.items()})
+    return ["How texts were read:\n\n" + "\n".join(f"- `{line}`" for line in lines)] if lines else []
 
 
 def class_rows(evaluation: Evaluation, labels: list[str]) -> list[dict[str, Any]]:

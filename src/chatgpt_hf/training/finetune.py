@@ -128,18 +128,22 @@ class FinetuneRun(Run):
             batch_size=self.arguments.per_device_eval_batch_size,
         )
         figures: dict[str, Any] = {}
+        counts: dict[str, int] = {}
         for name, evaluation in self.evaluations.items():
             figures |= evaluation.save(self.folder / EVALUATION_FOLDER / name)
+            cut = {name: evaluation.settings.get(name) for name in ("cut_prompts", "cut_completions")}
+            counts |= {f"held_out_{name}": number for name, number in cut.items() if number}
         self.baselines = task.baselines() if self.task_arguments.baseline else {}
         results: dict[str, Any] = {
             "parameters": self.model.num_parameters(),
             "train_rows": len(task.train),
             "held_out_rows": len(task.test),
+            **counts,
             **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
-            **{f"held_out_{name}": figure.value for name, figure in figures.items()},
+            **{f"held_out_{name}": figure.number for name, figure in figures.items()},
         }
         for title, baseline in self.baselines.items():
-            results |= {f"{title}: {name}": figure.value for name, figure in baseline.figures().items()}
+            results |= {f"{title}: {name}": figure.number for name, figure in baseline.figures().items()}
         return results
 
     def report(self, trainer: Trainer, results: dict[str, Any]) -> None:

@@ -246,7 +246,7 @@ class SFTRun(Run):
         self.samples: list[str] = []
         for title, part in self.parts.items():
             answers = evaluate_answers(self.model, self.tokenizer, part)
-            results |= _figures(title, answers)
+            results |= {**_figures(title, answers), "rouge_l_measured_with": answers.rouge_l_signature}
             self.samples += [
                 f"({title})\nQ: {s['question']}\nA: {s['answer']}\nReference: {s['reference']}"
                 for s in answers.samples

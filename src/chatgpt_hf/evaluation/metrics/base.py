@@ -67,6 +67,27 @@ class MetricModule(evaluate.Metric, ABC):
         return {name: measure.value for name, measure in self.measures(predictions, references, **options).items()}
 
 
+def sacrebleu_signature(scorer: Any, references: list[list[str]], **parts: str) -> str:
+    """Returns sacrebleu's signature of a metric, such as `nrefs:1|case:mixed|eff:yes|tok:zh|smooth:exp|version:2.6.0`.
+
+    Args:
+        scorer: A metric of sacrebleu that has scored something.
+        references: All references of each example.
+        **parts: Parts of the signature that differ from the scorer's.
+    """
+    found = scorer.get_signature()
+    numbers = {len(texts) for texts in references}
+    for name, value in {"nrefs": "var" if len(numbers) > 1 else str(*numbers), **parts}.items():
+        found.update(name, value)
+    return str(found)
+
+
+def signature(**parts: str | bool) -> str:
+    """Returns a signature like sacrebleu's, such as `case:lc|tok:words`."""
+    named = {name: value if isinstance(value, str) else ("yes" if value else "no") for name, value in parts.items()}
+    return "|".join(f"{name}:{value}" for name, value in named.items())
+
+
 class TextMetric(MetricModule):
     """A metric of texts, each with one reference or a list of references."""
 
@@ -127,7 +148,7 @@ def streams(references: list[list[str]]) -> list[list[Any]]:
     return [[texts[number] if number < len(texts) else None for texts in references] for number in range(most)]
 
 
-def mean_measure(values: Any) -> Measure:
+def mean_measure(values: Any, signature: str = "") -> Measure:
     """Returns a figure that is the mean of `values`, one for each example."""
     values = np.asarray(values, dtype=float)
-    return Measure("mean", np.stack([values, np.ones_like(values)], axis=1))
+    return Measure("mean", np.stack([values, np.ones_like(values)], axis=1), signature=signature)

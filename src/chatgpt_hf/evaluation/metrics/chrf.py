@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from chatgpt_hf.evaluation.figures import Measure
-from chatgpt_hf.evaluation.metrics.base import TextMetric, several, streams
+from chatgpt_hf.evaluation.metrics.base import TextMetric, sacrebleu_signature, several, streams
 from chatgpt_hf.extras import needed_by
 
 with needed_by("chrF"):
@@ -29,6 +29,8 @@ class Chrf(TextMetric):
 
     @classmethod
     def _measures(cls, predictions: Any, references: Any, **options: Any) -> dict[str, Measure]:
-        statistics = CHRF(**options)._extract_corpus_statistics(predictions, streams(several(references)))
+        scorer, given = CHRF(**options), several(references)
+        statistics = scorer._extract_corpus_statistics(predictions, streams(given))
         kept: dict[str, Any] = {name: options[name] for name in ("beta", "eps_smoothing") if name in options}
-        return {"chrf": Measure("chrf", np.array(statistics), options=kept)}
+        how = sacrebleu_signature(scorer, given)
+        return {"chrf": Measure("chrf", np.array(statistics), options=kept, signature=how)}

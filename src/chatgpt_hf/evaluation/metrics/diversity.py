@@ -10,14 +10,16 @@ from datasets import Features, Value
 
 from chatgpt_hf.errors import DataError
 from chatgpt_hf.evaluation.figures import Measure
-from chatgpt_hf.evaluation.metrics.base import MetricModule
-from chatgpt_hf.evaluation.text import words
+from chatgpt_hf.evaluation.metrics.base import MetricModule, signature
+from chatgpt_hf.evaluation.text import WORDS, words
 
 Ngrams = Counter[tuple[str, ...]]
 
 
 class Diversity(MetricModule):
-    """Distinct and repeated n-grams of words, and the length in words; a Chinese or Japanese character is a word.
+    """Distinct and repeated n-grams of words, and the length in words; a character of a script without spaces is a word.
+
+    A figure that no text is long enough for is NaN.
 
     Args:
         predictions: Generated texts. There are no references.
@@ -57,11 +59,16 @@ class Diversity(MetricModule):
         repeated = {n: np.array([_repeated(row) for row in grams[n]]) for n in (2, 3, 4)}
         kept = math.prod(1 - part[:, 0] for part in repeated.values())
         long_enough = repeated[4][:, 1]
+        parts = {
+            **{f"distinct_{n}": _distinct(grams[n]) for n in (1, 2, 3)},
+            **{f"rep_{n}": part for n, part in repeated.items()},
+            "diversity": np.stack([kept * long_enough, long_enough], axis=1),
+            "length": np.array([(len(row), 1) for row in tokens]),
+        }
+        how = signature(tok=WORDS)
         return {
-            **{f"distinct_{n}": Measure("mean", _distinct(grams[n])) for n in (1, 2, 3)},
-            **{f"rep_{n}": Measure("mean", part, higher_is_better=False) for n, part in repeated.items()},
-            "diversity": Measure("mean", np.stack([kept * long_enough, long_enough], axis=1)),
-            "length": Measure("mean", np.array([(len(row), 1) for row in tokens])),
+            name: Measure("mean_where_defined", part, not name.startswith("rep_"), signature=how)
+            for name, part in parts.items()
         }
 
 

@@ -1,22 +1,24 @@
 """Exact match: the share of predictions that equal a reference."""
 
 import re
-import string
 from collections.abc import Sequence
 from typing import Any
 
 from chatgpt_hf.evaluation.figures import Measure
-from chatgpt_hf.evaluation.metrics.base import TextMetric, mean_measure, several
-from chatgpt_hf.evaluation.text import remove_punctuation, squad_normalize
+from chatgpt_hf.evaluation.metrics.base import TextMetric, mean_measure, several, signature
+from chatgpt_hf.evaluation.text import remove_punctuation, squad_pair
 
 
 class ExactMatch(TextMetric):
     """The share of predictions that equal a reference.
 
+    Exact is exact: a letter with an accent and the same letter followed by a combining accent differ, except with `squad`.
+
     Args:
         predictions: Texts.
         references: A text, or several, for each prediction.
-        squad: Compare in lower case without punctuation and articles, like SQuAD.
+        squad: Compare in lower case without punctuation and articles, like SQuAD; without any Unicode punctuation if the
+            texts are not in Latin letters, as MLQA and CMRC 2018 do.
         regexes_to_ignore: Regular expressions; their matches are first removed from both texts.
         ignore_case, ignore_punctuation, ignore_numbers: Differences to ignore. By default every difference counts.
 
@@ -38,13 +40,28 @@ class ExactMatch(TextMetric):
         ignore_punctuation: bool = False,
         ignore_numbers: bool = False,
     ) -> dict[str, Measure]:
-        def normalize(text: str) -> str:
+        def normalize(text: str, other: str) -> str:
             for regex in regexes_to_ignore or ():
                 text = re.sub(regex, "", text)
             text = text.lower() if ignore_case else text
-            text = remove_punctuation(text) if ignore_punctuation else text
-            text = text.translate(dict.fromkeys(map(ord, string.digits))) if ignore_numbers else text
-            return squad_normalize(text) if squad else text
+            text = remove_punctuation(text, other) if ignore_punctuation else text
+            return re.sub(r"\d", "", text) if ignore_numbers else text
+
+        def equal(prediction: str, reference: str) -> bool:
+            said, right = normalize(prediction, reference), normalize(reference, prediction)
+            if squad:
+                said, right = squad_pair(said, right)
+            return said == right
 
         pairs = zip(predictions, several(references), strict=True)
-        return {"exact_match": mean_measure([normalize(said) in map(normalize, right) for said, right in pairs])}
+        ignored = {"case": ignore_case, "punct": ignore_punctuation, "num": ignore_numbers}
+        how = {
+            "norm": "squad" if squad else "none",
+            **{f"ignore-{name}": "yes" for name, value in ignored.items() if value},
+            **({"ignore-regexes": " ".join(regexes_to_ignore)} if regexes_to_ignore else {}),
+        }
+        return {
+            "exact_match": mean_measure(
+                [any(equal(said, reference) for reference in right) for said, right in pairs], signature(**how)
+            )
+        }

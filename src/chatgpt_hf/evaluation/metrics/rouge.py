@@ -1,4 +1,4 @@
-"""ROUGE, by rouge-score, extended to Chinese and Japanese."""
+"""ROUGE, by rouge-score, extended to all languages."""
 
 import re
 from collections.abc import Sequence
@@ -6,20 +6,23 @@ from typing import Any
 
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.evaluation.figures import Measure
-from chatgpt_hf.evaluation.metrics.base import TextMetric, mean_measure, several
-from chatgpt_hf.evaluation.text import CJK
+from chatgpt_hf.evaluation.metrics.base import TextMetric, mean_measure, several, signature
+from chatgpt_hf.evaluation.text import WORDS, characters, letter_words
 from chatgpt_hf.extras import needed_by
 
 with needed_by("ROUGE"):
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
+    from rouge_score.tokenizers import Tokenizer as AnyTokenizer
 
 
 class Rouge(TextMetric):
     """ROUGE's F-measure from 0 to 1 as computed by rouge-score, averaged over the examples.
 
-    A Chinese or Japanese character is a word; other words are split by rouge-score, which knows only the letters a to z and
-    digits.
+    Texts in ASCII are split by rouge-score. In others a word is a run of letters, marks and digits, and each character is
+    a word in scripts without spaces (Chinese, Japanese, Thai ...). If a reference has no word at all (emoji, punctuation),
+    it and its prediction are compared by characters. Two texts with the same words score 1, even if they have fewer words
+    than an n-gram, or none; rouge-score gives 0 then.
 
     Args:
         predictions: Texts; for `rougeLsum` with one sentence per line.
@@ -46,9 +49,19 @@ class Rouge(TextMetric):
         for name in rouge_types:
             if not re.fullmatch("rouge([1-9]|L|Lsum)", name):
                 raise ConfigError(f"ROUGE has no {name!r}; choose from rouge1 to rouge9, rougeL and rougeLsum.")
-        scorer = RougeScorer(list(rouge_types), tokenizer=Tokenizer(use_stemmer))
-        scores = [scorer.score_multi(*pair) for pair in zip(several(references), predictions, strict=True)]
-        return {name: mean_measure([score[name].fmeasure for score in scores]) for name in rouge_types}
+        words, signs = Tokenizer(use_stemmer), CharacterTokenizer()
+        scorers = [(tokenizer, RougeScorer(list(rouge_types), tokenizer=tokenizer)) for tokenizer in (words, signs)]
+
+        def score(prediction: str, reference: str) -> dict[str, float]:
+            tokenizer, scorer = scorers[0 if words.tokenize(reference) else 1]
+            found = {name: value.fmeasure for name, value in scorer.score(reference, prediction).items()}
+            same = tokenizer.tokenize(prediction) == tokenizer.tokenize(reference)
+            return {name: value or float(same) for name, value in found.items()}
+
+        pairs = zip(predictions, several(references), strict=True)
+        scores = [[score(said, reference) for reference in right] for said, right in pairs]
+        how = signature(case="lc", tok=WORDS, stem=use_stemmer)
+        return {name: mean_measure([max(row[name] for row in rows) for rows in scores], how) for name in rouge_types}
 
     def _compute(
         self, predictions: Any, references: Any = None, *, use_aggregator: bool = True, **options: Any
@@ -60,9 +73,17 @@ class Rouge(TextMetric):
 
 
 class Tokenizer(DefaultTokenizer):
-    """rouge-score's tokenizer, which keeps only a to z and digits, plus each Chinese or Japanese character as a token."""
+    """Words of any language in lower case; those of ASCII text are rouge-score's own, with its stemmer."""
 
     def tokenize(self, text: str) -> list[str]:
-        words = super().tokenize
-        parts = re.split(f"({CJK})", text)
-        return [token for index, part in enumerate(parts) for token in ([part] if index % 2 else words(part))]
+        split = super().tokenize
+        if text.isascii():
+            return split(text)
+        return [part for word in letter_words(text) for part in (split(word) if word.isascii() else [word])]
+
+
+class CharacterTokenizer(AnyTokenizer):
+    """Characters as a reader sees them, for texts without any word."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return characters(text)

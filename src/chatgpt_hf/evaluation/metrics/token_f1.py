@@ -4,15 +4,17 @@ from collections import Counter
 from typing import Any
 
 from chatgpt_hf.evaluation.figures import Measure
-from chatgpt_hf.evaluation.metrics.base import TextMetric, mean_measure, several
-from chatgpt_hf.evaluation.text import squad_normalize, words
+from chatgpt_hf.evaluation.metrics.base import TextMetric, mean_measure, several, signature
+from chatgpt_hf.evaluation.text import WORDS, squad_pair, words
 
 
 class TokenF1(TextMetric):
     """The F1 of a prediction's words from 0 to 1, averaged over the examples.
 
-    Words are compared as in SQuAD, in lower case without punctuation and articles; a Chinese or Japanese character is a
-    word, as in MLQA. If one text has no words, the score is 1 only if the other has none either, as in SQuAD 2.0.
+    Words are compared as in SQuAD, in lower case without punctuation and articles; a character of a script without spaces
+    (Chinese, Japanese, Thai ...) is a word, as in MLQA. The order does not count, unlike in CMRC 2018's script. If one text
+    is empty, the score is 1 only if the other has no words either, as in SQuAD 2.0; a reference of punctuation only is
+    compared as it is.
 
     Args:
         predictions: Texts.
@@ -27,11 +29,12 @@ class TokenF1(TextMetric):
     @classmethod
     def _measures(cls, predictions: Any, references: Any) -> dict[str, Measure]:
         pairs = zip(predictions, several(references), strict=True)
-        return {"token_f1": mean_measure([max(_f1(said, reference) for reference in right) for said, right in pairs])}
+        scores = [max(_f1(said, reference) for reference in right) for said, right in pairs]
+        return {"token_f1": mean_measure(scores, signature(norm="squad", tok=WORDS))}
 
 
 def _f1(prediction: str, reference: str) -> float:
-    said, right = (words(squad_normalize(text)) for text in (prediction, reference))
+    said, right = map(words, squad_pair(prediction, reference))
     if not said or not right:
         return float(said == right)
     return 2 * (Counter(said) & Counter(right)).total() / (len(said) + len(right))

@@ -1,7 +1,8 @@
 """Evaluates how a model completes prompts: the likelihood of the right completions, and its own completions."""
 
-from collections.abc import Mapping
-from typing import Any
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -15,6 +16,8 @@ from ...evaluation.scoring import negative_log_likelihoods
 from ...model.pipelines import fit_prompt
 from .triples import relation_measures
 
+logger = logging.getLogger(__name__)
+
 LIKELIHOOD = "likelihood"
 
 # Metrics of each generative task, unless a recipe names others.
@@ -25,6 +28,15 @@ DEFAULT_METRICS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+class EncodedPair(NamedTuple):
+    """Ids of a prompt and of its completion with the end mark, and what did not fit."""
+
+    prompt: list[int]
+    completion: list[int]
+    prompt_cut: bool
+    completion_cut: bool
+
+
 def encode_completion(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
@@ -33,7 +45,7 @@ def encode_completion(
     suffix: str = "",
     max_length: int,
     max_new_tokens: int,
-) -> tuple[list[int], list[int]]:
+) -> EncodedPair:
     """Returns the ids of a prompt, shortened to leave room, and of its completion with the end mark.
 
     Args:
@@ -46,7 +58,41 @@ def encode_completion(
     shortened = fit_prompt(tokenizer, prompt, max_length - max_new_tokens, suffix=suffix)
     before = tokenizer(shortened)["input_ids"]
     after = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    return before, after[:max_new_tokens]
+    return EncodedPair(before, after[:max_new_tokens], shortened != prompt, len(after) > max_new_tokens)
+
+
+def scored_bytes(tokenizer: PreTrainedTokenizerBase, completion: str, tokens: int) -> int:
+    """Returns how many bytes of a completion its first tokens stand for; half a character counts as none."""
+    offsets = tokenizer(completion, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    if tokens >= len(offsets):
+        return len(completion.encode())
+    # A byte-level token may be a part of a character, whose other tokens then have the same end.
+    end = min(offsets[tokens - 1][1], offsets[tokens][0]) if tokens else 0
+    return len(completion[:end].encode())
+
+
+def count_cut(
+    prompts: Sequence[bool], completions: Sequence[bool], *, max_length: int, max_new_tokens: int, effect: str
+) -> dict[str, int]:
+    """Counts the prompts and completions that were cut, and warns about them.
+
+    Args:
+        prompts, completions: True for each one that was cut.
+        effect: What it means that a completion was cut.
+    """
+    cut = {"cut_prompts": sum(prompts), "cut_completions": sum(completions)}
+    if cut["cut_prompts"]:
+        room = max_length - max_new_tokens
+        logger.warning(
+            "%d of %d prompts were cut to %d tokens (--max_length %d less --max_new_tokens %d).",
+            cut["cut_prompts"], len(prompts), room, max_length, max_new_tokens,
+        )  # fmt: skip
+    if cut["cut_completions"]:
+        logger.warning(
+            "%d of %d completions were cut at --max_new_tokens %d: %s.",
+            cut["cut_completions"], len(completions), max_new_tokens, effect,
+        )  # fmt: skip
+    return cut
 
 
 def evaluate_likelihood(
@@ -59,7 +105,10 @@ def evaluate_likelihood(
     progress: bool = True,
     **lengths: Any,
 ) -> Evaluation:
-    """Measures the perplexity of completions, given their prompts.
+    """Measures the perplexity and bits per byte of completions, given their prompts.
+
+    A completion that is too long is cut; only the bytes that were scored count. The settings say how many prompts and
+    completions were cut.
 
     Args:
         rows: Rows with columns `prompt` and `completion`.
@@ -71,14 +120,26 @@ def evaluate_likelihood(
     ]
     nats = negative_log_likelihoods(
         model,
-        [(before + after, len(before)) for before, after in pairs],
+        [(pair.prompt + pair.completion, len(pair.prompt)) for pair in pairs],
         pad_token_id=tokenizer.pad_token_id,
         batch_size=batch_size,
         desc="Scoring completions",
         progress=progress,
     )
-    tokens = np.array([len(after) for _, after in pairs])
-    sizes = np.array([len(text.encode()) for text in rows["completion"]])
+    cut = count_cut(
+        [pair.prompt_cut for pair in pairs],
+        [pair.completion_cut for pair in pairs],
+        max_length=lengths["max_length"],
+        max_new_tokens=lengths["max_new_tokens"],
+        effect="perplexity and bits per byte are of what was kept",
+    )
+    tokens = np.array([len(pair.completion) for pair in pairs])
+    sizes = np.array(
+        [
+            scored_bytes(tokenizer, text, len(pair.completion)) if pair.completion_cut else len(text.encode())
+            for text, pair in zip(rows["completion"], pairs, strict=True)
+        ]
+    )
     found = {
         "perplexity": Measure("perplexity", np.stack([nats, tokens], axis=1), higher_is_better=False),
         "bits_per_byte": Measure("bits", np.stack([nats, sizes], axis=1), higher_is_better=False),
@@ -87,7 +148,8 @@ def evaluate_likelihood(
         {"text": prompt, "reference": completion}
         for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)
     ]
-    return Evaluation(LIKELIHOOD, data, found, examples)
+    limits = {name: lengths[name] for name in ("max_length", "max_new_tokens")}
+    return Evaluation(LIKELIHOOD, data, found, examples, {**limits, **cut})
 
 
 def evaluate_completions(

@@ -16,7 +16,7 @@ from ...evaluation.record import Evaluation
 from ...model.pipelines import template_suffix
 from ..arguments import TaskArguments
 from ..causal import CausalTask
-from .evaluation import LIKELIHOOD, encode_completion, evaluate_completions, evaluate_likelihood
+from .evaluation import LIKELIHOOD, count_cut, encode_completion, evaluate_completions, evaluate_likelihood
 from .rows import load_pairs
 
 # Completions that the model writes for evaluation; more would take minutes on a laptop. All rows are scored.
@@ -63,10 +63,23 @@ class Generation(CausalTask):
 
     def tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         def encode(row: dict[str, str]) -> dict[str, Any]:
-            before, after = encode_completion(tokenizer, row["prompt"], row["completion"], **self.lengths)
-            return {"input_ids": before + after, "labels": [IGNORE_INDEX] * len(before) + after}
+            pair = encode_completion(tokenizer, row["prompt"], row["completion"], **self.lengths)
+            return {
+                "input_ids": pair.prompt + pair.completion,
+                "labels": [IGNORE_INDEX] * len(pair.prompt) + pair.completion,
+                "prompt_cut": pair.prompt_cut,
+                "completion_cut": pair.completion_cut,
+            }
 
-        return self.pack(rows.map(encode, remove_columns=rows.column_names, desc="Tokenizing"), tokenizer)
+        encoded = rows.map(encode, remove_columns=rows.column_names, desc="Tokenizing")
+        count_cut(
+            encoded["prompt_cut"],
+            encoded["completion_cut"],
+            max_length=self.arguments.max_length,
+            max_new_tokens=self.arguments.max_new_tokens,
+            effect="the model learns only their beginning, and no end mark",
+        )
+        return self.pack(encoded.select_columns(["input_ids", "labels"]), tokenizer)
 
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, *, data: str, batch_size: int
