@@ -49,7 +49,7 @@ def adapt(
     read = [text for index, text in enumerate(texts) if index % _ONE_HELD_OUT_IN] or held_out
     file, eval_file = _file(read), _file(held_out)
     if finished := _finished(arguments):
-        _check_same(finished, file, task, arguments)
+        _check_same(finished, file, eval_file, task, arguments)
         return str(finished)
     folder = Path(arguments.output_dir) / FOLDER_NAME
     if task.adapt_vocab_size is not None or from_scratch:
@@ -88,13 +88,15 @@ def _finished(arguments: FinetuneArguments) -> Path | None:
     return folders[0] if folders else None
 
 
-def _check_same(folder: Path, file: Path, task: TaskArguments, arguments: FinetuneArguments) -> None:
+def _check_same(folder: Path, file: Path, eval_file: Path, task: TaskArguments, arguments: FinetuneArguments) -> None:
     """Raises `CheckpointError` if a finished adaptation has read other texts, or read them otherwise."""
     recipe = yaml.safe_load((folder / RECIPE_NAME).read_text(encoding="utf-8"))
     defaults = {"block_size": CorpusArguments().block_size, "num_train_epochs": 3.0, "seed": 42}
-    before = {**defaults, **recipe, "corpus": Path(recipe["corpus"][0]).name}
+    files = {"corpus": Path(recipe["corpus"][0]).name, "eval_corpus": Path(recipe["eval_corpus"]).name}
+    before = {**defaults, **recipe, **files}
     now = {
-        "corpus": ("the texts", file.name),
+        "corpus": ("the file of texts", file.name),
+        "eval_corpus": ("the file of held-out texts", eval_file.name),
         "num_train_epochs": ("--adapt_epochs", task.adapt_epochs),
         "learning_rate": ("--adapt_learning_rate", task.adapt_learning_rate),
         "block_size": ("the length of a row", _block_size(task)),

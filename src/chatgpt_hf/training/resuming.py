@@ -261,8 +261,10 @@ class ContinuedSchedule(TrainerCallback):
         self._check_batch_size(args, kwargs.get("train_dataloader"))
         optimizer, scheduler = kwargs["optimizer"], kwargs["lr_scheduler"]
         groups = getattr(optimizer, "param_groups", [])
-        for group, chosen in zip(groups, self.trainer.settings, strict=True):
-            group.update(chosen)
+        # DeepSpeed makes its own groups.
+        if len(groups) == len(self.trainer.settings):
+            for group, chosen in zip(groups, self.trainer.settings, strict=True):
+                group.update(chosen)
         if isinstance(scheduler, LambdaLR):
             scheduler.base_lrs = [group["initial_lr"] for group in groups]
             wanted = [
@@ -273,6 +275,11 @@ class ContinuedSchedule(TrainerCallback):
                 # Computes the rates of the same step again.
                 scheduler.last_epoch -= 1
                 scheduler.step()
+        if not args.auto_find_batch_size:
+            # `Trainer` keeps the number of the checkpoint.
+            state.train_batch_size = args.train_batch_size
+        if not state.is_world_process_zero:
+            return
         total = f"{state.max_steps}"
         if state.max_steps != self.before.max_steps:
             total += f" (was {self.before.max_steps})"
@@ -284,9 +291,6 @@ class ContinuedSchedule(TrainerCallback):
             total,
             rate,
         )
-        if not args.auto_find_batch_size:
-            # `Trainer` keeps the number of the checkpoint.
-            state.train_batch_size = args.train_batch_size
 
     def _check_batch_size(self, args: TrainingArguments, loader: Any) -> None:
         """`auto_find_batch_size` may have to take a smaller one than before."""
