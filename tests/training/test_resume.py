@@ -382,6 +382,32 @@ def test_a_step_that_is_split_otherwise(
     assert logged(folder, "loss") == {step: pytest.approx(loss, rel=1e-4) for step, loss in expected.items()}
 
 
+def test_a_batch_that_no_longer_fits_into_memory(
+    options: dict[str, Options], finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`auto_find_batch_size` tries smaller batches, with which the run would go on elsewhere in the data."""
+    folder = stopped(finished["sft"], tmp_path / "run")
+    step = Trainer.training_step
+
+    def with_less_memory(self: Trainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        if len(inputs["input_ids"]) > most:
+            raise RuntimeError("CUDA out of memory.")
+        return step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", with_less_memory)
+    finding = ["--auto_find_batch_size", "true", "--resume_from_checkpoint", "true"]
+    most = 2
+    with pytest.raises(
+        CheckpointError, match="was trained with batches of 4 rows, which no longer fit into memory; with 3"
+    ):
+        run("sft", options["sft"], folder, *finding)
+    assert not (folder / "checkpoint-4").exists()
+    most = 4
+    # The batch of the checkpoint is taken, whatever the arguments say.
+    run("sft", options["sft"], folder, *finding, "--per_device_train_batch_size", 64)
+    assert logged(folder, "loss") == logged(finished["sft"], "loss")
+
+
 def test_a_split_that_moves_the_place_in_the_data(options: dict[str, Options], tmp_path: Path) -> None:
     """What is left out at the end of an epoch depends on the size of a batch."""
     dropping = [*options["finetune"], "--dataloader_drop_last", "true"]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -132,19 +131,21 @@ def check_same_data(checkpoint: Path, data: dict[str, Any]) -> None:
         ]
     if reasons:
         raise CheckpointError(
-            f"{checkpoint} was trained on other data: {'; '.join(reasons)}. Resume with the original data, or {_NEW_RUN}"
+            f"{checkpoint} was trained on other data: {'; '.join(reasons)}. Resume with the original data, or start "
+            "a new run; --model_name_or_path takes the weights of the old one."
         )
 
 
 def check_same_optimizer(checkpoint: Path, arguments: TrainingArguments) -> None:
     """Raises `CheckpointError` if the state of optimizer or schedule in a checkpoint is of another kind."""
-    before = _setting_before(checkpoint, arguments, "optim")
+    settings = _settings_before(checkpoint, arguments)
+    before = settings["optim"]
     if before != arguments.optim:
         raise CheckpointError(
             f"{checkpoint} was written with --optim {before}, whose state --optim {arguments.optim} cannot use. Give "
             f"--optim {before}, or {_NEW_RUN}"
         )
-    before, now = _setting_before(checkpoint, arguments, "lr_scheduler_type"), _plain(arguments.lr_scheduler_type)
+    before, now = settings["lr_scheduler_type"], _plain(arguments.lr_scheduler_type)
     if before != now and {before, now} & set(_ADAPTIVE_SCHEDULES):
         raise CheckpointError(
             f"{checkpoint} was written with --lr_scheduler_type {before}, whose state {now} cannot use. Give "
@@ -153,11 +154,11 @@ def check_same_optimizer(checkpoint: Path, arguments: TrainingArguments) -> None
     rates = [
         name
         for name in ("learning_rate", "embedding_learning_rate")
-        if _setting_before(checkpoint, arguments, name) != getattr(arguments, name, None)
+        if settings.get(name) != getattr(arguments, name, None)
     ]
     if rates and now in _ADAPTIVE_SCHEDULES:
         raise CheckpointError(
-            f"--{rates[0]} was {_setting_before(checkpoint, arguments, rates[0])} and is {getattr(arguments, rates[0])}, but "
+            f"--{rates[0]} was {settings.get(rates[0])} and is {getattr(arguments, rates[0])}, but "
             f"with --lr_scheduler_type {now} the rate goes on from where {checkpoint} left it: give the old value, or {_NEW_RUN}"
         )
 
@@ -174,12 +175,10 @@ def check_same_step(checkpoint: Path, arguments: TrainingArguments, *, streaming
     """
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     now = order_of(arguments)[STEP]
+    settings = _settings_before(checkpoint, arguments)
     recorded = read_data_record(checkpoint.parent).get(STEP)
-    before = recorded or {
-        **now,
-        "gradient_accumulation_steps": _setting_before(checkpoint, arguments, "gradient_accumulation_steps"),
-    }
-    if state.train_batch_size and (recorded is None or _setting_before(checkpoint, arguments, "auto_find_batch_size")):
+    before = recorded or {**now, "gradient_accumulation_steps": settings["gradient_accumulation_steps"]}
+    if state.train_batch_size and (recorded is None or settings["auto_find_batch_size"]):
         # `auto_find_batch_size` takes what fits into memory.
         before = {**before, "batch_size": state.train_batch_size}
     if arguments.auto_find_batch_size and state.train_batch_size:
@@ -203,6 +202,10 @@ def check_same_step(checkpoint: Path, arguments: TrainingArguments, *, streaming
             _split(before),
             _split(now),
         )
+        if before["processes"] != now["processes"]:
+            logger.warning(
+                "Several processes repeat rows at the end of an epoch to have equally many: that step may differ."
+            )
 
 
 def check_steps_left(checkpoint: Path, arguments: TrainingArguments) -> None:
@@ -304,13 +307,13 @@ class ContinuedSchedule(TrainerCallback):
 
 def log_changes(checkpoint: Path, arguments: TrainingArguments) -> None:
     """Logs which settings of optimizer and schedule differ from those that the checkpoint was trained with."""
-    changes = []
-    for name in _CHANGEABLE:
-        if not hasattr(arguments, name):
-            continue
-        before, now = _setting_before(checkpoint, arguments, name), _plain(getattr(arguments, name))
-        if before != now:
-            changes.append(f"--{name} was {before} and is {now}")
+    settings = _settings_before(checkpoint, arguments)
+    now = {name: _plain(getattr(arguments, name)) for name in _CHANGEABLE if hasattr(arguments, name)}
+    changes = [
+        f"--{name} was {settings.get(name)} and is {value}"
+        for name, value in now.items()
+        if settings.get(name) != value
+    ]
     if changes:
         logger.warning("From here on, other settings hold: %s.", "; ".join(changes))
 
@@ -320,6 +323,10 @@ def _digest(digest: Any, array: pa.Array) -> None:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         _digest(digest, pc.cast(pc.list_value_length(array), pa.int64()))
         _digest(digest, array.flatten())
+    elif pa.types.is_struct(kind) and not array.null_count:
+        for field, values in zip(kind, array.flatten(), strict=True):
+            digest.update(field.name.encode() + b"\0")
+            _digest(digest, values)
     elif (pa.types.is_integer(kind) or pa.types.is_boolean(kind)) and not array.null_count:
         digest.update(pc.cast(array, pa.int64()).to_numpy(zero_copy_only=False).tobytes())
     elif pa.types.is_floating(kind) and not array.null_count:
@@ -328,18 +335,14 @@ def _digest(digest: Any, array: pa.Array) -> None:
         digest.update(json.dumps(array.to_pylist(), sort_keys=True, default=str).encode())
 
 
-def _setting_before(checkpoint: Path, arguments: TrainingArguments, name: str) -> Any:
-    """A field of the recipe next to a checkpoint; the value of this run if there is no recipe."""
+def _settings_before(checkpoint: Path, arguments: TrainingArguments) -> dict[str, Any]:
+    """The arguments that a checkpoint was trained with, from the recipe next to it; those of this run without a recipe."""
     file = checkpoint.parent / RECIPE_NAME
     if not file.is_file():
-        return _plain(getattr(arguments, name, None))
+        return {name: _plain(value) for name, value in vars(arguments).items()}
     recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    return recipe[name] if name in recipe else _plain(getattr(_defaults(type(arguments)), name, None))
-
-
-@cache
-def _defaults(kind: type) -> Any:
-    return default_arguments(kind)
+    defaults = vars(default_arguments(type(arguments)))
+    return {name: _plain(value) for name, value in defaults.items()} | recipe
 
 
 def _plain(value: Any) -> Any:

@@ -273,6 +273,7 @@ def _is_finished(trainer: Trainer, checkpoint: Path) -> bool:
     *_, max_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     if state.global_step < max_steps:
         return False
+    logger.info("%s is from step %d of %d: nothing is left to train.", checkpoint, state.global_step, max_steps)
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state = state
     return True
