@@ -1,11 +1,14 @@
 """`chatgpt-hf evaluate` measures a model on data; `chatgpt-hf compare` uses the saved figures and intervals."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from chatgpt_hf import evaluate
+from chatgpt_hf.evaluation.compare import compare_folders
 from chatgpt_hf.evaluation.record import Evaluation
 from chatgpt_hf.tasks.arguments import TaskArguments
 from chatgpt_hf.training.arguments import FinetuneArguments, TaskModelArguments, parse_recipe
@@ -76,3 +79,90 @@ def test_programs(cli: Callable, base_folder: Path, tmp_path: Path) -> None:
 )
 def test_mistakes(arguments: list[str], message: str, refused: Callable, base_folder: Path) -> None:
     assert message in refused("evaluate", base_folder, *arguments)
+
+
+def kept_in(folder: Path) -> dict[str, list[str]]:
+    """The texts of each evaluation in a folder, by its name."""
+    return {path.name: [row["text"] for row in Evaluation.load(path).examples] for path in folder.iterdir()}
+
+
+def test_evaluations_of_different_files_have_different_names(base_folder: Path, tmp_path: Path) -> None:
+    names = [
+        *("rows.2023.txt", "rows.2024.txt", "rows.2024.md", "rows.txt", "Rows.txt", "rows 1.txt", "rows-1.txt"),
+        *(
+            "a/test.txt",
+            "b/test.txt",
+            "a b/test.txt",
+            "数据.txt",
+            "数据.2.txt",
+            "!!!.txt",
+            "???.txt",
+            f"{'长' * 80}.txt",
+        ),
+        *(f"{'l' * 130}1.txt", f"{'l' * 130}2.txt", ".txt/rows.txt"),
+    ]
+    out = tmp_path / "out"
+    for name in names:
+        file = tmp_path / "data" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"The text of {name[-20:]}.", encoding="utf-8")
+    # Twice, and in another order: the same evaluation again replaces itself.
+    for _ in range(2):
+        for name in names:
+            evaluate.measure_corpus(str(base_folder), str(tmp_path / "data" / name).replace("?", "[?]"), out=out)
+        names.reverse()
+    found = kept_in(out)
+    assert sorted(found.values()) == sorted([f"The text of {name[-20:]}."] for name in names)
+    assert found["language-modeling-rows-2023"] == ["The text of rows.2023.txt."]
+    assert found["language-modeling-数据"] == ["The text of 数据.txt."]
+    assert max(len(name.encode()) for name in found) < 200
+
+
+def test_the_same_name_in_two_working_directories(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "rows.txt").write_text(place)
+        monkeypatch.chdir(tmp_path / place)
+        evaluate.measure_corpus(str(base_folder), "rows.txt", out=tmp_path / "out")
+    assert sorted(kept_in(tmp_path / "out").values()) == [["one"], ["two"]]
+    # By another way to the same file.
+    evaluate.measure_corpus(str(base_folder), "../one/rows.txt", out=tmp_path / "out", batch_size=1)
+    assert len(kept_in(tmp_path / "out")) == 2
+    # With another setting, and with another model.
+    evaluate.measure_corpus(str(base_folder), "rows.txt", out=tmp_path / "out", stride=16)
+    assert len(kept_in(tmp_path / "out")) == 3
+    other = shutil.copytree(base_folder, tmp_path / "other")
+    evaluate.measure_corpus(str(other), "rows.txt", out=tmp_path / "out")
+    assert len(kept_in(tmp_path / "out")) == 4
+
+
+def test_an_evaluation_of_release_0_1_is_replaced_only_by_its_own(base_folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "a" / "rows.txt", tmp_path / "b" / "rows.txt"
+    for file in (first, second):
+        file.parent.mkdir()
+        file.write_text(f"This is {file.parent.name}.")
+    evaluate.measure_corpus(str(base_folder), str(first), out=tmp_path / "out")
+    results = tmp_path / "out" / "language-modeling-rows" / "results.json"
+    kept = json.loads(results.read_text())
+    del kept["identity"]
+    results.write_text(json.dumps(kept))
+    evaluate.measure_corpus(str(base_folder), str(second), out=tmp_path / "out")
+    evaluate.measure_corpus(str(base_folder), str(first), out=tmp_path / "out")
+    found = kept_in(tmp_path / "out")
+    assert found.pop("language-modeling-rows") == ["This is a."]
+    assert list(found.values()) == [["This is b."]]
+
+
+def test_models_are_compared_on_the_same_files_whatever_the_names(base_folder: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "a" / "rows.txt", tmp_path / "b" / "rows.txt"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("".join(f"This is {file.parent.name} {number}.\n\n" for number in range(4)))
+    models = [shutil.copytree(base_folder, tmp_path / name) for name in ("first", "second")]
+    for model, order in zip(models, (files, files[::-1]), strict=True):
+        for file in order:
+            evaluate.measure_corpus(str(model), str(file))
+    compared = compare_folders(models)
+    assert [comparison.data for comparison in compared.values()] == [str(file) for file in files]

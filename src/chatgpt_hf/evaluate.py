@@ -1,8 +1,10 @@
 """Evaluates a finished model on any data: text, its own task, code, benchmarks, or a probe of bias."""
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ import yaml
 
 from .checkpoints import check_tokenizer_fits, context_length, load_for_inference
 from .data.corpus import load_corpus
-from .errors import ConfigError
+from .errors import CheckpointError, ConfigError
 from .evaluation.bias import evaluate_bias
 from .evaluation.code import evaluate_code, read_problems
 from .evaluation.figures import Figure
 from .evaluation.harness import evaluate_benchmarks
 from .evaluation.language_modeling import evaluate_language_modeling
-from .evaluation.record import EVALUATION_FOLDER, Evaluation
+from .evaluation.record import EVALUATION_FOLDER, RESULTS_NAME, Evaluation
+from .files import read_json
 from .tasks.arguments import TaskArguments
 from .tasks.registry import load_task_model, make_task
 from .tokenization_chatgpt import load_tokenizer
@@ -53,7 +56,8 @@ def measure_corpus(
     examples = [{"text": text[:1000]} for text in texts if text]
     settings = {"stride": stride, "context": context_length(model)}
     evaluation = Evaluation("language-modeling", corpus, result.measures(), examples, settings)
-    return _kept({f"language-modeling-{_slug(corpus)}": evaluation}, name_or_path, out, command)
+    read_with = {"text_column": text_column, "stride": stride}
+    return _kept({f"language-modeling-{_slug(corpus)}": evaluation}, corpus, read_with, name_or_path, out, command)
 
 
 def measure_task(
@@ -77,7 +81,9 @@ def measure_task(
     check_tokenizer_fits(model, tokenizer)
     task = make_task(arguments, seed, model=model)
     found = task.evaluate(model.eval(), tokenizer, task.test, data=dataset, batch_size=batch_size)
-    return _kept({f"{name}-{_slug(dataset)}": value for name, value in found.items()}, name_or_path, out, command)
+    chosen = {name: value for name, value in overrides.items() if value is not None}
+    named = {f"{name}-{_slug(dataset)}": value for name, value in found.items()}
+    return _kept(named, dataset, chosen, name_or_path, out, command)
 
 
 def measure_code(
@@ -109,7 +115,14 @@ def measure_code(
         seed=seed,
         data=problems,
     )
-    return _kept({f"code-{_slug(problems)}": evaluation}, name_or_path, out, command)
+    sampled = {
+        "samples": samples,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "ks": list(ks),
+        "seed": seed,
+    }
+    return _kept({f"code-{_slug(problems)}": evaluation}, problems, sampled, name_or_path, out, command)
 
 
 def measure_benchmarks(
@@ -137,10 +150,11 @@ def measure_benchmarks(
         batch_size=batch_size,
         seed=seed,
     )
-    for evaluation in results.evaluations.values():
-        evaluation.command = command
+    chosen = {"limit": limit, "num_fewshot": num_fewshot, "seed": seed}
+    named = _named(results.evaluations, data_folder, chosen, name_or_path, out, command)
+    results = replace(results, evaluations=named)
     results.save(_folder(name_or_path, out))
-    return {name: evaluation.figures() for name, evaluation in results.evaluations.items()}
+    return {name: evaluation.figures() for name, evaluation in named.items()}
 
 
 def measure_bias(name_or_path: str, *, batch_size: int = 8, out: Path | None = None, command: str = "") -> Figures:
@@ -148,7 +162,7 @@ def measure_bias(name_or_path: str, *, batch_size: int = 8, out: Path | None = N
     model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
     evaluation = evaluate_bias(model, tokenizer, batch_size=batch_size)
-    return _kept({evaluation.task: evaluation}, name_or_path, out, command)
+    return _kept({evaluation.task: evaluation}, None, {}, name_or_path, out, command)
 
 
 def _task_arguments(name_or_path: str, overrides: dict[str, Any]) -> TaskArguments:
@@ -165,11 +179,44 @@ def _task_arguments(name_or_path: str, overrides: dict[str, Any]) -> TaskArgumen
     return TaskArguments(**given)
 
 
-def _kept(evaluations: dict[str, Evaluation], name_or_path: str, out: Path | None, command: str) -> Figures:
+def _kept(
+    evaluations: dict[str, Evaluation],
+    source: str | None,
+    settings: dict[str, Any],
+    name_or_path: str,
+    out: Path | None,
+    command: str,
+) -> Figures:
+    """Saves evaluations; returns the figures by the names that they have in the folder. See `_named`."""
     folder = _folder(name_or_path, out)
-    for evaluation in evaluations.values():
+    named = _named(evaluations, source, settings, name_or_path, out, command)
+    return {name: evaluation.save(folder / name) for name, evaluation in named.items()}
+
+
+def _named(
+    evaluations: dict[str, Evaluation],
+    source: str | None,
+    settings: dict[str, Any],
+    name_or_path: str,
+    out: Path | None,
+    command: str,
+) -> dict[str, Evaluation]:
+    """Evaluations by names that no other evaluation in the folder has; the same one again keeps its name.
+
+    Args:
+        evaluations: By the names that people would expect.
+        source: What was evaluated, if the user chose it.
+        settings: What else the user chose that changes the figures.
+    """
+    folder = _folder(name_or_path, out)
+    # A folder that the user names may hold the evaluations of several models.
+    place = [source and _place(source), settings, None if out is None else _place(name_or_path)]
+    named = {}
+    for name, evaluation in evaluations.items():
         evaluation.command = command
-    return {name: evaluation.save(folder / name) for name, evaluation in evaluations.items()}
+        evaluation.identity = _hash([name, *place])
+        named[_free_name(folder, name, evaluation)] = evaluation
+    return named
 
 
 def _folder(name_or_path: str, out: Path | None) -> Path:
@@ -177,10 +224,45 @@ def _folder(name_or_path: str, out: Path | None) -> Path:
         return out
     if Path(name_or_path).is_dir():
         return Path(name_or_path) / EVALUATION_FOLDER
-    return Path("runs") / EVALUATION_FOLDER / _slug(name_or_path)
+    return Path("runs") / EVALUATION_FOLDER / re.sub(r"[^\w.-]+", "-", name_or_path.replace("/", "--"))
 
 
-def _slug(name: str) -> str:
-    """Turns a source into a folder name."""
-    stem = Path(name).name.partition(".")[0] or name
-    return re.sub(r"[^\w]+", "-", stem).strip("-")
+def _free_name(folder: Path, name: str, evaluation: Evaluation) -> str:
+    """The name itself, or with a hash behind it if another evaluation has it.
+
+    The file system is asked and not the list of names: on some, names that differ only in case are the same.
+    """
+    try:
+        kept = read_json(folder / name / RESULTS_NAME)
+    except CheckpointError:
+        # Nothing that could be lost.
+        return name
+    # Release 0.1 recorded only the source.
+    same = kept["identity"] == evaluation.identity if kept.get("identity") else kept.get("data") == evaluation.data
+    return f"{name}-{evaluation.identity[:8]}" if kept and not same else name
+
+
+def _place(source: str) -> str:
+    """A path that is the same from every working directory; other sources as they are."""
+    path = Path(source).expanduser()
+    try:
+        # A glob names no file.
+        local = path.exists() or path.is_absolute() or any(character in source for character in "*?[")
+    except OSError:
+        # Too long for a path, such as a source that is given as JSON.
+        return source
+    return str(path.resolve()) if local else source
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _slug(source: str) -> str:
+    """Turns a source into a part of a folder's name; not unique."""
+    name = re.sub(r"(\.(gz|bz2|xz|zst|zip))?$", "", Path(source).name, flags=re.IGNORECASE)
+    name = re.sub(r"(?<=.)\.[A-Za-z]\w{0,9}$", "", name)
+    slug = re.sub(r"[^\w]+", "-", name).strip("-") or re.sub(r"[^\w]+", "-", source).strip("-") or "data"
+    # File systems allow 255 bytes, and a character may take four.
+    return slug.encode()[:120].decode("utf-8", "ignore").rstrip("-")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import DataError
 from ..extras import needed_by
-from ..files import atomic_folder
+from ..files import atomic_folder, read_json
 from .figures import Difference, Figure, Measure, measured_with, paired_differences
 from .record import EVALUATION_FOLDER, EXAMPLES_NAME, RESULTS_NAME, Evaluation
 
@@ -152,13 +152,32 @@ def compare_folders(folders: Sequence[Path]) -> dict[str, Comparison]:
         single = {str(folder): Evaluation.load(folder) for folder in folders}
         return {evaluation.task: compare(single) for evaluation in list(single.values())[:1]}
     found = {str(folder): _evaluations_in(folder) for folder in folders}
-    shared = [name for name in next(iter(found.values())) if all(name in named for named in found.values())]
+    shared = _shared(list(found.values()))
     if not shared:
         have = "; ".join(f"{folder}: {', '.join(named)}" for folder, named in found.items())
         raise DataError(f"The folders have no evaluation in common ({have}). Evaluate each on the same data.")
     return {
-        name: compare({folder: Evaluation.load(named[name]) for folder, named in found.items()}) for name in shared
+        name: compare({folder: Evaluation.load(path) for folder, path in zip(found, paths, strict=True)})
+        for name, paths in shared.items()
     }
+
+
+def _shared(models: list[dict[str, Path]]) -> dict[str, list[Path]]:
+    """The evaluations that all models have, one path per model, by their name in the first.
+
+    They belong together by their identity, because two files of the same name get different names in the order in which
+    they are evaluated. Evaluations without one, or with other settings, belong together by name.
+    """
+    identities = [{name: read_json(path / RESULTS_NAME).get("identity") for name, path in m.items()} for m in models]
+    shared = {}
+    for name, identity in identities[0].items():
+        paths = []
+        for named, known in zip(models, identities, strict=True):
+            same = [other for other, of_other in known.items() if identity and of_other == identity] or [name]
+            paths += [named[same[0]]] if same[0] in named else []
+        if len(paths) == len(models):
+            shared[name] = paths
+    return shared
 
 
 def _is_evaluation(folder: Path) -> bool:

@@ -30,6 +30,7 @@ class Evaluation:
             check that two evaluations are of the same examples.
         settings: Everything else that affects the figures: stride, number of shots, seed ...
         command: The command that repeats the evaluation, if it was run from the command line.
+        identity: Equal for evaluations of which a newer one replaces an older one; empty if unknown.
     """
 
     task: str
@@ -38,6 +39,7 @@ class Evaluation:
     examples: list[dict[str, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+    identity: str = ""
 
     def __post_init__(self) -> None:
         for name, measure in self.measures.items():
@@ -59,6 +61,7 @@ class Evaluation:
             "examples": len(self.examples),
             "settings": self.settings,
             "command": self.command,
+            "identity": self.identity,
             "figures": {
                 name: {
                     "value": figure.number,
@@ -112,7 +115,13 @@ class Evaluation:
                 for name, kept in figures.items()
             }
             return cls(
-                results["task"], results["data"], measures, examples, results["settings"], results.get("command", "")
+                results["task"],
+                results["data"],
+                measures,
+                examples,
+                results["settings"],
+                results.get("command", ""),
+                results.get("identity", ""),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{folder} has no evaluation that `chatgpt-hf evaluate` wrote: {error!r}") from error

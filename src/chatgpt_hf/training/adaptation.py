@@ -5,17 +5,19 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from transformers import set_seed
 
 from ..checkpoints import load_model, sample_of
 from ..data.prepare import cache_root, tokenizer_fingerprint
+from ..errors import CheckpointError
 from ..files import atomic_folder, write_atomically
 from ..tasks.arguments import TaskArguments
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import ArchitectureArguments, CorpusArguments, FinetuneArguments, ModelArguments, PretrainArguments
 from .pretrain import pretrain
 from .run import resumes
-from .run_folder import RESULTS_NAME
+from .run_folder import RECIPE_NAME, RESULTS_NAME
 from .vocabulary import transfer_vocabulary
 
 FOLDER_NAME = "adapted"
@@ -42,19 +44,20 @@ def adapt(
     Returns:
         The folder with the adapted model.
     """
-    folder = Path(arguments.output_dir) / FOLDER_NAME
-    if resumes(arguments) and (folder / RESULTS_NAME).is_file():
-        return str(folder)
     # Not by hash: the task's rows may have been split by the same hash, which would then hold out none of these.
     held_out = texts[::_ONE_HELD_OUT_IN]
     read = [text for index, text in enumerate(texts) if index % _ONE_HELD_OUT_IN] or held_out
     file, eval_file = _file(read), _file(held_out)
+    if finished := _finished(arguments):
+        _check_same(finished, file, eval_file, task, arguments)
+        return str(finished)
+    folder = Path(arguments.output_dir) / FOLDER_NAME
     if task.adapt_vocab_size is not None or from_scratch:
         name_or_path = _changed(read, task.adapt_vocab_size, name_or_path, arguments.seed if from_scratch else None)
     pretrain(
         ModelArguments(model_name_or_path=name_or_path),
         ArchitectureArguments(),
-        CorpusArguments(corpus=[str(file)], eval_corpus=str(eval_file), block_size=max(task.max_length, 128)),
+        CorpusArguments(corpus=[str(file)], eval_corpus=str(eval_file), block_size=_block_size(task)),
         PretrainArguments(
             output_dir=str(folder),
             num_train_epochs=task.adapt_epochs,
@@ -66,10 +69,50 @@ def adapt(
             use_cpu=arguments.use_cpu,
             bf16=arguments.bf16,
             seed=arguments.seed,
-            resume_from_checkpoint=arguments.resume_from_checkpoint,
+            # A checkpoint that is named is one of the task.
+            resume_from_checkpoint="true" if resumes(arguments) else None,
         ),
     )
     return str(folder)
+
+
+def _finished(arguments: FinetuneArguments) -> Path | None:
+    """The finished adaptation of the run that is resumed; a checkpoint that is named may be in another run's folder."""
+    if not resumes(arguments):
+        return None
+    folders = [
+        run / FOLDER_NAME
+        for run in (Path(arguments.output_dir), Path(str(arguments.resume_from_checkpoint)).parent)
+        if (run / FOLDER_NAME / RESULTS_NAME).is_file()
+    ]
+    return folders[0] if folders else None
+
+
+def _check_same(folder: Path, file: Path, eval_file: Path, task: TaskArguments, arguments: FinetuneArguments) -> None:
+    """Raises `CheckpointError` if a finished adaptation has read other texts, or read them otherwise."""
+    recipe = yaml.safe_load((folder / RECIPE_NAME).read_text(encoding="utf-8"))
+    defaults = {"block_size": CorpusArguments().block_size, "num_train_epochs": 3.0, "seed": 42}
+    files = {"corpus": Path(recipe["corpus"][0]).name, "eval_corpus": Path(recipe["eval_corpus"]).name}
+    before = {**defaults, **recipe, **files}
+    now = {
+        "corpus": ("the file of texts", file.name),
+        "eval_corpus": ("the file of held-out texts", eval_file.name),
+        "num_train_epochs": ("--adapt_epochs", task.adapt_epochs),
+        "learning_rate": ("--adapt_learning_rate", task.adapt_learning_rate),
+        "block_size": ("the length of a row", _block_size(task)),
+        "seed": ("--seed", arguments.seed),
+    }
+    differing = [
+        f"{title} was {before[name]} and is {value}" for name, (title, value) in now.items() if before[name] != value
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{folder} was adapted to other data: {'; '.join(differing)}. Resume with the original data, or start a new run."
+        )
+
+
+def _block_size(task: TaskArguments) -> int:
+    return max(task.max_length, 128)
 
 
 def _file(texts: Sequence[str]) -> Path:

@@ -1,5 +1,6 @@
 """Low-rank adapters (LoRA), and a base model in 4 bits below them (QLoRA)."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from ..errors import ConfigError
 from ..extras import needed_by, require
 from .arguments import ChatModelArguments
+from .resuming import text_fingerprint
 
 
 def quantization(arguments: ChatModelArguments) -> dict[str, Any]:
@@ -28,6 +30,24 @@ def quantization(arguments: ChatModelArguments) -> dict[str, Any]:
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     }
+
+
+def adapter_record(arguments: ChatModelArguments, base_sample: list[float]) -> dict[str, Any]:
+    """What a resumed run must have in common with this one: the adapters' settings and their base."""
+    names = ["use_peft"]
+    if arguments.use_peft:
+        names += [
+            "lora_r",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_target_modules",
+            "use_rslora",
+            "use_dora",
+            "load_in_4bit",
+        ]
+    record = {name: getattr(arguments, name) for name in names}
+    # A checkpoint without adapters holds all weights, so nothing depends on what they were at first.
+    return {**record, "base": text_fingerprint(json.dumps(base_sample))} if arguments.use_peft else record
 
 
 def lora_config(

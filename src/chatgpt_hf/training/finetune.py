@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, set_seed
 
 from ..checkpoints import check_tokenizer_fits, sample_of
+from ..data.prepare import tokenizer_fingerprint
 from ..errors import ConfigError
 from ..evaluation.record import EVALUATION_FOLDER
 from ..extras import needed_by
@@ -15,12 +16,18 @@ from ..tasks.arguments import TaskArguments
 from ..tasks.registry import Task, make_task
 from ..tokenization_chatgpt import load_tokenizer
 from .adaptation import adapt
-from .adapters import lora_config
+from .adapters import adapter_record, lora_config
 from .arguments import FinetuneArguments, TaskModelArguments
+from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint
 from .run import Run, check_block_size, save_model_folder, write_base_sample
 
 # Inside the run's folder: only the adapters, if adapters were trained. The run's folder contains the merged model.
 ADAPTER_FOLDER = "adapter"
+# Decide, together with the data, what the rows are.
+_READ_WITH = (
+    *("text_column", "label_column", "class_names", "label_map", "problem_type", "split_by", "skip_invalid"),
+    *("prompt_template", "completion_template", "column_names"),
+)
 
 
 def finetune(
@@ -69,8 +76,13 @@ class FinetuneRun(Run):
         chosen, wanted = self.model_arguments, self.task_arguments
         self.task = task = make_task(wanted, self.arguments.seed)
         start = str(chosen.model_name_or_path)
+        self.settings = self._settings()
         if wanted.adapt_epochs:
+            # The adaptation writes into the run's folder, and may take hours.
+            self.check_resumed({name: value for name, value in self.settings.items() if name != READ_WITH})
             start = adapt(start, task.texts(), wanted, self.arguments, from_scratch=chosen.from_scratch)
+            # The new head must not depend on whether this process has adapted the model or found it finished.
+            set_seed(self.arguments.seed)
         self.tokenizer = load_tokenizer(start)
         model = task.load_model(
             start,
@@ -85,11 +97,37 @@ class FinetuneRun(Run):
         model.config.pad_token_id = self.tokenizer.pad_token_id
         self.base_sample = sample_of(model)
         self.train_rows, self.test_rows = (task.tokenize(rows, self.tokenizer) for rows in (task.train, task.test))
+        self.data = {
+            **self.settings,
+            "rows": rows_fingerprint(self.train_rows),
+            "held_out": rows_fingerprint(self.test_rows),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "labels": list(model.config.id2label.values()) if "id2label" in task.config() else None,
+            **adapter_record(chosen, self.base_sample),
+        }
         self.model = _trained_part(model, chosen, task)
         _choose_best(self.arguments, task, wanted)
 
-    def make_trainer(self) -> Trainer:
-        trainer = Trainer(
+    def _settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with this one, as far as it is known before the model is loaded."""
+        chosen, wanted = self.model_arguments, self.task_arguments
+        names = ["task", "max_length", "class_weights", "classifier_pooling", "adapt_epochs"]
+        names += ["stride"] if wanted.task == "question-answering" else []
+        names += ["test_fraction"] if wanted.eval_dataset is None else []
+        names += ["adapt_vocab_size", "adapt_learning_rate"] if wanted.adapt_epochs else []
+        return {
+            **{name: getattr(wanted, name) for name in names},
+            "dropout": chosen.dropout,
+            "freeze_base": chosen.freeze_base,
+            "seed": self.arguments.seed,
+            READ_WITH: {
+                "dataset": rows_fingerprint(self.task.train),
+                **{name: getattr(wanted, name) for name in _READ_WITH},
+            },
+        }
+
+    def make_trainer(self) -> ResumableTrainer:
+        trainer = ResumableTrainer(
             model=self.model,
             args=self.arguments,
             train_dataset=self.train_rows,

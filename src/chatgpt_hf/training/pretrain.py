@@ -100,7 +100,7 @@ class PretrainRun(Run):
             "sources": self.rows.statistics,
         }
 
-    def make_trainer(self) -> Trainer:
+    def make_trainer(self) -> PretrainTrainer:
         return PretrainTrainer(
             model=self.model,
             args=self.arguments,

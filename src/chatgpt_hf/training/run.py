@@ -25,7 +25,18 @@ from ..hub.connection import check_access
 from ..hub.push import push
 from ..reporting.report import Report, training_facts
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
-from .recipe import default_arguments, resolve_recipe
+from .recipe import resolve_recipe
+from .resuming import (
+    ContinuedSchedule,
+    ResumableTrainer,
+    check_same_data,
+    check_same_optimizer,
+    check_same_run,
+    check_same_step,
+    check_steps_left,
+    log_changes,
+    order_of,
+)
 from .run_folder import (
     DATA_NAME,
     RECIPE_NAME,
@@ -52,15 +63,15 @@ class Run(ABC):
         arguments: The arguments of `Trainer`.
         folder: `arguments.output_dir`.
         model, tokenizer: Set by `prepare`.
-        data: A description of the rows for data.json, set by `prepare` if a resumed run must have the same rows; see
-            `check_same_data`.
+        data: What a resumed run must have in common with this one, for data.json; set by `prepare`. The rows stand in it
+            as a fingerprint. See `check_same_data`.
     """
 
     command: ClassVar[str]
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    data: dict[str, Any] | None = None
+    data: dict[str, Any]
 
     def __init__(self, arguments: TrainingArguments, *groups: Any) -> None:
         """Takes the arguments of `Trainer`, and the recipe's other dataclasses in their order."""
@@ -103,14 +114,16 @@ class Run(ABC):
             if self.arguments.push_to_hub:
                 # Find a wrong token before the training, not after it.
                 check_access(self._hub_name(), self.arguments.hub_token)
-            _checkpoint(self.arguments, check_output_dir(self.folder, resume=resumes(self.arguments)))
+            checkpoint = _checkpoint(self.arguments, check_output_dir(self.folder, resume=resumes(self.arguments)))
+            if resumes(self.arguments):
+                check_same_run(self.folder, self.command, Path(checkpoint) if checkpoint else None)
 
     @abstractmethod
     def prepare(self) -> None:
         """Reads the data and loads or creates `model` and `tokenizer`. Writes nothing into the run's folder."""
 
     @abstractmethod
-    def make_trainer(self) -> Trainer:
+    def make_trainer(self) -> ResumableTrainer:
         """Returns the trainer, with rows and callbacks. The run's folder exists by now."""
 
     def save(self, trainer: Trainer) -> None:
@@ -145,25 +158,37 @@ class Run(ABC):
             **own,
         ).write(self.folder)
 
+    def check_resumed(self, data: dict[str, Any]) -> None:
+        """Raises early if part of `data` differs from the record of the run to resume."""
+        checkpoint = _checkpoint(self.arguments, self.folder)
+        if checkpoint is not None and read_data_record(Path(checkpoint).parent):
+            check_same_data(Path(checkpoint), data)
+
     def _start(self) -> None:
         """Creates the output folder with the resolved recipe in it, after checking the checkpoint to resume from."""
-        if checkpoint := _checkpoint(self.arguments, self.folder):
-            if self.data is not None:
-                check_same_data(Path(checkpoint), self.data)
-            _check_same_optimizer(Path(checkpoint), self.arguments)
-            check_checkpoint_fits(Path(checkpoint), self.model)
+        data = {"command": self.command, **self.data, **order_of(self.arguments)}
+        if found := _checkpoint(self.arguments, self.folder):
+            checkpoint = Path(found)
+            check_same_data(checkpoint, data)
+            check_same_optimizer(checkpoint, self.arguments)
+            check_checkpoint_fits(checkpoint, self.model)
+            check_same_step(checkpoint, self.arguments, streaming=data.get("stream") is not None)
+            check_steps_left(checkpoint, self.arguments)
+            if self.arguments.process_index == 0:
+                log_changes(checkpoint, self.arguments)
         if self.arguments.process_index == 0:
             prepare_output_dir(self.folder, resume=resumes(self.arguments))
             # Recipe first: it marks the folder as ours, so a run that is killed before the next file can be resumed.
             recipe = yaml.safe_dump(resolve_recipe(*self._groups, self.arguments), sort_keys=False, allow_unicode=True)
             write_atomically(self.folder / RECIPE_NAME, lambda path: path.write_text(recipe, encoding="utf-8"))
-            if self.data is not None:
-                record = json.dumps(self.data, indent=2, ensure_ascii=False) + "\n"
-                write_atomically(self.folder / DATA_NAME, lambda path: path.write_text(record, encoding="utf-8"))
+            record = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+            write_atomically(self.folder / DATA_NAME, lambda path: path.write_text(record, encoding="utf-8"))
 
-    def _train(self, trainer: Trainer) -> dict[str, float]:
+    def _train(self, trainer: ResumableTrainer) -> dict[str, float]:
         """Trains, from the newest complete checkpoint when resuming; returns `Trainer`'s training metrics."""
         checkpoint = _checkpoint(trainer.args, self.folder)
+        if checkpoint is not None:
+            trainer.add_callback(ContinuedSchedule(trainer, Path(checkpoint)))
         stop = StopOnSigterm()
         trainer.add_callback(stop)
         # After the others, so that it has the last word on what is saved.
@@ -221,33 +246,6 @@ def check_block_size(block_size: int, model: PreTrainedModel, *, field: str = "b
         )
 
 
-def check_same_data(checkpoint: Path, data: dict[str, Any]) -> None:
-    """Raises if the run would resume on other data than the checkpoint was trained on.
-
-    Args:
-        checkpoint: A checkpoint; the data.json of its run is next to it.
-        data: `corpus`, `tokenizer`, `block_size`, `seed` and `stream` of the run that resumes.
-
-    Raises:
-        CheckpointError: If any of these differs; the message says which.
-    """
-    record = read_data_record(checkpoint.parent)
-    if not record:
-        logger.warning("%s has no record of its data; it is assumed to be the same as this run's.", checkpoint)
-        return
-    names = {"corpus": "the corpus", "tokenizer": "the tokenizer", "block_size": "--block_size", "seed": "--seed"}
-    differing = [
-        f"{title} was {record.get(name)} and is {data[name]}"
-        for name, title in {**names, "stream": "how the stream is read"}.items()
-        if record.get(name) != data[name]
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{checkpoint} was trained on other data: {'; '.join(differing)}. Resume with the original data, or start "
-            "a new run; --model_name_or_path takes the weights of the old one."
-        )
-
-
 def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes weights, config, generation config and tokenizer, completely or not at all."""
     with atomic_folder(folder) as temporary:
@@ -275,22 +273,10 @@ def _is_finished(trainer: Trainer, checkpoint: Path) -> bool:
     *_, max_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     if state.global_step < max_steps:
         return False
+    logger.info("%s is from step %d of %d: nothing is left to train.", checkpoint, state.global_step, max_steps)
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state = state
     return True
-
-
-def _check_same_optimizer(checkpoint: Path, arguments: TrainingArguments) -> None:
-    file = checkpoint.parent / RECIPE_NAME
-    if not file.is_file():
-        return
-    recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    before = recipe.get("optim", default_arguments(type(arguments)).optim)
-    if before != arguments.optim:
-        raise CheckpointError(
-            f"{checkpoint} was written with --optim {before}, whose state --optim {arguments.optim} cannot use. Give "
-            f"--optim {before}, or start a new run; --model_name_or_path takes the weights of the old one."
-        )
 
 
 def _checkpoint(arguments: TrainingArguments, folder: Path) -> str | None:

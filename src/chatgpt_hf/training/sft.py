@@ -16,6 +16,7 @@ from ..data.conversations import (
     tokenize_conversations,
 )
 from ..data.packing import pack_documents
+from ..data.prepare import tokenizer_fingerprint
 from ..data.shapes import PairColumns
 from ..data.sources import CorpusSource, parse_sources
 from ..data.splits import warn_of_overlap
@@ -24,8 +25,9 @@ from ..evaluation.answers import AnswersResult, ends_with_an_answer, evaluate_an
 from ..extras import needed_by
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
-from .adapters import lora_config, quantization
+from .adapters import adapter_record, lora_config, quantization
 from .arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
+from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint, text_fingerprint
 from .run import Run, check_block_size, write_base_sample
 
 with needed_by("Training"):
@@ -37,7 +39,11 @@ logger = logging.getLogger(__name__)
 EVALUATED_CONVERSATIONS = 200
 
 
-class ModelLossSFTTrainer(SFTTrainer):
+class ChatTrainer(ResumableTrainer, SFTTrainer):
+    """`SFTTrainer` that continues with the settings of its arguments."""
+
+
+class ModelLossSFTTrainer(ChatTrainer):
     """`SFTTrainer` with the model's own chunked loss, called as in `Trainer`.
 
     TRL's fused head also measures entropy, and without a GPU it scores every position in a slower way: about 0.86 s
@@ -144,6 +150,21 @@ class SFTRun(Run):
         watches = self.arguments.eval_strategy != "no"
         self.eval_rows = self._packed(self._tokenized(splits["test"])) if watches else None
         self.parts = _conversations_to_answer(splits, self.arguments.seed)
+        # Where a conversation comes from does not matter.
+        conversations = splits["train"].select_columns(
+            [c for c in splits["train"].column_names if c in ("messages", "tools")]
+        )
+        self.data = {
+            "rows": rows_fingerprint(self.rows),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "template": text_fingerprint(tokenizer.chat_template),
+            "block_size": chosen.block_size,
+            "long_conversations": chosen.long_conversations,
+            "test_fraction": chosen.test_fraction,
+            "seed": self.arguments.seed,
+            **adapter_record(model_arguments, self.base_sample),
+            READ_WITH: {"dataset": rows_fingerprint(conversations), "skip_invalid": chosen.skip_invalid},
+        }
 
     def _load_splits(self) -> DatasetDict:
         chosen = self.conversation_arguments
@@ -197,7 +218,7 @@ class SFTRun(Run):
             seed=self.arguments.seed,
         )
 
-    def make_trainer(self) -> Trainer:
+    def make_trainer(self) -> ResumableTrainer:
         arguments = self.arguments
         penalty = self.conversation_arguments.repetition_penalty
         self.base_figures: dict[str, float] = {}
@@ -214,7 +235,7 @@ class SFTRun(Run):
         self.adapter = lora_config(self.model_arguments, self.model, added=self.added_tokens)
         # TRL's fused head cannot use a head that PEFT has wrapped for new tokens (TRL 1.16).
         own_loss = isinstance(self.model, ChatGPTForCausalLM) or (self.adapter is not None and self.added_tokens)
-        trainer_class = ModelLossSFTTrainer if own_loss else SFTTrainer
+        trainer_class = ModelLossSFTTrainer if own_loss else ChatTrainer
         trainer = trainer_class(
             model=self.model,
             args=arguments,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import SchedulerType, Trainer
+from transformers import SchedulerType
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -19,6 +19,7 @@ from ..extras import needed_by
 from .callbacks import EpochOfStream
 from .hardware import matmul_peak
 from .optim import hidden_matrices
+from .resuming import ResumableTrainer
 from .run_folder import last_whole_checkpoint, read_data_state, write_data_state
 from .samples import separate_randomness
 
@@ -30,7 +31,7 @@ with needed_by("Training"):
 DECAY_SHARE = 0.4
 
 
-class PretrainTrainer(Trainer):
+class PretrainTrainer(ResumableTrainer):
     """`Trainer` that saves a stream's position in checkpoints and logs the speed.
 
     A `train_dataset` that is a `torch.utils.data.IterableDataset` must shard by process and worker itself, and have a
