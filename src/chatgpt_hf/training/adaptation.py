@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from transformers import set_seed
@@ -49,11 +50,13 @@ def adapt(
     held_out = texts[::_ONE_HELD_OUT_IN]
     read = [text for index, text in enumerate(texts) if index % _ONE_HELD_OUT_IN] or held_out
     file, eval_file = _file(read), _file(held_out)
-    cached = [file, eval_file]
-    if task.adapt_vocab_size is not None or from_scratch:
-        name_or_path = _changed(read, task.adapt_vocab_size, name_or_path, arguments.seed if from_scratch else None)
-        cached.append(Path(name_or_path) / WRITTEN_NAME)
-    with in_use(*cached):
+    with ExitStack() as stack:
+        stack.enter_context(in_use(file, eval_file))
+        if task.adapt_vocab_size is not None or from_scratch:
+            name_or_path = _changed(
+                read, task.adapt_vocab_size, name_or_path, arguments.seed if from_scratch else None
+            )
+            stack.enter_context(in_use(Path(name_or_path) / WRITTEN_NAME))
         pretrain(
             ModelArguments(model_name_or_path=name_or_path),
             ArchitectureArguments(),
