@@ -13,6 +13,7 @@ from .errors import MissingDependency
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": (
         "charset_normalizer",
+        "filelock",
         "fsspec",
         "matplotlib",
         "pandas",
@@ -72,6 +73,11 @@ def needed_by(purpose: str) -> Iterator[None]:
         if package not in EXTRA_OF or _is_installed(package):
             raise
         raise MissingDependency(_message(purpose, [package])) from None
+
+
+def missing_packages(extra: str) -> list[str]:
+    """The packages of an extra that are not installed."""
+    return [package for package in EXTRAS[extra] if not _is_installed(package)]
 
 
 def _is_installed(package: str) -> bool:

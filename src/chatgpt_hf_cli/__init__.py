@@ -15,6 +15,7 @@ from . import (
     chat,
     compare,
     convert,
+    env,
     evaluate,
     explain,
     export,
@@ -50,6 +51,7 @@ PANELS = {
     "Use": (chat, ui, serve, generate),
     "Convert": (convert, merge, quantize, export),
     "Share": (card, push, pull),
+    "Maintain": (env,),
 }
 
 

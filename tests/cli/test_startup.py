@@ -64,6 +64,7 @@ MISTAKES = [
     (["export", "m", "--format", "onx"], "--format onx is unknown; choose from onnx, openvino"),
     (["export", "m", "--format", "gguf", "--outtype", "q1"], "--outtype q1 is unknown; choose from f32"),
     (["sft", "--model_name_or_path", "./none"], "There is no folder none; name one that `save_pretrained` wrote"),
+    (["env", "--older_than", "3"], "--older_than needs --prune."),
     (["serve", "m", "--prt", "80"], "Unknown argument --prt. Did you mean --port?"),
     (["serve", "m", "--port"], "Option --port requires an argument."),
     (["serve", "m", "--port", "http"], "--port: "),

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import logging
-import os
 import tempfile
+import weakref
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,19 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from ..cache import (
+    ROWS_NAME,
+    STATISTICS_NAME,
+    building,
+    cache_root,
+    check_space,
+    checksum,
+    free_space,
+    hold,
+    warn_if_large,
+    writing,
+)
 from ..errors import ConfigError, DataError, TokenizerError
-from ..files import atomic_folder
 from ..tokenization_chatgpt import encode_document_arrays
 from .packing import iterate_rows, rows_table
 
@@ -24,9 +36,8 @@ logger = logging.getLogger(__name__)
 
 # Part of the folder's name. Raise it when the same arguments give different rows or the file format changes.
 _VERSION = 1
-_ROWS_NAME = "rows.arrow"
-# Files are moved into place in the order of their names, so this one comes last.
-_STATISTICS_NAME = "statistics.json"
+# Disk space per token: three numbers of four bytes in the rows, and one more while they are made.
+_ROW_BYTES, _BYTES = 12, 16
 
 
 @dataclass(frozen=True)
@@ -95,10 +106,32 @@ def prepare_rows(
     key = _hash([_VERSION, fingerprint, tokenizer_fingerprint(tokenizer), block_size, seed])
     folder = Path(cache_dir or cache_root()) / key
     found = _read(folder, fingerprint)
-    if found is not None:
-        logger.info("Reusing the tokenized rows in %s.", folder)
-        return found
-    with atomic_folder(folder) as temporary, tempfile.TemporaryDirectory(dir=temporary) as scratch:
+    if found is None:
+        with building(folder):
+            # Another process may have prepared them while this one waited.
+            found = _read(folder, fingerprint)
+            if found is None:
+                _build(folder, key, documents, tokenizer, block_size, seed, num_proc)
+                found = _read(folder, fingerprint)
+                assert found is not None, f"{folder} was written but cannot be read"
+                warn_if_large(folder.parent)
+                return found
+    logger.info("Reusing the tokenized rows in %s.", folder)
+    return found
+
+
+def _build(
+    folder: Path,
+    key: str,
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    seed: int,
+    num_proc: int | None,
+) -> None:
+    if _most_tokens(documents) * _BYTES > free_space(folder):
+        _check_space(folder, _estimated_tokens(documents, tokenizer) * _BYTES)
+    with writing(folder) as temporary, tempfile.TemporaryDirectory(dir=temporary) as scratch:
         tokens = documents.map(
             _encode,
             batched=True,
@@ -114,15 +147,26 @@ def prepare_rows(
         )
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         statistics = _statistics(tokens)
+        _check_space(folder, sum(source.tokens for source in statistics) * _ROW_BYTES)
         _write(temporary, tokens, statistics, block_size, pad, seed)
-    found = _read(folder, fingerprint)
-    assert found is not None, f"{folder} was written but cannot be read"
-    return found
 
 
-def cache_root() -> Path:
-    """Returns the folder for cached data: `$CHATGPT_HF_CACHE`, or `~/.cache/chatgpt_hf`."""
-    return Path(os.environ.get("CHATGPT_HF_CACHE") or "~/.cache/chatgpt_hf").expanduser()
+def _check_space(folder: Path, needed: float) -> None:
+    check_space(folder, needed, "The training rows of this corpus")
+
+
+def _most_tokens(documents: Dataset) -> int:
+    """A limit that byte-level tokenizers do not exceed: each byte is a token."""
+    batches = documents.select_columns(["text"]).with_format("arrow").iter(batch_size=1000)
+    return sum(pc.sum(pc.binary_length(table["text"])).as_py() for table in batches) + 2 * len(documents)
+
+
+def _estimated_tokens(documents: Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Extrapolates from the beginnings of a hundred documents."""
+    some = documents.select(range(0, len(documents), max(1, len(documents) // 100)))
+    texts = [text[:10_000] for text in some["text"]]
+    tokens = sum(map(len, encode_document_arrays(tokenizer, texts)))
+    return tokens / (sum(len(text.encode()) for text in texts) + 2 * len(texts)) * _most_tokens(documents)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -179,7 +223,7 @@ def _write(
     folder: Path, tokens: Dataset, statistics: list[SourceStatistics], block_size: int, pad_token_id: int, seed: int
 ) -> None:
     used = count = 0
-    file = folder / _ROWS_NAME
+    file = folder / ROWS_NAME
     writer = None
     try:
         for rows in iterate_rows(tokens, block_size, pad_token_id=pad_token_id, seed=seed):
@@ -197,19 +241,31 @@ def _write(
         "share_of_positions_used": used / (count * block_size),
         "statistics": [asdict(each) for each in statistics],
     }
-    (folder / _STATISTICS_NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    about["checksum"] = _checksum(file, about)
+    (folder / STATISTICS_NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def _read(folder: Path, fingerprint: str) -> PreparedRows | None:
-    """Reads the rows in a folder; None if they are missing or incomplete."""
-    file = folder / _ROWS_NAME
-    try:
-        about = json.loads((folder / _STATISTICS_NAME).read_text(encoding="utf-8"))
-        if file.stat().st_size != about["bytes"]:
-            return None
-        rows = Dataset.from_file(str(file))
-        statistics = [SourceStatistics(**each) for each in about["statistics"]]
-        share = float(about["share_of_positions_used"])
-        return PreparedRows(rows, statistics, share, fingerprint) if len(rows) == about["rows"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    """Reads the rows in a folder, and keeps them in the cache while they are used; None if they are missing or damaged."""
+    file = folder / ROWS_NAME
+    held = hold(file)
+    if held is None:
         return None
+    try:
+        about = json.loads((folder / STATISTICS_NAME).read_text(encoding="utf-8"))
+        if file.stat().st_size == about["bytes"] and about.pop("checksum") == _checksum(file, about):
+            rows = Dataset.from_file(str(file))
+            statistics = [SourceStatistics(**each) for each in about["statistics"]]
+            share = float(about["share_of_positions_used"])
+            # Copies of the dataset in other formats share this table.
+            weakref.finalize(rows.data.table, held.close)
+            return PreparedRows(rows, statistics, share, fingerprint)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    held.close()
+    return None
+
+
+def _checksum(rows: Path, about: dict[str, Any]) -> int:
+    # Arrow's format has no checksum, and a changed bit in it is another token.
+    return checksum(rows, zlib.crc32(json.dumps(about, sort_keys=True).encode()))

@@ -3,15 +3,16 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import yaml
 from transformers import set_seed
 
+from ..cache import MODELS, TEXTS, WRITTEN_NAME, building, cache_root, checksum, in_use, writing
 from ..checkpoints import load_model, sample_of
-from ..data.prepare import cache_root, tokenizer_fingerprint
+from ..data.prepare import tokenizer_fingerprint
 from ..errors import CheckpointError
-from ..files import atomic_folder, write_atomically
 from ..tasks.arguments import TaskArguments
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import ArchitectureArguments, CorpusArguments, FinetuneArguments, ModelArguments, PretrainArguments
@@ -52,27 +53,32 @@ def adapt(
         _check_same(finished, file, eval_file, task, arguments)
         return str(finished)
     folder = Path(arguments.output_dir) / FOLDER_NAME
-    if task.adapt_vocab_size is not None or from_scratch:
-        name_or_path = _changed(read, task.adapt_vocab_size, name_or_path, arguments.seed if from_scratch else None)
-    pretrain(
-        ModelArguments(model_name_or_path=name_or_path),
-        ArchitectureArguments(),
-        CorpusArguments(corpus=[str(file)], eval_corpus=str(eval_file), block_size=_block_size(task)),
-        PretrainArguments(
-            output_dir=str(folder),
-            num_train_epochs=task.adapt_epochs,
-            learning_rate=task.adapt_learning_rate,
-            per_device_train_batch_size=8,
-            eval_strategy="no",
-            save_steps=100,
-            save_total_limit=1,
-            use_cpu=arguments.use_cpu,
-            bf16=arguments.bf16,
-            seed=arguments.seed,
-            # A checkpoint that is named is one of the task.
-            resume_from_checkpoint="true" if resumes(arguments) else None,
-        ),
-    )
+    with ExitStack() as stack:
+        stack.enter_context(in_use(file, eval_file))
+        if task.adapt_vocab_size is not None or from_scratch:
+            name_or_path = _changed(
+                read, task.adapt_vocab_size, name_or_path, arguments.seed if from_scratch else None
+            )
+            stack.enter_context(in_use(Path(name_or_path) / WRITTEN_NAME))
+        pretrain(
+            ModelArguments(model_name_or_path=name_or_path),
+            ArchitectureArguments(),
+            CorpusArguments(corpus=[str(file)], eval_corpus=str(eval_file), block_size=_block_size(task)),
+            PretrainArguments(
+                output_dir=str(folder),
+                num_train_epochs=task.adapt_epochs,
+                learning_rate=task.adapt_learning_rate,
+                per_device_train_batch_size=8,
+                eval_strategy="no",
+                save_steps=100,
+                save_total_limit=1,
+                use_cpu=arguments.use_cpu,
+                bf16=arguments.bf16,
+                seed=arguments.seed,
+                # A checkpoint that is named is one of the task.
+                resume_from_checkpoint="true" if resumes(arguments) else None,
+            ),
+        )
     return str(folder)
 
 
@@ -117,28 +123,53 @@ def _block_size(task: TaskArguments) -> int:
 
 def _file(texts: Sequence[str]) -> Path:
     """Writes texts into a file that is named after their content: a run's data record includes the file's name."""
-    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-    file = cache_root() / "texts" / f"{hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()}.jsonl"
-    if not file.is_file():
-        write_atomically(file, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+    content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
+    file = cache_root() / TEXTS / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.jsonl"
+    if not _holds(file, content):
+        with building(file.parent):
+            # Another process may have written it while this one waited.
+            if not _holds(file, content):
+                with writing(file.parent) as temporary:
+                    (temporary / file.name).write_bytes(content)
     return file
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    try:
+        return file.read_bytes() == content
+    except OSError:
+        return False
 
 
 def _changed(texts: Sequence[str], vocab_size: int | None, name_or_path: str, seed: int | None) -> str:
     """Saves the model with a tokenizer trained on the texts, or with new weights from a seed; returns the folder."""
     model, tokenizer = load_model(name_or_path), load_tokenizer(name_or_path)
     key = json.dumps([_file(texts).name, vocab_size, seed, sample_of(model), tokenizer_fingerprint(tokenizer)])
-    folder = cache_root() / "models" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    if folder.is_dir():
+    folder = cache_root() / MODELS / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    if _is_whole(folder):
         return str(folder)
-    if vocab_size is not None:
-        new = train_tokenizer(texts, vocab_size)
-        transfer_vocabulary(model, tokenizer, new)
-        tokenizer = new
-    if seed is not None:
-        set_seed(seed)
-        model = type(model)(model.config)
-    with atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+    with building(folder):
+        if _is_whole(folder):
+            return str(folder)
+        if vocab_size is not None:
+            new = train_tokenizer(texts, vocab_size)
+            transfer_vocabulary(model, tokenizer, new)
+            tokenizer = new
+        if seed is not None:
+            set_seed(seed)
+            model = type(model)(model.config)
+        with writing(folder) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            record = {path.name: checksum(path) for path in temporary.iterdir()}
+            (temporary / WRITTEN_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return str(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    """True if the files of a cached model are those that were written."""
+    try:
+        record = json.loads((folder / WRITTEN_NAME).read_text(encoding="utf-8"))
+        return all(checksum(folder / name) == expected for name, expected in record.items())
+    except (OSError, ValueError, AttributeError):
+        return False
