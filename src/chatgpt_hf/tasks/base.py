@@ -62,6 +62,9 @@ class Task(ABC):
         self.model_labels = (
             None if model is None else [model.config.id2label[n] for n in sorted(model.config.id2label)]
         )
+        # What the training recorded about its rows; an evaluation does not guess it from other rows.
+        recorded = getattr(model.config, "task_specific_params", None) if model is not None else None
+        self.model_settings: dict[str, Any] = (recorded or {}).get(arguments.task, {})
 
     def sources(self) -> list[str]:
         """Returns the sources of the rows, with relative paths below `data_dir`.

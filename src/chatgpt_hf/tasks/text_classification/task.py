@@ -31,8 +31,8 @@ class TextClassification(Task):
     new_modules = ("score",)
     peft_task_type = "SEQ_CLS"
 
-    def __init__(self, arguments: TaskArguments, seed: int, **kwargs: Any) -> None:
-        super().__init__(arguments, seed, **kwargs)
+    def __init__(self, arguments: TaskArguments, seed: int, *, model: PreTrainedModel | None = None) -> None:
+        super().__init__(arguments, seed, model=model)
         arguments = self.arguments
         splits = load_labelled(
             self.source(),
@@ -40,10 +40,13 @@ class TextClassification(Task):
             text_column=arguments.text_column,
             label_column=arguments.label_column,
             label_names=self.class_names(),
-            problem_type=arguments.problem_type,
+            problem_type=arguments.problem_type if model is None else _problem_type(model, arguments),
             test_fraction=arguments.test_fraction,
             skip_invalid=arguments.skip_invalid,
+            first_label=self.model_settings.get("first_label"),
+            is_training=self.model_labels is None,
         )
+        self.first_label = splits.first_label
         self.train = splits.train
         self.test = self.held_out(splits.test)
         self.label_names = splits.label_names
@@ -66,6 +69,10 @@ class TextClassification(Task):
     def config(self) -> dict[str, Any]:
         pooling = self.arguments.classifier_pooling
         return self._labels() | ({} if pooling is None else {"classifier_pooling": pooling})
+
+    def settings(self) -> dict[str, Any]:
+        # So that an evaluation reads numbers as the training did, whichever of them its rows have.
+        return {} if self.first_label is None else {"first_label": self.first_label}
 
     def _labels(self) -> dict[str, Any]:
         if self.problem_type == "regression":
@@ -111,3 +118,10 @@ class TextClassification(Task):
         if self.problem_type != "single_label_classification":
             return {}
         return {"TF-IDF + logistic regression": classify_by_words(self.train, self.test, self.label_names)}
+
+
+def _problem_type(model: PreTrainedModel, arguments: TaskArguments) -> str:
+    """Returns what a model learned, so that rows with only whole numbers are quantities for a model of these."""
+    if model.config.num_labels == 1:
+        return "regression"
+    return model.config.problem_type or arguments.problem_type
