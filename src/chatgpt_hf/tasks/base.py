@@ -150,6 +150,14 @@ class Task(ABC):
         """Returns a loss to use instead of the model's own."""
         return None
 
+    def resume_target(self, model: PreTrainedModel, checkpoint: Path) -> None:
+        """Keeps what a run's checkpoint says about its targets; only regression has any."""
+        return
+
+    def first_loss(self) -> float | None:
+        """Returns a loss that no training begins above, to recognize divergence; None for that of guessing tokens."""
+        return None
+
     def baselines(self) -> dict[str, Evaluation]:
         """Evaluates simple baselines on the same rows; returns the results by name."""
         return {}

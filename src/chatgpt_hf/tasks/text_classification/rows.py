@@ -254,7 +254,7 @@ def _label_by_values(rows: Dataset, columns: list[str], problem_type: str) -> st
     return smallest if list(sizes.values()).count(sizes[smallest]) == 1 else None
 
 
-def _check_columns(where: str, found: list[str], wanted: Sequence[str]) -> None:
+def _check_columns(where: str, found: Sequence[str], wanted: Sequence[str]) -> None:
     for name in wanted:
         if name not in found:
             raise DataError(f"{where} has no column {name!r}; it has {', '.join(found)}.")

@@ -64,7 +64,7 @@ def words_of(text: Any, entities: Any) -> tuple[list[str], list[str]] | str:
 def _place(entity: Any) -> tuple[int, int, str] | None:
     """Returns start, end and label of an entity that is a list of the three or a mapping; None if it is neither."""
     if isinstance(entity, Mapping):
-        values = [
+        values: list[Any] = [
             next((entity[name] for name in names if entity.get(name) is not None), None)
             for names in (_STARTS, _ENDS, _LABELS)
         ]
@@ -72,6 +72,7 @@ def _place(entity: Any) -> tuple[int, int, str] | None:
         values = list(entity) if isinstance(entity, (list, tuple)) else []
     if len(values) != 3 or not isinstance(values[2], str) or not values[2].strip():
         return None
-    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values[:2]):
+    start, end, label = values
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in (start, end)):
         return None
-    return values[0], values[1], values[2].strip()
+    return int(start), int(end), label.strip()

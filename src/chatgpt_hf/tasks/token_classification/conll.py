@@ -47,7 +47,7 @@ class Layout(NamedTuple):
         width: Number of fields per line.
         word: The column of the words.
         tag: The column of the tags.
-        index: The column that counts the words of a sentence, if any.
+        counter: The column that counts the words of a sentence, if any.
         is_misc: True if the tag is an entry of CoNLL-U's last column: `NER=B-PER`.
         scheme: How the tags are written; None if they are numbers.
     """
@@ -55,7 +55,7 @@ class Layout(NamedTuple):
     width: int
     word: int
     tag: int
-    index: int | None
+    counter: int | None
     is_misc: bool
     scheme: Scheme | None
 
@@ -307,7 +307,7 @@ def _sentence(lines: Sequence[Line], layout: Layout, rejected: Rejected) -> Tagg
     """Returns a sentence; None if a line of it is broken, after rejecting that line."""
     found = Tagged([], [], [])
     for number, fields in lines:
-        if layout.index is not None and layout.index < len(fields) and _NO_WORD.fullmatch(fields[layout.index]):
+        if layout.counter is not None and layout.counter < len(fields) and _NO_WORD.fullmatch(fields[layout.counter]):
             continue
         fault = _fault(fields, layout)
         if fault is None and fields[layout.word] == " " and not is_unspaced("".join(_column_of(lines, layout.word))):
