@@ -136,7 +136,7 @@ class DivergenceGuard(TrainerCallback):
             return
         if state.global_step <= args.get_warmup_steps(state.max_steps):
             return
-        reference = math.log(vocab_size) if self.first_loss is None else self.first_loss
+        reference = self.first_loss if self.first_loss is not None else math.log(float(vocab_size or math.inf))
         limit = self.high * reference
         self._high_losses = self._high_losses + 1 if loss > limit else 0
         if self._high_losses >= self.max_high_losses:

@@ -98,6 +98,7 @@ def test_kinds_that_look_like_letters(tmp_path: Path) -> None:
         "1\tTom\tB-PER\n2\tran\tO\n\n3\tAnn\tB-PER\n4\tsat\tO\n",
         "# text = Tom ran\n1-2\tTom ran\t_\n1\tTom\tB-PER\n2\tran\tO\n2.1\t_\t_\n\n1\tAnn\tB-PER\n2\tsat\tO\n",
         "doc_1 0 0 Tom NNP B-PER\ndoc_1 0 1 ran VBD O\n\ndoc_1 1 0 Ann NNP B-PER\ndoc_1 1 1 sat VBD O\n",
+        "1\tTom\tB-PER\n3\tran\tO\n\n1\tAnn\tB-PER\n2\tsat\tO\n",
         "id\tword\tner\n1\tTom\tB-PER\n2\tran\tO\n\n1\tAnn\tB-PER\n2\tsat\tO\n",
         "\ufeffTom\tB-PER\r\nran\tO\r\n\r\nAnn\tB-PER\r\nsat\tO\r\n",
         "-DOCSTART- -X- -X- O\n\nTom NNP B-NP B-PER\nran VBD B-VP O\n\n-DOCSTART- -X- -X- O\nAnn NNP B-NP B-PER\nsat VBD B-VP O\n",
@@ -136,6 +137,8 @@ def test_another_column_is_chosen(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 def test_columns_that_are_refused(tmp_path: Path) -> None:
     assert "count words" in refused(conll(tmp_path, "1 B-PER\n2 O\n\n1 O\n2 O\n"))
+    message = refused(conll(tmp_path, "9\tTom\tB-PER\n7\tran\tO\n\n8\tAnn\tB-PER\n8\tsat\tO\n"))
+    assert "only numbers in column0" in message
     assert "column0, its first" in refused(conll(tmp_path, "B-PER NNP Tom\nO VBD ran\nO . .\n"))
     chosen = entities(conll(tmp_path, "B-PER NNP Tom\nO VBD ran\n"), text_column="2", label_column="0")
     assert chosen == [[("Tom", "B-PER"), ("ran", "O")]]

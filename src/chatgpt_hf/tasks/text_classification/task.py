@@ -86,8 +86,8 @@ class TextClassification(Task):
     def _choose_target(self, config: PreTrainedConfig, is_own: bool) -> None:
         """Standardizes the targets, unless the model has learned regression before and so has a scale already."""
         if config.problem_type == "regression":
-            mean, scale = getattr(config, "target_mean", None), getattr(config, "target_scale", None)
-            self.target = None if mean is None else (mean, scale)
+            mean = getattr(config, "target_mean", None)
+            self.target = None if mean is None else (mean, float(config.target_scale))
             return
         targets = np.array(self.train["label"], dtype=float)
         if is_own:

@@ -190,6 +190,11 @@ def _find_layout(
     word = asked[0] if asked[0] is not None else next((column for column in free if column != tag), None)
     if word is None or word == tag:
         raise DataError(f"{path} has the columns of words and tags in column{tag}: name them with --text_column.")
+    if asked[0] is None and width > 2 and len(columns[word]) > 2 and all(map(_ID.fullmatch, columns[word])):
+        raise DataError(
+            f"{path} has only numbers in column{word}, but they do not count words: name the column of the words with "
+            "--text_column."
+        )
     values = [_misc_tag(value) if is_misc else value for value in columns[tag]]
     if has_numbers and all(map(str.isdecimal, values)):
         scheme = None
@@ -240,7 +245,8 @@ def _is_counter(parts: Sequence[Sequence[str]]) -> bool:
         return False
     if not all(counted):
         return False
-    steps = [all(b == a + 1 for a, b in pairwise(values)) for values in counted]
+    # A sentence may have lost a line.
+    steps = [all(b > a for a, b in pairwise(values)) for values in counted]
     starts = [values[0] in (0, 1) for values in counted]
     runs_on = all(b == a + 1 for a, b in pairwise(chain.from_iterable(counted)))
     right = sum(step and (start or runs_on) for step, start in zip(steps, starts, strict=True))
