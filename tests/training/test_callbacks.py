@@ -107,6 +107,17 @@ def test_a_high_loss_while_warming_up_does_not(tmp_path: Path) -> None:
     assert run.state.global_step == 6
 
 
+def test_regression_has_its_own_guard(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=9)
+    args, state, control = run.args, run.state, run.control
+    state.global_step, state.max_steps = 5, 9
+    guard = DivergenceGuard(first_loss=3600.0)
+    for loss in (3450.0, 3600.0, 5300.0, 5500.0, 5500.0, 100.0, 9000.0, 9000.0):
+        guard.on_log(args, state, control, logs={"loss": loss}, model=run.model)
+    with pytest.raises(TrainingDiverged, match=r"the loss is 9000 .* above 5400 .* it begins below 3600"):
+        guard.on_log(args, state, control, logs={"loss": 9000.0}, model=run.model)
+
+
 class SpoilWeights(TrainerCallback):
     """Has the effect of an infinitely large step."""
 

@@ -31,8 +31,11 @@ from chatgpt_hf import (
     load_model,
     load_tokenizer,
 )
+from chatgpt_hf.errors import DataError
+from chatgpt_hf.evaluate import measure_task
 from chatgpt_hf.evaluation.record import Evaluation
 from chatgpt_hf.tasks.arguments import TaskArguments
+from chatgpt_hf.tasks.registry import make_task
 from chatgpt_hf.training.arguments import FinetuneArguments, TaskModelArguments, parse_recipe
 from chatgpt_hf.training.finetune import finetune
 
@@ -126,6 +129,78 @@ def test_other_kinds_of_labels(kind: str, base_folder: Path, tmp_path: Path) -> 
     file = write(tmp_path / "rows.jsonl", rows)
     results = run(base_folder, tmp_path / "run", "--dataset", file, "--eval_dataset", file, "--num_train_epochs", "12")
     assert results[expected] > 0.95
+
+
+def test_regression_of_large_targets(base_folder: Path, tmp_path: Path) -> None:
+    rows = [{"text": text, "score": 20.5 + 26 * ANIMALS.index(animal)} for text, animal, _ in sentences()]
+    file = write(tmp_path / "rows.jsonl", rows)
+    out = tmp_path / "run"
+    options = ["--dataset", file, "--eval_dataset", file, "--num_train_epochs", "12", "--learning_rate", "0.003"]
+    results = run(base_folder, out, *options, "--logging_steps", "1", "--warmup_steps", "0")
+    assert results["held_out_pearson"] > 0.95
+    # The variance is 845: guessing the mean.
+    assert results["held_out_mean_squared_error"] < 100
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert (model.config.target_mean, model.config.target_scale) == pytest.approx((59.5, 845**0.5))
+    said = in_a_fresh_process("text-classification", out, ["The horse sits in a house."])
+    assert said[0]["score"] == pytest.approx(98.5, abs=15)
+    # A run of an earlier version, whose checkpoint knows no scale, goes on without one.
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text(
+        json.dumps({name: value for name, value in config.items() if not name.startswith("target_")})
+    )
+    task = make_task(TaskArguments(dataset=[file], eval_dataset=file), 0)
+    begun = task.load_model(str(base_folder))
+    assert begun.config.target_mean == pytest.approx(59.5)
+    assert task.first_loss() == pytest.approx(39**2)
+    task.resume_target(begun, tmp_path / "old")
+    assert begun.config.target_mean is None
+    assert task.first_loss() == pytest.approx(98.5**2)
+    # Rows of whole numbers, even a single one, are quantities for a model of quantities.
+    whole = write(tmp_path / "whole.jsonl", [{"text": "The cat sits in a house.", "score": 20}] * 2)
+    found = measure_task(str(out), whole)
+    assert next(iter(found.values()))["mean_squared_error"].value < 225
+
+
+def test_an_evaluation_counts_labels_as_the_training_did(base_folder: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(ANIMALS), encoding="utf-8")
+    rows = [{"text": text, "label": ANIMALS.index(animal) + 1} for text, animal, _ in sentences()]
+    file = write(tmp_path / "rows.jsonl", rows)
+    out = tmp_path / "run"
+    options = ["--dataset", file, "--eval_dataset", file, "--class_names", str(names), "--num_train_epochs", "6"]
+    assert run(base_folder, out, *options)["held_out_accuracy"] == 1
+    for name, some in {
+        "some": [row for row in rows if row["label"] in (1, 2)],
+        "one": [row for row in rows if row["label"] == 2],
+        "named": [{**row, "label": ANIMALS[row["label"] - 1]} for row in rows[::-1]],
+    }.items():
+        found = measure_task(str(out), write(tmp_path / f"{name}.jsonl", some))
+        assert next(iter(found.values()))["accuracy"].value == 1, name
+    with pytest.raises(DataError, match="unknown label 0: known are 1, 2, 3, 4"):
+        measure_task(str(out), write(tmp_path / "zero.jsonl", [{**rows[0], "label": 0}]))
+
+
+def test_entities_of_chinese_are_those_of_the_text_that_people_type(base_folder: Path, tmp_path: Path) -> None:
+    places = ("北京", "上海", "广州")
+    lines = []
+    for place in places * 12:
+        for word, tag in zip(f"我爱{place}。", ("O", "O", "B-LOC", "E-LOC", "O"), strict=True):
+            lines.append(f"{word} {tag}")
+        lines.append("")
+    file = tmp_path / "rows.bioes"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    out = tmp_path / "run"
+    options = ["--task", "token-classification", "--dataset", str(file), "--eval_dataset", str(file)]
+    results = run(base_folder, out, *options, "--num_train_epochs", "8", "--test_fraction", "0")
+    assert results["held_out_overall_f1"] == 1
+    kept = Evaluation.load(out / "evaluation" / "token-classification").examples[0]
+    assert kept["text"] == "我爱北京。"
+    assert kept["prediction"] == ["北京 (LOC)"]
+    tag = pipeline("token-classification", str(out), ignore_labels=[])
+    found = {entity["start"]: entity["entity"] for entity in reversed(tag("我爱上海。"))}
+    assert [found[index] for index in range(5)] == ["O", "O", "B-LOC", "I-LOC", "O"]
 
 
 def test_token_classification(base_folder: Path, tmp_path: Path) -> None:

@@ -727,6 +727,9 @@ class ChatGPTForSequenceClassification(GenericForSequenceClassification, ChatGPT
             last = (is_text * torch.arange(1, length + 1, device=is_text.device)).argmax(-1)
             pooled = hidden_states[torch.arange(batch, device=hidden_states.device), last]
         logits = self.score(pooled)
+        # Regression learns standardized targets; the config holds their mean and standard deviation.
+        if (mean := getattr(self.config, "target_mean", None)) is not None:
+            logits = logits.float() * self.config.target_scale + mean
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=None, labels=labels, pooled_logits=logits, config=self.config)

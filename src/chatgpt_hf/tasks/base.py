@@ -62,6 +62,9 @@ class Task(ABC):
         self.model_labels = (
             None if model is None else [model.config.id2label[n] for n in sorted(model.config.id2label)]
         )
+        # What the training recorded about its rows; an evaluation does not guess it from other rows.
+        recorded = getattr(model.config, "task_specific_params", None) if model is not None else None
+        self.model_settings: dict[str, Any] = (recorded or {}).get(arguments.task, {})
 
     def sources(self) -> list[str]:
         """Returns the sources of the rows, with relative paths below `data_dir`.
@@ -145,6 +148,14 @@ class Task(ABC):
 
     def loss(self) -> LossFunction | None:
         """Returns a loss to use instead of the model's own."""
+        return None
+
+    def resume_target(self, model: PreTrainedModel, checkpoint: Path) -> None:
+        """Keeps what a run's checkpoint says about its targets; only regression has any."""
+        return
+
+    def first_loss(self) -> float | None:
+        """Returns a loss that no training begins above, to recognize divergence; None for that of guessing tokens."""
         return None
 
     def baselines(self) -> dict[str, Evaluation]:

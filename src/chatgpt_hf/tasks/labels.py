@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -18,6 +19,7 @@ FEATURES = {
     "multi_label_classification": List(Value("float32")),
     "regression": Value("float32"),
 }
+_NUMBERED = re.compile(r"\d+\t.+")
 _TO_REGRESSION = "--problem_type regression learns quantities"
 
 
@@ -44,20 +46,37 @@ def read_label_names(names: str | PathLike[str] | Sequence[str]) -> list[str]:
     """Returns label names in the order of their indices.
 
     Args:
-        names: The names, or the path of a file with one name per line.
+        names: The names, or the path of a file with one name per line; a number and a tab may stand before each.
 
     Raises:
         DataError: If there is no such file, there are fewer than two names, or a name occurs twice.
     """
+    return read_numbered_names(names)[0]
+
+
+def read_numbered_names(names: str | PathLike[str] | Sequence[str]) -> tuple[list[str], int | None]:
+    """Returns what `read_label_names` does, and the number of the first name if the file numbers them.
+
+    Raises:
+        DataError: As for `read_label_names`, or if the numbers do not count from 0 or 1.
+    """
+    first = None
     if isinstance(names, (str, PathLike)):
         path = Path(names)
         if not path.is_file():
             raise DataError(f"There is no file {path} with label names, one per line.")
         has_content(path)
         names = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+        if names and all(_NUMBERED.fullmatch(name) for name in names):
+            pairs = [name.split("\t", 1) for name in names]
+            numbers = [int(number) for number, _ in pairs]
+            first = numbers[0]
+            if first not in (0, 1) or numbers != list(range(first, first + len(numbers))):
+                raise DataError(f"{path} must number its names from 0 or from 1, in order.")
+            names = [name.strip() for _, name in pairs]
     if len(names) < 2 or len(set(names)) < len(names):
         raise DataError(f"Give two or more label names, each once, not {', '.join(names) or 'none'}.")
-    return list(names)
+    return list(names), first
 
 
 def find_problem_type(rows: Sequence[Labelled], asked: str = "auto") -> str:
@@ -111,20 +130,67 @@ def find_label_names(rows: Sequence[Labelled], problem_type: str) -> list[str]:
 class LabelEncoder:
     """Converts written labels to the numbers that a model learns.
 
-    Labels are names or, if none of them is a name, indices: from 1 if 0 never occurs and the number of names does,
-    else from 0. With several labels, a row may also have zeros and ones, one for each name.
+    Labels are names or, if none of them is a name, numbers of the names. With several labels, a row may also have zeros
+    and ones, one for each name.
+
+    Attributes:
+        first: The number of the first name, 0 or 1, if the labels are numbers of names; otherwise None.
     """
 
-    def __init__(self, rows: Sequence[Labelled], names: Sequence[str], problem_type: str) -> None:
-        """Determines how the labels of all `rows` are written."""
+    def __init__(
+        self, rows: Sequence[Labelled], names: Sequence[str], problem_type: str, *, first: int | None = None
+    ) -> None:
+        """Determines how the labels of all `rows` are written.
+
+        Args:
+            first: The number of the first name, if it is known. Otherwise it is 0 if 0 occurs, and 1 if 0 does not but
+                the number of names does.
+
+        Raises:
+            DataError: If numbers may count from 0 or from 1, or rows have zeros and ones for other names.
+        """
         self.names = list(names)
         self.problem_type = problem_type
-        self._has_vectors = problem_type == "multi_label_classification" and _vector_width(rows) == len(names)
-        found = {_as_name(label) for row in rows for label in _labels_of(row, problem_type)}
+        self.first: int | None = None
+        self._has_vectors = False
         self._index = {name: index for index, name in enumerate(names)}
-        if problem_type != "regression" and not found & set(names) and all(map(_is_whole, found)):
-            first = int("0" not in found and str(len(names)) in found)
-            self._index = {str(index + first): index for index in range(len(names))}
+        if problem_type == "regression":
+            return
+        if problem_type == "multi_label_classification":
+            self._has_vectors = self._find_vectors(rows)
+        found = {_as_name(label) for row in rows for label in _labels_of(row, problem_type)}
+        are_numbers = found and not found & set(names) and all(map(_is_whole, found))
+        # Names that are numbers themselves have no other numbers.
+        if are_numbers and not self._has_vectors and not all(map(_is_whole, names)):
+            self.first = self._find_first(rows[0].where, found) if first is None else first
+            self._index = {str(index + self.first): index for index in range(len(names))}
+
+    def _find_vectors(self, rows: Sequence[Labelled]) -> bool:
+        width = _vector_width(rows)
+        if width not in (None, len(self.names)):
+            raise DataError(
+                f"{rows[0]} has the labels {rows[0].label!r:.80}, {width} zeros and ones, but there are "
+                f"{len(self.names)} names: give one for each name."
+            )
+        both = len(self.names) == 2 and not all(map(_is_whole, self.names))
+        if width is None and both and rows and all(row.label == [0, 1] for row in rows):
+            raise DataError(
+                f"{rows[0]} has the labels [0, 1] like all others, which are numbers of names or zeros and ones: write the "
+                f"names {', '.join(self.names)}."
+            )
+        return width is not None
+
+    def _find_first(self, where: str, found: set[str]) -> int:
+        """Returns the number of the first name, if the numbers that occur leave no doubt."""
+        if "0" in found or all(name == f"LABEL_{index}" for index, name in enumerate(self.names)):
+            return 0
+        if str(len(self.names)) in found:
+            return 1
+        raise DataError(
+            f"{where} has the labels {', '.join(sorted(found, key=int)[:5])}, and it is unclear whether the first of the "
+            f"{len(self.names)} names, {self.names[0]}, is 0 or 1: write names as labels, or train with a file of "
+            f"--class_names that numbers them (0, a tab, {self.names[0]})."
+        )
 
     def __call__(self, row: Labelled) -> int | float | list[float]:
         """Converts a row's label.
@@ -135,24 +201,32 @@ class LabelEncoder:
         if self.problem_type == "regression":
             return float(row.label)
         if self._has_vectors:
-            if not isinstance(row.label, list) or len(row.label) != len(self.names):
+            items = _labels_of(row, self.problem_type)
+            if len(items) != len(self.names) or not all(map(_is_zero_or_one, items)):
                 raise DataError(f"{row} has the labels {row.label!r} instead of {len(self.names)} zeros and ones.")
-            return [float(item) for item in row.label]
-        indices = []
-        for label in _labels_of(row, self.problem_type):
-            if (index := self._index.get(_as_name(label))) is None:
-                shown = ", ".join(self.names[:20]) + (" ..." if len(self.names) > 20 else "")
-                raise DataError(f"{row} has the unknown label {label!r}: known are {shown}.")
-            indices.append(index)
+            return [float(item) for item in items]
+        indices = [self._index_of(row, label) for label in _labels_of(row, self.problem_type)]
         if self.problem_type == "single_label_classification":
             return indices[0]
         return [float(index in indices) for index in range(len(self.names))]
 
+    def _index_of(self, row: Labelled, label: Any) -> int:
+        # A label that is a name as it stands is that name, even if it is a number such as 2.0.
+        for name in (str(label), _as_name(label), *_other_cases(_as_name(label))):
+            if (index := self._index.get(name)) is not None:
+                return index
+        known = list(self._index)
+        shown = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
+        meant = "" if self.first is None else f" ({', '.join(self.names[:20])})"
+        raise DataError(f"{row} has the unknown label {label!r}: known are {shown}{meant}.")
+
 
 def number_of(value: Any) -> float | None:
     """Converts a value to a number; None if it is not a finite number."""
+    # Python reads 1_000 as a number, but no file means one by it.
+    is_none = isinstance(value, (bool, list)) or (isinstance(value, str) and "_" in value)
     try:
-        number = math.nan if isinstance(value, (bool, list)) else float(value)
+        number = math.nan if is_none else float(value)
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
@@ -170,9 +244,20 @@ def _is_whole(name: str) -> bool:
 
 
 def _as_name(label: Any) -> str:
-    """Returns a label's name: 1, 1.0 and "1" have the same name."""
+    """Returns a label's name: 1, 1.0 and "1" have the same name, and JSON's true is "true"."""
+    if isinstance(label, bool):
+        return json.dumps(label)
     number = number_of(label) if _is_float(label) else None
     return str(int(number)) if number is not None and number.is_integer() else str(label)
+
+
+def _other_cases(name: str) -> tuple[str, ...]:
+    """Returns other ways to write true and false: JSON has `true`, Python and spreadsheets have `True` and `TRUE`."""
+    return (name.lower(), name.title(), name.upper()) if name.lower() in ("true", "false") else ()
+
+
+def _is_zero_or_one(item: Any) -> bool:
+    return isinstance(item, bool) or number_of(item) in (0, 1)
 
 
 def _labels_of(row: Labelled, problem_type: str) -> list[Any]:
@@ -190,8 +275,11 @@ def _labels_of(row: Labelled, problem_type: str) -> list[Any]:
 
 def _vector_width(rows: Sequence[Labelled]) -> int | None:
     """Returns the length of the rows' 0/1 vectors; None if the labels are not vectors, but names without repeats."""
-    lists = [row.label for row in rows]
-    if not lists or not all(isinstance(label, list) for label in lists) or len({len(label) for label in lists}) > 1:
+    lists = [_labels_of(row, "multi_label_classification") for row in rows]
+    if not lists or len({len(items) for items in lists}) > 1:
         return None
-    is_binary = all(not isinstance(item, str) and item in (0, 1) for label in lists for item in label)
-    return len(lists[0]) if is_binary and any(len(set(label)) < len(label) for label in lists) else None
+    if not all(_is_zero_or_one(item) for items in lists for item in items):
+        return None
+    # Numbers of names do not repeat, and are written in order.
+    is_vector = any(len(set(items)) < len(items) or items == [1, 0] for items in lists)
+    return len(lists[0]) if is_vector else None

@@ -81,13 +81,21 @@ class DivergenceGuard(TrainerCallback):
     Args:
         max_skipped: The run ends after this many skipped steps in a row.
         max_high_losses: The run ends after this many high losses in a row, among those logged after the warm-up.
-        high: A loss is high if it is above `high` times the loss of guessing uniformly, ln(vocabulary).
+        high: A loss is high if it is above `high` times the loss of guessing uniformly, ln(vocabulary), or `first_loss`.
+        first_loss: A loss that no training begins above, for losses that are no cross-entropy, such as squared errors.
     """
 
-    def __init__(self, max_skipped: int = 5, max_high_losses: int = 3, high: float = 1.5) -> None:
+    def __init__(
+        self,
+        max_skipped: int = 5,
+        max_high_losses: int = 3,
+        high: float = 1.5,
+        first_loss: float | None = None,
+    ) -> None:
         self.max_skipped = max_skipped
         self.max_high_losses = max_high_losses
         self.high = high
+        self.first_loss = first_loss
         self._skipped = 0
         self._high_losses = 0
 
@@ -124,18 +132,23 @@ class DivergenceGuard(TrainerCallback):
         loss = (logs or {}).get("loss")
         vocab_size = getattr(getattr(kwargs["model"], "config", None), "vocab_size", None)
         # The loss is NaN if a step was skipped, and `on_pre_optimizer_step` counts those.
-        if loss is None or math.isnan(loss) or vocab_size is None:
+        if loss is None or math.isnan(loss) or (vocab_size is None and self.first_loss is None):
             return
         if state.global_step <= args.get_warmup_steps(state.max_steps):
             return
-        limit = self.high * math.log(vocab_size)
+        reference = self.first_loss if self.first_loss is not None else math.log(float(vocab_size or math.inf))
+        limit = self.high * reference
         self._high_losses = self._high_losses + 1 if loss > limit else 0
         if self._high_losses >= self.max_high_losses:
             raise self._diverged(
                 args,
                 state.global_step,
                 f"the loss is {loss:.4g} and was above {limit:.4g} the last {self._high_losses} times it was logged; "
-                f"uniform guessing gives {math.log(vocab_size):.4g}",
+                + (
+                    f"uniform guessing gives {reference:.4g}"
+                    if self.first_loss is None
+                    else f"it begins below {reference:.4g}"
+                ),
             )
         if self._high_losses:
             control.should_save = False

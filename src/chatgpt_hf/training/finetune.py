@@ -19,7 +19,8 @@ from .adaptation import adapt
 from .adapters import adapter_record, lora_config
 from .arguments import FinetuneArguments, TaskModelArguments
 from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint
-from .run import Run, check_block_size, save_model_folder, write_base_sample
+from .run import Run, check_block_size, resumes, save_model_folder, write_base_sample
+from .run_folder import last_whole_checkpoint
 
 # Inside the run's folder: only the adapters, if adapters were trained. The run's folder contains the merged model.
 ADAPTER_FOLDER = "adapter"
@@ -91,6 +92,8 @@ class FinetuneRun(Run):
             dropout=chosen.dropout,
             attn_implementation=chosen.attn_implementation,
         )
+        if resumes(self.arguments) and (checkpoint := last_whole_checkpoint(self.folder)):
+            task.resume_target(model, checkpoint)
         check_tokenizer_fits(model, self.tokenizer)
         check_block_size(wanted.max_length, model, field="max_length")
         task.prepare_tokenizer(self.tokenizer)
@@ -141,6 +144,9 @@ class FinetuneRun(Run):
         if self.task_arguments.early_stopping_patience is not None:
             trainer.add_callback(EarlyStoppingCallback(self.task_arguments.early_stopping_patience))
         return trainer
+
+    def first_loss(self) -> float | None:
+        return self.task.first_loss()
 
     def save(self, trainer: Trainer) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)

@@ -126,6 +126,10 @@ class Run(ABC):
     def make_trainer(self) -> ResumableTrainer:
         """Returns the trainer, with rows and callbacks. The run's folder exists by now."""
 
+    def first_loss(self) -> float | None:
+        """Returns a loss that no training begins above; None for that of guessing tokens."""
+        return None
+
     def save(self, trainer: Trainer) -> None:
         """Writes a plain model folder. Runs in the first process only."""
         save_model_folder(trainer.accelerator.unwrap_model(trainer.model), self.tokenizer, self.folder)
@@ -192,7 +196,7 @@ class Run(ABC):
         stop = StopOnSigterm()
         trainer.add_callback(stop)
         # After the others, so that it has the last word on what is saved.
-        trainer.add_callback(DivergenceGuard())
+        trainer.add_callback(DivergenceGuard(first_loss=self.first_loss()))
         if trainer.pop_callback(ProgressCallback) is not None:
             trainer.add_callback(ProgressFromResume())
         metrics: dict[str, float] = {}

@@ -82,7 +82,7 @@ def test_how_the_right_one_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"gold": 2}, "its gold is 2, but must be one of 0 to 1"),
+        ({"gold": 3}, "its gold is 3, but must be one of 0 to 1"),
         ({"gold": -1}, "its gold is -1"),
         ({"gold": None}, "its gold is None"),
         ({"choices": ["purr"], "gold": 0}, "must be two or more non-empty texts"),
@@ -97,6 +97,44 @@ def test_rows_that_cannot_be_used(tmp_path: Path, row: dict[str, Any], said: str
     assert f"Row 2 of {source}" in message
     assert said in message
     assert load_choices(source, skip_invalid=True).train["label"][:] == [1]
+
+
+@pytest.mark.parametrize(
+    ("gold", "expected"),
+    [
+        ([1, 2, 2], [0, 1, 1]),
+        (["1", "2", "1"], [0, 1, 0]),
+        ([0, 1, 1], [0, 1, 1]),
+        ([1, 1, 1], [1, 1, 1]),
+        (["1", "B", "2"], [0, 1, 1]),
+        (["a", "(B)", "b."], [0, 1, 1]),
+    ],
+)
+def test_numbers_from_0_or_from_1(tmp_path: Path, gold: list[Any], expected: list[int]) -> None:
+    source = jsonl(tmp_path / "a.jsonl", *({**GOOD, "gold": str(one)} for one in gold))
+    assert load_choices(source).train["label"][:] == expected
+    if all(isinstance(one, int) for one in gold):
+        source = jsonl(tmp_path / "b.jsonl", *({**GOOD, "gold": one} for one in gold))
+        assert load_choices(source).train["label"][:] == expected
+
+
+def test_the_training_rows_say_how_choices_are_counted(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", {**GOOD, "gold": 1}, {**GOOD, "gold": 2})
+    few = jsonl(tmp_path / "b.jsonl", {**GOOD, "gold": 1})
+    splits = load_choices(source, eval_source=few)
+    assert (splits.first, splits.test["label"][:]) == (1, [0])
+    assert load_choices(few, first=1).train["label"][:] == [0]
+    assert "must be one of 0 to 1" in refused(source, first=0)
+
+
+def test_choices_that_are_numbers(tmp_path: Path) -> None:
+    sums = {"query": "1+1", "choices": ["4", "2", "0"], "gold": "2"}
+    source = jsonl(tmp_path / "a.jsonl", sums, {**sums, "choices": ["12", "40"], "gold": "40"})
+    assert load_choices(source).train["label"][:] == [1, 1]
+    assert "Row 1 of" in refused(jsonl(tmp_path / "b.jsonl", sums))
+    # The second row has an index, so the first has one too.
+    source = jsonl(tmp_path / "c.jsonl", sums, {**sums, "choices": ["7", "8"], "gold": "0"})
+    assert load_choices(source).train["label"][:] == [2, 0]
 
 
 def test_letters_that_are_no_choice(tmp_path: Path) -> None:

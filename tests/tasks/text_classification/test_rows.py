@@ -244,3 +244,114 @@ def test_held_out_texts_that_are_learned_are_counted(tmp_path: Path, caplog: pyt
 
 def test_a_text_without_columns(tmp_path: Path) -> None:
     assert "without columns" in refused(write(tmp_path / "a.txt", "Once upon a time.\nThere was.\n"))
+
+
+def test_numbers_are_read_by_the_training_rows(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d"]
+    from_1 = jsonl(tmp_path / "a.jsonl", [{"text": f"t{n}", "label": n} for n in (1, 2, 3, 4)])
+    some = jsonl(tmp_path / "b.jsonl", [{"text": f"u{n}", "label": n} for n in (1, 3)])
+    splits = load_labelled(from_1, label_names=names, eval_source=some)
+    assert (splits.first_label, splits.test["label"][:]) == (1, [0, 2])
+    from_0 = jsonl(tmp_path / "c.jsonl", [{"text": f"t{n}", "label": n} for n in (0, 1, 2, 3)])
+    splits = load_labelled(from_0, label_names=names, eval_source=some)
+    assert (splits.first_label, splits.test["label"][:]) == (0, [1, 3])
+    assert "whether the first of the 4 names, a, is 0 or 1" in refused(some, label_names=names)
+    numbered = write(tmp_path / "names.txt", "1\ta\n2\tb\n3\tc\n4\td\n")
+    assert load_labelled(some, label_names=numbered).train["label"][:] == [0, 2]
+    assert "from 0 or from 1" in refused(some, label_names=write(tmp_path / "n.txt", "2\ta\n3\tb\n"))
+    # A model has recorded how its training counted.
+    only = jsonl(tmp_path / "d.jsonl", [{"text": "x", "label": 3}])
+    for first in (0, 1):
+        splits = load_labelled(only, label_names=names, first_label=first, is_training=False)
+        assert splits.train["label"][:] == [3 - first]
+    message = refused(from_1, label_names=names, first_label=0, is_training=False)
+    assert "Row 4" in message
+    assert "unknown label 4: known are 0, 1, 2, 3 (a, b, c, d)" in message
+    written = jsonl(tmp_path / "e.jsonl", [{"text": "x", "label": "c"}])
+    assert load_labelled(written, label_names=names, first_label=1, is_training=False).train["label"][:] == [2]
+    unnamed = load_labelled(only, label_names=[f"LABEL_{n}" for n in range(4)], is_training=False)
+    assert unnamed.train["label"][:] == [3]
+
+
+def test_names_that_are_numbers_have_no_other_numbers(tmp_path: Path) -> None:
+    zero = jsonl(tmp_path / "a.jsonl", [{"text": "x", "label": 0}])
+    assert "unknown label 0: known are 1, 2" in refused(zero, label_names=["1", "2"], is_training=False)
+    written = write(tmp_path / "b.csv", "text,label\nx,1.0\ny,2.0\n")
+    assert load_labelled(written, label_names=["1", "2"]).train["label"][:] == [0, 1]
+    floats = jsonl(tmp_path / "c.jsonl", [{"text": "x", "label": 1.0}, {"text": "y", "label": 0.0}])
+    assert load_labelled(floats, label_names=["no", "yes"]).train["label"][:] == [1, 0]
+    assert "regression" in refused(
+        jsonl(tmp_path / "d.jsonl", [{"text": "x", "label": 0.5}]), label_names=["no", "yes"]
+    )
+
+
+def test_true_and_false(tmp_path: Path) -> None:
+    rows = jsonl(tmp_path / "a.jsonl", [{"text": "x", "label": True}, {"text": "y", "label": False}])
+    splits = load_labelled(rows)
+    assert (splits.label_names, splits.train["label"][:]) == (["false", "true"], [1, 0])
+    # Models of earlier versions have Python's names.
+    assert load_labelled(rows, label_names=["False", "True"]).train["label"][:] == [1, 0]
+    table = write(tmp_path / "b.csv", "text,label\nx,TRUE\ny,FALSE\n")
+    assert load_labelled(table, label_names=["false", "true"]).train["label"][:] == [1, 0]
+    assert "unknown label True" in refused(rows, label_names=["0", "1"])
+
+
+def test_zeros_and_ones(tmp_path: Path) -> None:
+    def read(*labels: object, names: list[str] | None = None) -> list[list[float]]:
+        rows = [{"text": f"t{n}", "labels": label} for n, label in enumerate(labels)]
+        source = jsonl(tmp_path / "a.jsonl", rows)
+        return load_labelled(
+            source, label_names=names, problem_type="multi_label_classification", is_training=False
+        ).train["label"][:]
+
+    names = ["a", "b", "c"]
+    assert read([0, 1, 1], names=names) == [[0, 1, 1]]
+    assert read([0.0, 0.0, 0.0], names=names) == [[0, 0, 0]]
+    assert read([True, False, False], names=names) == [[1, 0, 0]]
+    assert read("[0, 1, 1]", "0,0,1", names=names) == [[0, 1, 1], [0, 0, 1]]
+    assert read([1, 0], [0, 1], names=["a", "b"]) == [[1, 0], [0, 1]]
+    assert read([0, 2], [1], names=names) == [[1, 0, 1], [0, 1, 0]]
+    with pytest.raises(DataError, match="2 zeros and ones, but there are 3 names"):
+        read([1, 0], [0, 0], names=names)
+    with pytest.raises(DataError, match="numbers of names or zeros and ones"):
+        read([0, 1], names=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("header", "text"),
+    [
+        ("标签,文本", "好"),
+        ("内容,类别", "好"),
+        ("标题,内容,情感", "好\n差"),
+        (" Label , TEXT", "好"),
+        ("\ufeff评论,评分", "好"),
+        ("id,句子1,句子2,标签", "好\n差"),
+    ],
+)
+def test_headers_of_others(tmp_path: Path, header: str, text: str) -> None:
+    names = header.split(",")
+    labels = {"标签", "类别", "情感", " Label ", "评分"}
+    texts = iter(["好", "差"] * 2)
+    lines = [header]
+    for label in ("x", "y"):
+        lines.append(",".join(label if name in labels else "7" if name == "id" else next(texts) for name in names))
+        texts = iter(["差", "好"])
+    splits = load_labelled(write(tmp_path / "a.csv", "\n".join(lines)))
+    assert splits.label_names == ["x", "y"]
+    assert splits.train[0] == {"text": text, "label": 0}
+    spaced = write(tmp_path / "b.csv", "\n".join(["id, My Label,Body", *["7,x,a", "8,y,b"]]))
+    splits = load_labelled(spaced, text_column="body", label_column="My Label")
+    assert splits.train[1] == {"text": "b", "label": 1}
+
+
+def test_labels_that_only_the_held_out_rows_have(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"text": f"text {n}", "label": ["pos", "neg"][n % 2]} for n in range(40)]
+    source = jsonl(tmp_path / "a.jsonl", [*rows, *({"text": f"rare {n}", "label": f"once {n}"} for n in range(20))])
+    with caplog.at_level(logging.WARNING):
+        splits = load_labelled(source, test_fraction=0.3)
+    assert len(splits.label_names) == 22
+    assert "occur in held-out rows but in no training row" in caplog.text
+    few = jsonl(tmp_path / "b.jsonl", [{"text": "x", "label": "pos"}])
+    assert load_labelled(few, label_names=["neg", "pos"], is_training=False).train["label"][:] == [1]
+    unknown = jsonl(tmp_path / "c.jsonl", [{"text": "x", "label": "mixed"}])
+    assert "'mixed'" in refused(unknown, label_names=["neg", "pos"], is_training=False)

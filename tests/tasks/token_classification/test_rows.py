@@ -113,7 +113,9 @@ def test_the_forms_of_conll(tmp_path: Path) -> None:
         ("Paris", "'Paris' but no tag"),
         ("Paris B- LOC", "3 fields"),
         ("Paris LOC", "'LOC'"),
-        ("Paris S-LOC", "'S-LOC'"),
+        ("Paris X-LOC", "'X-LOC'"),
+        ("Paris 0", "the letter O"),
+        ("Paris B-LOC|B-ORG", "several tags in one"),
     ],
 )
 def test_a_broken_line(tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str, said: str) -> None:

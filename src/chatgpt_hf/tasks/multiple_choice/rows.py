@@ -1,5 +1,6 @@
 """Reads multiple choice: one of several continuations, or of several contexts, is right."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ from ...data.corpus import is_blank
 from ...data.sources import fill_template, template_columns
 from ...errors import DataError
 from ..tables import Rejected, Table, load_tables, split_rows
+
+logger = logging.getLogger(__name__)
 
 _QUESTIONS = ("query", "question", "ctx", "context", "prompt")
 _CHOICES = ("choices", "endings", "options")
@@ -29,10 +32,12 @@ class ChoiceSplits:
         train: Columns `contexts` and `continuations`, lists with one text per choice, and `label`, the index of the
             right one. A choice is scored as its continuation after its context.
         test: The same columns; None if nothing is held out.
+        first: The number of the first choice, as the rows count; None if the right ones are not written as numbers.
     """
 
     train: Dataset
     test: Dataset | None
+    first: int | None = None
 
 
 class _Columns(NamedTuple):
@@ -52,12 +57,13 @@ def load_choices(
     eval_source: str | None = None,
     encoding: str | None = None,
     skip_invalid: bool = False,
+    first: int | None = None,
 ) -> ChoiceSplits:
     """Loads multiple choice from rows of one of these kinds.
 
     - a question (`query`, `question`, `ctx`, `context` or `prompt`), a list of answers (`choices`, `endings` or
-      `options`) and the right one (`gold`, `label`, `answer` or `answerKey`), which is an index from 0, a letter or
-      the answer itself;
+      `options`) and the right one (`gold`, `label`, `answer` or `answerKey`), which is a letter, the answer itself, or
+      a number: from 0, or from 1 if 0 never occurs and the number of choices does;
     - the same with a column for each answer, `choice0`, `choice1` ... or `A`, `B` ...; without a header the question
       comes first and the right one last, as in MMLU's own csv files;
     - `context_options`, a list of contexts, `continuation` and the right one, as in partial evaluation of WinoGrande
@@ -72,35 +78,89 @@ def load_choices(
         eval_source: Source of the held-out rows to use instead.
         encoding: Encoding of the files, such as `gb18030`; UTF-8 if not given.
         skip_invalid: Leave out rows that cannot be used, with a warning that counts them, instead of raising an error.
+        first: The number of the first choice, if it is known.
 
     Raises:
-        DataError: If columns are missing, a row has fewer than two choices or an empty one, or the right one is not
-            among them; the message names the row.
+        DataError: If columns are missing, a row has fewer than two choices or an empty one, the right one is not among
+            them, or it may be a number or the text of another choice; the message names the row.
         ConfigError: If the template is invalid, or `test_fraction` is not between 0 and 1.
     """
     if template is not None:
         template_columns(template)
-    rows = _read(source, template, delimiter, encoding, skip_invalid)
-    held_out = None if eval_source is None else _read(eval_source, template, delimiter, encoding, skip_invalid)
+    tables = _load(source, encoding)
+    # The training rows tell how the right one is written.
+    numbers = _numbering(tables, source, first)
+    rows = _read(tables, template, delimiter, skip_invalid, numbers)
+    held_out = None
+    if eval_source is not None:
+        held_out = _read(_load(eval_source, encoding), template, delimiter, skip_invalid, numbers)
     rows = split_rows(rows, held_out, test_fraction, lambda row: str((row["contexts"], row["continuations"])), source)
     parts = {
         name: Dataset.from_dict({column: [row[column] for row in part] for column in _FEATURES}, _FEATURES)
         for name, part in rows.items()
     }
-    return ChoiceSplits(parts["train"], parts["test"] if len(parts["test"]) else None)
+    return ChoiceSplits(parts["train"], parts["test"] if len(parts["test"]) else None, numbers.first)
+
+
+class _Numbering(NamedTuple):
+    """How right choices are written: the number of the first one, if they are numbers; True if they are texts."""
+
+    first: int | None
+    are_texts: bool
+
+
+def _load(source: str, encoding: str | None) -> list[Table]:
+    header = {name.lower() for name in (*_QUESTIONS, *_CHOICES, *_LABELS)}
+    return load_tables(source, header=header, encoding=encoding)
 
 
 def _read(
-    source: str, template: str | None, delimiter: str, encoding: str | None, skip_invalid: bool
+    tables: Sequence[Table], template: str | None, delimiter: str, skip_invalid: bool, numbers: _Numbering
 ) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
-    header = {name.lower() for name in (*_QUESTIONS, *_CHOICES, *_LABELS)}
-    for table in load_tables(source, header=header, encoding=encoding):
+    for table in tables:
         for split, rows in table.splits.items():
             rejected = Rejected(table.where, skip_invalid)
-            found[str(split)] += _usable(rows, _find_columns(table, rows), template, delimiter, rejected)
+            found[str(split)] += _usable(rows, _find_columns(table, rows), template, delimiter, rejected, numbers)
             rejected.log()
     return found
+
+
+def _numbering(tables: Sequence[Table], source: str, first: int | None) -> _Numbering:
+    """Finds out how the right choices of all rows are written."""
+    indices: set[int] = set()
+    has_last = are_numbers = False
+    in_doubt: str | None = None
+    all_are_texts = True
+    for table in tables:
+        for rows in table.splits.values():
+            columns = _find_columns(table, rows)
+            for number, row in enumerate(rows, start=1):
+                choices, keys = _choices_of(row, columns)
+                written = str(row[columns.label]).strip()
+                if written in keys or not written.isdecimal() or len(choices) < 2:
+                    continue
+                index = int(written)
+                indices.add(index)
+                are_numbers = True
+                has_last = has_last or index == len(choices)
+                if not isinstance(row[columns.label], str) or written not in choices:
+                    all_are_texts = False
+                elif index < len(choices) and choices[index] != written and in_doubt is None:
+                    in_doubt = f"Row {number} of {table.where}"
+    if not are_numbers:
+        return _Numbering(first, False)
+    if all_are_texts and first is None:
+        if in_doubt and max(indices) <= 10:
+            raise DataError(
+                f"{in_doubt} has a right choice that is the number of one choice and the text of another: write letters."
+            )
+        return _Numbering(None, True)
+    if first is None:
+        first = int(0 not in indices and has_last)
+        if first:
+            logger.info("%s: the choices are counted from 1.", source)
+    return _Numbering(first, False)
 
 
 def _find_columns(table: Table, rows: Dataset) -> _Columns:
@@ -123,7 +183,7 @@ def _find_columns(table: Table, rows: Dataset) -> _Columns:
 
 
 def _usable(
-    rows: Dataset, columns: _Columns, template: str | None, delimiter: str, rejected: Rejected
+    rows: Dataset, columns: _Columns, template: str | None, delimiter: str, rejected: Rejected, numbers: _Numbering
 ) -> Iterator[dict[str, Any]]:
     for name in template_columns(template) if template else ():
         if name not in rows.column_names:
@@ -136,7 +196,7 @@ def _usable(
         has_contexts = columns.choices == (_OPTIONS,)
         if template is not None and not has_contexts:
             question = fill_template(template, row, rejected.where)
-        label = _label_of(row[columns.label], choices, keys)
+        label = _label_of(row[columns.label], choices, keys, numbers)
         if not isinstance(question, str) or is_blank(question):
             rejected.add(number, f"its {columns.question} is empty")
         elif len(choices) < 2 or not all(isinstance(choice, str) and choice.strip() for choice in choices):
@@ -144,9 +204,11 @@ def _usable(
                 number, f"its {columns.choices[0]} must be two or more non-empty texts, but are {choices!r:.80}"
             )
         elif label is None:
+            first = numbers.first or 0
             rejected.add(
                 number,
-                f"its {columns.label} is {row[columns.label]!r}, but must be one of 0 to {len(choices) - 1} or a choice",
+                f"its {columns.label} is {row[columns.label]!r}, but must be one of {first} to "
+                f"{len(choices) - 1 + first} or a choice",
             )
         else:
             contexts = choices if has_contexts else [question] * len(choices)
@@ -169,16 +231,20 @@ def _choices_of(row: Mapping[str, Any], columns: _Columns) -> tuple[list[Any], S
     return (list(value), _LETTERS) if isinstance(value, list) else ([], _LETTERS)
 
 
-def _label_of(label: Any, choices: Sequence[Any], keys: Sequence[str]) -> int | None:
+def _label_of(label: Any, choices: Sequence[Any], keys: Sequence[str], numbers: _Numbering) -> int | None:
     """Returns the index of the right choice; None if it is not among the choices."""
+    index = -1
     if isinstance(label, str):
         label = label.strip()
+        letter = label.strip("().: ").upper()
         if label in keys:
             index = list(keys).index(label)
-        elif label.isdecimal():
-            index = int(label)
-        else:
-            index = list(choices).index(label) if label in choices else -1
-    else:
-        index = label if isinstance(label, int) and not isinstance(label, bool) else -1
+        elif label.isdecimal() and not numbers.are_texts:
+            index = int(label) - (numbers.first or 0)
+        elif label in choices:
+            index = list(choices).index(label)
+        elif letter in keys:
+            index = list(keys).index(letter)
+    elif isinstance(label, int) and not isinstance(label, bool):
+        index = label - (numbers.first or 0)
     return index if 0 <= index < len(choices) else None

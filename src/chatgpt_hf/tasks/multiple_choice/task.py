@@ -26,9 +26,15 @@ class MultipleChoice(CausalTask):
             test_fraction=arguments.test_fraction,
             encoding=arguments.encoding,
             skip_invalid=arguments.skip_invalid,
+            first=self.model_settings.get("first_choice"),
         )
+        self.first_choice = splits.first
         self.train = splits.train
         self.test = self.held_out(splits.test)
+
+    def settings(self) -> dict[str, Any]:
+        # So that an evaluation counts choices as the training did, whichever numbers its rows have.
+        return {} if self.first_choice is None else {"first_choice": self.first_choice}
 
     def tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         def encode(row: dict[str, Any]) -> dict[str, Any]:

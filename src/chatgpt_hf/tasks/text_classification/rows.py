@@ -19,7 +19,7 @@ from ..labels import (
     find_label_names,
     find_problem_type,
     number_of,
-    read_label_names,
+    read_numbered_names,
 )
 from ..tables import Rejected, Table, load_tables, split_rows
 
@@ -40,10 +40,27 @@ _TEXT_COLUMNS = (
     ("comment",),
     ("tweet",),
     ("title",),
+    ("标题", "内容"),
+    ("标题", "正文"),
+    ("标题", "描述"),
+    ("句子1", "句子2"),
+    ("文本",),
+    ("正文",),
+    ("内容",),
+    ("句子",),
+    ("评论",),
+    ("评论内容",),
+    ("评价",),
+    ("评价内容",),
+    ("微博",),
+    ("新闻",),
+    ("摘要",),
+    ("标题",),
 )
 _LABEL_COLUMNS = (
     *("label", "labels", "class", "category", "sentiment", "score", "target", "class index", "intent", "emotion"),
     *("topic", "rating", "stars"),
+    *("标签", "类别", "分类", "情感", "情感倾向", "情绪", "类型", "意图", "主题", "评分", "星级", "得分", "分数"),
 )
 _HEADER = {name for group in _TEXT_COLUMNS for name in group} | set(_LABEL_COLUMNS)
 
@@ -60,6 +77,7 @@ class LabelledSplits:
         problem_type: One of `PROBLEM_TYPES`, as in a Hugging Face config.
         text_columns: The columns of the text.
         label_column: The column of the label.
+        first_label: The number of the first name, 0 or 1, if the labels are numbers of given names; otherwise None.
     """
 
     train: Dataset
@@ -68,6 +86,7 @@ class LabelledSplits:
     problem_type: str
     text_columns: tuple[str, ...]
     label_column: str
+    first_label: int | None = None
 
 
 class _Columns(NamedTuple):
@@ -86,6 +105,8 @@ def load_labelled(
     eval_source: str | None = None,
     encoding: str | None = None,
     skip_invalid: bool = False,
+    first_label: int | None = None,
+    is_training: bool = True,
 ) -> LabelledSplits:
     """Loads labeled texts from files with or without a header, or from the Hub.
 
@@ -96,10 +117,10 @@ def load_labelled(
         source: A file, folder or glob of csv, tsv, txt (with tabs), jsonl, json or parquet files, or a Hub id.
         text_column: One column or several; found by name if not given. Columns without a header are called `column0`,
             `column1` ...
-        label_column: Likewise. It has names, whole numbers from 0 (or from 1, if `label_names` are given), lists of
-            them, or numbers.
-        label_names: Names in the order of their indices, or the path of a file with one per line. If not given, the
-            labels that occur, sorted.
+        label_column: Likewise. It has names, numbers of the `label_names` from 0 or from 1, lists of them, or
+            quantities.
+        label_names: Names in the order of their indices, or the path of a file with one per line, which may number
+            them. If not given, the labels that occur, sorted.
         problem_type: One of `PROBLEM_TYPES`; `auto` chooses several labels for lists, regression for numbers with a
             fraction, and a single label for everything else.
         test_fraction: Share of texts to hold out, by a hash of the text, unless the source has a `test` split.
@@ -107,10 +128,14 @@ def load_labelled(
         encoding: Encoding of the files, such as `gb18030`; UTF-8 if not given.
         skip_invalid: Leave out rows without a text or a label, with a warning that counts them, instead of raising an
             error.
+        first_label: The number of the first name, if labels are numbers; if not given, the training rows must have 0,
+            or else the number of names.
+        is_training: False if the rows are only evaluated, so that all may have the same label.
 
     Raises:
-        DataError: If a column is missing, a row has no text or no label, a label is not among the names, all labels
-            are the same, or numbers may be classes or quantities; the message names the file and the row.
+        DataError: If a column is missing, a row has no text or no label, a label is not among the names, all labels to
+            learn are the same, or numbers may be classes or quantities, or count from 0 or 1; the message names the
+            file and the row.
         ConfigError: If `problem_type` is unknown, or `test_fraction` is not between 0 and 1.
     """
     if problem_type not in ("auto", *PROBLEM_TYPES):
@@ -124,41 +149,78 @@ def load_labelled(
         held_out = _read(_load(eval_source, columns.text, columns.label, encoding), columns, skip_invalid)
     rows = split_rows(rows, held_out, test_fraction, lambda row: row.text, source)
     known = rows["train"] if eval_source is not None else rows["train"] + rows["test"]
+    if problem_type == "auto" and label_names is not None and not any(isinstance(row.label, list) for row in known):
+        # Labels with names are classes, also if they are written as 1.0.
+        problem_type = "single_label_classification"
     problem_type = find_problem_type(known, problem_type)
     if problem_type == "regression":
         names: list[str] = []
     elif label_names is not None:
-        names = read_label_names(label_names)
+        names, numbered = read_numbered_names(label_names)
+        first_label = numbered if first_label is None else first_label
     else:
         names = _own_names(tables[0], columns.label) or find_label_names(known, problem_type)
-    if not tables[0].has_header and problem_type == "single_label_classification":
+    if is_training and not tables[0].has_header and problem_type == "single_label_classification":
         _check_first_line(known)
-    encode = LabelEncoder(known, names, problem_type)
+    encode = LabelEncoder(known, names, problem_type, first=first_label)
     features = Features({"text": Value("string"), "label": FEATURES[problem_type]})
     parts_of = {
         name: Dataset.from_dict({"text": [row.text for row in part], "label": [encode(row) for row in part]}, features)
         for name, part in rows.items()
     }
-    if len(set(map(str, parts_of["train"]["label"]))) < 2:
+    if is_training and len(set(map(str, parts_of["train"]["label"]))) < 2:
         raise DataError(
             f"All training rows of {source} have the label {rows['train'][0].label!r}: add rows with other labels."
         )
     logger.info("%s: the text is in %s, the label in %s.", source, ", ".join(columns.text), columns.label)
+    if encode.first is not None:
+        logger.info("%s: the labels are numbers, and %d is %s.", source, encode.first, names[0])
+    if is_training and problem_type == "single_label_classification":
+        _warn_of_unlearned(parts_of["train"]["label"][:], parts_of["test"]["label"][:], names, source)
     test = parts_of["test"] if len(parts_of["test"]) else None
-    return LabelledSplits(parts_of["train"], test, names, problem_type, columns.text, columns.label)
+    return LabelledSplits(
+        parts_of["train"], test, names, problem_type, columns.text, columns.label, first_label=encode.first
+    )
+
+
+def _warn_of_unlearned(train: list[int], test: list[int], names: Sequence[str], source: str) -> None:
+    """Warns of labels that occur only in the held-out part, which a model cannot learn."""
+    if only := sorted(set(test) - set(train)):
+        shown = ", ".join(names[index] for index in only[:5]) + (" ..." if len(only) > 5 else "")
+        logger.warning(
+            "%s: %d label(s) occur in held-out rows but in no training row, so they cannot be learned: %s.",
+            source,
+            len(only),
+            shown,
+        )
 
 
 def _load(source: str, text: Sequence[str], label: str | None, encoding: str | None) -> list[Table]:
-    named = {name.lower() for name in (*text, *([label] if label else []))}
+    named = {_plain(name) for name in (*text, *([label] if label else []))}
     return load_tables(source, header=_HEADER | named, encoding=encoding)
+
+
+def _plain(name: str) -> str:
+    """Returns a column's name without what spreadsheets and editors put around it, in lower case."""
+    return name.strip().strip("\ufeff\u200b").strip().lower()
+
+
+def _resolved(where: str, found: Sequence[str], wanted: str) -> str:
+    """Returns the column that a name means: itself, or the only one that differs in case or spaces around it."""
+    alike = [name for name in found if _plain(name) == _plain(wanted)]
+    if wanted in found or len(alike) != 1:
+        _check_columns(where, found, [wanted])
+        return wanted
+    return alike[0]
 
 
 def _find_columns(table: Table, text: tuple[str, ...], label: str | None, problem_type: str) -> _Columns:
     """Returns the named columns, and finds those that are not named."""
     rows = table.splits["train"]
     found = list(rows.column_names)
-    _check_columns(table.where, found, (*text, *([label] if label else [])))
-    by_lower_name = {name.lower(): name for name in found}
+    text = tuple(_resolved(table.where, found, name) for name in text)
+    label = None if label is None else _resolved(table.where, found, label)
+    by_lower_name = {_plain(name): name for name in found}
     if label is None:
         label = next((by_lower_name[name] for name in _LABEL_COLUMNS if name in by_lower_name), None)
         if label is None and not table.has_header:
@@ -194,7 +256,7 @@ def _label_by_values(rows: Dataset, columns: list[str], problem_type: str) -> st
     return smallest if list(sizes.values()).count(sizes[smallest]) == 1 else None
 
 
-def _check_columns(where: str, found: list[str], wanted: Sequence[str]) -> None:
+def _check_columns(where: str, found: Sequence[str], wanted: Sequence[str]) -> None:
     for name in wanted:
         if name not in found:
             raise DataError(f"{where} has no column {name!r}; it has {', '.join(found)}.")

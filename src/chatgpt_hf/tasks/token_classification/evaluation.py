@@ -10,17 +10,10 @@ from ...evaluation.batching import run_pipeline
 from ...evaluation.metrics import measures
 from ...evaluation.record import Evaluation
 from ...extras import needed_by
+from .tags import find_scheme, is_bio, to_bio
+from .words import join_words
 
 TASK = "token-classification"
-
-
-def join_words(words: Sequence[str]) -> tuple[str, list[int]]:
-    """Joins words to the text that the model reads; returns it and where each word begins."""
-    starts, length = [], 0
-    for word in words:
-        starts.append(length)
-        length += len(word) + 1
-    return " ".join(words), starts
 
 
 def first_tokens(offsets: Sequence[tuple[int, int]], starts: Sequence[int]) -> list[int | None]:
@@ -63,8 +56,17 @@ def evaluate_token_classification(
     for found, (_, starts) in zip(outputs, sentences, strict=True):
         tokens = first_tokens([(entity["start"], entity["end"]) for entity in found], starts)
         predictions.append(["O" if token is None else found[token]["entity"] for token in tokens])
+    names = list(model.config.id2label.values())
+    if not is_bio(names):
+        predictions = [_as_bio(tags, names) for tags in predictions]
     references = [[label_names[tag] for tag in tags] for tags in rows["tags"]]
     return tagging_record(rows["tokens"], predictions, references, data=data)
+
+
+def _as_bio(tags: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Converts predicted tags of a model with another scheme, such as BIOES; unknown tags are no entities."""
+    scheme = find_scheme(names)
+    return to_bio([scheme.parse(tag) or ("O", "") for tag in tags])[0]
 
 
 def tagging_record(
@@ -72,7 +74,7 @@ def tagging_record(
 ) -> Evaluation:
     """Evaluates tags, one per word."""
     examples: list[dict[str, Any]] = [
-        {"text": " ".join(words), "prediction": _entities(words, said), "reference": _entities(words, true)}
+        {"text": join_words(words)[0], "prediction": _entities(words, said), "reference": _entities(words, true)}
         for words, said, true in zip(sentences, predictions, references, strict=True)
     ]
     return Evaluation(TASK, data, measures("seqeval", predictions, references), examples)
@@ -82,4 +84,4 @@ def _entities(words: Sequence[str], tags: Sequence[str]) -> list[str]:
     with needed_by("Evaluation of tags"):
         from seqeval.metrics.sequence_labeling import get_entities
 
-    return [f"{' '.join(words[begin : end + 1])} ({kind})" for kind, begin, end in get_entities(list(tags))]
+    return [f"{join_words(words[begin : end + 1])[0]} ({kind})" for kind, begin, end in get_entities(list(tags))]

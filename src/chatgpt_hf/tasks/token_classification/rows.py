@@ -2,10 +2,8 @@
 
 import glob
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,17 +11,20 @@ from typing import Any, NamedTuple
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from ...data.corpus import load_rows
-from ...data.files import format_of, has_content, open_text
+from ...data.files import format_of
 from ...data.splits import split_files
 from ...errors import DataError
 from ..labels import read_label_names
 from ..tables import Rejected, split_rows
+from .annotations import annotated_columns, words_of
+from .conll import is_column_number, read_conll
+from .tags import Scheme, bio_names, find_scheme, is_bio, scheme_name, tag_fault, to_bio
+from .words import is_unspaced
 
 logger = logging.getLogger(__name__)
 
 _TOKENS = ("tokens", "words")
 _TAGS = ("ner_tags", "tags", "labels")
-_TAG = re.compile(r"O|[BI]-.+")
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,17 @@ class TokenSplits:
 
 
 class _Sentence(NamedTuple):
-    """A sentence with its tags as names; `number` is its row or, in a CoNLL file, its first line."""
+    """A sentence with its tags as names; `numbers` has its row or, in a CoNLL file, the line of each word."""
 
     where: str
     unit: str
-    number: int
+    numbers: list[int]
     tokens: list[str]
     tags: list[str]
 
     def place(self, index: int) -> str:
         """Returns the place of a tag, for messages."""
-        number = self.number + index if self.unit == "line" else self.number
+        number = self.numbers[index if self.unit == "line" else 0]
         return f"{self.unit.capitalize()} {number} of {self.where}"
 
 
@@ -71,12 +72,15 @@ def load_tagged(
     """Loads tagged sentences from one or several sources, as BIO (Ramshaw and Marcus 1995, also called IOB2).
 
     In a CoNLL file, each line is a word and, after tabs or spaces, its tag as the last field; a blank line ends a
-    sentence. An `I-` without a preceding tag of its kind begins an entity, so IOB1 tags become BIO.
+    sentence. A first column that counts the words is skipped, and of several columns with tags of the same kinds the
+    first is read. Tags may be written in another scheme, such as IOB1, BIOES, BILOU, BMES or IO (`PER` without a
+    letter), with the letter first or last, and become BIO. Rows may also have a text and the places of its entities.
 
     Args:
         source: CoNLL files or globs of them, with any file ending; jsonl, json or parquet files, or Hub ids, with
             lists of words and tags.
-        text_column: Column with the words, if there are columns: `tokens` or `words` if not given.
+        text_column: Column with the words: `tokens` or `words` if not given. In a CoNLL file a name in its first
+            line, or `column0`, `column1` ...
         label_column: Column with the tags: `ner_tags`, `tags` or `labels` if not given. Tags are names, or indices of
             `label_names`.
         label_names: All tags, or the path of a file with one per line. If not given, those that occur.
@@ -94,8 +98,11 @@ def load_tagged(
         ConfigError: If `test_fraction` is not between 0 and 1.
     """
     given = None if label_names is None else read_label_names(label_names)
-    options = (text_column, label_column, given, encoding, skip_invalid)
-    rows = _read(source, *options)
+    sources = [source] if isinstance(source, str) else list(source)
+    everything = [*sources, *([eval_source] if isinstance(eval_source, str) else eval_source or ())]
+    has_rows = not all(_conll_files(item) for item in everything)
+    options = (text_column, label_column, given, encoding, skip_invalid, has_rows)
+    rows = _read(sources, *options)
     held_out = None if eval_source is None else _read(eval_source, *options)
     named = source if isinstance(source, str) else ", ".join(source)
     rows = split_rows(rows, held_out, test_fraction, lambda sentence: " ".join(sentence.tokens), named)
@@ -105,7 +112,7 @@ def load_tagged(
     if not any(tag != "O" for sentence in rows["train"] for tag in sentence.tags):
         raise DataError(f"{named} has no entity to learn from: all tags are O.")
     if given and not label_map:
-        names = ["O", *(name for name in given if name != "O")]
+        names = bio_names(given)
     else:
         kinds = sorted({tag[2:] for sentence in known for tag in sentence.tags if tag != "O"})
         names = ["O", *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI")]
@@ -121,23 +128,22 @@ def _read(
     label_names: list[str] | None,
     encoding: str | None,
     skip_invalid: bool,
+    has_rows: bool,
 ) -> dict[str, list[_Sentence]]:
+    """Reads sources; with `has_rows`, some have rows with names of columns, which CoNLL files need not have."""
     found: dict[str, list[_Sentence]] = {"train": [], "test": []}
+    in_files = [
+        name if name and (not has_rows or is_column_number(name)) else None for name in (text_column, label_column)
+    ]
     for source in [sources] if isinstance(sources, str) else sources:
         if files := _conll_files(source):
             for split, part in split_files(files, source).items():
-                for file in part:
-                    rejected = Rejected(str(file), skip_invalid, "line")
-                    found[split] += _as_bio(list(_parse(file, rejected, encoding)), str(file))
-                    rejected.log()
+                found[split] += _from_files(part, in_files[0], in_files[1], label_names, encoding, skip_invalid)
             continue
         for where, splits in load_rows(source, encoding=encoding):
-            for split, rows in splits.items():
-                rejected = Rejected(where, skip_invalid)
-                found[str(split)] += _as_bio(
-                    list(_from_rows(rows, rejected, text_column, label_column, label_names)), where
-                )
-                rejected.log()
+            read = _from_rows(splits, where, text_column, label_column, label_names, skip_invalid)
+            for split, sentences in read.items():
+                found[str(split)] += sentences
     return found
 
 
@@ -150,93 +156,141 @@ def _conll_files(source: str) -> list[Path]:
     return [file for file in files if file.is_file() and format_of(file) not in (".jsonl", ".json", ".parquet")]
 
 
-def _parse(path: Path, rejected: Rejected, encoding: str | None) -> Iterator[_Sentence]:
-    """Yields the sentences of a CoNLL file; rejects those with a broken line."""
-    if not has_content(path, encoding):
-        raise DataError(f"{path} is empty: give at least one sentence")
-    width, separator = _layout(path, encoding)
-    sentence = _Sentence(str(path), "line", 0, [], [])
-    is_broken = False
-    with open_text(path, encoding) as stream:
-        for number, line in enumerate(chain(stream, "\n"), start=1):
-            fields = _fields(line, separator)
-            if not fields or fields[0] == "-DOCSTART-":
-                if sentence.tokens and not is_broken:
-                    yield sentence
-                sentence = _Sentence(str(path), "line", 0, [], [])
-                is_broken = False
-                continue
-            if not sentence.tokens and _is_comment(fields, width):
-                continue
-            if fault := _fault(fields, width):
-                # One message per sentence is enough.
-                if not is_broken:
-                    rejected.add(number, fault)
-                is_broken = True
-            if not sentence.tokens:
-                sentence = sentence._replace(number=number)
-            sentence.tokens.append(fields[0])
-            sentence.tags.append(fields[-1])
+def _from_files(
+    files: Sequence[Path],
+    text_column: str | None,
+    label_column: str | None,
+    label_names: list[str] | None,
+    encoding: str | None,
+    skip_invalid: bool,
+) -> list[_Sentence]:
+    """Returns the sentences of CoNLL files."""
+    found = []
+    for file in files:
+        rejected = Rejected(str(file), skip_invalid, "line")
+        sentences, scheme = read_conll(
+            file, rejected, text_column, label_column, encoding=encoding, has_numbers=label_names is not None
+        )
+        known = find_scheme(label_names) if scheme is None and label_names else scheme
+        converter = _Converter(known or Scheme(), label_names)
+        for numbers, words, written in sentences:
+            tags = converter(written)
+            if isinstance(tags, str):
+                rejected.add(numbers[0], tags)
+            else:
+                found.append(_Sentence(str(file), "line", numbers, words, tags))
+        rejected.log()
+        converter.log(str(file))
+    return found
 
 
-def _layout(path: Path, encoding: str | None) -> tuple[int, str | None]:
-    """Returns the number of fields per line of a CoNLL file and the separator: a tab, or None for white space."""
-    with open_text(path, encoding) as stream:
-        for line in stream:
-            if line.strip() and not line.startswith(("#", "-DOCSTART-")):
-                separator = "\t" if "\t" in line.strip() else None
-                return len(_fields(line, separator)), separator
-    raise DataError(f"{path} has no line with a word and a tag")
+class _Converter:
+    """Converts the tags of a file, as names or indices of names, to BIO."""
+
+    def __init__(self, scheme: Scheme, label_names: list[str] | None) -> None:
+        self.scheme = scheme
+        self.label_names = label_names
+        self.began = 0
+
+    def __call__(self, written: Sequence[Any]) -> list[str] | str:
+        """Returns the BIO tags of a sentence, or what is wrong with one."""
+        parsed = []
+        for tag in written:
+            name = _tag_name(tag, self.label_names)
+            if name is None:
+                count = len(self.label_names or ())
+                return f"it has the tag {tag}, but there are {count} names, counted from 0"
+            if (pair := self.scheme.parse(name)) is None:
+                return tag_fault(name)
+            parsed.append(pair)
+        tags, began = to_bio(parsed)
+        self.began += began
+        return tags
+
+    def log(self, where: str) -> None:
+        if self.began:
+            logger.info("%s: %d entities began without B- and now begin with it.", where, self.began)
 
 
-def _fields(line: str, separator: str | None) -> list[str]:
-    return [field.strip() for field in line.strip().split(separator)] if line.strip() else []
-
-
-def _is_comment(fields: Sequence[str], width: int) -> bool:
-    """True if a line before a sentence is a comment, not a word: `# id 5`, but neither `# O` nor `#tag O`."""
-    return fields[0].startswith("#") and (len(fields) != width or not _TAG.fullmatch(fields[-1]))
-
-
-def _fault(fields: Sequence[str], width: int) -> str | None:
-    if len(fields) < 2:
-        return f"it has the word {fields[0]!r} but no tag"
-    if len(fields) != width:
-        return f"it has {len(fields)} fields, but the file's first line has {width}"
-    if not _TAG.fullmatch(fields[-1]):
-        return f"it has the tag {fields[-1]!r} instead of O, B-... or I-..."
-    return None
+def _tag_name(tag: Any, label_names: Sequence[str] | None) -> str | None:
+    """Returns the name of a tag that is a name or, if names are known, an index; None if there is no such index."""
+    if isinstance(tag, str) and (label_names is None or not tag.isdecimal()):
+        return tag.strip()
+    number = int(tag) if isinstance(tag, str) else tag
+    if isinstance(number, bool) or label_names is None:
+        return str(tag)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    return label_names[number] if isinstance(number, int) and 0 <= number < len(label_names) else None
 
 
 def _from_rows(
-    rows: Dataset, rejected: Rejected, text_column: str | None, label_column: str | None, label_names: list[str] | None
-) -> Iterator[_Sentence]:
-    """Yields the sentences of rows with two lists; rejects those that cannot be used."""
-    words = _column(rows, rejected.where, text_column, _TOKENS, "text_column")
-    tags = _column(rows, rejected.where, label_column, _TAGS, "label_column")
-    feature = rows.features[tags]
-    if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
-        label_names = label_names or feature.feature.names
-    for number, (row_words, row_tags) in enumerate(zip(rows[words][:], rows[tags][:], strict=True), start=1):
-        fault = _row_fault(row_words, row_tags)
-        names: list[str] = []
-        for tag in row_tags if fault is None else ():
-            if isinstance(tag, int) and label_names is None:
-                raise DataError(
-                    f"Row {number} of {rejected.where} has tags that are numbers: name them with --class_names."
-                )
-            is_index = isinstance(tag, int) and label_names is not None and 0 <= tag < len(label_names)
-            name = str(label_names[tag]) if is_index and label_names is not None else str(tag)
-            if not _TAG.fullmatch(name):
-                fault = f"it has the tag {tag!r} instead of O, B-... or I-..."
-                if isinstance(tag, int) and label_names is not None:
-                    fault = f"it has the tag {tag}, but there are {len(label_names)} names, counted from 0"
-                break
-            names.append(name)
-        if fault:
-            rejected.add(number, fault)
+    splits: Mapping[str, Dataset],
+    where: str,
+    text_column: str | None,
+    label_column: str | None,
+    label_names: list[str] | None,
+    skip_invalid: bool,
+) -> dict[str, list[_Sentence]]:
+    """Returns the sentences of rows with two lists, or with a text and its entities, by split."""
+    read: dict[str, list[tuple[Any, Any]]] = {}
+    are_texts = False
+    for split, rows in splits.items():
+        if columns := annotated_columns(rows, text_column, label_column):
+            are_texts = True
+            read[split] = list(zip(*(rows[name][:] for name in columns), strict=True))
+            logger.info("%s: the text is in %s, its entities in %s.", where, *columns)
+            continue
+        words = _column(rows, where, text_column, _TOKENS, "text_column")
+        tags = _column(rows, where, label_column, _TAGS, "label_column")
+        feature = rows.features[tags]
+        if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
+            # The data set's names belong to its numbers; a model may have others.
+            names = feature.feature.names
+            numbers = [
+                [names[tag] if isinstance(tag, int) and tag >= 0 else tag for tag in row or ()] for row in rows[tags]
+            ]
+            read[split] = list(zip(rows[words][:], numbers, strict=True))
         else:
-            yield _Sentence(rejected.where, "row", number, list(row_words), names)
+            read[split] = list(zip(rows[words][:], rows[tags][:], strict=True))
+    scheme = Scheme()
+    if not are_texts:
+        written = [tag for pairs in read.values() for _, tags in pairs if isinstance(tags, list) for tag in tags]
+        names = {name for tag in written if isinstance(tag, str) and (name := _tag_name(tag, label_names))}
+        if label_names is not None and any(not isinstance(tag, str) or tag.isdecimal() for tag in written):
+            names |= set(label_names)
+        scheme = find_scheme(names)
+        if not is_bio(names):
+            logger.info("%s: %s.", where, scheme_name(scheme, names))
+    found: dict[str, list[_Sentence]] = {}
+    converter = _Converter(scheme, label_names)
+    for split, pairs in read.items():
+        rejected = Rejected(where, skip_invalid)
+        found[split] = []
+        for number, (left, right) in enumerate(pairs, start=1):
+            fault, words_found, tags_found = _row(left, right, are_texts, converter, f"Row {number} of {where}")
+            if fault:
+                rejected.add(number, fault)
+            else:
+                found[split].append(_Sentence(where, "row", [number], words_found, tags_found))
+        rejected.log()
+    converter.log(where)
+    return found
+
+
+def _row(
+    left: Any, right: Any, are_texts: bool, converter: _Converter, place: str
+) -> tuple[str | None, list[str], list[str]]:
+    """Returns what is wrong with a row, or its words and their BIO tags."""
+    if are_texts:
+        annotated = words_of(left, right)
+        return (annotated, [], []) if isinstance(annotated, str) else (None, *annotated)
+    if fault := _row_fault(left, right):
+        return fault, [], []
+    if converter.label_names is None and any(not isinstance(tag, str) or tag.isdecimal() for tag in right):
+        raise DataError(f"{place} has tags that are numbers: name them with --class_names.")
+    tags = converter(right)
+    return (tags, [], []) if isinstance(tags, str) else (None, list(left), tags)
 
 
 def _column(rows: Dataset, where: str, named: str | None, known: Sequence[str], option: str) -> str:
@@ -248,28 +302,16 @@ def _column(rows: Dataset, where: str, named: str | None, known: Sequence[str], 
 
 
 def _row_fault(words: Any, tags: Any) -> str | None:
-    if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) and word for word in words):
+        return "its words are not a list of non-empty texts"
+    # A space is a word only where each character is one.
+    if any(not word.strip() for word in words) and not is_unspaced("".join(words)):
         return "its words are not a list of non-empty texts"
     if not isinstance(tags, list) or any(tag is None for tag in tags):
         return "its tags are not a list"
     if len(words) != len(tags):
         return f"it has {len(words)} words and {len(tags)} tags"
     return None
-
-
-def _as_bio(sentences: list[_Sentence], where: str) -> list[_Sentence]:
-    """Makes every entity begin with `B-`."""
-    turned = 0
-    for sentence in sentences:
-        before = "O"
-        for index, tag in enumerate(sentence.tags):
-            if tag.startswith("I-") and before[1:] != tag[1:]:
-                sentence.tags[index] = f"B{tag[1:]}"
-                turned += 1
-            before = tag
-    if turned:
-        logger.info("%s: %d entities began with I- and now begin with B-.", where, turned)
-    return sentences
 
 
 def _mapped(rows: dict[str, list[_Sentence]], label_map: Mapping[str, str], source: str) -> dict[str, list[_Sentence]]:

@@ -22,8 +22,9 @@ from ..arguments import TaskArguments
 from ..base import Task, was_cut, without_cut
 from ..baselines import most_frequent_tags, tag_by_words
 from ..losses import ClassificationLoss, LossFunction, balanced_weights
-from .evaluation import evaluate_token_classification, first_tokens, join_words
+from .evaluation import evaluate_token_classification, first_tokens
 from .rows import load_tagged
+from .words import join_words
 
 
 class TokenClassification(Task):

@@ -1,0 +1,78 @@
+"""Reads texts with the places of their entities, as Doccano, Prodigy and spaCy write them, as words with tags."""
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from datasets import Dataset
+
+from .words import UNSPACED
+
+_TEXTS = ("text", "data", "content", "sentence")
+_ENTITIES = ("entities", "spans", "label", "labels")
+_STARTS = ("start", "start_offset")
+_ENDS = ("end", "end_offset")
+_LABELS = ("label", "type", "entity", "entity_group")
+# A character of a script without spaces, or what stands between spaces: dividing it further would add spaces.
+_WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+
+
+def annotated_columns(rows: Dataset, text_column: str | None, label_column: str | None) -> tuple[str, str] | None:
+    """Returns the columns of texts and of their entities; None if the rows have none."""
+    texts = [name for name in ([text_column] if text_column else _TEXTS) if name in rows.column_names]
+    entities = [name for name in ([label_column] if label_column else _ENTITIES) if name in rows.column_names]
+    for text in texts:
+        if not all(value is None or isinstance(value, str) for value in rows[text][:]):
+            continue
+        for name in entities:
+            values = [value for value in rows[name][:] if value]
+            if any(isinstance(value, list) and _place(value[0]) for value in values):
+                return text, name
+    return None
+
+
+def words_of(text: Any, entities: Any) -> tuple[list[str], list[str]] | str:
+    """Returns the words of a text and their BIO tags, or what is wrong with them.
+
+    A word is also divided where an entity begins or ends.
+    """
+    if not isinstance(text, str) or not text.strip():
+        return "its text is empty"
+    places = []
+    for entity in entities or ():
+        if (place := _place(entity)) is None:
+            return f"its entity {entity!r:.80} is not a start, an end and a label"
+        start, end, label = place
+        if not 0 <= start < end <= len(text) or not text[start:end].strip():
+            return f"its entity {label!r} from {start} to {end} is not in its text of {len(text)} characters"
+        places.append(place)
+    places.sort()
+    for (_, end, label), (start, _, other) in pairwise(places):
+        if start < end:
+            return f"its entities {label!r} and {other!r} overlap at {start}: give each character one entity at most"
+    words, tags, position = [], [], 0
+    for start, end, label in [*places, (len(text), len(text), "")]:
+        found = _WORD.findall(text[position:start])
+        inside = _WORD.findall(text[start:end])
+        words += found + inside
+        tags += ["O"] * len(found) + [f"{'I' if index else 'B'}-{label}" for index in range(len(inside))]
+        position = end
+    return words, tags
+
+
+def _place(entity: Any) -> tuple[int, int, str] | None:
+    """Returns start, end and label of an entity that is a list of the three or a mapping; None if it is neither."""
+    if isinstance(entity, Mapping):
+        values: list[Any] = [
+            next((entity[name] for name in names if entity.get(name) is not None), None)
+            for names in (_STARTS, _ENDS, _LABELS)
+        ]
+    else:
+        values = list(entity) if isinstance(entity, (list, tuple)) else []
+    if len(values) != 3 or not isinstance(values[2], str) or not values[2].strip():
+        return None
+    start, end, label = values
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in (start, end)):
+        return None
+    return int(start), int(end), label.strip()
