@@ -51,7 +51,7 @@ def read_table(
 def read_cells(path: Path, *, encoding: str | None = None) -> Iterator[tuple[int, list[str]]]:
     """Yields the cells of each record, including the header, with the number of its first line; skips blank lines."""
     separator, skipped = _separator(path, encoding)
-    quoting = csv.QUOTE_NONE if separator == "\t" and not _is_quoted(path, encoding) else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_NONE if separator == "\t" and not _is_quoted(path, encoding) else csv.QUOTE_MINIMAL
     csv.field_size_limit(_LONGEST_CELL)
     line = 0
     with faults_named(path, encoding), open_text(path, encoding, newline="") as stream:

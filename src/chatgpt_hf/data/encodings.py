@@ -3,9 +3,8 @@
 import codecs
 from typing import BinaryIO
 
-import charset_normalizer
-
 from ..errors import ConfigError
+from ..extras import needed_by
 
 # UTF-32 comes first: its little-endian mark begins with that of UTF-16.
 MARKS = (
@@ -67,6 +66,9 @@ def likely_encodings(stream: BinaryIO, start: int) -> list[tuple[str, str]]:
         sample = sample[sample.find(b"\n") + 1 :]  # not in the middle of a character
     if b"\n" in sample and len(sample) > _SAMPLE // 2:
         sample = sample[: sample.rfind(b"\n") + 1]
+    with needed_by("To name the likely encoding of a file"):
+        import charset_normalizer
+
     matches = charset_normalizer.from_bytes(sample, cp_isolation=list(_KNOWN), threshold=1.0)
     found = sorted(
         (match.chaos, _KNOWN.index(name))

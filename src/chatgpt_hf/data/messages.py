@@ -155,7 +155,8 @@ def _content(value: Any, number: int, unused: Counter[str]) -> tuple[str, list[s
     if isinstance(value, Mapping) and "parts" in value:
         value = value["parts"]
     parts = value if isinstance(value, Sequence) else [value]
-    texts, reasoning = [], []
+    texts: list[str] = []
+    reasoning: list[str] = []
     for part in parts:
         if (text := text_of(part)) is not None:
             texts.append(text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import check_tokenizer_fits, context_length
-from ..data.shapes import check_conversation
+from ..data.messages import check_conversation
 from ..errors import ConfigError, DataError, TokenizerError
 from ..files import write_atomically
 from ..tokenization_chatgpt import check_text, encode_conversation, load_tokenizer
