@@ -3,9 +3,8 @@
 import codecs
 from typing import BinaryIO
 
-import charset_normalizer
-
 from ..errors import ConfigError
+from ..extras import needed_by
 
 # UTF-32 comes first: its little-endian mark begins with that of UTF-16.
 MARKS = (
@@ -60,6 +59,8 @@ def likely_encodings(stream: BinaryIO, start: int) -> list[tuple[str, str]]:
         stream: The text's bytes.
         start: Offset of the first byte that is not UTF-8; the sample is taken there.
     """
+    with needed_by("Naming the likely encodings"):
+        import charset_normalizer
     skip = max(0, start - _SAMPLE // 4)
     stream.read(skip)
     sample = stream.read(_SAMPLE)
