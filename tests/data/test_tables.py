@@ -63,7 +63,9 @@ def streamed(path: Path, **options: Any) -> Any:
     """As `whole`: a stream also has blank documents."""
     return outcome(
         lambda: [
-            row["text"] for row in stream_corpus(str(path), **options)["train"] if row["text"] and not row["text"].isspace()
+            row["text"]
+            for row in stream_corpus(str(path), **options)["train"]
+            if row["text"] and not row["text"].isspace()
         ]
     )
 
@@ -153,7 +155,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "numbers.json": ("[1, 2]", "something other than JSON objects: row 1 is 1"),
     "number.jsonl": ("3\n", "no JSON object in line 1"),
     "quotes.jsonl": ("{'text': 'a'}\n", "broken JSON in line 1"),
-    "digits.jsonl": ('{"text": "a", "n": ' + "1" * 5000 + "}\n", "too long in line 1"),
+    "digits.jsonl": ('{"text": "a", "n": ' + "1" * 5000 + "}\n", "more than 4300 digits in line 1"),
     "number text.jsonl": ('{"text": "a"}\n{"text": 3}\n', "column 'text' of line 2 of"),
     "other shape.jsonl": ('{"text": "a"}\n{"body": "b"}\n', "has no column 'text': set text_column to one of body"),
     "gbk.csv": ("text,label\n问题是什么,正面\n".encode("gb18030"), "in line 2. Add --encoding gb18030"),
@@ -183,7 +185,11 @@ def test_broken_files_are_refused_by_name_and_place(tmp_path: Path, name: str) -
     if "is empty" not in message:
         assert streamed(path) == error
     if path.name.split(".")[1] != "txt" and "column 'text'" not in message:
-        for read in (lambda: list(read_rows(path)), lambda: load_rows(str(path)), lambda: load_tables(str(path))):
+        for read in (
+            lambda: list(read_rows(path)),
+            lambda: load_rows(str(path)),
+            lambda: load_tables(str(path), header={"text"}),
+        ):
             if "plain" in name or "has no" not in message:
                 assert name in refused(read)
 
@@ -203,11 +209,17 @@ def test_columns_have_types_that_keep_the_values(tmp_path: Path) -> None:
         {"s": None, "i": 2, "f": 1.5, "b": False, "n": 2.5, "l": [], "k": None, "d": {"y": [{"z": 0}]}, "m": 4},
     ]
     path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + '{"w": 2.50}\n')
-    (_, splits), = load_rows(str(path))
+    ((_, splits),) = load_rows(str(path))
     data = splits["train"]
     assert data.features == Features(
         {
-            **{"s": Value("string"), "i": Value("int64"), "f": Value("float64"), "b": Value("bool"), "n": Value("string")},
+            **{
+                "s": Value("string"),
+                "i": Value("int64"),
+                "f": Value("float64"),
+                "b": Value("bool"),
+                "n": Value("string"),
+            },
             **{"l": List(Value("string")), "k": List(Value("int64")), "d": Json(), "m": Value("string")},
             "w": Value("string"),
         }
@@ -220,9 +232,11 @@ def test_columns_have_types_that_keep_the_values(tmp_path: Path) -> None:
 
 
 def test_names_of_labels_in_parquet_are_kept(tmp_path: Path) -> None:
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"]), "tags": List(ClassLabel(names=["O", "B"]))})
+    features = Features(
+        {"text": Value("string"), "label": ClassLabel(names=["no", "yes"]), "tags": List(ClassLabel(names=["O", "B"]))}
+    )
     Dataset.from_dict({"text": ["a"], "label": [1], "tags": [[0, 1]]}, features).to_parquet(tmp_path / "a.parquet")
-    (_, splits), = load_rows(str(tmp_path / "a.parquet"))
+    ((_, splits),) = load_rows(str(tmp_path / "a.parquet"))
     assert splits["train"].features == features
     assert splits["train"][0] == {"text": "a", "label": 1, "tags": [0, 1]}
 
@@ -233,7 +247,7 @@ def typed(tmp_path: Path) -> Path:
         {
             "args": [{"city": "Oslo", "when": None}, {"city": None, "days": [{"n": 1}, {"m": None}]}],
             "day": pd.to_datetime(["2020-01-01", None]),
-            "time": pd.to_datetime(["2020-01-01", "2020-01-02T03:04:05"]),
+            "time": pd.to_datetime(["2020-01-01T00:00:00", "2020-01-02T03:04:05"]),
             "zone": pd.to_datetime(["2020-01-01", "2020-01-02"], utc=True),
             "date": [datetime.date(2020, 1, 1), None],
             "price": [decimal.Decimal("2.50"), None],
@@ -256,13 +270,13 @@ def test_parquet_has_what_json_would_have(typed: Path) -> None:
     assert str(first["price"]) == "2.50"
     assert str(first["small"]) == "0.1"
     assert first["kind"] == "x"
-    (_, splits), = load_rows(str(typed))
+    ((_, splits),) = load_rows(str(typed))
     assert splits["train"][1]["args"] == second["args"]
     assert splits["train"]["day"][:] == ["2020-01-01", None]
 
 
 def test_data_sets_have_it_too(typed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = Dataset.from_parquet(str(typed)).add_column("json", [{"a": None}] * 2, feature=Json())
+    data = Dataset.from_parquet(str(typed)).add_column("json", ['{"a": null}'] * 2, feature=Json())
     monkeypatch.setattr(tables, "load_dataset", lambda name: DatasetDict(train=data, test=data))
     train, test = read_tables("some/data")
     assert (train.where, train.split, test.split) == ("some/data", "train", "test")
@@ -290,9 +304,13 @@ def test_an_encoding_that_is_given(tmp_path: Path, encoding: str) -> None:
     # A mark at the beginning is certain.
     write(tmp_path / "g.txt", "\ufeff你好")
     assert whole(tmp_path, encoding=encoding) == streamed(tmp_path, encoding=encoding) == ["你好"] * 7
-    pairs = load_pairs(str(tmp_path / "[ad].*"), prompt_template="{text}", completion_template="{label}", encoding=encoding)
+    pairs = load_pairs(
+        str(tmp_path / "[ad].*"), prompt_template="{text}", completion_template="{label}", encoding=encoding
+    )
     assert pairs.train["prompt"][:] == ["你好", "你好"]
-    assert len(train_tokenizer_on_corpus(str(tmp_path), tmp_path / "tokenizer", vocab_size=260, encoding=encoding)) == 260
+    assert (
+        len(train_tokenizer_on_corpus(str(tmp_path), tmp_path / "tokenizer", vocab_size=260, encoding=encoding)) == 260
+    )
 
 
 def test_a_wrong_or_unknown_encoding(tmp_path: Path) -> None:
@@ -400,7 +418,11 @@ def test_rows_of_the_cases(shared_data: Path) -> None:
 _cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 _plain_cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\t"), max_size=8)
 _json = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | _cells,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | _cells,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_cells, inner, max_size=3),
     max_leaves=6,
 )
@@ -416,6 +438,8 @@ def test_what_the_csv_module_writes_comes_back(tmp_path_factory: pytest.TempPath
     names = ["text", "label", "note"][:width]
     stream = io.StringIO(newline="")
     ends = data.draw(st.sampled_from(["\n", "\r\n"]))
+    if ends == "\n":  # then the writer leaves a carriage return without quotation marks
+        rows = [[cell.replace("\r", " ") for cell in row] for row in rows]
     csv.writer(stream, delimiter=dialect, lineterminator=ends).writerows([names, *rows])
     path = tmp_path_factory.getbasetemp() / ("a.tsv" if dialect == "\t" else "a.csv")
     path.write_bytes(stream.getvalue().encode(data.draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))))

@@ -142,7 +142,9 @@ def _are_midnight(array: Any) -> bool:
             return False
         return bool(pc.all(pc.equal(array, pc.floor_temporal(array, unit="day"))).as_py() is not False)
     if pa.types.is_struct(type_):
-        return all(_are_midnight(array.field(index)) for index in range(type_.num_fields) if _has_times(type_[index].type))
+        return all(
+            _are_midnight(array.field(index)) for index in range(type_.num_fields) if _has_times(type_[index].type)
+        )
     if pa.types.is_map(type_):
         return all(_are_midnight(part) for part in (array.keys, array.items) if _has_times(part.type))
     if _has_times(type_) and type_.num_fields:

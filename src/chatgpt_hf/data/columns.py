@@ -104,7 +104,8 @@ def _read_typed(files: list[Stamp], encoding: str | None, columns: Features) -> 
     for path, _, _ in files:
         for row in _rows(Path(path), encoding):
             yield {
-                name: None if (value := row.get(name)) is None else convert(value) for name, convert in converts.items()
+                name: None if (value := row.get(name)) is None else convert(value)
+                for name, convert in converts.items()
             }
 
 

@@ -70,13 +70,21 @@ def likely_encodings(stream: BinaryIO, start: int) -> list[tuple[str, str]]:
         sample = sample[: sample.rfind(b"\n") + 1]
     matches = charset_normalizer.from_bytes(sample, cp_isolation=list(_KNOWN), threshold=1.0)
     found = sorted(
-        (match.chaos, _KNOWN.index(name))
+        (match.chaos + _share_of_half_width(str(match)), _KNOWN.index(name))
         for match in matches
         for name in match.could_be_from_charset
         if name in _KNOWN
     )
-    names = list(dict.fromkeys(_KNOWN[index] for _, index in found)) or [name for name in _KNOWN if _fits(sample, name)]
+    names = list(dict.fromkeys(_KNOWN[index] for _, index in found)) or [
+        name for name in _KNOWN if _fits(sample, name)
+    ]
     return [(name, _piece(sample.decode(name, errors="replace"))) for name in names[:_SHOWN]]
+
+
+def _share_of_half_width(text: str) -> float:
+    """Returns how much of a text is half-width katakana, which any bytes may look like but hardly anybody writes."""
+    letters = [character for character in text if ord(character) > 127]
+    return sum("\uff61" <= character <= "\uff9f" for character in letters) / max(1, len(letters))
 
 
 def _fits(sample: bytes, encoding: str) -> bool:

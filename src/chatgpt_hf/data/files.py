@@ -183,9 +183,7 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     return "".join(text_chunks(path, encoding=encoding))
 
 
-def text_chunks(
-    path: Path, start: int = 0, stop: int | None = None, *, encoding: str | None = None
-) -> Iterator[str]:
+def text_chunks(path: Path, start: int = 0, stop: int | None = None, *, encoding: str | None = None) -> Iterator[str]:
     """Yields the characters `start` to `stop` of `read_text`, about a million at a time."""
     position = 0
     with faults_named(path, encoding), open_text(path, encoding) as stream:

@@ -109,9 +109,7 @@ def load_squad(
 _Rows = list[dict[str, Any]]
 
 
-def _read(
-    source: str, mismatches: list[Mismatch], encoding: str | None, skip_invalid: bool
-) -> dict[str, _Rows]:
+def _read(source: str, mismatches: list[Mismatch], encoding: str | None, skip_invalid: bool) -> dict[str, _Rows]:
     found: dict[str, _Rows] = {"train": [], "test": []}
     seen: set[str] = set()
     for where, split, questions in _tables(source, encoding):
@@ -138,7 +136,11 @@ def _tables(source: str, encoding: str | None) -> Iterator[tuple[str, str, Itera
         if format_of(file) in (".json", ".jsonl"):
             if is_empty(file):
                 raise DataError(f"{file} is empty: give at least one question")
-            yield str(file), "train", (item for _, row in read_json(file, encoding=encoding) for item in _questions(row, str(file)))
+            yield (
+                str(file),
+                "train",
+                (item for _, row in read_json(file, encoding=encoding) for item in _questions(row, str(file))),
+            )
         else:
             yield from _row_tables(str(file), encoding)
     if files is None:
