@@ -163,6 +163,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "sjis.txt": ("あなたは誰ですか。私はモデルです。\n".encode("shift_jis"), "Add --encoding shift_jis"),
     "big5.txt": ("問題是什麼？我們不知道。\n".encode("big5"), "--encoding big5"),
     "korean.tsv": ("text\tlabel\n너는 누구니\t1\n".encode("euc_kr"), "Add --encoding euc_kr"),
+    "wide chinese.txt": ("问题是什么 正面\n".encode("utf-16-le"), "Add --encoding utf-16-le"),
     "plain.jsonl.gz": (b'{"text": "a"}\n', "cannot be read"),
     "cut.jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 99 + os.urandom(999))[:-99], "cannot be read"),
     "no.parquet": (b"PAR1", "cannot be read as parquet"),
@@ -320,7 +321,7 @@ def test_a_wrong_or_unknown_encoding(tmp_path: Path) -> None:
     for unknown in ("utf9", "hex", "", "no\0name"):
         with pytest.raises(ConfigError, match="which is no text encoding"):
             check_encoding(unknown)
-    with pytest.raises(ConfigError, match="corpus item .* no text encoding"):
+    with pytest.raises(ConfigError, match=r"corpus item .* no text encoding"):
         parse_sources([{"source": "a", "encoding": "utf9"}])
     given, own = parse_sources(["a", {"source": "b", "encoding": "big5"}], encoding="gbk")
     assert (given.encoding, own.encoding) == ("gbk", "big5")

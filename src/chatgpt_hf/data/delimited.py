@@ -51,14 +51,19 @@ def read_table(
 def read_cells(path: Path, *, encoding: str | None = None) -> Iterator[tuple[int, list[str]]]:
     """Yields the cells of each record, including the header, with the number of its first line; skips blank lines."""
     separator, skipped = _separator(path, encoding)
-    quoting = csv.QUOTE_NONE if separator == "\t" and not _is_quoted(path, encoding) else csv.QUOTE_MINIMAL
+    is_quoted = separator != "\t" or _is_quoted(path, encoding)
     csv.field_size_limit(_LONGEST_CELL)
     line = 0
     with faults_named(path, encoding), open_text(path, encoding, newline="") as stream:
         for _ in range(skipped):
             next(stream, None)
         # `strict` refuses text after a closing quotation mark, and a mark that never closes.
-        records = csv.reader(_checked(stream, path, skipped), delimiter=separator, quoting=quoting, strict=True)
+        records = csv.reader(
+            _checked(stream, path, skipped),
+            delimiter=separator,
+            quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
+            strict=True,
+        )
         try:
             is_first, width = True, 0
             while True:

@@ -61,9 +61,14 @@ def likely_encodings(stream: BinaryIO, start: int) -> list[tuple[str, str]]:
     """
     with needed_by("Naming the likely encodings"):
         import charset_normalizer
-    skip = max(0, start - _SAMPLE // 4)
+    skip = max(0, start - _SAMPLE // 4) // 4 * 4
     stream.read(skip)
     sample = stream.read(_SAMPLE)
+    if b"\0" in sample:
+        # Text has no zeros, but half of each space, digit and line end is one in UTF-16.
+        even, odd = sample[::2].count(0), sample[1::2].count(0)
+        name = "utf-16-be" if even > odd else "utf-16-le"
+        return [(name, _piece(sample[: len(sample) // 2 * 2].decode(name, errors="replace")))]
     if skip:
         sample = sample[sample.find(b"\n") + 1 :]  # not in the middle of a character
     if b"\n" in sample and len(sample) > _SAMPLE // 2:
