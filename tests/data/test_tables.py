@@ -232,6 +232,19 @@ def test_columns_have_types_that_keep_the_values(tmp_path: Path) -> None:
     assert pairs.train[:] == {"prompt": ["2", "4"], "completion": ["1", "2.5"]}
 
 
+def test_values_that_no_type_holds(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", f'{{"a": {10**30}, "b": "{10**30}"}}\n')
+    assert load_rows(str(path))[0][1]["train"][0] == {"a": str(10**30), "b": str(10**30)}
+    write(path, f'{{"a": {{"b": [{10**30}]}}}}\n')
+    assert "a.jsonl has an integer of more than 64 bits" in refused(lambda: load_rows(str(path)))
+    pq.write_table(pa.table({"image": [{"bytes": b"\xff"}], "raw": [b"\xff"], "text": ["a"]}), tmp_path / "b.parquet")
+    row = load_rows(str(tmp_path / "b.parquet"))[0][1]["train"][0]
+    assert (row["raw"], row["text"]) == (b"\xff", "a")
+    pq.write_table(pa.table([["a"], ["b"]], ["text", "text"]), tmp_path / "c.parquet")
+    assert "two columns named 'text'" in whole(tmp_path / "c.parquet", template="{text}")
+    assert "two columns named 'text'" in refused(lambda: list(read_rows(tmp_path / "c.parquet")))
+
+
 def test_names_of_labels_in_parquet_are_kept(tmp_path: Path) -> None:
     features = Features(
         {"text": Value("string"), "label": ClassLabel(names=["no", "yes"]), "tags": List(ClassLabel(names=["O", "B"]))}
@@ -323,6 +336,9 @@ def test_a_wrong_or_unknown_encoding(tmp_path: Path) -> None:
             check_encoding(unknown)
     with pytest.raises(ConfigError, match=r"corpus item .* no text encoding"):
         parse_sources([{"source": "a", "encoding": "utf9"}])
+    utf8 = write(tmp_path / "utf8.txt", "这是一个用来测试的句子。")
+    for encoding in ("gb18030", "cp1252"):
+        assert f"utf8.txt is UTF-8, not {encoding}" in whole(utf8, encoding=encoding)
     given, own = parse_sources(["a", {"source": "b", "encoding": "big5"}], encoding="gbk")
     assert (given.encoding, own.encoding) == ("gbk", "big5")
 

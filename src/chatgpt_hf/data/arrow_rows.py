@@ -37,6 +37,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[d
             raise DataError(f"{path} cannot be read as parquet: {error}") from error
         with file:
             names = file.schema_arrow.names if columns is None else list(columns)
+            if twice := next((name for index, name in enumerate(names) if name in names[:index]), None):
+                raise DataError(f"{path} has two columns named {twice!r}: give each its own name")
             schema = pa.schema([file.schema_arrow.field(name) for name in names])
 
             def batches(some: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -1,6 +1,7 @@
 """Loads the rows of a file as a data set, with types that keep the values as they stand in the file."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ _READER = 1
 # Rows are held in memory until their batch is written; a batch of texts must be smaller than 2 GiB.
 _BATCH_ROWS = 1000
 _BATCH_CHARACTERS = 1 << 26
+_LONG = re.compile(r"\d{19}")
 _INT64 = range(-(1 << 63), 1 << 63)
 
 # Path, size and time of a file.
@@ -160,10 +162,14 @@ def _read_typed(files: Sequence[Stamp], encoding: str | None, columns: Features)
     converts = {name: _convert(feature) for name, feature in columns.items()}
     for path, _, _ in files:
         for row in _rows(Path(path), encoding):
-            yield {
-                name: None if (value := row.get(name)) is None else convert(value)
-                for name, convert in converts.items()
-            }
+            try:
+                typed = {
+                    name: None if (value := row.get(name)) is None else convert(value)
+                    for name, convert in converts.items()
+                }
+            except DataError as error:
+                raise DataError(f"{path} {error}") from error
+            yield typed
 
 
 def _rows(path: Path, encoding: str | None) -> Iterator[dict[str, Any]]:
@@ -199,6 +205,8 @@ def _kinds(value: Any) -> set[str]:
         return {"bool"}
     if isinstance(value, int):
         return {"int64" if value in _INT64 else "long"}
+    if isinstance(value, bytes):
+        return {"binary"}
     if isinstance(value, float):
         return {"float64" if str(value) == float.__repr__(value) else "written"}
     return {"other"}
@@ -238,7 +246,18 @@ def _written(value: Any) -> str:
 
 
 def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    if _LONG.search(text) and any(number not in _INT64 for number in _integers(value)):
+        raise DataError("has an integer of more than 64 bits within a list or object: write it as text")
+    return text
+
+
+def _integers(value: Any) -> Iterator[int]:
+    if isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _integers(item)
+    elif isinstance(value, int):
+        yield value
 
 
 def _class_labels(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ _KNOWN = (
     *("cp1250", "cp1256", "cp1253", "cp1255", "cp874"),
 )
 _SHOWN = 3
+_NO_COINCIDENCE = 10
 _SAMPLE = 1 << 16
 
 
@@ -50,6 +51,15 @@ def looks_like_utf16(head: bytes) -> str | None:
         if len(zeros) > 1 and zeros.count(0) > 0.6 * len(zeros):
             return name
     return None
+
+
+def is_surely_utf8(head: bytes) -> bool:
+    """True if the beginning of a file is UTF-8 with so many characters beyond ASCII that this is no coincidence."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return sum(character > "\x7f" for character in text) >= _NO_COINCIDENCE
 
 
 def likely_encodings(stream: BinaryIO, start: int) -> list[tuple[str, str]]:
