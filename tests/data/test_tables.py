@@ -74,6 +74,8 @@ def streamed(path: Path, **options: Any) -> Any:
 READ: dict[str, tuple[str | bytes, Rows]] = {
     "quote.tsv": ('id\ttext\n1\t"Never mind, he said.\n2\tSo "what"?\n', [{"id": "1", "text": '"Never mind, he said.'}, {"id": "2", "text": 'So "what"?'}]),
     "two quotes.tsv": ('id\ttext\n1\t"I like it\n2\tIt is "bad"\n3\t"No', [{"id": str(n), "text": text} for n, text in ((1, '"I like it'), (2, 'It is "bad"'), (3, '"No'))]),
+    "quote and empty column.tsv": ('id\ttext\t\n1\t"Never\t\n2\ta\n', [{"id": "1", "text": '"Never'}, {"id": "2", "text": "a"}]),
+    "one column with a quote.tsv": ('text\n"Never mind\nhe said\n', [{"text": '"Never mind'}, {"text": "he said"}]),
     "quote closes later.tsv": ('text\tlabel\n"I like it\tpos\nIt is bad"\tneg\n', [{"text": '"I like it', "label": "pos"}, {"text": 'It is bad"', "label": "neg"}]),
     "excel.tsv": ('text\tlabel\n"He said ""no"", twice"\tpos\n"two\nlines"\tneg\n', [{"text": 'He said "no", twice', "label": "pos"}, {"text": "two\nlines", "label": "neg"}]),
     "semicolon.csv": ("text;label\nHello, world;1\nBye;0\n", [{"text": "Hello, world", "label": "1"}, {"text": "Bye", "label": "0"}]),
@@ -136,6 +138,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "zero.csv": ("text,label\na,1\nb\0,2\n", "zero byte in line 3"),
     "twice.csv": ("text,label,text\na,1,b\n", "two columns named 'text'"),
     "one column.tsv": ('text\n"Never mind\nhe said"\n', "quotation mark in line 2 that may be text"),
+    "ragged with a quote.tsv": ('text\tlabel\n"Never\t1\na\tb\tc\nd\t2\n', "more fields in line 3 (3)"),
     "ragged.tsv": ("text\tlabel\na\t1\nb\n", "fewer fields in line 3"),
     "wide.txt": ("text é\n".encode("utf-16-le"), "--encoding utf-16-le"),
     "deep.jsonl": ('{"text": "a"}\n{"text": ' + "[" * 200_000 + "]" * 200_000 + "}\n", "200 deep in line 2"),

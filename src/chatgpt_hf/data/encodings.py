@@ -78,7 +78,10 @@ def likely_encodings(stream: BinaryIO, start: int) -> list[tuple[str, str]]:
         # Text has no zeros, but half of each space, digit and line end is one in UTF-16.
         even, odd = sample[::2].count(0), sample[1::2].count(0)
         name = "utf-16-be" if even > odd else "utf-16-le"
-        return [(name, _piece(sample[: len(sample) // 2 * 2].decode(name, errors="replace")))]
+        try:
+            return [(name, _piece(codecs.getincrementaldecoder(name)().decode(sample)))]
+        except UnicodeDecodeError:
+            return []  # no text at all
     if skip:
         sample = sample[sample.find(b"\n") + 1 :]  # not in the middle of a character
     if b"\n" in sample and len(sample) > _SAMPLE // 2:
