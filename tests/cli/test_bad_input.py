@@ -80,7 +80,7 @@ def sft(refused: Refused, sft_options: list[str], work: Path, monkeypatch: pytes
         ("blank.txt", "blank.txt is empty: its 1 documents contain only white space"),
         (
             "latin.txt",
-            "latin.txt is not UTF-8: invalid continuation byte at byte 0 of its text, in line 1. Convert it",
+            "latin.txt is not UTF-8: invalid continuation byte at byte 0 of its text, in line 1. Add --encoding",
         ),
         ("image.png", "image.png has an unsupported file ending; supported are txt, md, jsonl"),
         ("prompt.jsonl", "prompt.jsonl has no column 'text': set text_column to one of prompt, completion"),

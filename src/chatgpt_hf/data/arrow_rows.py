@@ -36,7 +36,10 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[d
         except pa.ArrowException as error:
             raise DataError(f"{path} cannot be read as parquet: {error}") from error
         with file:
-            names = file.schema_arrow.names if columns is None else list(columns)
+            found = file.schema_arrow.names
+            names = found if columns is None else list(columns)
+            if twice := next((name for name in names if found.count(name) > 1), None):
+                raise DataError(f"{path} has two columns named {twice!r}: give each its own name")
             schema = pa.schema([file.schema_arrow.field(name) for name in names])
 
             def batches(some: Sequence[str]) -> Iterator[pa.RecordBatch]:

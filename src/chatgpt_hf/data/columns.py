@@ -1,36 +1,102 @@
 """Loads the rows of a file as a data set, with types that keep the values as they stand in the file."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import ClassLabel, Dataset, Features, Json, List, Value
+import pyarrow as pa
+from datasets import (
+    ArrowBasedBuilder,
+    BuilderConfig,
+    ClassLabel,
+    Dataset,
+    DatasetInfo,
+    Features,
+    Json,
+    List,
+    SplitGenerator,
+    Value,
+)
 from datasets.exceptions import DatasetGenerationError
 
 from ..errors import ChatGPTError, DataError
 from .arrow_rows import parquet_schema
 from .delimited import read_table
-from .files import faults_named, format_of, is_one_document
+from .files import faults_named, format_of
 from .tables import placed_rows
 
 # Part of what a cached data set is found by: count it up when the same file gives other rows.
 _READER = 1
-_WRITTEN_BYTES = 1 << 28
+# Rows are held in memory until their batch is written; a batch of texts must be smaller than 2 GiB.
+_BATCH_ROWS = 1000
+_BATCH_CHARACTERS = 1 << 26
+_LONG = re.compile(r"\d{19}")
 _INT64 = range(-(1 << 63), 1 << 63)
 
 # Path, size and time of a file.
 Stamp = tuple[str, int, int]
 
 
+@dataclass
+class _Reading(BuilderConfig):
+    """What is read, and how; all of it finds the cached result again."""
+
+    generator: Callable[..., Iterator[dict[str, Any]]] | None = None
+    files: Sequence[Stamp] = ()
+    arguments: Mapping[str, Any] | None = None
+    features: Features | None = None
+    reader: int = 0
+
+
+class _Rows(ArrowBasedBuilder):
+    """Writes rows in batches, which takes a third of the time that `Dataset.from_generator` takes for single rows."""
+
+    BUILDER_CONFIG_CLASS = _Reading
+
+    def _info(self) -> DatasetInfo:
+        return DatasetInfo(features=self.config.features)
+
+    def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
+        return [SplitGenerator(name="train", gen_kwargs={})]
+
+    def _generate_tables(self) -> Iterator[tuple[int, pa.Table]]:
+        rows = self.config.generator(self.config.files, **self.config.arguments)
+        return enumerate(_batches(rows, self.config.features))
+
+
+def _batches(rows: Iterator[dict[str, Any]], features: Features) -> Iterator[pa.Table]:
+    batch: list[dict[str, Any]] = []
+    length = 0
+    for row in rows:
+        batch.append(row)
+        length += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(batch) == _BATCH_ROWS or length > _BATCH_CHARACTERS:
+            yield _table(batch, features)
+            batch, length = [], 0
+    if batch:
+        yield _table(batch, features)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], features: Features) -> pa.Table:
+    columns = {}
+    for field in features.arrow_schema:
+        is_json = isinstance(field.type, pa.JsonType)
+        column = pa.array([row[field.name] for row in rows], pa.string() if is_json else field.type)
+        columns[field.name] = pa.ExtensionArray.from_storage(field.type, column) if is_json else column
+    return pa.table(columns)
+
+
 def generate(
     generator: Callable[..., Iterator[dict[str, Any]]], features: Features, files: Sequence[Path], **arguments: Any
 ) -> Dataset:
-    """Writes what a generator yields to the cache of `datasets`, in pieces, and loads it from there.
+    """Writes the rows that a generator yields to the cache of `datasets`, in batches, and loads them from there.
 
     Args:
-        generator: A function with the arguments `files`, a list of stamps, and `arguments`.
-        features: Of its rows.
+        generator: A function of this package with the argument `files`, a sequence of stamps, and `arguments`.
+        features: Of its rows. For a `Json` column it yields JSON.
         files: Files that it reads; a changed file is read again.
         **arguments: Further arguments of the generator.
     """
@@ -39,18 +105,17 @@ def generate(
         with faults_named(file):
             status = file.stat()
             stamps.append((str(file), status.st_size, status.st_mtime_ns))
-    longest = max((size for file, size, _ in stamps if is_one_document(Path(file))), default=0)
+    builder = _Rows(
+        dataset_name="chatgpt_hf",
+        generator=generator,
+        files=stamps,
+        arguments=arguments,
+        features=features,
+        reader=_READER,
+    )
     try:
-        return cast(
-            Dataset,
-            Dataset.from_generator(
-                _with_version,
-                features=features,
-                gen_kwargs={"generator": generator, "files": stamps, "arguments": arguments, "version": _READER},
-                # Rows are held in memory until they are written, and one batch of them must be below 2 GiB.
-                writer_batch_size=max(1, min(1000, _WRITTEN_BYTES // (longest + 1))),
-            ),
-        )
+        builder.download_and_prepare()
+        return cast(Dataset, builder.as_dataset(split="train"))
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, ChatGPTError):
             raise error.__cause__ from None
@@ -59,12 +124,6 @@ def generate(
         if "corresponds to no data" not in str(error):  # what `datasets` says of a generator without rows
             raise
         return Dataset.from_dict({name: [] for name in features}, features)
-
-
-def _with_version(
-    generator: Callable[..., Iterator[dict[str, Any]]], files: list[Stamp], arguments: dict[str, Any], version: int
-) -> Iterator[dict[str, Any]]:
-    return generator(files=files, **arguments)
 
 
 def load_file(path: Path, *, encoding: str | None = None, column_names: Sequence[str] | None = None) -> Dataset:
@@ -93,20 +152,24 @@ def load_file(path: Path, *, encoding: str | None = None, column_names: Sequence
     return rows
 
 
-def _read_cells(files: list[Stamp], encoding: str | None, column_names: list[str]) -> Iterator[dict[str, Any]]:
+def _read_cells(files: Sequence[Stamp], encoding: str | None, column_names: list[str]) -> Iterator[dict[str, Any]]:
     for path, _, _ in files:
         for _, row in read_table(Path(path), encoding=encoding, column_names=column_names):
             yield row
 
 
-def _read_typed(files: list[Stamp], encoding: str | None, columns: Features) -> Iterator[dict[str, Any]]:
+def _read_typed(files: Sequence[Stamp], encoding: str | None, columns: Features) -> Iterator[dict[str, Any]]:
     converts = {name: _convert(feature) for name, feature in columns.items()}
     for path, _, _ in files:
         for row in _rows(Path(path), encoding):
-            yield {
-                name: None if (value := row.get(name)) is None else convert(value)
-                for name, convert in converts.items()
-            }
+            try:
+                typed = {
+                    name: None if (value := row.get(name)) is None else convert(value)
+                    for name, convert in converts.items()
+                }
+            except DataError as error:
+                raise DataError(f"{path} {error}") from error
+            yield typed
 
 
 def _rows(path: Path, encoding: str | None) -> Iterator[dict[str, Any]]:
@@ -142,6 +205,8 @@ def _kinds(value: Any) -> set[str]:
         return {"bool"}
     if isinstance(value, int):
         return {"int64" if value in _INT64 else "long"}
+    if isinstance(value, bytes):
+        return {"binary"}
     if isinstance(value, float):
         return {"float64" if str(value) == float.__repr__(value) else "written"}
     return {"other"}
@@ -181,8 +246,18 @@ def _written(value: Any) -> str:
 
 
 def _as_json(value: Any) -> str:
-    # `Json` takes a text that is JSON for JSON.
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    if _LONG.search(text) and any(number not in _INT64 for number in _integers(value)):
+        raise DataError("has an integer of more than 64 bits within a list or object: write it as text")
+    return text
+
+
+def _integers(value: Any) -> Iterator[int]:
+    if isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _integers(item)
+    elif isinstance(value, int):
+        yield value
 
 
 def _class_labels(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:

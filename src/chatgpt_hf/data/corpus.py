@@ -90,7 +90,6 @@ def load_rows(source: str, *, encoding: str | None = None) -> list[tuple[str, Da
         return [(source, load_builtin(source))]
     if source_files(source) is None:
         return [(source, load_hub_splits(source))]
-    check_encoding(encoding)
     tables = read_tables(source, encoding=encoding)
     return [
         (table.where, DatasetDict({table.split: load_file(Path(table.where), encoding=encoding)})) for table in tables

@@ -51,14 +51,19 @@ def read_table(
 def read_cells(path: Path, *, encoding: str | None = None) -> Iterator[tuple[int, list[str]]]:
     """Yields the cells of each record, including the header, with the number of its first line; skips blank lines."""
     separator, skipped = _separator(path, encoding)
-    quoting: Any = csv.QUOTE_NONE if separator == "\t" and not _is_quoted(path, encoding) else csv.QUOTE_MINIMAL
+    is_quoted = separator != "\t" or _is_quoted(path, encoding)
     csv.field_size_limit(_LONGEST_CELL)
     line = 0
     with faults_named(path, encoding), open_text(path, encoding, newline="") as stream:
         for _ in range(skipped):
             next(stream, None)
         # `strict` refuses text after a closing quotation mark, and a mark that never closes.
-        records = csv.reader(_checked(stream, path, skipped), delimiter=separator, quoting=quoting, strict=True)
+        records = csv.reader(
+            _checked(stream, path, skipped),
+            delimiter=separator,
+            quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
+            strict=True,
+        )
         try:
             is_first, width = True, 0
             while True:
@@ -147,30 +152,43 @@ def _separator(path: Path, encoding: str | None) -> tuple[str, int]:
 def _is_quoted(path: Path, encoding: str | None) -> bool:
     """True if quotation marks enclose the cells of a tab-separated file; False if they are part of the text.
 
-    They are part of the text if every line has as many tabs as the first, and a cell that begins with a quotation mark
-    does not end with its match: `"Is he right?" "I don't think so."`.
+    They are part of the text if a cell begins with a quotation mark and does not end with its match: `"Is he right?" "I
+    don't think so."`. Only where lines have different numbers of tabs, and quotation marks explain it, such a cell goes
+    on in the next line.
     """
     width = None
     open_line = None  # of a cell that begins with a quotation mark and does not end with its match
+    is_even = True
     with faults_named(path, encoding), open_text(path, encoding, newline="") as stream:
         for number, line in enumerate(stream, start=1):
             if not (line := line.rstrip("\r\n")).strip():
                 continue
             cells = line.split("\t")
             width = len(cells) if width is None else width
-            if len(cells) != width:
-                return True
+            is_even = is_even and len(cells) == width
             if open_line is None and any(cell.startswith('"') and not _QUOTED.fullmatch(cell) for cell in cells):
                 open_line = number
-        if open_line is None or width != 1:
-            return open_line is None
-        stream.seek(0)
+    if open_line is None:
+        return True
+    if is_even and width != 1:
+        return False
+    if not _closes(path, encoding):
+        return False
+    if not is_even:
+        return True
+    raise DataError(
+        f"{path} has only one column, and a quotation mark in line {open_line} that may be text or the beginning of a text "
+        "of several lines: write it as jsonl, or as csv"
+    )
+
+
+def _closes(path: Path, encoding: str | None) -> bool:
+    """True if every quotation mark at the beginning of a tab-separated cell has its match at the end of one."""
+    csv.field_size_limit(_LONGEST_CELL)
+    with faults_named(path, encoding), open_text(path, encoding, newline="") as stream:
         try:
             for _ in csv.reader(stream, delimiter="\t", strict=True):
                 pass
         except csv.Error:
             return False
-    raise DataError(
-        f"{path} has only one column, and a quotation mark in line {open_line} that may be text or the beginning of a text "
-        "of several lines: write it as jsonl, or as csv"
-    )
+    return True

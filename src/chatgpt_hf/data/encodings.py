@@ -20,6 +20,7 @@ _KNOWN = (
     *("cp1250", "cp1256", "cp1253", "cp1255", "cp874"),
 )
 _SHOWN = 3
+_NO_COINCIDENCE = 10
 _SAMPLE = 1 << 16
 
 
@@ -52,6 +53,15 @@ def looks_like_utf16(head: bytes) -> str | None:
     return None
 
 
+def is_surely_utf8(head: bytes) -> bool:
+    """True if the beginning of a file is UTF-8 with so many characters beyond ASCII that this is no coincidence."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return sum(character > "\x7f" for character in text) >= _NO_COINCIDENCE
+
+
 def likely_encodings(stream: BinaryIO, start: int) -> list[tuple[str, str]]:
     """Returns encodings that a text may have, the likeliest first, each with a piece of the text read by it.
 
@@ -59,9 +69,19 @@ def likely_encodings(stream: BinaryIO, start: int) -> list[tuple[str, str]]:
         stream: The text's bytes.
         start: Offset of the first byte that is not UTF-8; the sample is taken there.
     """
-    skip = max(0, start - _SAMPLE // 4)
+    with needed_by("Naming the likely encodings"):
+        import charset_normalizer
+    skip = max(0, start - _SAMPLE // 4) // 4 * 4
     stream.read(skip)
     sample = stream.read(_SAMPLE)
+    if b"\0" in sample:
+        # Text has no zeros, but half of each space, digit and line end is one in UTF-16.
+        even, odd = sample[::2].count(0), sample[1::2].count(0)
+        name = "utf-16-be" if even > odd else "utf-16-le"
+        try:
+            return [(name, _piece(codecs.getincrementaldecoder(name)().decode(sample)))]
+        except UnicodeDecodeError:
+            return []  # no text at all
     if skip:
         sample = sample[sample.find(b"\n") + 1 :]  # not in the middle of a character
     if b"\n" in sample and len(sample) > _SAMPLE // 2:
@@ -71,7 +91,7 @@ def likely_encodings(stream: BinaryIO, start: int) -> list[tuple[str, str]]:
 
     matches = charset_normalizer.from_bytes(sample, cp_isolation=list(_KNOWN), threshold=1.0)
     found = sorted(
-        (match.chaos, _KNOWN.index(name))
+        (match.chaos + _share_of_half_width(str(match)), _KNOWN.index(name))
         for match in matches
         for name in match.could_be_from_charset
         if name in _KNOWN
@@ -80,6 +100,12 @@ def likely_encodings(stream: BinaryIO, start: int) -> list[tuple[str, str]]:
         name for name in _KNOWN if _fits(sample, name)
     ]
     return [(name, _piece(sample.decode(name, errors="replace"))) for name in names[:_SHOWN]]
+
+
+def _share_of_half_width(text: str) -> float:
+    """Returns how much of a text is half-width katakana, which any bytes may look like but hardly anybody writes."""
+    letters = [character for character in text if ord(character) > 127]
+    return sum("\uff61" <= character <= "\uff9f" for character in letters) / max(1, len(letters))
 
 
 def _fits(sample: bytes, encoding: str) -> bool:

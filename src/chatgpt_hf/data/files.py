@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TextIO, cast
 import pyarrow as pa
 
 from ..errors import DataError
-from .encodings import MARKS, check_encoding, encoding_by_mark, likely_encodings, looks_like_utf16
+from .encodings import MARKS, check_encoding, encoding_by_mark, is_surely_utf8, likely_encodings, looks_like_utf16
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 FORMATS = ", ".join(suffix[1:] for suffix in SUFFIXES) + " (all but parquet also with .gz or .zst)"
@@ -169,7 +169,15 @@ def _encoding(stream: io.BufferedReader, path: Path, encoding: str | None) -> st
     if (marked := encoding_by_mark(head)) is not None:
         return marked
     if encoding is not None:
-        return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+        if codecs.lookup(encoding).name == "utf-8":
+            return "utf-8-sig"
+        if is_surely_utf8(head):
+            # Most encodings would read it without an error, as other characters.
+            stream.close()
+            raise DataError(
+                f"{path} is UTF-8, not {encoding}: leave out --encoding, or give it only for the other files"
+            )
+        return encoding
     if (wide := looks_like_utf16(head)) is not None:
         stream.close()
         raise DataError(f"{path} is not UTF-8 but looks like {wide.upper()}: add --encoding {wide}")

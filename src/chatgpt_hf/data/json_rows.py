@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def read_json(path: Path, *, encoding: str | None = None) -> Iterator[tuple[str,
             try:
                 row = _parse_line(line, path, number)
             except DataError as error:
-                if _is_lines(line):
+                # The line may be the beginning of an object over several lines, but only if it breaks off.
+                if not isinstance(error.__cause__, json.JSONDecodeError):
                     raise
                 fault = error
             else:
@@ -75,14 +77,6 @@ def _parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{path} has no JSON object in line {number}")
     return row
-
-
-def _is_lines(line: str) -> bool:
-    """True if a broken first line has a complete object, so that more lines of the same kind follow."""
-    try:
-        return isinstance(_DECODER.raw_decode(line.lstrip())[0], dict)
-    except (ValueError, RecursionError):
-        return False
 
 
 def _document_rows(text: str, path: Path, fault: DataError | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -157,7 +151,8 @@ def _decode(text: str, start: int, path: Path, place: str = "") -> tuple[Any, in
         raise _too_deep(path, place or f"the value that begins in line {_line(text, start)}") from error
     except ValueError as error:  # an integer of thousands of digits
         where = place or f"the value that begins in line {_line(text, start)}"
-        raise DataError(f"{path} has a number that is too long in {where}: {error}") from error
+        digits = sys.get_int_max_str_digits()
+        raise DataError(f"{path} has a number of more than {digits} digits in {where}: write it as text") from error
 
 
 def _checked(value: Any, text: str, path: Path, place: str) -> Any:

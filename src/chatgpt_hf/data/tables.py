@@ -14,6 +14,7 @@ from ..errors import DataError
 from .arrow_rows import plain_rows, read_parquet
 from .builtin import load_builtin
 from .delimited import read_table
+from .encodings import check_encoding
 from .files import format_of, is_empty, is_one_document, source_files
 from .json_rows import read_json
 from .splits import held_out_split, split_files
@@ -51,6 +52,7 @@ def read_tables(source: str, *, encoding: str | None = None) -> list[Table]:
             broken. The message names the file and the place.
         ConfigError: If the encoding is unknown.
     """
+    check_encoding(encoding)
     files = None if source.startswith("builtin:") else source_files(source)
     if files is None:
         splits = load_builtin(source) if source.startswith("builtin:") else load_hub_splits(source)

@@ -66,7 +66,7 @@ def read_problems(path: Path) -> list[Problem]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number} is broken JSON: {error}") from error
             problem = _problem(row, f"{path}, line {number}")
             if problem.task_id in problems:

@@ -169,6 +169,8 @@ def _check_rows(file: Path, shape: _Shape) -> None:
                     yield number, shape.fault(json.loads(line))
                 except json.JSONDecodeError as error:
                     yield number, f"is broken JSON: {error.msg}"
+                except RecursionError:
+                    yield number, "nests lists and objects too deep"
 
     _read(file, rows)
 

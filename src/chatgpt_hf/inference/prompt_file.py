@@ -137,6 +137,8 @@ def read_prompts(
                 raise DataError(f"it takes {len(ids)} tokens, but the model's context is {context}")
         except json.JSONDecodeError as error:
             faults.append(f"line {number}: not JSON ({error.msg} at character {error.pos + 1})")
+        except RecursionError:
+            faults.append(f"line {number}: it nests lists and objects too deep")
         except UnicodeEncodeError:
             faults.append(f"line {number}: it contains half a character (a lone surrogate), which is not text")
         except (ChatGPTError, TemplateError) as error:
