@@ -12,7 +12,7 @@ import chatgpt_hf
 PACKAGE = Path(chatgpt_hf.__file__).parent
 # Highest first; a module belongs to the longest entry that its path starts with.
 FLOORS = [
-    ("quickstart", "explain", "evaluate", "environment"),
+    ("quickstart", "explain", "evaluate", "preview", "environment"),
     ("ui/", "serving/"),
     ("moderation/",),
     ("training/", "inference/"),

@@ -15,6 +15,7 @@ from . import (
     chat,
     compare,
     convert,
+    data,
     env,
     evaluate,
     explain,
@@ -45,7 +46,7 @@ Every command explains itself: chatgpt-hf COMMAND --help"""
 
 # The order of the help: it reads as the way from nothing to a shared model.
 PANELS = {
-    "Start": (quickstart, plan, tokenizer),
+    "Start": (quickstart, plan, data, tokenizer),
     "Train": (pretrain, sft, finetune),
     "Evaluate": (evaluate, compare, explain),
     "Use": (chat, ui, serve, generate),

@@ -145,7 +145,13 @@ def _read(table: Table, source: str, skip_invalid: bool, named: PairColumns | No
                 )
             invalid.append(f"{place} cannot be used: {read}")
 
-    rows = Dataset.from_list(list(conversations()), _FEATURES)
+    found = list(conversations())
+    # `from_list` takes no features for an empty list.
+    rows = (
+        Dataset.from_list(found, _FEATURES)
+        if found
+        else Dataset.from_dict({name: [] for name in _FEATURES}, _FEATURES)
+    )
     summary = RowSummary(
         where=table.where,
         split=table.split,

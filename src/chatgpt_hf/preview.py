@@ -1,0 +1,274 @@
+"""Behind `chatgpt-hf data preview`: what a command would read from files, before anything is spent on training."""
+
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from .data.conversations import conversation_key, read_conversations, tokenize_conversations
+from .data.files import is_one_document, source_files
+from .data.mixture import load_mixture
+from .data.packing import IGNORE_INDEX
+from .data.shapes import PairColumns
+from .data.sources import CorpusSource, template_columns
+from .data.splits import hash_of
+from .data.tables import read_tables
+from .tasks.arguments import TaskArguments
+from .tasks.registry import make_task
+from .tokenization_chatgpt import load_tokenizer, train_tokenizer
+
+PURPOSES = ("sft", "pretrain", "finetune")
+_QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
+# Scripts are counted in the first characters of this many examples.
+_SAMPLED_EXAMPLES, _SAMPLED_CHARACTERS = 2000, 1000
+
+
+@dataclass
+class Preview:
+    """What would be read.
+
+    Attributes:
+        purpose: One of `PURPOSES`.
+        tables: A line for each file: rows, examples, the columns that are read and those that are not.
+        splits: Number of examples to train on and held out.
+        examples: The first examples as they will be learned: lists of a text and whether it is learned.
+        unit: What lengths count: tokens, or bytes where no tokenizer is given.
+        lengths: Quantiles of the examples' lengths.
+        block_size: Length of a training row.
+        longer: Number of examples longer than that; None if lengths are in bytes.
+        duplicates: Number of examples that repeat an earlier one.
+        overlap: Number of held-out examples that are also trained on.
+        scripts: Share of the letters in each script.
+        labels: Number of training rows per label, for tasks that have labels.
+        dropped: Why rows are left out, and how many.
+    """
+
+    purpose: str
+    tables: list[dict[str, Any]]
+    splits: dict[str, int]
+    examples: list[list[tuple[str, bool]]]
+    unit: str
+    lengths: dict[str, int]
+    block_size: int
+    longer: int | None
+    duplicates: int
+    overlap: int
+    scripts: dict[str, float]
+    labels: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns everything in JSON's types."""
+        return asdict(self)
+
+
+def preview_conversations(
+    sources: Sequence[CorpusSource],
+    *,
+    tokenizer: str | None = None,
+    block_size: int = 512,
+    rows: int = 3,
+    test_fraction: float = 0.0,
+    named: PairColumns | None = None,
+) -> Preview:
+    """Shows what `sft` reads.
+
+    Args:
+        sources: The result of `parse_sources`.
+        tokenizer: Folder or Hub id of the tokenizer whose chat template and lengths count; ours, with bytes as tokens,
+            if not given.
+        block_size: Length of a training row in tokens.
+        rows: Number of examples to show.
+        test_fraction: Share of the conversations to hold out.
+        named: Columns or templates of question and answer.
+
+    Raises:
+        ChatGPTError: If the sources or the tokenizer cannot be read, or no row can be used.
+    """
+    splits, summaries = read_conversations(sources, test_fraction=test_fraction, skip_invalid=True, named=named)
+    loaded = _tokenizer(tokenizer)
+    tokenized = tokenize_conversations(splits["train"], loaded, skip_invalid=True)
+    lengths = [len(ids) for ids in tokenized["input_ids"]]
+    texts = {name: [conversation_key(messages) for messages in part["messages"]] for name, part in splits.items()}
+    dropped: Counter[str] = Counter()
+    for summary in summaries:
+        # The rows differ; the reasons seldom do.
+        dropped.update(reason.partition("cannot be used: ")[2] for reason in summary.invalid)
+        dropped.update(summary.notes)
+    if missing := len(splits["train"]) - len(tokenized):
+        dropped["conversations with nothing to learn, or that the chat template refuses"] += missing
+    return Preview(
+        purpose="sft",
+        tables=[summary.line() for summary in summaries],
+        splits={name: len(part) for name, part in splits.items()},
+        examples=[_learned_parts(row, loaded) for row in tokenized.select(range(min(rows, len(tokenized))))],
+        dropped=dict(dropped.most_common()),
+        **_common(texts, lengths, tokenizer is not None, block_size, _said(splits["train"])),
+    )
+
+
+def preview_corpus(
+    sources: Sequence[CorpusSource],
+    *,
+    tokenizer: str | None = None,
+    block_size: int = 512,
+    rows: int = 3,
+    test_fraction: float = 0.05,
+) -> Preview:
+    """Shows what `pretrain` reads; see `preview_conversations`."""
+    splits = load_mixture(sources, test_fraction=test_fraction)
+    texts = {name: part["text"][:] for name, part in splits.items()}
+    return Preview(
+        purpose="pretrain",
+        tables=[line for source in sources for line in _corpus_tables(source)],
+        splits={name: len(part) for name, part in splits.items()},
+        examples=[[(text[: 4 * block_size], True)] for text in texts["train"][:rows]],
+        **_common(texts, _lengths(texts["train"], tokenizer), tokenizer is not None, block_size, texts["train"]),
+    )
+
+
+def preview_task(arguments: TaskArguments, *, tokenizer: str | None = None, rows: int = 3, seed: int = 42) -> Preview:
+    """Shows what `finetune` reads; see `preview_conversations`.
+
+    Args:
+        arguments: As in the recipe: the task, its dataset and columns.
+        seed: Seed of the run.
+    """
+    task = make_task(arguments, seed)
+    parts = {"train": task.train, **({"test": task.test} if task.test is not None else {})}
+    texts = {name: [_text_of(row) for row in part] for name, part in parts.items()}
+    return Preview(
+        purpose=f"finetune, {arguments.task}",
+        tables=[
+            {"source": source, "split": "", "rows": "", "examples": "", "read": ", ".join(task.train.column_names)}
+            for source in task.sources()
+        ],
+        splits={name: len(part) for name, part in parts.items()},
+        examples=[_fields(row) for row in islice(task.train, rows)],
+        labels=_labels(task.train),
+        **_common(
+            texts, _lengths(texts["train"], tokenizer), tokenizer is not None, arguments.max_length, texts["train"]
+        ),
+    )
+
+
+def _common(
+    texts: dict[str, list[str]], lengths: Sequence[int], in_tokens: bool, block_size: int, said: Iterable[str]
+) -> dict[str, Any]:
+    hashes = {name: [hash_of(text) for text in part] for name, part in texts.items()}
+    train = set(hashes["train"])
+    values = np.quantile(lengths, _QUANTILES).round().astype(int).tolist() if lengths else [0] * len(_QUANTILES)
+    return {
+        "unit": "tokens" if in_tokens else "bytes",
+        "lengths": {f"{100 * share:.0f} %": value for share, value in zip(_QUANTILES, values, strict=True)},
+        "block_size": block_size,
+        "longer": sum(length > block_size for length in lengths) if in_tokens else None,
+        "duplicates": len(hashes["train"]) - len(train),
+        "overlap": sum(value in train for value in hashes.get("test", ())),
+        "scripts": _scripts(said),
+    }
+
+
+def _tokenizer(name: str | None) -> PreTrainedTokenizerBase:
+    if name is not None:
+        return load_tokenizer(name)
+    logger = logging.getLogger(train_tokenizer.__module__)
+    level = logger.level
+    # It has only the bytes, on purpose.
+    logger.setLevel(logging.ERROR)
+    try:
+        return train_tokenizer(["a"], 260, show_progress=False)
+    finally:
+        logger.setLevel(level)
+
+
+def _lengths(texts: Sequence[str], tokenizer: str | None) -> list[int]:
+    if tokenizer is None:
+        return [len(text.encode()) for text in texts]
+    loaded = load_tokenizer(tokenizer)
+    return [len(loaded(text, verbose=False)["input_ids"]) for text in texts]
+
+
+def _learned_parts(row: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    return [
+        (tokenizer.decode([token for token, _ in span], skip_special_tokens=False), is_learned)
+        for is_learned, span in groupby(pairs, lambda pair: pair[1] != IGNORE_INDEX)
+    ]
+
+
+def _said(conversations: Dataset) -> Iterable[str]:
+    for messages in islice(conversations["messages"], _SAMPLED_EXAMPLES):
+        yield " ".join(str(message.get("content") or "") for message in messages)
+
+
+def _corpus_tables(source: CorpusSource) -> list[dict[str, Any]]:
+    files = None if source.source.startswith("builtin:") else source_files(source.source)
+    documents = [file for file in files or () if is_one_document(file)]
+    wanted = [source.text_column] if source.template is None else template_columns(source.template)
+    lines = []
+    if documents:
+        more = f" and {len(documents) - 1} more" if len(documents) > 1 else ""
+        lines.append({"source": f"{documents[0]}{more}", "rows": len(documents), "read": "the whole text"})
+    tables = [] if documents and files and len(documents) == len(files) else _tables(source, files)
+    for where, columns, count in tables:
+        unused = [name for name in columns if name not in wanted]
+        lines.append({"source": where, "rows": count, "read": ", ".join(wanted), "not used": ", ".join(unused) or "-"})
+    return lines
+
+
+def _tables(source: CorpusSource, files: Sequence[Any] | None) -> Iterable[tuple[str, list[str], int]]:
+    names = [source.source] if files is None else [str(file) for file in files if not is_one_document(file)]
+    for name in names:
+        for table in read_tables(name, encoding=source.encoding):
+            columns: dict[str, None] = {}
+            count = 0
+            for row in table.rows():
+                columns |= dict.fromkeys(map(str, row))
+                count += 1
+            yield table.where, list(columns), count
+
+
+def _text_of(row: dict[str, Any]) -> str:
+    """Returns all texts of a task's row."""
+    return "\n".join(
+        text
+        for value in row.values()
+        for text in ([value] if isinstance(value, str) else value if isinstance(value, list) else [])
+        if isinstance(text, str)
+    )
+
+
+def _fields(row: dict[str, Any]) -> list[tuple[str, bool]]:
+    return [(f"{name}: {value}\n", name in ("label", "tags", "completion", "answers")) for name, value in row.items()]
+
+
+def _labels(rows: Dataset) -> dict[str, int]:
+    if "label" not in rows.column_names or any(isinstance(label, (list, float)) for label in rows["label"][:1]):
+        return {}
+    return {str(label): count for label, count in Counter(rows["label"][:]).most_common()}
+
+
+def _scripts(texts: Iterable[str]) -> dict[str, float]:
+    """Returns the share of the letters in each script, as the names of the characters have it; the largest first."""
+    counts: Counter[str] = Counter()
+    for text in islice(texts, _SAMPLED_EXAMPLES):
+        counts.update(script for character in text[:_SAMPLED_CHARACTERS] if (script := _script(character)))
+    total = sum(counts.values())
+    return {script: count / total for script, count in counts.most_common(6)}
+
+
+@cache
+def _script(character: str) -> str | None:
+    if not character.isalpha():
+        return None
+    name = unicodedata.name(character, "").partition(" ")[0].partition("-")[0]
+    return {"CJK": "Han", "": "unknown"}.get(name, name.capitalize())

@@ -1,0 +1,111 @@
+"""`chatgpt-hf data preview` shows what each command would read, and writes nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def write(file: Path, rows: list[Any]) -> Path:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def pair(question: str, answer: str, **more: Any) -> dict[str, Any]:
+    return {
+        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **more}],
+        "id": 7,
+    }
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    rows = [pair("Hi", "Hello [there]"), pair("你好", "嗨"), pair("Hi", "Hello [there]"), pair("Hi", " "), {"x": 1}]
+    return write(tmp_path / "chats.jsonl", rows)
+
+
+def test_conversations(cli: Callable[..., Any], chats: Path) -> None:
+    found = json.loads(cli("data", "preview", chats, "--json", "--rows", 1).out)
+    (table,) = found["tables"]
+    assert table["rows"] == 5
+    assert (table["read"], table["not used"]) == ("messages", "id")
+    assert found["splits"] == {"train": 3}
+    assert found["duplicates"] == 1
+    assert found["unit"] == "bytes"
+    assert found["longer"] is None
+    assert "message 2, the assistant's, is empty" in found["dropped"]
+    assert sum(found["dropped"].values()) == 2
+    assert set(found["scripts"]) == {"Latin", "Han"}
+    ((before, is_learned), (answer, answer_is_learned), *_) = found["examples"][0]
+    assert before.endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
+    assert (is_learned, answer, answer_is_learned) == (False, "Hello [there]<|im_end|>", True)
+
+
+def test_conversations_for_people(cli: Callable[..., Any], chats: Path, base_folder: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    text = cli("data", "preview", chats, "--tokenizer", base_folder, "--block_size", 16).out
+    assert "not used: id" in text
+    assert "1 x message 2, the assistant's, is empty" in text
+    assert "longer than a row of 16 tokens: " in text
+    assert "⟦Hello [there]<|im_end|>⟧" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_masks_of_unlearned_turns(cli: Callable[..., Any], tmp_path: Path) -> None:
+    row = pair("Capital of Norway?", "Bergen", weight=0)
+    row["messages"] += pair("Sure?", "Oslo")["messages"]
+    found = json.loads(cli("data", "preview", write(tmp_path / "a.jsonl", [row]), "--json").out)
+    assert [text for text, is_learned in found["examples"][0] if is_learned] == ["Oslo<|im_end|>"]
+
+
+def test_named_columns(cli: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "poems.csv"
+    file.write_text("title,poem,year\nA,B,1820\n", encoding="utf-8")
+    options = ("--prompt_column", "title", "--completion_column", "poem", "--json")
+    found = json.loads(cli("data", "preview", file, *options).out)
+    assert found["tables"][0]["not used"] == "year"
+
+
+def test_a_corpus(cli: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for index in range(3):
+        (folder / f"{index}.md").write_text(f"# Page {index}\n\nText.\n", encoding="utf-8")
+    found = json.loads(cli("data", "preview", folder, "--for", "pretrain", "--json").out)
+    assert sum(found["splits"].values()) == 3
+    assert found["splits"]["test"] == 1
+    assert found["tables"][0]["rows"] == 3
+    file = write(tmp_path / "a.jsonl", [{"body": f"Text {index}", "url": "u"} for index in range(4)])
+    options = ("--for", "pretrain", "--text_column", "body", "--test_fraction", "0.5", "--json")
+    found = json.loads(cli("data", "preview", file, *options).out)
+    assert (found["tables"][0]["read"], found["tables"][0]["not used"]) == ("body", "url")
+
+
+def test_a_task(cli: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "reviews.csv"
+    file.write_text("text,label\n" + "".join(f"Review {i},{'good' if i % 2 else 'bad'}\n" for i in range(20)))
+    found = json.loads(cli("data", "preview", file, "--for", "finetune", "--json").out)
+    assert sum(found["splits"].values()) == 20
+    assert sum(found["labels"].values()) == found["splits"]["train"]
+    text = cli("data", "preview", file, "--for", "finetune").out
+    assert "labels: " in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--for", "sftt"], "--for sftt is unknown; choose from sft, pretrain, finetune."),
+        (["--label_column", "a"], "--label_column is for --for finetune: leave it out."),
+        (["--for", "pretrain", "--prompt_column", "a"], "--prompt_column is for --for sft: leave it out."),
+        (["--block_size", "1"], "--rows 3 and --block_size 1: give at least 0 rows and 2 tokens."),
+    ],
+)
+def test_mistakes(options: list[str], message: str, refused: Callable[..., str], chats: Path) -> None:
+    assert message in refused("data", "preview", chats, *options)
+
+
+def test_nothing_can_be_read(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "no conversations to train on" in refused("data", "preview", write(tmp_path / "a.jsonl", [{"x": 1}]))
