@@ -178,9 +178,14 @@ def _load_corpus(
         "seed": arguments.seed,
         "skip_broken_files": corpus_arguments.skip_broken_files,
         "eval_corpus": corpus_arguments.eval_corpus,
-        "encoding": corpus_arguments.encoding,
     }
-    specification = json.dumps([[asdict(source) for source in sources], common], sort_keys=True)
+    # Release 0.1 knew no encodings, and its runs resume: a record without one means UTF-8.
+    described = [
+        {name: value for name, value in asdict(source).items() if name != "encoding" or value} for source in sources
+    ]
+    read_as = {**common, **({"encoding": corpus_arguments.encoding} if corpus_arguments.encoding else {})}
+    specification = json.dumps([described, read_as], sort_keys=True)
+    common["encoding"] = corpus_arguments.encoding
     if corpus_arguments.streaming:
         if arguments.max_steps <= 0:
             raise ConfigError("--streaming has no end: give --max_steps, or --depth, which sets it.")
