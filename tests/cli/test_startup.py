@@ -17,6 +17,7 @@ import chatgpt_hf_cli
 from chatgpt_hf.conversion.families import FAMILIES
 from chatgpt_hf.export.export import FORMATS, OUTTYPES
 from chatgpt_hf.inference.quantization import QUANTIZATIONS
+from chatgpt_hf.preview import PURPOSES
 from chatgpt_hf_cli import _choices, fields, make_app, static
 
 CLI = Path(chatgpt_hf_cli.__file__).parent
@@ -200,6 +201,7 @@ def test_the_choices_are_those_of_the_library() -> None:
     assert _choices.EXPORT_FORMATS == FORMATS
     assert _choices.GGUF_TYPES == OUTTYPES
     assert tuple(QUANTIZATIONS) == _choices.QUANTIZATIONS
+    assert PURPOSES == _choices.PREVIEW_PURPOSES
 
 
 def test_the_reader_of_recipes_stands_alone() -> None:
