@@ -1,11 +1,17 @@
 """Messages as other tools write them become role, content, calls and weight; nothing is dropped without a word."""
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from chatgpt_hf.data.messages import check_conversation, normalize_messages
+from chatgpt_hf.data.conversation_rows import ConversationReader
+from chatgpt_hf.data.messages import check_conversation, is_empty, normalize_messages
+from chatgpt_hf.data.tables import read_rows
 from chatgpt_hf.errors import DataError
 
 USER = {"role": "user", "content": "Q"}
@@ -204,3 +210,46 @@ def test_what_nothing_reads_is_counted() -> None:
         "tool_calls[].index",
         "tool_calls[].function.strict",
     }
+
+
+TEXTS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(
+    lambda text: not is_empty(text)
+)
+CONVERSATIONS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3)
+NAMES = {"user": "human", "assistant": "gpt"}
+
+
+def in_formats(messages: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Writes a conversation as the formats of several tools do."""
+    *before, question, answer = messages
+    pairs = [[before[index]["content"], before[index + 1]["content"]] for index in range(0, len(before), 2)]
+    return [
+        {"messages": messages},
+        {"conversations": [{"from": NAMES[each["role"]], "value": each["content"]} for each in messages]},
+        {"messages": [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]},
+        {"messages": json.dumps(messages)},
+        {"messages": repr(messages)},
+        {"instruction": question["content"], "input": "", "output": answer["content"], "history": pairs},
+        {"prompt": messages[:-1], "completion": [answer]},
+        {"prompt": messages[:-1], "chosen": messages, "rejected": [answer]},
+        {"dialog": [each["content"] for each in messages]},
+    ]
+
+
+@settings(max_examples=40)
+@given(CONVERSATIONS)
+def test_what_tools_write_comes_back(tmp_path_factory: pytest.TempPathFactory, turns: list[tuple[str, str]]) -> None:
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    file = tmp_path_factory.mktemp("written", numbered=True) / "rows.jsonl"
+    write(file, in_formats(messages))
+    read = [conversation for _, conversation in ConversationReader("rows").read(read_rows(file))]
+    assert [getattr(conversation, "messages", conversation) for conversation in read] == [messages] * len(read)
+    assert len(read) == len(in_formats(messages))
+
+
+def write(file: Path, rows: list[Any]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -34,21 +34,31 @@ class AnswersResult:
         return asdict(self)
 
 
-def ends_with_an_answer(messages: list[dict[str, str]] | None) -> bool:
-    """True if the last message is the assistant's, with a question before it."""
-    return messages is not None and len(messages) >= 2 and messages[-1]["role"] == "assistant"
+def ends_with_an_answer(messages: list[dict[str, Any]] | None) -> bool:
+    """True if the last message is a text of the assistant's to learn, with a question before it.
+
+    A call of a tool has no text to compare with, and a message of weight 0 is no answer to repeat.
+    """
+    if messages is None or len(messages) < 2:
+        return False
+    last = messages[-1]
+    return last["role"] == "assistant" and last.get("weight") != 0 and bool(last["content"])
 
 
 def evaluate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[list[dict[str, str]]],
+    conversations: Sequence[list[dict[str, Any]]],
     *,
+    tools: Sequence[list[dict[str, Any]] | None] | None = None,
     max_new_tokens: int = 128,
     batch_size: int = 32,
     progress: bool = True,
 ) -> AnswersResult:
     """Answers each conversation's last question greedily, and compares the answer with its last message.
+
+    Args:
+        tools: The tools of each conversation, as JSON schemas.
 
     Raises:
         DataError: If there is no conversation, or one does not end with the assistant's message.
@@ -61,8 +71,8 @@ def evaluate_answers(
                 f"A conversation to evaluate must end with the assistant's answer, but this one is {messages}."
             )
     prompts = [
-        encode_conversation(tokenizer, messages[:-1], add_generation_prompt=True)["input_ids"]
-        for messages in conversations
+        encode_conversation(tokenizer, messages[:-1], add_generation_prompt=True, tools=given)["input_ids"]
+        for messages, given in zip(conversations, tools or [None] * len(conversations), strict=True)
     ]
     completions = generate_completions(
         model,

@@ -226,7 +226,7 @@ class SFTRun(Run):
             # Evaluate before training, but with the end marks that the model will learn and the same penalty.
             set_generation(self.model, self.tokenizer, penalty)
             for title, part in self.parts.items():
-                answers = evaluate_answers(self.model, self.tokenizer, part)
+                answers = _answers(self.model, self.tokenizer, part)
                 self.base_figures |= _figures(f"base_{title}", answers)
         # The rows are ready. TRL's preparation would turn message text that looks like a special token into that
         # token.
@@ -266,7 +266,7 @@ class SFTRun(Run):
             results["held_out_loss"] = trainer.evaluate()["eval_loss"]
         self.samples: list[str] = []
         for title, part in self.parts.items():
-            answers = evaluate_answers(self.model, self.tokenizer, part)
+            answers = _answers(self.model, self.tokenizer, part)
             results |= {**_figures(title, answers), "rouge_l_measured_with": answers.rouge_l_signature}
             self.samples += [
                 f"({title})\nQ: {s['question']}\nA: {s['answer']}\nReference: {s['reference']}"
@@ -304,7 +304,7 @@ def set_generation(
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def _conversations_to_answer(splits: DatasetDict, seed: int) -> dict[str, list[list[dict[str, Any]]]]:
+def _conversations_to_answer(splits: DatasetDict, seed: int) -> dict[str, Dataset]:
     """Samples conversations to answer from each part; keys are the parts' names in the results."""
     parts = {}
     for name, title in (("train", "trained"), ("test", "held_out")):
@@ -313,8 +313,13 @@ def _conversations_to_answer(splits: DatasetDict, seed: int) -> dict[str, list[l
         # A conversation that ends with the user is fine for training, but has no last answer to compare with.
         part = splits[name].filter(ends_with_an_answer, input_columns="messages").shuffle(seed=seed)
         if len(part):
-            parts[title] = part.select(range(min(EVALUATED_CONVERSATIONS, len(part))))["messages"]
+            parts[title] = part.select(range(min(EVALUATED_CONVERSATIONS, len(part))))
     return parts
+
+
+def _answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: Dataset) -> AnswersResult:
+    tools = part["tools"][:] if "tools" in part.column_names else None
+    return evaluate_answers(model, tokenizer, part["messages"][:], tools=tools)
 
 
 def _figures(title: str, answers: AnswersResult) -> dict[str, float]:
