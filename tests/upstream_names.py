@@ -22,6 +22,8 @@ EXTENSION_POINTS: dict[str, str] = {
     "evaluation/metrics/f1.py": "_compute",
     "evaluation/metrics/rouge.py": "_compute",
     "evaluation/metrics/seqeval.py": "_compute",
+    # docs/source/package_reference/builder_classes.mdx of datasets: what a builder of Arrow tables defines.
+    "data/columns.py": "_generate_tables _info _split_generators",
     # lm-eval's docs/model_guide.md: the scoring that a `TemplateLM` brings.
     "evaluation/harness.py": "_loglikelihood_tokens",
 }

@@ -117,4 +117,4 @@ def test_full_in_a_process_of_its_own(sft_options: list[str], tmp_path: Path) ->
     assert "Traceback" not in result.stderr
     assert REMEDY in result.stderr
     assert not (tmp_path / "run" / "model.safetensors").exists()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["data.json", "recipe.yaml"]
