@@ -371,7 +371,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """What killed processes left in a folder of the cache."""
+    """Returns the leftovers of killed processes in a folder of the cache."""
     return [
         path
         for path in _children(folder)

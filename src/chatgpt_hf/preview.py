@@ -33,7 +33,7 @@ _SAMPLED_EXAMPLES, _SAMPLED_CHARACTERS = 2000, 1000
 
 @dataclass
 class Preview:
-    """What would be read.
+    """The data that a training would read.
 
     Attributes:
         purpose: One of `PURPOSES`.

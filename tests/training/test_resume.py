@@ -311,7 +311,7 @@ def test_a_run_without_a_record(
     with caplog.at_level(logging.INFO):
         run(command, options[command], folder, "--resume_from_checkpoint", "true")
     assert "has no record of its data; it is assumed to be the same" in caplog.text
-    assert "The run continues at step 2 of 4; the learning rate goes on from" in caplog.text
+    assert "The run continues at step 2 of 4; the learning rate continues from" in caplog.text
     assert logged(folder, "loss") == logged(finished[command], "loss")
     assert json.loads((folder / "data.json").read_text())["command"] == command
 
@@ -447,7 +447,8 @@ def test_more_steps(
     assert {step: rates[step] for step in range(5, 11)} == {step: expected[step] for step in range(5, 11)}
     assert min(rates.values()) > 0
     assert (
-        f"The run continues at step 4 of 10 (was 4); the learning rate goes on from {expected[5]:.3g}." in caplog.text
+        f"The run continues at step 4 of 10 (was 4); the learning rate continues from {expected[5]:.3g}."
+        in caplog.text
     )
 
 
@@ -464,7 +465,7 @@ def test_more_epochs(options: dict[str, Options], caplog: pytest.LogCaptureFixtu
         "--resume_from_checkpoint",
         "true",
     )
-    assert "The run continues at step 6 of 12 (was 6); the learning rate goes on from 0.00" in caplog.text
+    assert "The run continues at step 6 of 12 (was 6); the learning rate continues from 0.00" in caplog.text
     rates = logged(tmp_path / "run", "learning_rate")
     assert set(rates) == set(range(1, 13))
     assert all(rates[step] > rates[step + 1] > 0 for step in range(7, 12))

@@ -42,7 +42,7 @@ Stamp = tuple[str, int, int]
 
 @dataclass
 class _Reading(BuilderConfig):
-    """What is read, and how; all of it finds the cached result again."""
+    """The files to read and how to read them. `datasets` caches the result under a hash of all fields."""
 
     generator: Callable[..., Iterator[dict[str, Any]]] | None = None
     files: Sequence[Stamp] = ()

@@ -248,7 +248,7 @@ def _merge(before: Message, message: Message, number: int, notes: Counter[str]) 
                 f"messages {number - 1} and {number} are one turn of the assistant, but only one of them is to be learned"
             )
         before["tool_calls"] = [*before.get("tool_calls", []), *message["tool_calls"]]
-        notes["turns of the assistant that went on in the next message were merged"] += 1
+        notes["consecutive messages of one turn of the assistant were merged"] += 1
     else:
         notes[f"consecutive messages of the {role} were merged"] += 1
     before["content"] = _SEPARATOR.join(text for text in (before["content"], message["content"]) if text)

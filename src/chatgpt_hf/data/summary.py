@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RowSummary:
-    """What a reader did with the rows and columns of one table.
+    """Counts of how one table's rows and columns were read.
 
     Attributes:
         where: The file, built-in or Hub data set.

@@ -33,7 +33,7 @@ def quantization(arguments: ChatModelArguments) -> dict[str, Any]:
 
 
 def adapter_record(arguments: ChatModelArguments, base_sample: list[float]) -> dict[str, Any]:
-    """What a resumed run must have in common with this one: the adapters' settings and their base."""
+    """Returns the settings of the adapters and their base, which must not change when a run resumes."""
     names = ["use_peft"]
     if arguments.use_peft:
         names += [

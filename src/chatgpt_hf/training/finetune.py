@@ -112,7 +112,7 @@ class FinetuneRun(Run):
         _choose_best(self.arguments, task, wanted)
 
     def _settings(self) -> dict[str, Any]:
-        """What a resumed run must have in common with this one, as far as it is known before the model is loaded."""
+        """Returns the facts for data.json that are known before the model is loaded."""
         chosen, wanted = self.model_arguments, self.task_arguments
         names = ["task", "max_length", "class_weights", "classifier_pooling", "adapt_epochs"]
         names += ["stride"] if wanted.task == "question-answering" else []

@@ -159,12 +159,12 @@ def check_same_optimizer(checkpoint: Path, arguments: TrainingArguments) -> None
     if rates and now in _ADAPTIVE_SCHEDULES:
         raise CheckpointError(
             f"--{rates[0]} was {settings.get(rates[0])} and is {getattr(arguments, rates[0])}, but "
-            f"with --lr_scheduler_type {now} the rate goes on from where {checkpoint} left it: give the old value, or {_NEW_RUN}"
+            f"with --lr_scheduler_type {now} the rate continues from where {checkpoint} left it: give the old value, or {_NEW_RUN}"
         )
 
 
 def check_same_step(checkpoint: Path, arguments: TrainingArguments, *, streaming: bool) -> None:
-    """Raises if the steps would take another number of rows: `Trainer` would go on elsewhere in the data.
+    """Raises if the steps would take another number of rows: `Trainer` would continue elsewhere in the data.
 
     The same number may be split differently into batches, accumulated steps and processes: each step takes the same
     rows, and only sums are rounded differently. Streams are read batch by batch, and a last batch that is left out
@@ -186,7 +186,7 @@ def check_same_step(checkpoint: Path, arguments: TrainingArguments, *, streaming
         now = {**now, "batch_size": state.train_batch_size}
     if _rows(before) != _rows(now):
         raise CheckpointError(
-            f"{checkpoint} was trained with {_split(before)} and this run would take {_split(now)}, so it would go on "
+            f"{checkpoint} was trained with {_split(before)} and this run would take {_split(now)}, so it would continue "
             f"elsewhere in the data. Choose --per_device_train_batch_size and --gradient_accumulation_steps that give "
             f"{_rows(before)} rows per step, or {_NEW_RUN}"
         )
@@ -286,7 +286,7 @@ class ContinuedSchedule(TrainerCallback):
         total = f"{state.max_steps}"
         if state.max_steps != self.before.max_steps:
             total += f" (was {self.before.max_steps})"
-        rate = f"; the learning rate goes on from {groups[0]['lr']:.3g}" if groups else ""
+        rate = f"; the learning rate continues from {groups[0]['lr']:.3g}" if groups else ""
         logger.log(
             logging.INFO if state.max_steps == self.before.max_steps else logging.WARNING,
             "The run continues at step %d of %s%s.",

@@ -63,7 +63,7 @@ class Run(ABC):
         arguments: The arguments of `Trainer`.
         folder: `arguments.output_dir`.
         model, tokenizer: Set by `prepare`.
-        data: What a resumed run must have in common with this one, for data.json; set by `prepare`. The rows stand in it
+        data: Facts for data.json that must not change when the run resumes; set by `prepare`. The rows stand in it
             as a fingerprint. See `check_same_data`.
     """
 

@@ -102,7 +102,7 @@ class TextClassification(Task):
             )
 
     def resume_target(self, model: PreTrainedModel, checkpoint: Path) -> None:
-        # Runs of earlier versions learn targets as they are, and go on with it.
+        # Runs of earlier versions learned raw targets, and continue to.
         if self.problem_type == "regression" and (checkpoint / CONFIG_NAME).is_file():
             kept = json.loads((checkpoint / CONFIG_NAME).read_text(encoding="utf-8"))
             mean, scale = kept.get("target_mean"), kept.get("target_scale")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-# B begins an entity, I and M go on with it, E and L end it, S, U and W are an entity of one word.
+# B begins an entity, I and M continue it, E and L end it, S, U and W mark an entity of one word.
 _LETTERS = "BIMELSUW"
 _BEGIN, _END = "BSUW", "ELSUW"
 _PREFIX = re.compile(rf"([{_LETTERS}])[-_](.+)")
@@ -91,7 +91,7 @@ def is_bio(tags: Iterable[str]) -> bool:
 def to_bio(tags: Sequence[tuple[str, str]]) -> tuple[list[str], int]:
     """Converts the letters and kinds of a sentence to BIO tags.
 
-    A letter that goes on with an entity of another kind, or with none, begins one, as in IOB1.
+    A letter that continues an entity of another kind, or none at all, begins an entity, as in IOB1.
 
     Returns:
         The tags, and how many entities began without B, S, U or W.
