@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 import transformers
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -107,15 +109,15 @@ def check_missing() -> None:
 
     providers = metadata.packages_distributions()
     required = {
-        requirement.split(";")[0].split("[")[0].split("<")[0].split(">")[0].split("=")[0].strip().lower()
+        canonicalize_name(requirement.name)
         for distribution in metadata.distributions()
         if distribution.name != "chatgpt-hf"
-        for requirement in distribution.requires or ()
-        if "extra ==" not in requirement
+        for requirement in map(Requirement, distribution.requires or ())
+        if "extra ==" not in str(requirement.marker)
     }
     shared = sorted(name for name in EXTRA_OF if importlib.util.find_spec(name) is not None)
     for name in shared:
-        assert {text.lower() for text in providers[name]} & required, (
+        assert {canonicalize_name(text) for text in providers[name]} & required, (
             f"{name} is here, and nothing in the core requires it"
         )
     uses = {

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ def measure_corpus(
     settings = {"stride": stride, "context": context_length(model)}
     evaluation = Evaluation("language-modeling", corpus, result.measures(), examples, settings)
     read_with = {"text_column": text_column, "stride": stride}
-    return _kept({f"language-modeling-{_slug(corpus)}": evaluation}, corpus, read_with, name_or_path, out, command)
+    destination = _Destination(name_or_path, corpus, read_with, out, command)
+    return destination.save({f"language-modeling-{_slug(corpus)}": evaluation})
 
 
 def measure_task(
@@ -82,8 +83,8 @@ def measure_task(
     task = make_task(arguments, seed, model=model)
     found = task.evaluate(model.eval(), tokenizer, task.test, data=dataset, batch_size=batch_size)
     chosen = {name: value for name, value in overrides.items() if value is not None}
-    named = {f"{name}-{_slug(dataset)}": value for name, value in found.items()}
-    return _kept(named, dataset, chosen, name_or_path, out, command)
+    destination = _Destination(name_or_path, dataset, chosen, out, command)
+    return destination.save({f"{name}-{_slug(dataset)}": value for name, value in found.items()})
 
 
 def measure_code(
@@ -122,7 +123,8 @@ def measure_code(
         "ks": list(ks),
         "seed": seed,
     }
-    return _kept({f"code-{_slug(problems)}": evaluation}, problems, sampled, name_or_path, out, command)
+    destination = _Destination(name_or_path, problems, sampled, out, command)
+    return destination.save({f"code-{_slug(problems)}": evaluation})
 
 
 def measure_benchmarks(
@@ -151,9 +153,9 @@ def measure_benchmarks(
         seed=seed,
     )
     chosen = {"limit": limit, "num_fewshot": num_fewshot, "seed": seed}
-    named = _named(results.evaluations, data_folder, chosen, name_or_path, out, command)
-    results = replace(results, evaluations=named)
-    results.save(_folder(name_or_path, out))
+    destination = _Destination(name_or_path, data_folder, chosen, out, command)
+    named = destination.named(results.evaluations)
+    replace(results, evaluations=named).save(destination.folder)
     return {name: evaluation.figures() for name, evaluation in named.items()}
 
 
@@ -162,7 +164,7 @@ def measure_bias(name_or_path: str, *, batch_size: int = 8, out: Path | None = N
     model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
     evaluation = evaluate_bias(model, tokenizer, batch_size=batch_size)
-    return _kept({evaluation.task: evaluation}, None, {}, name_or_path, out, command)
+    return _Destination(name_or_path, None, {}, out, command).save({evaluation.task: evaluation})
 
 
 def _task_arguments(name_or_path: str, overrides: dict[str, Any]) -> TaskArguments:
@@ -179,52 +181,50 @@ def _task_arguments(name_or_path: str, overrides: dict[str, Any]) -> TaskArgumen
     return TaskArguments(**given)
 
 
-def _kept(
-    evaluations: dict[str, Evaluation],
-    source: str | None,
-    settings: dict[str, Any],
-    name_or_path: str,
-    out: Path | None,
-    command: str,
-) -> Figures:
-    """Saves evaluations; returns the figures by the names that they have in the folder. See `_named`."""
-    folder = _folder(name_or_path, out)
-    named = _named(evaluations, source, settings, name_or_path, out, command)
-    return {name: evaluation.save(folder / name) for name, evaluation in named.items()}
+@dataclass(frozen=True)
+class _Destination:
+    """The folder that keeps evaluations, and what tells them from others in it.
 
-
-def _named(
-    evaluations: dict[str, Evaluation],
-    source: str | None,
-    settings: dict[str, Any],
-    name_or_path: str,
-    out: Path | None,
-    command: str,
-) -> dict[str, Evaluation]:
-    """Evaluations by names that no other evaluation in the folder has; the same one again keeps its name.
-
-    Args:
-        evaluations: By the names that people would expect.
+    Attributes:
         source: What was evaluated, if the user chose it.
         settings: What else the user chose that changes the figures.
+        out: Folder that the user named; None for `evaluation/` in the model's folder.
+        command: The command that repeats the evaluation.
     """
-    folder = _folder(name_or_path, out)
-    # A folder that the user names may hold the evaluations of several models.
-    place = [source and _place(source), settings, None if out is None else _place(name_or_path)]
-    named = {}
-    for name, evaluation in evaluations.items():
-        evaluation.command = command
-        evaluation.identity = _hash([name, *place])
-        named[_free_name(folder, name, evaluation)] = evaluation
-    return named
 
+    name_or_path: str
+    source: str | None
+    settings: dict[str, Any]
+    out: Path | None
+    command: str
 
-def _folder(name_or_path: str, out: Path | None) -> Path:
-    if out is not None:
-        return out
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path) / EVALUATION_FOLDER
-    return Path("runs") / EVALUATION_FOLDER / re.sub(r"[^\w.-]+", "-", name_or_path.replace("/", "--"))
+    @property
+    def folder(self) -> Path:
+        if self.out is not None:
+            return self.out
+        if Path(self.name_or_path).is_dir():
+            return Path(self.name_or_path) / EVALUATION_FOLDER
+        return Path("runs") / EVALUATION_FOLDER / re.sub(r"[^\w.-]+", "-", self.name_or_path.replace("/", "--"))
+
+    def save(self, evaluations: dict[str, Evaluation]) -> Figures:
+        """Returns the figures by the names that the evaluations have in the folder. See `named`."""
+        return {name: evaluation.save(self.folder / name) for name, evaluation in self.named(evaluations).items()}
+
+    def named(self, evaluations: dict[str, Evaluation]) -> dict[str, Evaluation]:
+        """Evaluations by names that no other evaluation in the folder has; the same one again keeps its name.
+
+        Args:
+            evaluations: By the names that people would expect.
+        """
+        # A folder that the user names may hold the evaluations of several models.
+        model = None if self.out is None else _place(self.name_or_path)
+        identity = [self.source and _place(self.source), self.settings, model]
+        named = {}
+        for name, evaluation in evaluations.items():
+            evaluation.command = self.command
+            evaluation.identity = _hash([name, *identity])
+            named[_free_name(self.folder, name, evaluation)] = evaluation
+        return named
 
 
 def _free_name(folder: Path, name: str, evaluation: Evaluation) -> str:

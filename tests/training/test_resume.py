@@ -385,7 +385,7 @@ def test_a_step_that_is_split_otherwise(
 def test_a_batch_that_no_longer_fits_into_memory(
     options: dict[str, Options], finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`auto_find_batch_size` tries smaller batches, with which the run would go on elsewhere in the data."""
+    """`auto_find_batch_size` tries smaller batches, with which the run would continue at another place in the data."""
     folder = stopped(finished["sft"], tmp_path / "run")
     step = Trainer.training_step
 

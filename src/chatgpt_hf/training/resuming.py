@@ -301,7 +301,7 @@ class ContinuedSchedule(TrainerCallback):
         if args.auto_find_batch_size and taken and before and taken != before * args.world_size:
             raise CheckpointError(
                 f"{self.checkpoint} was trained with batches of {before * args.world_size} rows, which no longer fit into "
-                f"memory; with {taken} the run would go on elsewhere in the data. Free memory, or {_NEW_RUN}"
+                f"memory; with {taken} the run would continue at another place in the data. Free memory, or {_NEW_RUN}"
             )
 
 

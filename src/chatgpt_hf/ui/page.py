@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from html import escape
 from importlib.resources import files
 from inspect import signature
@@ -436,5 +437,9 @@ def serve_page(
         "title", Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)
     )
     page = build_page(load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path)), **options)
-    started(launch_page(page, host, port))
-    page.block_thread()
+    address = launch_page(page, host, port)
+    # Ctrl-C may also come before gradio waits for it.
+    with suppress(KeyboardInterrupt):
+        started(address)
+        page.block_thread()
+    page.close()
