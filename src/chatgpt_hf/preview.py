@@ -14,13 +14,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .data.conversations import conversation_key, read_conversations, tokenize_conversations
-from .data.files import is_one_document, source_files
+from .data.corpus_summary import summarize_corpus
 from .data.mixture import load_mixture
 from .data.packing import IGNORE_INDEX
 from .data.shapes import PairColumns
-from .data.sources import CorpusSource, template_columns
+from .data.sources import CorpusSource
 from .data.splits import hash_of
-from .data.tables import read_tables
+from .data.summary import RowSummary
 from .tasks.arguments import TaskArguments
 from .tasks.registry import make_task
 from .tokenization_chatgpt import load_tokenizer, train_tokenizer
@@ -98,11 +98,7 @@ def preview_conversations(
     tokenized = tokenize_conversations(splits["train"], loaded, skip_invalid=True)
     lengths = [len(ids) for ids in tokenized["input_ids"]]
     texts = {name: [conversation_key(messages) for messages in part["messages"]] for name, part in splits.items()}
-    dropped: Counter[str] = Counter()
-    for summary in summaries:
-        # The rows differ; the reasons seldom do.
-        dropped.update(reason.partition("cannot be used: ")[2] for reason in summary.invalid)
-        dropped.update(summary.notes)
+    dropped = _dropped(summaries)
     if missing := len(splits["train"]) - len(tokenized):
         dropped["conversations with nothing to learn, or that the chat template refuses"] += missing
     return Preview(
@@ -126,9 +122,11 @@ def preview_corpus(
     """Shows what `pretrain` reads; see `preview_conversations`."""
     splits = load_mixture(sources, test_fraction=test_fraction)
     texts = {name: part["text"][:] for name, part in splits.items()}
+    summaries = [summary for source in sources for summary in summarize_corpus(source)]
     return Preview(
         purpose="pretrain",
-        tables=[line for source in sources for line in _corpus_tables(source)],
+        tables=[summary.line() for summary in summaries],
+        dropped=dict(_dropped(summaries).most_common()),
         splits={name: len(part) for name, part in splits.items()},
         examples=[[(text[: 4 * block_size], True)] for text in texts["train"][:rows]],
         **_common(texts, _lengths(texts["train"], tokenizer), tokenizer is not None, block_size, texts["train"]),
@@ -147,17 +145,24 @@ def preview_task(arguments: TaskArguments, *, tokenizer: str | None = None, rows
     texts = {name: [_text_of(row) for row in part] for name, part in parts.items()}
     return Preview(
         purpose=f"finetune, {arguments.task}",
-        tables=[
-            {"source": source, "split": "", "rows": "", "examples": "", "read": ", ".join(task.train.column_names)}
-            for source in task.sources()
-        ],
+        tables=[summary.line() for summary in task.summaries],
         splits={name: len(part) for name, part in parts.items()},
         examples=[_fields(row) for row in islice(task.train, rows)],
+        dropped=dict(_dropped(task.summaries).most_common()),
         labels=_labels(task.train),
         **_common(
             texts, _lengths(texts["train"], tokenizer), tokenizer is not None, arguments.max_length, texts["train"]
         ),
     )
+
+
+def _dropped(summaries: Iterable[RowSummary]) -> Counter[str]:
+    """Counts the reasons; the rows differ, and the reasons seldom do."""
+    dropped: Counter[str] = Counter()
+    for summary in summaries:
+        dropped.update(reason.partition("cannot be used: ")[2] for reason in summary.invalid)
+        dropped.update(summary.notes)
+    return dropped
 
 
 def _common(
@@ -208,33 +213,6 @@ def _learned_parts(row: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase
 def _said(conversations: Dataset) -> Iterable[str]:
     for messages in islice(conversations["messages"], _SAMPLED_EXAMPLES):
         yield " ".join(str(message.get("content") or "") for message in messages)
-
-
-def _corpus_tables(source: CorpusSource) -> list[dict[str, Any]]:
-    files = None if source.source.startswith("builtin:") else source_files(source.source)
-    documents = [file for file in files or () if is_one_document(file)]
-    wanted = [source.text_column] if source.template is None else template_columns(source.template)
-    lines = []
-    if documents:
-        more = f" and {len(documents) - 1} more" if len(documents) > 1 else ""
-        lines.append({"source": f"{documents[0]}{more}", "rows": len(documents), "read": "the whole text"})
-    tables = [] if documents and files and len(documents) == len(files) else _tables(source, files)
-    for where, columns, count in tables:
-        unused = [name for name in columns if name not in wanted]
-        lines.append({"source": where, "rows": count, "read": ", ".join(wanted), "not used": ", ".join(unused) or "-"})
-    return lines
-
-
-def _tables(source: CorpusSource, files: Sequence[Any] | None) -> Iterable[tuple[str, list[str], int]]:
-    names = [source.source] if files is None else [str(file) for file in files if not is_one_document(file)]
-    for name in names:
-        for table in read_tables(name, encoding=source.encoding):
-            columns: dict[str, None] = {}
-            count = 0
-            for row in table.rows():
-                columns |= dict.fromkeys(map(str, row))
-                count += 1
-            yield table.where, list(columns), count
 
 
 def _text_of(row: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from chatgpt_hf.data.conversations import read_conversations, tokenize_conversations
 from chatgpt_hf.data.corpus import load_corpus, stream_corpus
+from chatgpt_hf.data.corpus_summary import summarize_corpus
 from chatgpt_hf.data.packing import IGNORE_INDEX
 from chatgpt_hf.data.sources import parse_sources
 from chatgpt_hf.errors import DataError
+from chatgpt_hf.tasks.arguments import TaskArguments
+from chatgpt_hf.tasks.registry import make_task
 from chatgpt_hf.tasks.token_classification.rows import load_tagged
 
 
@@ -239,6 +243,154 @@ def test_nothing_is_dropped_in_silence(
         is_read = path[-1] in ("session_id", "type")
         assert MARKER in "".join(texts) or is_reported or is_read, path
     assert all("row 1" in error.lower() for _, error in refused), refused
+
+
+SPAN = {"start": 0, "end": 3, "label": "PER", "token_start": "0"}
+# Rows of every task, and how they are read.
+TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "labels": ({"text": "T", "label": "x", "id": "1", "meta": {"a": "b"}, "tags": ["c"]}, {}),
+    "prodigy labels": ({"text": "T", "label": "x", "answer": "accept", "_view": "v"}, {}),
+    "titles": ({"title": "T", "content": "C", "label": "x", "url": "u"}, {}),
+    "words": (
+        {"tokens": ["Tom"], "ner_tags": ["B-PER"], "pos_tags": ["N"], "id": "1"},
+        {"task": "token-classification"},
+    ),
+    "entities": ({"text": "Tom", "spans": [SPAN], "answer": "accept", "meta": "m"}, {"task": "token-classification"}),
+    "choices": (
+        {"question": "Q", "choices": ["a", "b"], "answer": "A", "subject": "s", "explanation": "e"},
+        {"task": "multiple-choice"},
+    ),
+    "contexts": (
+        {"context_options": ["a", "b"], "continuation": "c", "gold": "a", "query": "q"},
+        {"task": "multiple-choice"},
+    ),
+    "squad": (
+        {
+            "question": "Q",
+            "context": "C",
+            "id": "1",
+            "answers": {"text": ["C"], "answer_start": [0], "kind": ["k"]},
+            "url": "u",
+        },
+        {"task": "question-answering"},
+    ),
+    "squad, nested": (
+        {
+            "version": "2",
+            "data": [
+                {
+                    "title": "t",
+                    "paragraphs": [
+                        {
+                            "context": "C",
+                            "note": "n",
+                            "qas": [
+                                {
+                                    "id": "1",
+                                    "question": "Q",
+                                    "extra": "x",
+                                    "answers": [{"text": "C", "answer_start": 0, "by": "b"}],
+                                }
+                            ],
+                        }
+                    ],
+                }
+            ],
+        },
+        {"task": "question-answering"},
+    ),
+    "completions": ({"prompt": "P", "completion": "C", "answer": "accept", "id": "1"}, {"task": "text-generation"}),
+}
+OTHERS = {
+    "labels": {"text": "U", "label": "y"},
+    "prodigy labels": {"text": "U", "label": "y", "answer": "accept"},
+    "titles": {"title": "U", "content": "D", "label": "y"},
+    "words": {"tokens": ["Ann"], "ner_tags": ["B-PER"]},
+    "entities": {"text": "Ann", "spans": [SPAN], "answer": "accept"},
+    "choices": {"question": "R", "choices": ["a", "b"], "answer": "B"},
+    "contexts": {"context_options": ["a", "b"], "continuation": "d", "gold": "b"},
+    "squad": {"question": "R", "context": "D", "id": "2", "answers": {"text": ["D"], "answer_start": [0]}},
+    "squad, nested": {"question": "R", "context": "D", "id": "2", "answers": {"text": ["D"], "answer_start": [0]}},
+    "completions": {"prompt": "R", "completion": "D", "answer": "accept"},
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_task_drops_anything_in_silence(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Every value of a labelled row is in the rows to learn, reported by its name, or refused."""
+    row, options = TASKS[name]
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps(OTHERS[name]) + "\n", encoding="utf-8")
+    refused = []
+    for path in places(row):
+        file = tmp_path / "rows.jsonl"
+        lines = [marked(row, path), OTHERS[name]]
+        file.write_text("".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8")
+        arguments = TaskArguments(
+            **{"task": "text-classification", **options}, dataset=[str(file)], eval_dataset=str(held_out)
+        )
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            try:
+                task = make_task(arguments, 0)
+            except DataError as error:
+                refused.append(str(error))
+                continue
+        learned = [task.train[:], getattr(task, "label_names", None)]
+        reported = [line.partition("not used: ")[2] for line in caplog.text.splitlines()]
+        keys = [str(key) for key in path if isinstance(key, str)]
+        is_reported = any(
+            key in line.replace("[].", ", ").rstrip(".").split(", ") for line in reported for key in keys
+        )
+        is_counted = "do not stand at their answer_start were left out: 1" in caplog.text
+        # Words are divided where an entity ends.
+        assert MARKER in re.sub("[^A-Z]", "", str(learned)) or is_reported or is_counted, path
+    assert all("row 1" in error.lower() or "question 1" in error.lower() for error in refused), refused
+
+
+def test_rows_that_were_not_accepted_are_not_learned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Prodigy writes what the person decided into the column `answer`."""
+    rows = [("good", "accept"), ("wrong", "reject"), ("unsure", "ignore"), ("fine", "accept")]
+    labels = [
+        {"text": text, "label": f"l{number % 3}", "answer": answer} for number, (text, answer) in enumerate(rows)
+    ]
+    spans = [{"text": text, "spans": [{**SPAN, "end": 4}], "answer": answer} for text, answer in rows]
+    pairs = [{"prompt": text, "completion": "C", "answer": answer} for text, answer in rows]
+    for name, lines, options in (
+        ("labels", labels, {"problem_type": "single_label_classification"}),
+        ("spans", spans, {"task": "token-classification"}),
+        ("pairs", pairs, {"task": "text-generation"}),
+    ):
+        file = tmp_path / f"{name}.jsonl"
+        if name == "labels":
+            lines = [*lines, {"text": "last", "label": "l1", "answer": "accept"}]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        arguments = TaskArguments(
+            **{"task": "text-classification", **options}, dataset=[str(file)], eval_dataset=str(file)
+        )
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            task = make_task(arguments, 0)
+        learned = str(task.train[:])
+        assert "good" in learned
+        assert "fine" in learned
+        assert "wrong" not in learned
+        assert "unsure" not in learned
+        assert 'rows that are not marked "accept" were left out: 2.' in caplog.text
+
+
+def test_columns_of_a_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "id": 1}\n{"text": " ", "url": "u"}\n', encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"text": "two", "id": 1, "url": "u"}\n', encoding="utf-8")
+    (tmp_path / "c.csv").write_text("text,date\nthree,2020\n", encoding="utf-8")
+    (tmp_path / "d.txt").write_text("four\n", encoding="utf-8")
+    (source,) = parse_sources(str(tmp_path))
+    found = [(s.where.removeprefix(str(tmp_path)), s.rows, s.kept, s.used, s.unused) for s in summarize_corpus(source)]
+    assert found == [
+        ("/d.txt", 1, 1, {"the text": 1}, {}),
+        ("/a.jsonl and 1 more", 3, 2, {"text": 3}, {"id": 2, "url": 2}),
+        ("/c.csv", 1, 1, {"text": 1}, {"date": 1}),
+    ]
 
 
 def test_both_parts_of_a_row_are_checked(tokenizer: PreTrainedTokenizerBase) -> None:

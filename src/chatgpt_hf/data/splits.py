@@ -46,7 +46,7 @@ _CARD_FIELD = re.compile(
 _LISTED = 4
 
 
-def split_files(files: Sequence[Path], source: str) -> dict[str, list[Path]]:
+def split_files(files: Sequence[Path], source: str, *, log: bool = True) -> dict[str, list[Path]]:
     """Divides the files of a source into splits by their names, without files that are about the data.
 
     In a folder or glob, files or folders named for training and for evaluation, such as `train.csv` and `test.csv`, are
@@ -56,6 +56,7 @@ def split_files(files: Sequence[Path], source: str) -> dict[str, list[Path]]:
     Args:
         files: The result of `source_files`.
         source: The source that was named. A file that was named itself is always read, for training.
+        log: False if the log already says what is used for what.
 
     Returns:
         The files of the split `train`, and of `test` if there is one, each in the order of `files`.
@@ -63,11 +64,12 @@ def split_files(files: Sequence[Path], source: str) -> dict[str, list[Path]]:
     Raises:
         DataError: If the source contains nothing but metadata, or was written by `save_to_disk`.
     """
+    say = logger.log if log else _say_nothing
     path = Path(source).expanduser()
     if not path.is_dir() and path.exists():
         return {"train": list(files)}
     _refuse_arrow_folder(files, source)
-    files = _without_metadata(files, source)
+    files = _without_metadata(files, source, say)
     base = path if path.is_dir() else _before_wildcards(path)
     for name in (_folder_split, _file_split, lambda file: _file_split(file) or _folder_split(file)):
         named: dict[str | None, list[Path]] = {}
@@ -84,16 +86,17 @@ def split_files(files: Sequence[Path], source: str) -> dict[str, list[Path]]:
         # Among documents, such a name can be a coincidence: do not lose the others.
         train = [file for file in files if file in {*train, *filter(is_one_document, others)}]
         others = [file for file in others if not is_one_document(file)]
-    logger.info(
+    say(
+        logging.INFO,
         "%s: the files' names say what they are for. Training: %s. Held out: %s.",
         source,
         _listed(train, base),
         _listed(held_out, base),
     )
     if unused:
-        logger.warning("%s: not used, because there is a part named test: %s.", source, _listed(unused, base))
+        say(logging.WARNING, "%s: not used, because there is a part named test: %s.", source, _listed(unused, base))
     if others:
-        logger.warning("%s: not used, because the names say no split: %s.", source, _listed(others, base))
+        say(logging.WARNING, "%s: not used, because the names say no split: %s.", source, _listed(others, base))
     return {"train": train, "test": held_out}
 
 
@@ -300,7 +303,11 @@ def _file_split(file: Path) -> str | None:
     return None if format_of(file) == ".md" else _split_named(file.name)
 
 
-def _without_metadata(files: Sequence[Path], source: str) -> list[Path]:
+def _say_nothing(level: int, message: str, *values: object) -> None:
+    pass
+
+
+def _without_metadata(files: Sequence[Path], source: str, say: Callable[..., None]) -> list[Path]:
     """Leaves out files that are about the data; the log names them."""
     data = [file for file in files if not is_one_document(file) and file.name.lower() not in _METADATA]
 
@@ -316,7 +323,7 @@ def _without_metadata(files: Sequence[Path], source: str) -> list[Path]:
     if left_out and len(left_out) == len(files):
         raise DataError(f"{source} has no data, only files about them: {names}. Name such a file itself to read it")
     if left_out:
-        logger.info("%s: left out files about the data: %s. Name a file itself to read it.", source, names)
+        say(logging.INFO, "%s: left out files about the data: %s. Name a file itself to read it.", source, names)
     return [file for file in files if file not in set(left_out)]
 
 

@@ -1,9 +1,13 @@
 """Says what was done with the rows and columns of a file."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +26,7 @@ class RowSummary:
         unused: The same for columns, and keys inside columns, that were not read.
         notes: What was changed or left out, with the number of times.
         invalid: Why each row that cannot be used was left out.
+        unit: What `rows` and `invalid` count, such as `question`.
     """
 
     where: str
@@ -33,6 +38,7 @@ class RowSummary:
     unused: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
     invalid: Sequence[str] = ()
+    unit: str = "row"
 
     def log(self) -> None:
         """Logs the columns, and warns about rows that were left out."""
@@ -41,9 +47,8 @@ class RowSummary:
         for note, count in self.notes.items():
             logger.info("%s: %s: %d.", self.where, note, count)
         if self.invalid:
-            logger.warning(
-                "%d rows of %s are left out; the first: %s.", len(self.invalid), self.where, self.invalid[0]
-            )
+            count = len(self.invalid)
+            logger.warning("%d %ss of %s are left out; the first: %s.", count, self.unit, self.where, self.invalid[0])
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the summary for JSON."""
@@ -52,7 +57,7 @@ class RowSummary:
     def line(self) -> dict[str, Any]:
         """Returns a line of a table for people."""
         changes = [f"{note}: {count}" for note, count in self.notes.items()]
-        changes += [f"rows that cannot be used were left out: {len(self.invalid)}"] if self.invalid else []
+        changes += [f"{self.unit}s that cannot be used were left out: {len(self.invalid)}"] if self.invalid else []
         return {
             "source": self.where,
             "split": self.split,
@@ -62,3 +67,47 @@ class RowSummary:
             "not used": ", ".join(self.unused) or "-",
             "changes": "; ".join(changes) or "-",
         }
+
+
+def summarize_rows(
+    where: str,
+    split: str,
+    shape: str,
+    rows: Dataset,
+    used: Collection[str],
+    kept: int,
+    notes: Mapping[str, int],
+    invalid: Sequence[str],
+    inside: Mapping[str, int] | None = None,
+) -> RowSummary:
+    """Summarizes a table whose columns are known; see `RowSummary`.
+
+    Args:
+        shape: What the rows were read as.
+        used: The columns that were read; all others are unused, unless no row has a value there.
+        inside: Keys inside the columns that were not read.
+    """
+    counts = _filled(rows)
+    return RowSummary(
+        where=where,
+        split=split,
+        shapes={shape: len(rows)},
+        rows=len(rows),
+        kept=kept,
+        used={name: counts[name] for name in counts if name in used},
+        unused={**{name: count for name, count in counts.items() if count and name not in used}, **(inside or {})},
+        notes={note: count for note, count in notes.items() if count},
+        invalid=invalid,
+    )
+
+
+def _filled(rows: Dataset) -> dict[str, int]:
+    """Returns for each column how many rows have a value other than an empty text."""
+    table = rows.with_format("arrow")[:]
+    counts = {}
+    for name in table.column_names:
+        column = table[name]
+        counts[name] = len(column) - column.null_count
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            counts[name] -= pc.sum(pc.equal(column, "")).as_py() or 0
+    return counts

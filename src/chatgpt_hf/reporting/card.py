@@ -141,7 +141,7 @@ def render_card(
         description=facts.get("description") or f"a model for {data['pipeline_tag'].replace('-', ' ')}.",
         shape=markdown_table(pairs("", _shape(config, facts))),
         data_sources=facts.get("data"),
-        sources=markdown_table(facts.get("statistics") or []),
+        sources=markdown_table(facts.get("statistics") or facts.get("columns") or []),
         training=markdown_table(pairs("setting", facts.get("training") or {})),
         figures=markdown_table(pairs("figure", facts.get("results") or {})),
         evaluations=markdown_table([row for evaluation in evaluations for row in _evaluation_rows(evaluation)]),

@@ -52,6 +52,7 @@ class Report:
         chat: If true, the card's example is a conversation.
         statistics: One entry for each source of the data, a dataclass or a mapping with `source` and its figures; entries
             with `bytes` and `tokens` get a column of bytes per token.
+        columns: How the rows and columns of each file were read, one entry for each file; see `RowSummary.line`.
         training: Settings of the training, in the order of the page; see `training_facts`.
         command: The command that repeats the run.
         tokens_per_step: Positions in the rows of one optimizer step of all processes; gives the curves an axis of tokens.
@@ -68,6 +69,7 @@ class Report:
     samples: list[str] = field(default_factory=list)
     chat: bool = False
     statistics: Sequence[Any] = ()
+    columns: Sequence[dict[str, Any]] = ()
     training: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     tokens_per_step: int | None = None
@@ -96,6 +98,8 @@ class Report:
         parts += ["## Curves", "![Loss and other figures over training steps](loss.png)"]
         if self.statistics:
             parts += ["## Sources", markdown_table(self._sources())]
+        if self.columns:
+            parts += ["## How the files were read", markdown_table(list(self.columns))]
         if facts := self._facts():
             parts += ["## How it was trained", markdown_table(pairs("setting", facts))]
         if self.command:

@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import load_model
+from ..data.summary import RowSummary
 from ..errors import ConfigError, DataError, TokenizerError
 from ..evaluation.record import Evaluation
 from ..model.pipelines import custom_pipelines
@@ -30,6 +31,7 @@ class Task(ABC):
 
     Attributes:
         train, test: The rows as people read them; `test` is for evaluation.
+        summaries: How the rows and columns of each file were read.
         best_metric: The evaluation metric by which `load_best_model_at_end` chooses.
         surroundings: Special tokens that the tokenizer puts around a text, in the syntax of `TemplateProcessing`.
     """
@@ -46,6 +48,7 @@ class Task(ABC):
 
     train: Dataset
     test: Dataset
+    summaries: Sequence[RowSummary]
 
     def __init__(self, arguments: TaskArguments, seed: int, *, model: PreTrainedModel | None = None) -> None:
         """Reads the rows.

@@ -1,11 +1,10 @@
 """Reads tables of labeled rows, with or without a header, and rejects rows that cannot be used."""
 
-import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from ..data.columns import load_file
 from ..data.corpus import load_rows
@@ -14,8 +13,6 @@ from ..data.files import format_of, source_files
 from ..data.splits import split_files
 from ..data.splits import split_rows as split_rows
 from ..errors import DataError
-
-logger = logging.getLogger(__name__)
 
 
 class Table(NamedTuple):
@@ -56,11 +53,29 @@ class Rejected:
             raise DataError(f"{message[0].upper()}{message[1:]} (--skip_invalid leaves it out).")
         self.reasons.append(message)
 
-    def log(self) -> None:
-        """Logs how many rows were left out, and why the first one was."""
-        if self.reasons:
-            count = len(self.reasons)
-            logger.warning("%d %ss of %s are left out; the first: %s.", count, self.unit, self.where, self.reasons[0])
+
+class Accepted(NamedTuple):
+    """Which rows a person accepted, and the columns that say so."""
+
+    rows: list[bool]
+    columns: tuple[str, ...]
+
+    def notes(self) -> dict[str, int]:
+        """Returns what was left out, for the summary of the rows."""
+        return {'rows that are not marked "accept" were left out': self.rows.count(False)}
+
+
+def find_accepted(rows: Dataset, used: Collection[str]) -> Accepted:
+    """Reads Prodigy's column `answer`, which has `accept`, `reject` or `ignore`; other answers are data.
+
+    Args:
+        used: The columns that are read as data.
+    """
+    if "answer" not in used and "answer" in rows.column_names:
+        answers = rows["answer"][:]
+        if set(map(str, answers)) <= {"accept", "reject", "ignore"}:
+            return Accepted([answer == "accept" for answer in answers], ("answer",))
+    return Accepted([True] * len(rows), ())
 
 
 def load_tables(

@@ -198,6 +198,7 @@ class FinetuneRun(Run):
             title=name.replace("-", " ").capitalize(),
             description=f"a model for {name}, fine-tuned from `{base}`.",
             data=", ".join(self.task.sources()),
+            columns=[summary.line() for summary in self.task.summaries],
             task=name,
             datasets=self.task.sources(),
             base_model=base,

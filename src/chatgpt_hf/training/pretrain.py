@@ -13,11 +13,13 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, default_data_collator
 
 from ..checkpoints import check_tokenizer_fits, load_model
+from ..data.corpus_summary import summarize_corpus
 from ..data.mixture import load_mixture, stream_mixture
 from ..data.packing import IGNORE_INDEX
 from ..data.prepare import PreparedRows, prepare_rows, tokenizer_fingerprint
 from ..data.sources import CorpusSource, parse_sources
 from ..data.streaming import StreamingRows
+from ..data.summary import RowSummary
 from ..errors import ConfigError
 from ..evaluation.language_modeling import evaluate_language_modeling
 from ..model.configuration_chatgpt import ChatGPTConfig
@@ -28,6 +30,9 @@ from .run import Run, check_block_size
 from .samples import SampleText, sample_text
 from .scaling import flops_per_token
 from .trainer import PretrainTrainer
+
+# The columns of a table are those of its first rows.
+_SUMMARIZED_ROWS = 1000
 
 
 def pretrain(
@@ -87,7 +92,12 @@ class PretrainRun(Run):
             check_tokenizer_fits(self.model, self.tokenizer)
             check_block_size(corpus_arguments.block_size, self.model)
             self.rows = _rows(self.corpus, self.tokenizer, corpus_arguments, arguments)
+        self.summaries: list[RowSummary] = []
         if arguments.process_index == 0:
+            for source in self.sources:
+                self.summaries += summarize_corpus(source, limit=_SUMMARIZED_ROWS)
+            for summary in self.summaries:
+                summary.log()
             _show(self.rows)
         self.data = {
             "corpus": self.rows.fingerprint,
@@ -140,6 +150,7 @@ class PretrainRun(Run):
             data=", ".join(source.source for source in self.sources),
             samples=sample_text(self.model, self.tokenizer, [""] * 3, max_new_tokens=100),
             statistics=self.rows.statistics,
+            columns=[_columns(summary) for summary in self.summaries],
             tokens_per_step=per_step * self.corpus_arguments.block_size,
             datasets=[source.source for source in self.sources],
             base_model=self.model_arguments.model_name_or_path,
@@ -234,6 +245,11 @@ def _rows(
         "share_of_positions_used": train.share_of_positions_used,
     }
     return TrainingRows(train.rows, *held_out, train.fingerprint, figures, statistics)
+
+
+def _columns(summary: RowSummary) -> dict[str, Any]:
+    """Returns a line of the report; its counts would be those of the first rows."""
+    return {name: value for name, value in summary.line().items() if name in ("source", "split", "read", "not used")}
 
 
 def _show(rows: TrainingRows) -> None:

@@ -282,7 +282,7 @@ class SFTRun(Run):
             description="a chat model that answers questions.",
             data=", ".join(source.source for source in self.sources),
             samples=self.samples,
-            statistics=[summary.line() for summary in self.summaries],
+            columns=[summary.line() for summary in self.summaries],
             chat=True,
             datasets=[source.source for source in self.sources],
             base_model=self.model_arguments.model_name_or_path,

@@ -7,8 +7,9 @@ from datasets import Dataset, Features, Value
 
 from ...data.corpus import is_blank
 from ...data.sources import fill_template, template_columns
+from ...data.summary import RowSummary, summarize_rows
 from ...errors import ConfigError, DataError
-from ..tables import Rejected, load_tables, split_rows
+from ..tables import Rejected, find_accepted, load_tables, split_rows
 
 PARTS = ("prompt", "completion")
 _FEATURES = Features(dict.fromkeys(PARTS, Value("string")))
@@ -21,10 +22,12 @@ class PairSplits:
     Attributes:
         train: Columns `prompt` and `completion`, non-blank texts.
         test: The same columns; None if nothing is held out.
+        summaries: How the rows and columns of each file were read.
     """
 
     train: Dataset
     test: Dataset | None
+    summaries: Sequence[RowSummary] = ()
 
 
 def load_pairs(
@@ -62,8 +65,12 @@ def load_pairs(
         ConfigError: If a template is invalid, `split_by` is unknown, or `test_fraction` is not between 0 and 1.
     """
     templates = (prompt_template, completion_template)
-    rows = _read(source, templates, column_names, encoding, skip_invalid)
-    held_out = None if eval_source is None else _read(eval_source, templates, column_names, encoding, skip_invalid)
+    options = (templates, column_names, encoding, skip_invalid)
+    rows, summaries = _read(source, *options)
+    held_out = None
+    if eval_source is not None:
+        held_out, others = _read(eval_source, *options)
+        summaries += others
     if split_by not in PARTS:
         raise ConfigError(f"split_by is {split_by!r}: give one of {', '.join(PARTS)}")
     key = PARTS.index(split_by)
@@ -74,7 +81,7 @@ def load_pairs(
         )
         for name, part in rows.items()
     }
-    return PairSplits(parts["train"], parts["test"] if len(parts["test"]) else None)
+    return PairSplits(parts["train"], parts["test"] if len(parts["test"]) else None, summaries)
 
 
 def _read(
@@ -83,7 +90,9 @@ def _read(
     column_names: Sequence[str] | None,
     encoding: str | None,
     skip_invalid: bool,
-) -> dict[str, list[tuple[str, str]]]:
+) -> tuple[dict[str, list[tuple[str, str]]], list[RowSummary]]:
+    """Returns prompts and completions by split, and a summary of each table."""
+    summaries = []
     wanted = list(dict.fromkeys(name for template in templates for name in template_columns(template)))
     found: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
     header = {name.lower() for name in wanted}
@@ -95,15 +104,31 @@ def _read(
                     f"{table.where} has no column {missing[0]!r}; the templates of prompt and completion may name "
                     f"{', '.join(rows.column_names)}."
                 )
-            found[str(split)] += _pairs(rows, templates, wanted, rejected)
-            rejected.log()
-    return found
+            accepted = find_accepted(rows, wanted)
+            pairs = list(_pairs(rows, templates, wanted, accepted.rows, rejected))
+            found[str(split)] += pairs
+            read = [*wanted, *accepted.columns]
+            summary = summarize_rows(
+                table.where,
+                str(split),
+                "prompts with completions",
+                rows,
+                read,
+                len(pairs),
+                accepted.notes(),
+                rejected.reasons,
+            )
+            summary.log()
+            summaries.append(summary)
+    return found, summaries
 
 
 def _pairs(
-    rows: Dataset, templates: tuple[str, str], wanted: Sequence[str], rejected: Rejected
+    rows: Dataset, templates: tuple[str, str], wanted: Sequence[str], accepted: Sequence[bool], rejected: Rejected
 ) -> Iterator[tuple[str, str]]:
     for number, row in enumerate(rows.select_columns(list(wanted)), start=1):
+        if not accepted[number - 1]:
+            continue
         where = f"row {number} of {rejected.where}"
         # A template filled with a blank cell is useless, even though its literal text is not blank.
         blank = [name for name in wanted if is_blank(fill_template(f"{{{name}}}", row, where))]

@@ -44,6 +44,7 @@ class Generation(CausalTask):
             encoding=arguments.encoding,
             skip_invalid=arguments.skip_invalid,
         )
+        self.summaries = splits.summaries
         self.train = splits.train
         self.test = self.held_out(splits.test)
         self.lengths: dict[str, Any] = {

@@ -9,6 +9,7 @@ from datasets import Dataset, Features, List, Value
 
 from ...data.corpus import is_blank
 from ...data.sources import fill_template, template_columns
+from ...data.summary import RowSummary, summarize_rows
 from ...errors import DataError
 from ..tables import Rejected, Table, load_tables, split_rows
 
@@ -33,11 +34,13 @@ class ChoiceSplits:
             right one. A choice is scored as its continuation after its context.
         test: The same columns; None if nothing is held out.
         first: The number of the first choice, as the rows count; None if the right ones are not written as numbers.
+        summaries: How the rows and columns of each file were read.
     """
 
     train: Dataset
     test: Dataset | None
     first: int | None = None
+    summaries: Sequence[RowSummary] = ()
 
 
 class _Columns(NamedTuple):
@@ -90,16 +93,18 @@ def load_choices(
     tables = _load(source, encoding)
     # The training rows tell how the right one is written.
     numbers = _numbering(tables, source, first)
-    rows = _read(tables, template, delimiter, skip_invalid, numbers)
+    options = (template, delimiter, skip_invalid, numbers)
+    rows, summaries = _read(tables, *options)
     held_out = None
     if eval_source is not None:
-        held_out = _read(_load(eval_source, encoding), template, delimiter, skip_invalid, numbers)
+        held_out, others = _read(_load(eval_source, encoding), *options)
+        summaries += others
     rows = split_rows(rows, held_out, test_fraction, lambda row: str((row["contexts"], row["continuations"])), source)
     parts = {
         name: Dataset.from_dict({column: [row[column] for row in part] for column in _FEATURES}, _FEATURES)
         for name, part in rows.items()
     }
-    return ChoiceSplits(parts["train"], parts["test"] if len(parts["test"]) else None, numbers.first)
+    return ChoiceSplits(parts["train"], parts["test"] if len(parts["test"]) else None, numbers.first, summaries)
 
 
 class _Numbering(NamedTuple):
@@ -116,14 +121,25 @@ def _load(source: str, encoding: str | None) -> list[Table]:
 
 def _read(
     tables: Sequence[Table], template: str | None, delimiter: str, skip_invalid: bool, numbers: _Numbering
-) -> dict[str, list[dict[str, Any]]]:
+) -> tuple[dict[str, list[dict[str, Any]]], list[RowSummary]]:
+    """Returns the usable rows by split, and a summary of each table."""
     found: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    summaries = []
     for table in tables:
         for split, rows in table.splits.items():
             rejected = Rejected(table.where, skip_invalid)
-            found[str(split)] += _usable(rows, _find_columns(table, rows), template, delimiter, rejected, numbers)
-            rejected.log()
-    return found
+            columns = _find_columns(table, rows)
+            usable = list(_usable(rows, columns, template, delimiter, rejected, numbers))
+            found[str(split)] += usable
+            has_template = template is not None and columns.choices != (_OPTIONS,)
+            question = template_columns(template) if template and has_template else [columns.question]
+            used = [*question, *columns.choices, columns.label]
+            summary = summarize_rows(
+                table.where, str(split), "multiple choice", rows, used, len(usable), {}, rejected.reasons
+            )
+            summary.log()
+            summaries.append(summary)
+    return found, summaries
 
 
 def _numbering(tables: Sequence[Table], source: str, first: int | None) -> _Numbering:

@@ -29,6 +29,7 @@ class MultipleChoice(CausalTask):
             first=self.model_settings.get("first_choice"),
         )
         self.first_choice = splits.first
+        self.summaries = splits.summaries
         self.train = splits.train
         self.test = self.held_out(splits.test)
 

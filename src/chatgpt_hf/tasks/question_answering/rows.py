@@ -1,7 +1,8 @@
 """Reads questions whose answers are spans of a text, in SQuAD's format (Rajpurkar et al. 2016 and 2018)."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from ...data.corpus import load_rows
 from ...data.files import format_of, is_empty, source_files
 from ...data.json_rows import read_json
 from ...data.splits import split_files
+from ...data.summary import RowSummary
 from ...errors import DataError
 from ..tables import Rejected, split_rows
 
@@ -26,6 +28,7 @@ _FEATURES = Features(
     }
 )
 _LISTED = 10
+_USED = ("id", "question", "context", "answers", "is_impossible")
 
 
 class Mismatch(NamedTuple):
@@ -55,11 +58,13 @@ class SquadSplits:
             characters. The lists are empty if the context does not answer the question.
         test: The same columns; None if nothing is held out.
         mismatches: The dropped answers. A question without another answer was dropped too.
+        summaries: How the questions and fields of each file were read.
     """
 
     train: Dataset
     test: Dataset | None
     mismatches: list[Mismatch]
+    summaries: Sequence[RowSummary] = ()
 
 
 def load_squad(
@@ -90,8 +95,11 @@ def load_squad(
         ConfigError: If `test_fraction` is not between 0 and 1.
     """
     mismatches: list[Mismatch] = []
-    rows = _read(source, mismatches, encoding, skip_invalid)
-    held_out = None if eval_source is None else _read(eval_source, mismatches, encoding, skip_invalid)
+    rows, summaries = _read(source, mismatches, encoding, skip_invalid)
+    held_out = None
+    if eval_source is not None:
+        held_out, others = _read(eval_source, mismatches, encoding, skip_invalid)
+        summaries += others
     if mismatches:
         listed = "; ".join(
             f"{item.id}: {item.text!r:.60} at {item.answer_start}, where the context has {item.found!r:.60}"
@@ -104,18 +112,28 @@ def load_squad(
         name: Dataset.from_dict({column: [row[column] for row in part] for column in _FEATURES}, _FEATURES)
         for name, part in rows.items()
     }
-    return SquadSplits(parts["train"], parts["test"] if len(parts["test"]) else None, mismatches)
+    return SquadSplits(parts["train"], parts["test"] if len(parts["test"]) else None, mismatches, summaries)
 
 
 _Rows = list[dict[str, Any]]
 
 
-def _read(source: str, mismatches: list[Mismatch], encoding: str | None, skip_invalid: bool) -> dict[str, _Rows]:
+def _read(
+    source: str, mismatches: list[Mismatch], encoding: str | None, skip_invalid: bool
+) -> tuple[dict[str, _Rows], list[RowSummary]]:
+    """Returns the usable questions by split, and a summary of each file."""
+    summaries = []
     found: dict[str, _Rows] = {"train": [], "test": []}
     seen: set[str] = set()
-    for where, split, questions in _tables(source, encoding):
+    unused: Counter[str] = Counter()
+    for where, split, questions in _tables(source, encoding, unused):
         rejected = Rejected(where, skip_invalid, "question")
+        used: Counter[str] = Counter()
+        before, dropped = len(found[split]), len(mismatches)
+        number = 0
         for number, question in enumerate(questions, start=1):
+            used.update(name for name in _USED if question.get(name) not in (None, ""))
+            unused.update(_unread(question))
             row, fault = _row(question, where, number, mismatches)
             if row is not None and row["id"] in seen:
                 # Translations of one data set share ids.
@@ -126,12 +144,41 @@ def _read(source: str, mismatches: list[Mismatch], encoding: str | None, skip_in
             elif row is not None:
                 seen.add(row["id"])
                 found[split].append(row)
-        rejected.log()
-    return found
+        mismatched = len(mismatches) - dropped
+        summary = RowSummary(
+            where=where,
+            split=split,
+            shapes={"SQuAD": number},
+            rows=number,
+            kept=len(found[split]) - before,
+            used=dict(used),
+            unused=dict(unused),
+            notes={"answers that do not stand at their answer_start were left out": mismatched} if mismatched else {},
+            invalid=rejected.reasons,
+            unit="question",
+        )
+        summary.log()
+        summaries.append(summary)
+        unused.clear()
+    return found, summaries
 
 
-def _tables(source: str, encoding: str | None) -> Iterator[tuple[str, str, Iterator[Mapping[str, Any]]]]:
-    """Yields a name for messages, the split, and questions with their contexts, for each file or data set."""
+def _unread(question: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the filled fields of a question that nothing reads."""
+    yield from (name for name, value in question.items() if name not in _USED and value not in (None, "", []))
+    answers = question.get("answers")
+    for answer in answers if isinstance(answers, list) else [answers]:
+        if isinstance(answer, Mapping):
+            yield from (f"answers[].{name}" for name in answer if name not in ("text", "answer_start"))
+
+
+def _tables(
+    source: str, encoding: str | None, unused: Counter[str]
+) -> Iterator[tuple[str, str, Iterator[Mapping[str, Any]]]]:
+    """Yields a name for messages, the split, and questions with their contexts, for each file or data set.
+
+    Counts the fields around the questions that nothing reads.
+    """
     files = None if source.startswith("builtin:") else source_files(source)
     if files is None:
         yield from _row_tables(source, encoding)
@@ -142,7 +189,7 @@ def _tables(source: str, encoding: str | None) -> Iterator[tuple[str, str, Itera
                 if is_empty(file):
                     raise DataError(f"{file} is empty: give at least one question")
                 rows = read_json(file, encoding=encoding)
-                yield str(file), split, (item for _, row in rows for item in _questions(row, str(file)))
+                yield str(file), split, (item for _, row in rows for item in _questions(row, str(file), unused))
             else:
                 yield from ((where, split, rows) for where, _, rows in _row_tables(str(file), encoding))
 
@@ -153,14 +200,23 @@ def _row_tables(source: str, encoding: str | None) -> Iterator[tuple[str, str, I
             yield where, str(split), iter(rows)
 
 
-def _questions(row: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
+def _questions(row: Mapping[str, Any], where: str, unused: Counter[str]) -> Iterator[Mapping[str, Any]]:
     """Yields the questions in SQuAD's nested lists, each with its context; a flat row is a question itself."""
+
+    def count(fields: Mapping[str, Any], *known: str) -> None:
+        unused.update(name for name, value in fields.items() if name not in known and value not in (None, "", []))
+
     if not any(isinstance(row.get(key), list) for key in ("data", "paragraphs", "qas")):
         yield row
         return
     try:
+        if "data" in row:
+            count(row, "data")
         for article in row.get("data", [row]):
+            if "paragraphs" in article:
+                count(article, "paragraphs")
             for paragraph in article.get("paragraphs", [article]):
+                count(paragraph, "qas", "context")
                 for question in paragraph["qas"]:
                     has_answers = question.get("answers") or question.get("is_impossible")
                     answers = question.get("answers", []) if has_answers else None

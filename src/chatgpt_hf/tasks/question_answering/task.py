@@ -37,6 +37,7 @@ class QuestionAnswering(Task):
             encoding=arguments.encoding,
             skip_invalid=arguments.skip_invalid,
         )
+        self.summaries = splits.summaries
         self.train = splits.train
         self.test = self.held_out(splits.test)
         self.lengths = {"max_length": arguments.max_length, "stride": arguments.stride}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from ...data.corpus import is_blank
+from ...data.summary import RowSummary, summarize_rows
 from ...errors import ConfigError, DataError
 from ..labels import (
     FEATURES,
@@ -21,7 +22,7 @@ from ..labels import (
     number_of,
     read_numbered_names,
 )
-from ..tables import Rejected, Table, load_tables, split_rows
+from ..tables import Rejected, Table, find_accepted, load_tables, split_rows
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class LabelledSplits:
         text_columns: The columns of the text.
         label_column: The column of the label.
         first_label: The number of the first name, 0 or 1, if the labels are numbers of given names; otherwise None.
+        summaries: How the rows and columns of each file were read.
     """
 
     train: Dataset
@@ -87,6 +89,7 @@ class LabelledSplits:
     text_columns: tuple[str, ...]
     label_column: str
     first_label: int | None = None
+    summaries: Sequence[RowSummary] = ()
 
 
 class _Columns(NamedTuple):
@@ -143,10 +146,12 @@ def load_labelled(
     given = (text_column,) if isinstance(text_column, str) else tuple(text_column or ())
     tables = _load(source, given, label_column, encoding)
     columns = _find_columns(tables[0], given, label_column, problem_type)
-    rows = _read(tables, columns, skip_invalid)
+    summaries: list[RowSummary] = []
+    rows = _read(tables, columns, skip_invalid, summaries)
     held_out = None
     if eval_source is not None:
-        held_out = _read(_load(eval_source, columns.text, columns.label, encoding), columns, skip_invalid)
+        others = _load(eval_source, columns.text, columns.label, encoding)
+        held_out = _read(others, columns, skip_invalid, summaries)
     rows = split_rows(rows, held_out, test_fraction, lambda row: row.text, source)
     known = rows["train"] if eval_source is not None else rows["train"] + rows["test"]
     if problem_type == "auto" and label_names is not None and not any(isinstance(row.label, list) for row in known):
@@ -179,7 +184,7 @@ def load_labelled(
         _warn_of_unlearned(parts_of["train"]["label"][:], parts_of["test"]["label"][:], names, source)
     test = parts_of["test"] if len(parts_of["test"]) else None
     return LabelledSplits(
-        parts_of["train"], test, names, problem_type, columns.text, columns.label, first_label=encode.first
+        parts_of["train"], test, names, problem_type, columns.text, columns.label, encode.first, summaries
     )
 
 
@@ -274,23 +279,35 @@ def _own_names(table: Table, column: str) -> list[str] | None:
     return list(feature.names) if feature else None
 
 
-def _read(tables: Sequence[Table], columns: _Columns, skip_invalid: bool) -> dict[str, list[Labelled]]:
-    """Returns the usable rows by split, `train` or `test`."""
+def _read(
+    tables: Sequence[Table], columns: _Columns, skip_invalid: bool, summaries: list[RowSummary]
+) -> dict[str, list[Labelled]]:
+    """Returns the usable rows by split, `train` or `test`, and adds a summary of each table."""
+    used = (*columns.text, columns.label)
     found: dict[str, list[Labelled]] = {"train": [], "test": []}
     for table in tables:
         for split, rows in table.splits.items():
-            _check_columns(table.where, rows.column_names, (*columns.text, columns.label))
+            _check_columns(table.where, rows.column_names, used)
             rejected = Rejected(table.where, skip_invalid)
-            found[str(split)] += _usable(rows, columns, rejected)
-            rejected.log()
+            accepted = find_accepted(rows, used)
+            usable = list(_usable(rows, columns, accepted.rows, rejected))
+            found[str(split)] += usable
+            read = (*used, *accepted.columns)
+            summary = summarize_rows(
+                table.where, str(split), "labelled texts", rows, read, len(usable), accepted.notes(), rejected.reasons
+            )
+            summary.log()
+            summaries.append(summary)
     return found
 
 
-def _usable(rows: Dataset, columns: _Columns, rejected: Rejected) -> Iterator[Labelled]:
-    """Yields the rows with a text and a label."""
+def _usable(rows: Dataset, columns: _Columns, accepted: Sequence[bool], rejected: Rejected) -> Iterator[Labelled]:
+    """Yields the accepted rows with a text and a label."""
     own = _class_label(rows, columns.label)
     texts = [rows[name][:] for name in columns.text]
     for number, (label, *cells) in enumerate(zip(rows[columns.label][:], *texts, strict=True), start=1):
+        if not accepted[number - 1]:
+            continue
         for name, cell in zip(columns.text, cells, strict=True):
             if cell is not None and not isinstance(cell, str):
                 raise DataError(

@@ -60,6 +60,7 @@ class TextClassification(Task):
         self.first_label = splits.first_label
         # Mean and standard deviation of the targets of regression, if the model's family can hold them.
         self.target: tuple[float, float] | None = None
+        self.summaries = splits.summaries
         self.train = splits.train
         self.test = self.held_out(splits.test)
         self.label_names = splits.label_names

@@ -1,7 +1,7 @@
 """Reads texts with the places of their entities, as Doccano, Prodigy and spaCy write them, as words with tags."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +14,7 @@ _ENTITIES = ("entities", "spans", "label", "labels")
 _STARTS = ("start", "start_offset")
 _ENDS = ("end", "end_offset")
 _LABELS = ("label", "type", "entity", "entity_group")
+_READ = (_STARTS, _ENDS, _LABELS)
 # A character of a script without spaces, or what stands between spaces: dividing it further would add spaces.
 _WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
@@ -61,12 +62,21 @@ def words_of(text: Any, entities: Any) -> tuple[list[str], list[str]] | str:
     return words, tags
 
 
+def unread_keys(entities: Any, column: str) -> Iterator[str]:
+    """Yields the keys of entities that nothing reads, as `spans[].id`."""
+    for entity in entities if isinstance(entities, list) else ():
+        if isinstance(entity, Mapping):
+            read = {next((name for name in names if entity.get(name) is not None), "") for names in _READ}
+            yield from (
+                f"{column}[].{name}" for name, value in entity.items() if name not in read and value is not None
+            )
+
+
 def _place(entity: Any) -> tuple[int, int, str] | None:
     """Returns start, end and label of an entity that is a list of the three or a mapping; None if it is neither."""
     if isinstance(entity, Mapping):
         values: list[Any] = [
-            next((entity[name] for name in names if entity.get(name) is not None), None)
-            for names in (_STARTS, _ENDS, _LABELS)
+            next((entity[name] for name in names if entity.get(name) is not None), None) for names in _READ
         ]
     else:
         values = list(entity) if isinstance(entity, (list, tuple)) else []

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
@@ -67,6 +68,21 @@ class Tagged(NamedTuple):
     tags: list[str]
 
 
+class Read(NamedTuple):
+    """Of a file: its sentences, the scheme of its tags (None if they are numbers), and what was read.
+
+    Attributes:
+        used, unused: The columns that were read, and those that were not.
+        notes: What was left out, with the number of times.
+    """
+
+    sentences: list[Tagged]
+    scheme: Scheme | None
+    used: list[str]
+    unused: list[str]
+    notes: dict[str, int]
+
+
 def read_conll(
     path: Path,
     rejected: Rejected,
@@ -75,7 +91,7 @@ def read_conll(
     *,
     encoding: str | None = None,
     has_numbers: bool,
-) -> tuple[list[Tagged], Scheme | None]:
+) -> Read:
     """Reads the sentences of a file, and rejects those with a broken line.
 
     Args:
@@ -84,23 +100,24 @@ def read_conll(
         encoding: Encoding of the file; UTF-8 if not given.
         has_numbers: True if tags may be numbers, because their names are known.
 
-    Returns:
-        The sentences, and the scheme of their tags; None if the tags are numbers.
-
     Raises:
         DataError: If the columns cannot be found, or a line is broken; the message names the line.
     """
     if not has_content(path, encoding):
         raise DataError(f"{path} is empty: give at least one sentence")
     width, separator = _first_line(path, encoding)
-    sentences = list(_blocks(path, encoding, width, separator))
+    left_out: Counter[str] = Counter()
+    sentences = list(_blocks(path, encoding, width, separator, left_out))
     header = _pop_header(sentences)
     if not sentences:
         raise DataError(f"{path} has no line with a word and a tag")
     layout = _find_layout(path, sentences, width, header, word_column, tag_column, has_numbers)
-    found = [sentence for lines in sentences if (sentence := _sentence(lines, layout, rejected))]
-    _log(path, layout, header, found)
-    return found, layout.scheme
+    found = [sentence for lines in sentences if (sentence := _sentence(lines, layout, rejected, left_out))]
+    names = header or [f"column{column}" for column in range(width)]
+    _log(path, layout, names, found)
+    used = [names[layout.word], names[layout.tag]]
+    unused = [name for column, name in enumerate(names) if column not in (layout.word, layout.tag)]
+    return Read(found, layout.scheme, used, unused, dict(+left_out))
 
 
 def _first_line(path: Path, encoding: str | None) -> tuple[int, str | None]:
@@ -122,8 +139,10 @@ def _fields(line: str, separator: str | None) -> list[str]:
     return [field.strip(_SPACE) for field in line.rstrip(_SPACE).split(separator)]
 
 
-def _blocks(path: Path, encoding: str | None, width: int, separator: str | None) -> Iterator[list[Line]]:
-    """Yields the lines of each sentence, without comments and document marks."""
+def _blocks(
+    path: Path, encoding: str | None, width: int, separator: str | None, left_out: Counter[str]
+) -> Iterator[list[Line]]:
+    """Yields the lines of each sentence, without comments and document marks, which it counts."""
     block: list[Line] = []
     with open_text(path, encoding) as stream:
         for number, line in enumerate(chain(stream, "\n"), start=1):
@@ -132,8 +151,9 @@ def _blocks(path: Path, encoding: str | None, width: int, separator: str | None)
                 if block:
                     yield block
                 block = []
+                left_out["lines that mark a document were left out"] += bool(fields)
             elif _is_comment(line, fields, width, is_before=not block):
-                continue
+                left_out["comment lines were left out"] += 1
             else:
                 if len(fields) == width - 1 and line[0] in " \t" and is_tag(fields[-1]):
                     # The word is a space, in a file with a character per line.
@@ -315,11 +335,12 @@ def _misc_tag(value: str) -> str:
     return found[1] if found else "O"
 
 
-def _sentence(lines: Sequence[Line], layout: Layout, rejected: Rejected) -> Tagged | None:
+def _sentence(lines: Sequence[Line], layout: Layout, rejected: Rejected, left_out: Counter[str]) -> Tagged | None:
     """Returns a sentence; None if a line of it is broken, after rejecting that line."""
     found = Tagged([], [], [])
     for number, fields in lines:
         if layout.counter is not None and layout.counter < len(fields) and _NO_WORD.fullmatch(fields[layout.counter]):
+            left_out["lines of joined or added words were left out"] += 1
             continue
         fault = _fault(fields, layout)
         if fault is None and fields[layout.word] == " " and not is_unspaced("".join(_column_of(lines, layout.word))):
@@ -352,16 +373,13 @@ def _fault(fields: Sequence[str], layout: Layout) -> str | None:
     return None
 
 
-def _log(path: Path, layout: Layout, header: list[str] | None, sentences: Sequence[Tagged]) -> None:
-    names = header or [f"column{column}" for column in range(layout.width)]
-    unused = [name for column, name in enumerate(names) if column not in (layout.word, layout.tag)]
+def _log(path: Path, layout: Layout, names: Sequence[str], sentences: Sequence[Tagged]) -> None:
     tags = {tag for sentence in sentences for tag in sentence.tags}
     written = "" if layout.scheme is None or is_bio(tags) else f", {scheme_name(layout.scheme, tags)}"
     logger.info(
-        "%s: the word is in %s, the tag in %s%s%s.",
+        "%s: the word is in %s, the tag in %s%s.",
         path,
         names[layout.word],
         names[layout.tag],
         written,
-        f"; {', '.join(unused)} {'is' if len(unused) == 1 else 'are'} unused" if unused else "",
     )

@@ -2,6 +2,7 @@
 
 import glob
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -13,10 +14,11 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from ...data.corpus import load_rows
 from ...data.files import format_of
 from ...data.splits import split_files
+from ...data.summary import RowSummary, summarize_rows
 from ...errors import DataError
 from ..labels import read_label_names
-from ..tables import Rejected, split_rows
-from .annotations import annotated_columns, words_of
+from ..tables import Rejected, find_accepted, split_rows
+from .annotations import annotated_columns, unread_keys, words_of
 from .conll import is_column_number, read_conll
 from .tags import Scheme, bio_names, find_scheme, is_bio, scheme_name, tag_fault, to_bio
 from .words import is_unspaced
@@ -35,11 +37,13 @@ class TokenSplits:
         train: Columns `tokens`, a list of words, and `tags`, a list with one index of a name per word.
         test: The same columns; None if nothing is held out.
         label_names: Names in the order of their indices, `O` first: `O`, `B-LOC`, `I-LOC` ...
+        summaries: How the rows and columns of each file were read.
     """
 
     train: Dataset
     test: Dataset | None
     label_names: list[str]
+    summaries: Sequence[RowSummary] = ()
 
 
 class _Sentence(NamedTuple):
@@ -101,7 +105,8 @@ def load_tagged(
     sources = [source] if isinstance(source, str) else list(source)
     everything = [*sources, *([eval_source] if isinstance(eval_source, str) else eval_source or ())]
     has_rows = not all(_conll_files(item) for item in everything)
-    options = (text_column, label_column, given, encoding, skip_invalid, has_rows)
+    summaries: list[RowSummary] = []
+    options = (text_column, label_column, given, encoding, skip_invalid, has_rows, summaries)
     rows = _read(sources, *options)
     held_out = None if eval_source is None else _read(eval_source, *options)
     named = source if isinstance(source, str) else ", ".join(source)
@@ -118,7 +123,7 @@ def load_tagged(
         names = ["O", *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI")]
     index = {name: number for number, name in enumerate(names)}
     parts = {name: _encoded(part, index) for name, part in rows.items()}
-    return TokenSplits(parts["train"], parts["test"] if len(parts["test"]) else None, names)
+    return TokenSplits(parts["train"], parts["test"] if len(parts["test"]) else None, names, summaries)
 
 
 def _read(
@@ -129,8 +134,12 @@ def _read(
     encoding: str | None,
     skip_invalid: bool,
     has_rows: bool,
+    summaries: list[RowSummary],
 ) -> dict[str, list[_Sentence]]:
-    """Reads sources; with `has_rows`, some have rows with names of columns, which CoNLL files need not have."""
+    """Reads sources, and adds a summary of each file.
+
+    With `has_rows`, some have rows with names of columns, which CoNLL files need not have.
+    """
     found: dict[str, list[_Sentence]] = {"train": [], "test": []}
     in_files = [
         name if name and (not has_rows or is_column_number(name)) else None for name in (text_column, label_column)
@@ -138,10 +147,12 @@ def _read(
     for source in [sources] if isinstance(sources, str) else sources:
         if files := _conll_files(source):
             for split, part in split_files(files, source).items():
-                found[split] += _from_files(part, in_files[0], in_files[1], label_names, encoding, skip_invalid)
+                found[split] += _from_files(
+                    part, in_files[0], in_files[1], label_names, encoding, skip_invalid, split, summaries
+                )
             continue
         for where, splits in load_rows(source, encoding=encoding):
-            read = _from_rows(splits, where, text_column, label_column, label_names, skip_invalid)
+            read = _from_rows(splits, where, text_column, label_column, label_names, skip_invalid, summaries)
             for split, sentences in read.items():
                 found[str(split)] += sentences
     return found
@@ -163,23 +174,40 @@ def _from_files(
     label_names: list[str] | None,
     encoding: str | None,
     skip_invalid: bool,
+    split: str,
+    summaries: list[RowSummary],
 ) -> list[_Sentence]:
     """Returns the sentences of CoNLL files."""
-    found = []
+    found: list[_Sentence] = []
     for file in files:
         rejected = Rejected(str(file), skip_invalid, "line")
-        sentences, scheme = read_conll(
+        read = read_conll(
             file, rejected, text_column, label_column, encoding=encoding, has_numbers=label_names is not None
         )
-        known = find_scheme(label_names) if scheme is None and label_names else scheme
+        known = find_scheme(label_names) if read.scheme is None and label_names else read.scheme
         converter = _Converter(known or Scheme(), label_names)
-        for numbers, words, written in sentences:
+        before = len(found)
+        for numbers, words, written in read.sentences:
             tags = converter(written)
             if isinstance(tags, str):
                 rejected.add(numbers[0], tags)
             else:
                 found.append(_Sentence(str(file), "line", numbers, words, tags))
-        rejected.log()
+        count = len(read.sentences)
+        summary = RowSummary(
+            where=str(file),
+            split=split,
+            shapes={"CoNLL": count},
+            rows=count,
+            kept=len(found) - before,
+            used=dict.fromkeys(read.used, count),
+            unused=dict.fromkeys(read.unused, count),
+            notes=read.notes,
+            invalid=rejected.reasons,
+            unit="line",
+        )
+        summary.log()
+        summaries.append(summary)
         converter.log(str(file))
     return found
 
@@ -231,18 +259,22 @@ def _from_rows(
     label_column: str | None,
     label_names: list[str] | None,
     skip_invalid: bool,
+    summaries: list[RowSummary],
 ) -> dict[str, list[_Sentence]]:
     """Returns the sentences of rows with two lists, or with a text and its entities, by split."""
     read: dict[str, list[tuple[Any, Any]]] = {}
+    used: dict[str, tuple[str, str]] = {}
     are_texts = False
     for split, rows in splits.items():
         if columns := annotated_columns(rows, text_column, label_column):
             are_texts = True
+            used[split] = columns
             read[split] = list(zip(*(rows[name][:] for name in columns), strict=True))
             logger.info("%s: the text is in %s, its entities in %s.", where, *columns)
             continue
         words = _column(rows, where, text_column, _TOKENS, "text_column")
         tags = _column(rows, where, label_column, _TAGS, "label_column")
+        used[split] = (words, tags)
         feature = rows.features[tags]
         if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
             # The data set's names belong to its numbers; a model may have others.
@@ -267,13 +299,24 @@ def _from_rows(
     for split, pairs in read.items():
         rejected = Rejected(where, skip_invalid)
         found[split] = []
+        accepted = find_accepted(splits[split], used[split])
         for number, (left, right) in enumerate(pairs, start=1):
+            if not accepted.rows[number - 1]:
+                continue
             fault, words_found, tags_found = _row(left, right, are_texts, converter, f"Row {number} of {where}")
             if fault:
                 rejected.add(number, fault)
             else:
                 found[split].append(_Sentence(where, "row", [number], words_found, tags_found))
-        rejected.log()
+        shape = "texts with entities" if are_texts else "words with tags"
+        columns_read = (*used[split], *accepted.columns)
+        kept = len(found[split])
+        inside = Counter(key for _, entities in pairs for key in unread_keys(entities, used[split][1]) if are_texts)
+        summary = summarize_rows(
+            where, str(split), shape, splits[split], columns_read, kept, accepted.notes(), rejected.reasons, inside
+        )
+        summary.log()
+        summaries.append(summary)
     converter.log(where)
     return found
 

@@ -50,6 +50,7 @@ class TokenClassification(Task):
             encoding=arguments.encoding,
             skip_invalid=arguments.skip_invalid,
         )
+        self.summaries = splits.summaries
         self.train = splits.train
         self.test = self.held_out(splits.test)
         self.label_names = splits.label_names
