@@ -47,7 +47,7 @@ class Preview:
         duplicates: Number of examples that repeat an earlier one.
         overlap: Number of held-out examples that are also trained on.
         scripts: Share of the letters in each script.
-        labels: Number of training rows per label, for tasks that have labels.
+        labels: Number of training rows per label, or of entities per kind, for tasks that have labels.
         dropped: Why rows are left out, and how many.
     """
 
@@ -141,15 +141,16 @@ def preview_task(arguments: TaskArguments, *, tokenizer: str | None = None, rows
         seed: Seed of the run.
     """
     task = make_task(arguments, seed)
+    names = getattr(task, "label_names", [])
     parts = {"train": task.train, **({"test": task.test} if task.test is not None else {})}
     texts = {name: [_text_of(row) for row in part] for name, part in parts.items()}
     return Preview(
         purpose=f"finetune, {arguments.task}",
         tables=[summary.line() for summary in task.summaries],
         splits={name: len(part) for name, part in parts.items()},
-        examples=[_fields(row) for row in islice(task.train, rows)],
+        examples=[_fields(row, names) for row in islice(task.train, rows)],
         dropped=dict(_dropped(task.summaries).most_common()),
-        labels=_labels(task.train),
+        labels=_labels(task.train, names),
         **_common(
             texts, _lengths(texts["train"], tokenizer), tokenizer is not None, arguments.max_length, texts["train"]
         ),
@@ -225,14 +226,45 @@ def _text_of(row: dict[str, Any]) -> str:
     )
 
 
-def _fields(row: dict[str, Any]) -> list[tuple[str, bool]]:
-    return [(f"{name}: {value}\n", name in ("label", "tags", "completion", "answers")) for name, value in row.items()]
+def _fields(row: dict[str, Any], names: Sequence[str]) -> list[tuple[str, bool]]:
+    """Returns a row's fields as a person reads them, and whether they are learned."""
+    if "tags" in row:
+        pairs = zip(row["tokens"], row["tags"], strict=True)
+        words = ((f"{token}/{names[tag]}" if names[tag] != "O" else token, names[tag] != "O") for token, tag in pairs)
+        return [(f"{word} ", is_entity) for word, is_entity in words]
+    parts = []
+    for name, value in row.items():
+        if name == "label" and "continuations" in row:
+            value = row["continuations"][value]
+        elif name == "label":
+            value = _label_names([value], names)[0]
+        elif name == "answers":
+            value = "; ".join(value["text"]) or "(none)"
+        elif isinstance(value, list):
+            value = " | ".join(dict.fromkeys(map(str, value)))
+        parts.append((f"{name}: {value}\n", name in ("label", "completion", "answers")))
+    return parts
 
 
-def _labels(rows: Dataset) -> dict[str, int]:
-    if "label" not in rows.column_names or any(isinstance(label, (list, float)) for label in rows["label"][:1]):
+def _label_names(labels: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """Returns labels by their names: an index, or a list of 0.0 and 1.0 for each name; numbers stay."""
+    if not names:
+        return [f"{label:g}" if isinstance(label, float) else str(label) for label in labels]
+    return [
+        ", ".join(name for name, is_set in zip(names, label, strict=True) if is_set) or "(none)"
+        if isinstance(label, list)
+        else names[label]
+        for label in labels
+    ]
+
+
+def _labels(rows: Dataset, names: Sequence[str]) -> dict[str, int]:
+    if "tags" in rows.column_names:
+        kinds = (names[tag][2:] for tags in rows["tags"] for tag in tags if names[tag].startswith("B-"))
+        return dict(Counter(kinds).most_common())
+    if not names or "label" not in rows.column_names:
         return {}
-    return {str(label): count for label, count in Counter(rows["label"][:]).most_common()}
+    return dict(Counter(_label_names(rows["label"][:], names)).most_common())
 
 
 def _scripts(texts: Iterable[str]) -> dict[str, float]:

@@ -136,13 +136,14 @@ def show(preview: "Preview") -> None:
     console.print(f"  train: {preview.splits['train']}; held out: {held_out}")
     if preview.duplicates or preview.overlap:
         console.print(f"  repeated: {preview.duplicates}; held out and also trained on: {preview.overlap}")
-    quantiles = ", ".join(f"{name}: {value}" for name, value in preview.lengths.items())
+    names = {"0 %": "least", "50 %": "median", "100 %": "most"}
+    quantiles = ", ".join(f"{names.get(name, name)} {value}" for name, value in preview.lengths.items())
     console.print(f"  length in {preview.unit}: {quantiles}")
     if preview.longer is None:
         console.print("  (--tokenizer counts tokens)")
     else:
         console.print(f"  longer than a row of {preview.block_size} tokens: {preview.longer}")
-    scripts = ", ".join(f"{script} {share:.0%}" for script, share in preview.scripts.items())
+    scripts = ", ".join(f"{script} {share:.1%}" for script, share in preview.scripts.items() if share >= 0.001)
     console.print(f"  scripts: {scripts or 'no letters'}")
     if preview.labels:
         labels = ", ".join(f"{label}: {count}" for label, count in list(preview.labels.items())[:20])

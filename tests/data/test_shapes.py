@@ -184,7 +184,8 @@ def turns(*texts: str) -> list[dict[str, Any]]:
         ({"prompt": [USER], "completion": "A"}, [USER, ASSISTANT]),
         ({"prompt": "Q", "completion": ASSISTANT}, [USER, ASSISTANT]),
         ({"prompt": "Q", "completion": [ASSISTANT], "label": True}, [USER, ASSISTANT]),
-        # Preferences: the chosen answer is learned.
+        # Preferences: the chosen answer is learned, whatever else the row calls its output.
+        ({"instruction": "Q", "output": "B", "chosen": "A", "rejected": "B"}, [USER, ASSISTANT]),
         ({"prompt": "Q", "chosen": "A", "rejected": "B"}, [USER, ASSISTANT]),
         ({"prompt": "Q", "chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, [USER, ASSISTANT]),
         ({"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, [USER, ASSISTANT]),

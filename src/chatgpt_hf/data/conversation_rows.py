@@ -18,7 +18,7 @@ from .messages import (
 from .shapes import (
     ANSWERS,
     QUESTIONS,
-    TABLE,
+    TABLE_TITLE,
     Cells,
     PairColumns,
     Row,
@@ -125,7 +125,7 @@ class ConversationReader:
                 raise DataError("it has no messages")
             conversations.append(Conversation(self._checked(messages), tools))
         self._shape = shape
-        self.shapes[shape.name if shape else "the named columns"] += 1
+        self.shapes[shape.title if shape else "the named columns"] += 1
         return conversations
 
     def _checked(self, messages: list[Any]) -> list[Message]:
@@ -195,7 +195,7 @@ class ConversationReader:
                     if not is_blank(cells.peek(name)):
                         said[-1][name] = cells.take(name)
                 self._count(cells)
-            self.shapes[TABLE] += len(rows)
+            self.shapes[TABLE_TITLE] += len(rows)
             try:
                 yield rows[0][0], Conversation(self._checked(said))
             except DataError as error:

@@ -23,6 +23,7 @@ _CONTEXTS = ("input", "context", "passage", "background")
 _MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "contents")
 _TOOLS = ("tools", "functions")
 # Read by `ConversationReader`, because a conversation takes several rows.
+TABLE_TITLE = "a row per message"
 TABLE = "a row per message: a conversation's id (session_id, conversation_id ...), role and content"
 
 # Headers in Chinese files.
@@ -121,11 +122,13 @@ class Shape(NamedTuple):
     """One way to write conversations down.
 
     Attributes:
+        title: A few words, for tables.
         name: Description for messages to the user.
         fits: True if a row has this shape.
         read: Returns the conversations of a row, with messages as they are written.
     """
 
+    title: str
     name: str
     fits: Callable[[Cells], bool]
     read: Callable[[Cells], list[list[Any]]]
@@ -236,6 +239,9 @@ def _self_instruct(cells: Cells) -> list[list[Any]]:
 def _pair(cells: Cells) -> list[list[Any]]:
     question = cells.first(QUESTIONS, _is_question)
     answer = cells.first(ANSWERS, _is_answer)
+    if _is_answer(cells.peek("chosen")) and _is_answer(cells.peek("rejected")):
+        # Such files also have an `output`, which may be the rejected answer.
+        answer = "chosen"
     if question is None or answer is None:
         raise DataError("it has no question or no answer")
     asked = cells.take(question)
@@ -315,16 +321,19 @@ def tools_of(cells: Cells) -> list[dict[str, Any]] | None:
 
 SHAPES = (
     Shape(
+        "messages with roles",
         "`messages` (or `conversations`), a list of role and content, or ShareGPT's from and value",
         lambda cells: messages_column(cells) is not None,
         _messages,
     ),
     Shape(
+        "texts by two speakers in turn",
         "`messages` (or `dialog`), a list of texts by two speakers in turn",
         lambda cells: cells.first(_MESSAGES, lambda value: _utterances(value) is not None) is not None,
         _dialogue,
     ),
     Shape(
+        "self-instruct",
         "self-instruct: `instruction` and `instances`, a list of input and output",
         lambda cells: (
             is_scalar(cells.peek("instruction"))
@@ -334,6 +343,7 @@ SHAPES = (
         _self_instruct,
     ),
     Shape(
+        "question and answer",
         f"Alpaca and other pairs: one of {', '.join(QUESTIONS)} and one of {', '.join(ANSWERS)}, as text or list of "
         f"messages, and optionally one of {', '.join(_CONTEXTS)}, one of {', '.join(_SYSTEMS[:3])}, and history",
         lambda cells: (
@@ -342,6 +352,7 @@ SHAPES = (
         _pair,
     ),
     Shape(
+        "the chosen conversation",
         "preferences: `chosen`, a list of role and content",
         lambda cells: _turns(cells.peek("chosen")) is not None,
         _whole_answer,

@@ -1,7 +1,7 @@
 """Says what was done with the rows and columns of a file."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,7 +26,8 @@ class RowSummary:
         unused: The same for columns, and keys inside columns, that were not read.
         notes: What was changed or left out, with the number of times.
         invalid: Why each row that cannot be used was left out.
-        unit: What `rows` and `invalid` count, such as `question`.
+        unit: What `invalid` counts, such as `question`.
+        roles: What a column was read as, if its name does not say so.
     """
 
     where: str
@@ -39,16 +40,21 @@ class RowSummary:
     notes: Mapping[str, int] = field(default_factory=dict)
     invalid: Sequence[str] = ()
     unit: str = "row"
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     def log(self) -> None:
         """Logs the columns, and warns about rows that were left out."""
         unused = f"; not used: {', '.join(self.unused)}" if self.unused else ""
-        logger.info("%s: read %s%s.", self.where, ", ".join(self.used) or "nothing", unused)
+        logger.info("%s: read %s%s.", self.where, self._read() or "nothing", unused)
         for note, count in self.notes.items():
             logger.info("%s: %s: %d.", self.where, note, count)
         if self.invalid:
             count = len(self.invalid)
             logger.warning("%d %ss of %s are left out; the first: %s.", count, self.unit, self.where, self.invalid[0])
+
+    def _read(self) -> str:
+        roles = {name: role for name, role in self.roles.items() if role != name}
+        return ", ".join(f"{name} ({roles[name]})" if name in roles else name for name in self.used)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the summary for JSON."""
@@ -63,7 +69,10 @@ class RowSummary:
             "split": self.split,
             "rows": self.rows,
             "examples": self.kept,
-            "read": ", ".join(self.used),
+            "shape": ", ".join(
+                shape if len(self.shapes) == 1 else f"{shape}: {count}" for shape, count in self.shapes.items()
+            ),
+            "read": self._read(),
             "not used": ", ".join(self.unused) or "-",
             "changes": "; ".join(changes) or "-",
         }
@@ -74,7 +83,7 @@ def summarize_rows(
     split: str,
     shape: str,
     rows: Dataset,
-    used: Collection[str],
+    used: Mapping[str, str],
     kept: int,
     notes: Mapping[str, int],
     invalid: Sequence[str],
@@ -84,7 +93,7 @@ def summarize_rows(
 
     Args:
         shape: What the rows were read as.
-        used: The columns that were read; all others are unused, unless no row has a value there.
+        used: The columns that were read, and as what; all others are unused, unless no row has a value there.
         inside: Keys inside the columns that were not read.
     """
     counts = _filled(rows)
@@ -98,6 +107,7 @@ def summarize_rows(
         unused={**{name: count for name, count in counts.items() if count and name not in used}, **(inside or {})},
         notes={note: count for note, count in notes.items() if count},
         invalid=invalid,
+        roles=used,
     )
 
 

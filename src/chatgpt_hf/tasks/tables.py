@@ -55,10 +55,10 @@ class Rejected:
 
 
 class Accepted(NamedTuple):
-    """Which rows a person accepted, and the columns that say so."""
+    """Which rows a person accepted, and the column that says so, with its role."""
 
     rows: list[bool]
-    columns: tuple[str, ...]
+    columns: dict[str, str]
 
     def notes(self) -> dict[str, int]:
         """Returns what was left out, for the summary of the rows."""
@@ -74,8 +74,8 @@ def find_accepted(rows: Dataset, used: Collection[str]) -> Accepted:
     if "answer" not in used and "answer" in rows.column_names:
         answers = rows["answer"][:]
         if set(map(str, answers)) <= {"accept", "reject", "ignore"}:
-            return Accepted([answer == "accept" for answer in answers], ("answer",))
-    return Accepted([True] * len(rows), ())
+            return Accepted([answer == "accept" for answer in answers], {"answer": "decision"})
+    return Accepted([True] * len(rows), {})
 
 
 def load_tables(

@@ -123,8 +123,7 @@ def test_another_column_is_chosen(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     source = conll(tmp_path, "1\tAC Milan\tB-ORG\tO\n2\tMilan\tI-ORG\tB-LOC\n3\tBonn\tB-LOC\tO\n")
     with caplog.at_level(logging.INFO):
         assert [tag for _, tag in entities(source)[0]] == ["B-ORG", "I-ORG", "B-LOC"]
-    assert "the word is in column1, the tag in column2" in caplog.text
-    assert "read column1, column2; not used: column0, column3" in caplog.text
+    assert "read column1 (word), column2 (tag); not used: column0, column3" in caplog.text
     assert "column3 also has tags; --label_column" in caplog.text
     for name in ("column3", "3"):
         assert [tag for _, tag in entities(source, label_column=name)[0]] == ["O", "B-LOC", "O"]

@@ -107,7 +107,7 @@ def _read(
             accepted = find_accepted(rows, wanted)
             pairs = list(_pairs(rows, templates, wanted, accepted.rows, rejected))
             found[str(split)] += pairs
-            read = [*wanted, *accepted.columns]
+            read = {**{name: name for name in wanted}, **accepted.columns}
             summary = summarize_rows(
                 table.where,
                 str(split),

@@ -133,7 +133,11 @@ def _read(
             found[str(split)] += usable
             has_template = template is not None and columns.choices != (_OPTIONS,)
             question = template_columns(template) if template and has_template else [columns.question]
-            used = [*question, *columns.choices, columns.label]
+            used = {
+                **dict.fromkeys(question, "question"),
+                **dict.fromkeys(columns.choices, "choice"),
+                columns.label: "right choice",
+            }
             summary = summarize_rows(
                 table.where, str(split), "multiple choice", rows, used, len(usable), {}, rejected.reasons
             )

@@ -177,7 +177,6 @@ def load_labelled(
         raise DataError(
             f"All training rows of {source} have the label {rows['train'][0].label!r}: add rows with other labels."
         )
-    logger.info("%s: the text is in %s, the label in %s.", source, ", ".join(columns.text), columns.label)
     if encode.first is not None:
         logger.info("%s: the labels are numbers, and %d is %s.", source, encode.first, names[0])
     if is_training and problem_type == "single_label_classification":
@@ -292,7 +291,7 @@ def _read(
             accepted = find_accepted(rows, used)
             usable = list(_usable(rows, columns, accepted.rows, rejected))
             found[str(split)] += usable
-            read = (*used, *accepted.columns)
+            read = {**dict.fromkeys(columns.text, "text"), columns.label: "label", **accepted.columns}
             summary = summarize_rows(
                 table.where, str(split), "labelled texts", rows, read, len(usable), accepted.notes(), rejected.reasons
             )

@@ -114,7 +114,7 @@ def read_conll(
     layout = _find_layout(path, sentences, width, header, word_column, tag_column, has_numbers)
     found = [sentence for lines in sentences if (sentence := _sentence(lines, layout, rejected, left_out))]
     names = header or [f"column{column}" for column in range(width)]
-    _log(path, layout, names, found)
+    _log_scheme(path, layout, found)
     used = [names[layout.word], names[layout.tag]]
     unused = [name for column, name in enumerate(names) if column not in (layout.word, layout.tag)]
     return Read(found, layout.scheme, used, unused, dict(+left_out))
@@ -373,13 +373,7 @@ def _fault(fields: Sequence[str], layout: Layout) -> str | None:
     return None
 
 
-def _log(path: Path, layout: Layout, names: Sequence[str], sentences: Sequence[Tagged]) -> None:
+def _log_scheme(path: Path, layout: Layout, sentences: Sequence[Tagged]) -> None:
     tags = {tag for sentence in sentences for tag in sentence.tags}
-    written = "" if layout.scheme is None or is_bio(tags) else f", {scheme_name(layout.scheme, tags)}"
-    logger.info(
-        "%s: the word is in %s, the tag in %s%s.",
-        path,
-        names[layout.word],
-        names[layout.tag],
-        written,
-    )
+    if layout.scheme is not None and not is_bio(tags):
+        logger.info("%s: %s.", path, scheme_name(layout.scheme, tags))

@@ -205,6 +205,7 @@ def _from_files(
             notes=read.notes,
             invalid=rejected.reasons,
             unit="line",
+            roles=dict(zip(read.used, ("word", "tag"), strict=True)),
         )
         summary.log()
         summaries.append(summary)
@@ -270,7 +271,6 @@ def _from_rows(
             are_texts = True
             used[split] = columns
             read[split] = list(zip(*(rows[name][:] for name in columns), strict=True))
-            logger.info("%s: the text is in %s, its entities in %s.", where, *columns)
             continue
         words = _column(rows, where, text_column, _TOKENS, "text_column")
         tags = _column(rows, where, label_column, _TAGS, "label_column")
@@ -309,7 +309,8 @@ def _from_rows(
             else:
                 found[split].append(_Sentence(where, "row", [number], words_found, tags_found))
         shape = "texts with entities" if are_texts else "words with tags"
-        columns_read = (*used[split], *accepted.columns)
+        as_what = ("text", "entities") if are_texts else ("words", "tags")
+        columns_read = {**dict(zip(used[split], as_what, strict=True)), **accepted.columns}
         kept = len(found[split])
         inside = Counter(key for _, entities in pairs for key in unread_keys(entities, used[split][1]) if are_texts)
         summary = summarize_rows(
