@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -397,3 +399,16 @@ def test_both_parts_of_a_row_are_checked(tokenizer: PreTrainedTokenizerBase) -> 
     rows = Dataset.from_list([{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": ""}]}])
     with pytest.raises(DataError, match="Row 1: the chat template makes an empty turn"):
         tokenize_conversations(rows, tokenizer)
+
+
+def test_a_missing_value_of_pandas_is_not_learned(tmp_path: Path) -> None:
+    """pandas and `json.dumps` write NaN, in parquet too, where a cell is empty."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "Q", "answer": NaN}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"Row 1 of .* cannot be used"):
+        read_conversations(parse_sources(str(file)))
+    table = pa.table({"question": ["Q", "R"], "answer": pa.array([float("nan"), 2.5])})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    splits, summaries = read_conversations(parse_sources(str(tmp_path / "rows.parquet")), skip_invalid=True)
+    assert [row["messages"][1]["content"] for row in splits["train"]] == ["2.5"]
+    assert len(summaries[0].invalid) == 1

@@ -72,6 +72,8 @@ def divided(folder: Path, pattern: str = "") -> tuple[str, str]:
         ("test/x.csv train.csv", "train.csv", "test/x.csv"),
         ("train/dev_notes.csv test/a.csv", "train/dev_notes.csv", "test/a.csv"),
         ("dev_blog_train.csv dev_blog_test.csv", "dev_blog_train.csv", "dev_blog_test.csv"),
+        ("微博测试集.csv 微博训练集.csv", "微博训练集.csv", "微博测试集.csv"),
+        ("开发集.tsv 训练集.tsv", "训练集.tsv", "开发集.tsv"),
         # Kaggle: a table of another kind is not training data.
         ("sample_submission.csv test.csv train.csv", "train.csv", "test.csv"),
         # THUCNews: among text files such a name can be a coincidence, so no document is lost.

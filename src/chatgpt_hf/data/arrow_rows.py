@@ -1,6 +1,7 @@
 """Makes rows from parquet files and data sets, whose types are those of a whole column, not of a value."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ..errors import DataError
 from .files import check_regular, faults_named
-from .json_rows import WrittenFloat
+from .json_rows import WrittenFloat, read_constant
 
 _ROWS = 1000
 
@@ -64,7 +65,7 @@ def plain_rows(
 
     All values of a column of structs have the keys of all of them, so keys without a value are left out, at any depth.
     Dates and times become text in ISO's format; a column whose times are all midnight has dates. A decimal number keeps
-    its digits.
+    its digits. NaN, as pandas writes a missing value, is None.
 
     Args:
         schema: Of the columns to read.
@@ -111,12 +112,15 @@ def _convert(type_: pa.DataType, is_date: bool) -> _Convert | None:
     if pa.types.is_decimal(type_):
         return lambda value: WrittenFloat(str(value))
     if pa.types.is_float16(type_) or pa.types.is_float32(type_):
-        return lambda value: WrittenFloat(str(np.float32(value)))  # 0.1, not 0.10000000149011612
+        # 0.1, not 0.10000000149011612.
+        return lambda value: None if math.isnan(value) else WrittenFloat(str(np.float32(value)))
+    if pa.types.is_float64(type_):
+        return lambda value: None if math.isnan(value) else value
     return None
 
 
 def _parsed(value: str) -> Any:
-    return json.loads(value, parse_float=WrittenFloat, parse_constant=WrittenFloat)
+    return json.loads(value, parse_float=WrittenFloat, parse_constant=read_constant)
 
 
 def _apply(convert: _Convert | None, value: Any) -> Any:

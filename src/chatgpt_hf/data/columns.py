@@ -29,7 +29,7 @@ from .files import faults_named, format_of
 from .tables import placed_rows
 
 # Part of what a cached data set is found by: count it up when the same file gives other rows.
-_READER = 1
+_READER = 2
 # Rows are held in memory until their batch is written; a batch of texts must be smaller than 2 GiB.
 _BATCH_ROWS = 1000
 _BATCH_CHARACTERS = 1 << 26

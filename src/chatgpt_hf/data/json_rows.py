@@ -34,7 +34,12 @@ class WrittenFloat(float):
         return (WrittenFloat, (self._text,))
 
 
-_DECODER = json.JSONDecoder(parse_float=WrittenFloat, parse_constant=WrittenFloat)
+def read_constant(text: str) -> WrittenFloat | None:
+    """Returns infinities as they are written; `NaN` is how pandas writes a missing value, even among texts."""
+    return None if text == "NaN" else WrittenFloat(text)
+
+
+_DECODER = json.JSONDecoder(parse_float=WrittenFloat, parse_constant=read_constant)
 
 
 def read_json(path: Path, *, encoding: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:

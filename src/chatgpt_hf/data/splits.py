@@ -24,8 +24,11 @@ T = TypeVar("T")
 
 # The names of splits as `datasets` recognizes them: `train.csv`, `my_dev-00000-of-00002.parquet`, `testing/a.jsonl`.
 _SPLIT_OF = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+# Chinese names have no separators: `微博训练集.csv`.
+_CHINESE_SPLIT_OF = {"训练集": "train", "测试集": "test", "验证集": "validation", "开发集": "validation"}
 _SPLIT_WORD = re.compile(
-    rf"(?:^|[{NON_WORDS_CHARS}])({'|'.join(_SPLIT_OF)})(?=[{NON_WORDS_CHARS}]|$)", flags=re.IGNORECASE
+    rf"(?:^|[{NON_WORDS_CHARS}])({'|'.join(_SPLIT_OF)})(?=[{NON_WORDS_CHARS}]|$)|({'|'.join(_CHINESE_SPLIT_OF)})",
+    flags=re.IGNORECASE,
 )
 # Text files beside the data of a data set.
 _ABOUT = re.compile(
@@ -289,8 +292,8 @@ def check_test_fraction(test_fraction: float) -> None:
 
 def _split_named(name: str) -> str | None:
     # The last word counts: `dev_blog_train.csv` is training data.
-    words = _SPLIT_WORD.findall(name)
-    return _SPLIT_OF[words[-1].lower()] if words else None
+    words = [word or chinese for word, chinese in _SPLIT_WORD.findall(name)]
+    return {**_SPLIT_OF, **_CHINESE_SPLIT_OF}[words[-1].lower()] if words else None
 
 
 def _folder_split(file: Path) -> str | None:
