@@ -15,9 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -57,13 +59,18 @@ hypothesis.settings.load_profile("chatgpt_hf")
 
 def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
     """Adds `--ecosystem` from a separate file; in `importlib` import mode, pytest finds no plugins in this folder."""
-    name = "ecosystem_table"
-    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    pluginmanager.register(module, name)
+    pluginmanager.register(_beside("ecosystem_table"), "ecosystem_table")
+
+
+def _beside(name: str) -> ModuleType:
+    """Loads a module of this folder, which tests can import afterwards."""
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
 
 def pytest_report_header() -> str:
@@ -113,11 +120,7 @@ def real_model() -> Callable[..., Path]:
 
     Skips the test where the model cannot be fetched (see real_model.py).
     """
-    spec = spec_from_file_location("real_model", Path(__file__).with_name("real_model.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = _beside("real_model")
 
     def folder(dtype: str = "float32") -> Path:
         try:
@@ -126,6 +129,14 @@ def real_model() -> Callable[..., Path]:
             pytest.skip(str(error))
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def foreign_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns the folder of a small tokenizer of another family, one of `KINDS` of foreign_tokenizers.py; not to be changed."""
+    make_folder = cache(_beside("foreign_tokenizers").make_folder)
+    root = tmp_path_factory.mktemp("foreign")
+    return lambda kind: make_folder(kind, root / kind)
 
 
 DOCUMENTS = [

@@ -83,10 +83,7 @@ def derived_turns(
         content = _content(message)
         start = _start(before, content, text)
         end = _end(after, content, text, start)
-        # White space after the end mark belongs to the template.
-        *_, last = [start, *(match.end() for match in specials.finditer(text, start, end))]
-        if last > start and not text[last:end].strip():
-            end = last
+        end = _after_end_mark(message, content, text, start, end, specials)
         said = specials.sub("", text[start:end])
         if (spans and start < spans[-1][1]) or not _is_said(said, content, message, before):
             raise Unmarked(
@@ -127,6 +124,20 @@ def _common(first: str, second: str) -> int:
     """Number of characters with which both texts begin."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
+def _after_end_mark(
+    message: Mapping[str, Any], content: str, text: str, start: int, end: int, specials: re.Pattern[str]
+) -> int:
+    """Moves the end of an answer to the end of its end mark: what the template puts after it is not the assistant's."""
+    marks = list(specials.finditer(text, start))
+    # Two texts may part within a special token.
+    end = next((mark.start() for mark in marks if mark.start() < end < mark.end()), end)
+    marks = [mark for mark in marks if mark.end() <= end]
+    if not message.get("tool_calls"):
+        position = text.find(content, start, end) + len(content)
+        marks = [mark for mark in marks if not text[position : mark.start()].strip()][:1]
+    return marks[-1].end() if marks and not specials.sub("", text[marks[-1].end() : end]).strip() else end
 
 
 def _content(message: Mapping[str, Any]) -> str:

@@ -97,11 +97,16 @@ def encode_turns(
     return EncodedConversation(input_ids, turn, rendering.original(rendered), turns, rendering.template)
 
 
-def read_chat_template(path: str) -> str | dict[str, str]:
-    """Returns the chat template of a Jinja file, or that of a tokenizer: a folder or a Hub id.
+def read_chat_template(path: str, tokenizer: PreTrainedTokenizerBase) -> str | dict[str, str]:
+    """Returns the chat template of a Jinja file, or that of another tokenizer, for a tokenizer.
+
+    Args:
+        path: A Jinja file, or the folder or Hub id of a tokenizer.
+        tokenizer: The one that gets the template.
 
     Raises:
-        TokenizerError: If the file cannot be read, or the tokenizer has no chat template.
+        TokenizerError: If the file cannot be read, the other tokenizer has no chat template, or its template contains special
+            tokens that `tokenizer` lacks.
     """
     file = Path(path).expanduser()
     if file.is_file():
@@ -113,9 +118,17 @@ def read_chat_template(path: str) -> str | dict[str, str]:
         raise TokenizerError(
             f"there is no chat template {file}: name a Jinja file, or the folder or Hub id of a tokenizer"
         )
-    template = load_tokenizer(path).chat_template
+    source = load_tokenizer(path)
+    template = source.chat_template
     if template is None:
         raise TokenizerError(f"the tokenizer {path} has no chat template: name a Jinja file, or a tokenizer with one")
+    text = template if isinstance(template, str) else "".join(template.values())
+    vocabulary = tokenizer.get_vocab()
+    if missing := [token for token in source.all_special_tokens if token in text and token not in vocabulary]:
+        raise TokenizerError(
+            f"the chat template of {path} contains {', '.join(missing)}, which the model's tokenizer has no tokens for: name a "
+            "template that is made for the model's tokenizer"
+        )
     return template
 
 

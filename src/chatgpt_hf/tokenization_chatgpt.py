@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 
 from ._moved import names_of
 from .errors import DataError, TokenizerError
+from .files import read_json
 from .text_encoding import text_encoder
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,12 @@ SPECIAL_TOKENS = (END_OF_TEXT, PAD, IM_START, IM_END)
 # Maximum number of digits per token. GPT-4 has three, but a vocabulary of a few thousand entries has no room for a
 # thousand numbers.
 MAX_DIGITS = 2
+
+# The options of the models of tokenizers that decide about ids.
+_MODEL_OPTIONS = (
+    *("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback"),
+    *("ignore_merges", "max_input_chars_per_word"),
+)
 
 # Maximum number of characters to encode at once: per document, and in total.
 _SLICE_SIZE = 1 << 16
@@ -246,6 +253,9 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
                 )
             if "tokenizer_config.json" not in names:
                 loader = GPT2Tokenizer
+        elif "tokenizer.json" in names and "auto_map" in read_json(folder / "tokenizer_config.json"):
+            # AutoTokenizer would ask to run the folder's code, but what it does is in the file.
+            loader = PreTrainedTokenizerFast
     elif folder.exists() or folder.is_absolute() or str(path_or_id).startswith((".", "~")):
         raise TokenizerError(f"{folder} is not a folder: give the folder that contains tokenizer.json, or a Hub id")
     try:
@@ -267,10 +277,13 @@ def _faithful(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokeni
         file = cached_file(name, "tokenizer.json")
     except OSError:
         return tokenizer
-    stored = Tokenizer.from_file(file)
-    if _parts(getattr(tokenizer, "backend_tokenizer", None)) == _parts(stored):
+    stored = read_json(Path(file))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and _parts(backend) == _stored_parts(stored):
         return tokenizer
-    vocabulary = stored.get_vocab(with_added_tokens=True)
+    # Unigram has a list of pairs.
+    vocabulary = {entry if isinstance(entry, str) else entry[0] for entry in stored["model"]["vocab"]}
+    vocabulary |= {token["content"] for token in stored["added_tokens"]}
     known = {key: token for key, token in tokenizer.special_tokens_map.items() if token in vocabulary}
     return PreTrainedTokenizerFast.from_pretrained(
         name,
@@ -281,17 +294,35 @@ def _faithful(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokeni
     )
 
 
-def _parts(backend: Tokenizer | None) -> dict[str, Any] | None:
-    """Everything that decides about a tokenizer's ids and text."""
-    if backend is None:
-        return None
-    state = json.loads(backend.to_str())
+def _parts(backend: Tokenizer) -> dict[str, Any]:
+    """What decides about a tokenizer's ids, except for the vocabulary itself."""
     processor = backend.post_processor
-    # Without one, transformers adds one that does nothing.
-    state["post_processor"] = (
-        state["post_processor"] if processor and processor.num_special_tokens_to_add(False) else None
-    )
-    return {name: value for name, value in state.items() if name not in ("truncation", "padding", "version")}
+    parts: dict[str, Any] = {
+        "normalizer": backend.normalizer,
+        "pre_tokenizer": backend.pre_tokenizer,
+        "decoder": backend.decoder,
+        # Without one, transformers adds one that does nothing.
+        "post_processor": processor if processor and processor.num_special_tokens_to_add(False) else None,
+    }
+    # BPE takes an empty affix and none alike.
+    options = {name: getattr(backend.model, name, None) or None for name in _MODEL_OPTIONS}
+    added = {index: token.__getstate__() for index, token in backend.get_added_tokens_decoder().items()}
+    states = {name: None if part is None else part.__getstate__() for name, part in parts.items()}
+    return {**states, "model": options, "added_tokens": added, "size": backend.get_vocab_size(with_added_tokens=False)}
+
+
+def _stored_parts(stored: dict[str, Any]) -> dict[str, Any]:
+    """`_parts` of a tokenizer.json."""
+    model = stored["model"]
+    size = len(model["vocab"])
+    if model.get("type") in ("BPE", "WordPiece", "WordLevel"):
+        # Large, and not needed to make the parts.
+        model = {**model, "vocab": {}, **({"merges": []} if "merges" in model else {})}
+    backend = Tokenizer.from_str(json.dumps({**stored, "model": model, "added_tokens": []}))
+    added = {
+        token["id"]: {name: value for name, value in token.items() if name != "id"} for token in stored["added_tokens"]
+    }
+    return {**_parts(backend), "added_tokens": added, "size": size}
 
 
 def check_text(name: str, text: str) -> None:
