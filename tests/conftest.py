@@ -73,6 +73,9 @@ def _beside(name: str) -> ModuleType:
     return sys.modules[name]
 
 
+_beside("foreign_tokenizers")
+
+
 def pytest_report_header() -> str:
     """The releases that the tests are run with."""
     names = (
@@ -134,7 +137,7 @@ def real_model() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def foreign_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Returns the folder of a small tokenizer of another family, one of `KINDS` of foreign_tokenizers.py; not to be changed."""
-    make_folder = cache(_beside("foreign_tokenizers").make_folder)
+    make_folder = cache(sys.modules["foreign_tokenizers"].make_folder)
     root = tmp_path_factory.mktemp("foreign")
     return lambda kind: make_folder(kind, root / kind)
 

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from foreign_tokenizers import HARD_TEXTS, KINDS
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -23,13 +22,6 @@ from chatgpt_hf.tokenization_chatgpt import (
     load_tokenizer,
     train_tokenizer,
 )
-
-_SPEC = spec_from_file_location("foreign_tokenizers", Path(__file__).with_name("foreign_tokenizers.py"))
-assert _SPEC is not None
-assert _SPEC.loader is not None
-sys.modules.setdefault("foreign_tokenizers", foreign := module_from_spec(_SPEC))
-_SPEC.loader.exec_module(foreign)
-HARD_TEXTS, KINDS = foreign.HARD_TEXTS, foreign.KINDS
 
 CHAT = [
     {"role": "user", "content": "Hello there, how are you?"},

@@ -15,8 +15,6 @@ from transformers import PreTrainedTokenizerBase
 from .errors import DataError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# What templates of reasoning models put before an answer.
-_THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 
 
 class Unmarked(Exception):
@@ -153,7 +151,11 @@ def _is_said(said: str, content: str, message: Mapping[str, Any], before: str) -
     if message.get("tool_calls"):
         names = [(call.get("function") or call).get("name", "") for call in message["tool_calls"]]
         return content in said and all(name in said for name in names)
-    if said == content or _THOUGHT.sub("", said, count=1).strip() == content:
+    if said == content:
+        return True
+    # Templates of reasoning models put a thought before an answer; the prompt may open it.
+    thought, end, answer = said.partition("</think>")
+    if end and answer.strip() == content and (thought.startswith("<think>") or before.rstrip().endswith("<think>")):
         return True
     # The prompt may end with the beginning of the answer.
     return bool(said) and content.endswith(said) and before.rstrip().endswith(content.removesuffix(said).strip())

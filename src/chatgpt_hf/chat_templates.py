@@ -3,6 +3,7 @@
 Rendering is transformers' own, with its sandbox. `assistant_turns` tells how the assistant's words are found.
 """
 
+import ctypes
 import json
 import re
 import threading
@@ -297,12 +298,14 @@ class _Rendering:
 
 
 def _within_time(function: Callable[[], Any]) -> Any:
-    """Calls a function in a thread, which is left behind if it takes too long."""
+    """Calls a function in a thread, which is ended if it takes too long."""
     outcome: list[tuple[Any, Exception | None]] = []
 
     def run() -> None:
         try:
             outcome.append((function(), None))
+        except SystemExit:
+            return
         except Exception as error:
             outcome.append((None, error))
 
@@ -310,6 +313,8 @@ def _within_time(function: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(RENDER_SECONDS)
     if not outcome:
+        # The thread raises this at its next Python instruction, and ends.
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
         raise DataError(f"the chat template was not done after {RENDER_SECONDS:g} seconds: does it loop for ever?")
     result, error = outcome[0]
     if error is not None:
