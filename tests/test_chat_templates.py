@@ -27,6 +27,9 @@ from transformers import PreTrainedTokenizerBase
 
 from chatgpt_hf import chat_templates
 from chatgpt_hf.chat_templates import encode_chat_prompt, encode_conversation, encode_turns, read_chat_template
+from chatgpt_hf.data.conversations import load_conversations, tokenize_conversations
+from chatgpt_hf.data.packing import IGNORE_INDEX
+from chatgpt_hf.data.sources import parse_sources
 from chatgpt_hf.errors import DataError, TokenizerError
 from chatgpt_hf.tokenization_chatgpt import CHAT_TEMPLATE, load_tokenizer, train_tokenizer
 
@@ -267,6 +270,18 @@ def test_a_template_from_elsewhere(
     tokenizer.save_pretrained(folder)
     with pytest.raises(TokenizerError, match="has no chat template"):
         read_chat_template(str(folder), tokenizer)
+
+
+@pytest.mark.slow
+def test_every_row_of_real_data_with_the_real_tokenizer(real_model: Callable[..., Path], shared_data: Path) -> None:
+    tokenizer = load_tokenizer(real_model("bfloat16"))
+    sources = parse_sources(str(shared_data / "sft" / "dolly_hhrlhf_small_1000.jsonl"))
+    conversations = load_conversations(sources)["train"].select(range(200))
+    for row, messages in zip(tokenize_conversations(conversations, tokenizer), conversations["messages"], strict=True):
+        assert row["input_ids"] == tokenizer.apply_chat_template(messages)["input_ids"]
+        learned = [token for token in row["labels"] if token != IGNORE_INDEX]
+        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        assert tokenizer.decode(learned) == "".join(f"{answer}<|im_end|>" for answer in answers)
 
 
 def test_sft_with_a_template_of_the_users(
