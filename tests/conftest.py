@@ -15,9 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -57,13 +59,21 @@ hypothesis.settings.load_profile("chatgpt_hf")
 
 def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
     """Adds `--ecosystem` from a separate file; in `importlib` import mode, pytest finds no plugins in this folder."""
-    name = "ecosystem_table"
-    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    pluginmanager.register(module, name)
+    pluginmanager.register(_beside("ecosystem_table"), "ecosystem_table")
+
+
+def _beside(name: str) -> ModuleType:
+    """Loads a module of this folder, which tests can import afterwards."""
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+_beside("foreign_tokenizers")
 
 
 def pytest_report_header() -> str:
@@ -105,6 +115,31 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared test data: {folder} is not a folder (set CHATGPT_HF_DATA to where it is)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Callable[..., Path]:
+    """Returns the folder of SmolLM2-135M-Instruct: `real_model("float32")` or `real_model("bfloat16")`; not to be changed.
+
+    Skips the test where the model cannot be fetched (see real_model.py).
+    """
+    module = _beside("real_model")
+
+    def folder(dtype: str = "float32") -> Path:
+        try:
+            return module.real_model(dtype)
+        except module.Unavailable as error:
+            pytest.skip(str(error))
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def foreign_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns the folder of a small tokenizer of another family, one of `KINDS` of foreign_tokenizers.py; not to be changed."""
+    make_folder = cache(sys.modules["foreign_tokenizers"].make_folder)
+    root = tmp_path_factory.mktemp("foreign")
+    return lambda kind: make_folder(kind, root / kind)
 
 
 DOCUMENTS = [

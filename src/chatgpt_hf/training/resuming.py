@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ def rows_fingerprint(rows: Dataset) -> str:
 def text_fingerprint(text: str | None) -> str | None:
     """A hash of a text; None for None."""
     return None if text is None else hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def template_fingerprint(template: str | Mapping[str, str] | None) -> str | None:
+    """A hash of a chat template, or of several with names."""
+    return text_fingerprint(template if template is None or isinstance(template, str) else json.dumps(dict(template)))
 
 
 def order_of(arguments: TrainingArguments) -> dict[str, Any]:

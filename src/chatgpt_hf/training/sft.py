@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
 
+from ..chat_templates import read_chat_template
 from ..checkpoints import check_tokenizer_fits, extend_vocabulary, load_model, sample_of
 from ..data.conversations import (
     Conversations,
@@ -27,7 +28,7 @@ from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
 from .adapters import adapter_record, lora_config, quantization
 from .arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
-from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint, text_fingerprint
+from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint, template_fingerprint
 from .run import Run, check_block_size, write_base_sample
 
 with needed_by("Training"):
@@ -134,6 +135,8 @@ class SFTRun(Run):
         )
         check_tokenizer_fits(self.model, tokenizer)
         self.base_sample = sample_of(self.model)
+        if self.arguments.chat_template_path is not None:
+            tokenizer.chat_template = read_chat_template(self.arguments.chat_template_path, tokenizer)
         self.added_tokens = add_chat_template(self.model, tokenizer) if tokenizer.chat_template is None else []
         check_block_size(chosen.block_size, self.model)
         if tokenizer.pad_token_id is None:
@@ -157,7 +160,7 @@ class SFTRun(Run):
         self.data = {
             "rows": rows_fingerprint(self.rows),
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "template": text_fingerprint(tokenizer.chat_template),
+            "template": template_fingerprint(tokenizer.chat_template),
             "block_size": chosen.block_size,
             "long_conversations": chosen.long_conversations,
             "test_fraction": chosen.test_fraction,
@@ -231,6 +234,8 @@ class SFTRun(Run):
         # The rows are ready. TRL's preparation would turn message text that looks like a special token into that
         # token.
         arguments.dataset_kwargs = {"skip_prepare_dataset": True}
+        # The tokenizer has it already; TRL would also add tokens to the model.
+        arguments.chat_template_path = None
         arguments.remove_unused_columns = False
         self.adapter = lora_config(self.model_arguments, self.model, added=self.added_tokens)
         # TRL's fused head cannot use a head that PEFT has wrapped for new tokens (TRL 1.16).
@@ -300,7 +305,10 @@ def set_generation(
     if repetition_penalty is not None:
         model.generation_config.repetition_penalty = repetition_penalty
     ends = [tokenizer.convert_tokens_to_ids(IM_END)] if IM_END in tokenizer.get_vocab() else []
-    model.generation_config.eos_token_id = [*ends, tokenizer.eos_token_id]
+    # Models of others may end a turn with another token, which their generation_config.json names.
+    known = model.generation_config.eos_token_id
+    ends += [tokenizer.eos_token_id, *(known if isinstance(known, list) else [] if known is None else [known])]
+    model.generation_config.eos_token_id = list(dict.fromkeys(ends))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
