@@ -29,6 +29,7 @@ FLOORS = [
     ("registration",),
     ("conversion/families/",),
     ("model/",),
+    ("stored",),
     ("cache",),
     ("files",),
     ("extras",),
