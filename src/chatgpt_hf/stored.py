@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ _OTHER_FORMATS = {
     ".gguf": "a GGUF file, which llama.cpp reads. transformers' `from_pretrained(FOLDER, gguf_file=NAME)` makes a model of it",
     ".onnx": "an ONNX graph, which onnxruntime runs. It cannot be turned back into a model",
 }
+# Files with the terms under which a model may be used; they have to go along with what is made from it.
+_LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 # What reads a quantized folder, by the `quant_method` of its config.
 _READERS = {
     "gptq": "transformers with `pip install optimum gptqmodel`, and vLLM, read GPTQ",
@@ -122,6 +125,16 @@ def is_foreign(name_or_path: str | Path) -> bool:
     """True if a model's weights were not trained with this package first: it is, or was converted from, another family's."""
     config = config_of(name_or_path)
     return bool(config) and (config.get("model_type") != "chatgpt" or ORIGIN_FIELD in config)
+
+
+def copy_licence(source: str | Path | None, folder: Path) -> None:
+    """Copies a local model's files with its licence into the folder of a model made from it, where there are none yet."""
+    if source is None or not Path(source).is_dir():
+        return
+    for pattern in _LICENCE_FILES:
+        for file in sorted(Path(source).glob(pattern)):
+            if file.is_file() and not (folder / file.name).exists():
+                shutil.copyfile(file, folder / file.name)
 
 
 def check_memory(folder: Path, dtype: torch.dtype | None = None, *, copies: float = 1.0, hint: str = "") -> None:

@@ -135,16 +135,24 @@ def logits_difference(reference: Reference, converted: Any, config: Any = None) 
         converted: The same.
         config: The config that limits the ids; None means the converted model's.
     """
-    config = config or converted.config
+    ids = random_ids(config or converted.config)
+    return (float32_logits(reference, ids) - float32_logits(converted, ids)).abs().max().item()
+
+
+def random_ids(config: Any) -> torch.Tensor:
+    """The ids on which models are compared, (2, up to 64); the same for every model of a vocabulary and context."""
     length = min(64, config.max_position_embeddings)
-    ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
-    return (_float32_logits(reference, ids) - _float32_logits(converted, ids)).abs().max().item()
+    return torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
 
 
-def _float32_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+@torch.inference_mode()
+def float32_logits(model: Reference, ids: torch.Tensor) -> torch.Tensor:
+    """The logits (batch, seq, vocab) of ids (batch, seq), computed in float32 whatever dtype the model is in."""
     is_model = isinstance(model, torch.nn.Module)
     if not is_model:
         return model(ids)
+    if model.dtype == torch.float32:
+        return model.eval()(input_ids=ids).logits
     dtype = model.dtype
     logits = model.to(torch.promote_types(dtype, torch.float32)).eval()(input_ids=ids).logits
     model.to(dtype)
