@@ -2,12 +2,14 @@
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import (
@@ -34,6 +36,7 @@ _OTHER_FORMATS = {
 }
 # Files with the terms under which a model may be used; they have to go along with what is made from it.
 _LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
+CARD_NAME = "README.md"
 # What reads a quantized folder, by the `quant_method` of its config.
 _READERS = {
     "gptq": "transformers with `pip install optimum gptqmodel`, and vLLM, read GPTQ",
@@ -125,6 +128,26 @@ def is_foreign(name_or_path: str | Path) -> bool:
     """True if a model's weights were not trained with this package first: it is, or was converted from, another family's."""
     config = config_of(name_or_path)
     return bool(config) and (config.get("model_type") != "chatgpt" or ORIGIN_FIELD in config)
+
+
+def origin_of(source: str | Path) -> dict[str, Any]:
+    """The name of a model, and its licence where its folder has a card that names one: what a model made from it says about it.
+
+    Returns:
+        `name`, a Hub id or the name of a folder or file; and `license`, `license_name` and `license_link` as the card has them.
+    """
+    path = Path(source)
+    if not path.exists():
+        return {"name": str(source)}
+    try:
+        text = (path / CARD_NAME).read_text(encoding="utf-8-sig")
+        _, metadata, _ = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
+        card = yaml.safe_load(metadata)
+    except (OSError, ValueError, yaml.YAMLError):
+        card = None
+    known = card if isinstance(card, dict) else {}
+    names = ("license", "license_name", "license_link")
+    return {"name": path.resolve().name, **{name: known[name] for name in names if known.get(name)}}
 
 
 def copy_licence(source: str | Path | None, folder: Path) -> None:

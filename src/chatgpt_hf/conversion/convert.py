@@ -15,6 +15,7 @@ from ..errors import CheckpointError, ConversionError, TokenizerError
 from ..files import atomic_folder, check_new_folder
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
+from ..stored import ORIGIN_FIELD, copy_licence, origin_of
 from ..tokenization_chatgpt import load_tokenizer
 from .characters import META_NAME, PICKLED_META_NAME, read_character_tokenizer, refuse_pickled_meta
 from .families import FAMILIES, MODEL_FAMILIES, find_file, known_families
@@ -59,6 +60,8 @@ def convert_checkpoint(
     if loaded_tokenizer is not None and (tokenizer is not None or find_file(source)):
         check_tokenizer_fits(model, loaded_tokenizer)
         _name_special_tokens(model, loaded_tokenizer)
+    if origin := getattr(model.config, ORIGIN_FIELD, None):
+        setattr(model.config, ORIGIN_FIELD, {**origin_of(source), **origin})
     converted, save = write_checkpoint(model, to)
     difference = logits_difference(reference, converted, model.config)
     if not difference <= TOLERANCE:
@@ -70,6 +73,7 @@ def convert_checkpoint(
         save(temporary)
         if loaded_tokenizer is not None:
             loaded_tokenizer.save_pretrained(temporary)
+        copy_licence(source, temporary)
     return difference
 
 
@@ -146,8 +150,8 @@ def random_ids(config: Any) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def float32_logits(model: Reference, ids: torch.Tensor) -> torch.Tensor:
-    """The logits (batch, seq, vocab) of ids (batch, seq), computed in float32 whatever dtype the model is in."""
+def float32_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The logits (batch, seq, vocab) of ids (batch, seq) by a `Reference`, in float32 whatever dtype a model is in."""
     is_model = isinstance(model, torch.nn.Module)
     if not is_model:
         return model(ids)
@@ -175,6 +179,7 @@ def _build(
     if isinstance(family, FileFamily):
         ours["tie_word_embeddings"] = "lm_head.weight" not in state
     tensors = family.tensors_in(state, config) if family.tensors_in else state
+    ours[ORIGIN_FIELD] = {"model_type": family.name}
     try:
         built = ChatGPTConfig(**ours)
     except (ValueError, TypeError, StrictDataclassError) as error:

@@ -24,7 +24,7 @@ from ..files import atomic_folder, clear_disk_errors, write_atomically
 from ..hub.connection import check_access
 from ..hub.push import push
 from ..reporting.report import Report, training_facts
-from ..stored import is_foreign
+from ..stored import copy_licence, is_foreign, origin_of
 from .arguments import ChatModelArguments, ModelArguments, OptimizerOptions
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
 from .recipe import resolve_recipe
@@ -159,12 +159,12 @@ class Run(ABC):
         The weights keep the rounded values, in the dtype of the training: what is measured next is the model that was saved.
         Adapters are saved as they are, because no base model says how they should be.
         """
-        dtype = saved_dtype(self.model_arguments)
+        dtype, base = saved_dtype(self.model_arguments), self.model_arguments.model_name_or_path
         if dtype is None or not isinstance(model, PreTrainedModel):
-            save_model_folder(model, self.tokenizer, folder)
+            save_model_folder(model, self.tokenizer, folder, base=base)
             return
         cast(model, dtype)
-        save_model_folder(model, self.tokenizer, folder)
+        save_model_folder(model, self.tokenizer, folder, base=base)
         cast(model, trained_dtype(self.model_arguments))
 
     @abstractmethod
@@ -186,8 +186,10 @@ class Run(ABC):
         self, trainer: Trainer, results: dict[str, Any], *, tokens_per_step: int | None = None, **own: Any
     ) -> None:
         """Writes the report into the run's folder; `own` are the fields of `Report` that differ between trainings."""
+        base = self.model_arguments.model_name_or_path
         Report(
             results=results,
+            origin=origin_of(base) if base is not None and is_foreign(base) else {},
             log_history=trainer.state.log_history,
             training=training_facts(self.arguments, trainer.state, tokens_per_step=tokens_per_step),
             tokens_per_step=tokens_per_step,
@@ -290,14 +292,17 @@ def check_block_size(block_size: int, model: PreTrainedModel, *, field: str = "b
         )
 
 
-def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes weights, config, generation config and tokenizer, completely or not at all."""
+def save_model_folder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base: str | None = None
+) -> None:
+    """Writes weights, config, generation config, tokenizer and the base model's licence, completely or not at all."""
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         if model.can_generate():
             # PEFT leaves it out.
             model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        copy_licence(base, temporary)
 
 
 def write_base_sample(folder: Path, sample: list[float]) -> None:
