@@ -24,7 +24,7 @@ from ..files import atomic_folder, clear_disk_errors, write_atomically
 from ..hub.connection import check_access
 from ..hub.push import push
 from ..reporting.report import Report, training_facts
-from ..stored import copy_licence, is_foreign, origin_of
+from ..stored import copy_licence, is_foreign, origin_of, refuse_other_formats
 from .arguments import ChatModelArguments, ModelArguments, OptimizerOptions
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
 from .recipe import resolve_recipe
@@ -131,6 +131,7 @@ class Run(ABC):
         chosen = self.model_arguments
         if chosen.model_name_or_path is None:
             return
+        refuse_other_formats(chosen.model_name_or_path)
         adapters = isinstance(chosen, ChatModelArguments) and chosen.use_peft
         foreign = is_foreign(chosen.model_name_or_path)
         if foreign and isinstance(self.arguments, OptimizerOptions):

@@ -314,7 +314,10 @@ def set_generation(
     if repetition_penalty is not None:
         model.generation_config.repetition_penalty = repetition_penalty
     ends = [tokenizer.convert_tokens_to_ids(IM_END)] if IM_END in tokenizer.get_vocab() else []
-    model.generation_config.eos_token_id = [*ends, tokenizer.eos_token_id]
+    # A model that was made elsewhere may have more ends, as Llama 3 has.
+    before = model.generation_config.eos_token_id
+    before = [] if before is None else [before] if isinstance(before, int) else before
+    model.generation_config.eos_token_id = list(dict.fromkeys([*ends, tokenizer.eos_token_id, *before]))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
