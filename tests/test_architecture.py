@@ -32,6 +32,7 @@ FLOORS = [
     ("registration",),
     ("conversion/families/",),
     ("model/",),
+    ("stored",),
     ("cache",),
     ("files",),
     ("extras",),

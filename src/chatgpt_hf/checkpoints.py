@@ -1,6 +1,7 @@
 """Models loaded from folders, with errors that a user can act on."""
 
 import json
+import logging
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -30,10 +31,13 @@ from .errors import (
 )
 from .extras import EXTRAS, needed_by, require
 from .files import read_json
+from .stored import check_memory, check_storage, quantization_of, quantized_message, refuse_other_formats
 from .tokenization_chatgpt import load_tokenizer
 
 # Atomic writing and the folders of runs were here in release 0.1.
 __getattr__ = names_of(__name__, "files", "training.run_folder")
+
+logger = logging.getLogger(__name__)
 
 # Saved beside an adapter: some weights of its base.
 BASE_SAMPLE_NAME = "base_sample.json"
@@ -62,6 +66,7 @@ def load_model(
     folder = Path(name_or_path)
     if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
         return _load_adapter(folder, model_class, new_modules=new_modules, **kwargs)
+    refuse_other_formats(folder)
     named_as_path = folder.is_absolute() or str(name_or_path).startswith((".", "~")) or len(folder.parts) > 2
     if named_as_path and not folder.exists():
         raise CheckpointError(f"There is no folder {folder}; name one that `save_pretrained` wrote, or a Hub id.")
@@ -88,6 +93,10 @@ def load_model(
             raise ConfigError(f"{folder / CONFIG_NAME} cannot be used: {error}") from error
     for file in sorted(folder.glob("*.safetensors")):
         check_safetensors(file)
+    if folder.is_dir():
+        check_storage(folder)
+        if "device_map" not in kwargs:
+            check_memory(folder, kwargs.get("dtype"))
     try:
         # So that mis-shaped weights are returned by name; transformers' own error is a table in the log.
         model, report = model_class.from_pretrained(
@@ -98,8 +107,10 @@ def load_model(
         require(
             f"The quantized model {name_or_path}", *(name for name in EXTRAS["quantize"] if name in str(error).lower())
         )
-        raise CheckpointError(f"{name_or_path} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise CheckpointError(quantized_message(name_or_path, error)) from error
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
+        if quantization_of(name_or_path):
+            raise CheckpointError(quantized_message(name_or_path, error)) from error
         # transformers' message has several lines.
         raise CheckpointError(
             f"No model could be loaded from {name_or_path}: {' '.join(str(error).split())} "
@@ -126,6 +137,38 @@ def refuse_adapter(name_or_path: str | Path) -> None:
     folder = Path(name_or_path)
     if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
         raise ConversionError(f"{folder} contains an adapter: merge it into its base first, with `chatgpt-hf merge`.")
+
+
+def repair_generation_config(model: Any) -> None:
+    """Repairs a generation config that transformers would refuse to save, in place, and logs what it changed.
+
+    Llama 2 was published with a temperature and without `do_sample`: its makers sample, so `do_sample` becomes true.
+
+    Raises:
+        ConfigError: If something else in it is wrong.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return
+    if config.pad_token_id is not None and config.pad_token_id < 0:
+        logger.warning("%s: pad_token_id was %d and is now unset.", GENERATION_CONFIG_NAME, config.pad_token_id)
+        config.pad_token_id = None
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        was, config.do_sample = config.do_sample, True
+        try:
+            config.validate(strict=True)
+        except ValueError:
+            config.do_sample = was
+            raise ConfigError(
+                f"{GENERATION_CONFIG_NAME} of {model.name_or_path} cannot be saved: {' '.join(str(error).split())} "
+                "Correct the file before training, because the trained model could not be written."
+            ) from error
+        logger.warning(
+            "%s has settings of sampling without do_sample, which cannot be saved: do_sample is now true.",
+            GENERATION_CONFIG_NAME,
+        )
 
 
 def load_for_inference(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:

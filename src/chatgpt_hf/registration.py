@@ -6,10 +6,16 @@ the tables in which transformers looks models up, and whatever needs a class imp
 - `AutoConfig`, and through it every Auto class, imports `transformers.models.<model_type>` to find a config's class;
 - `transformers serve` and TRL call `getattr(transformers, "ChatGPTForCausalLM")`;
 - any import of a module of `chatgpt_hf.model`.
+
+PEFT looks up in tables of its own which layers of a model type get adapters. Importing PEFT takes a second, so they are filled
+in when somebody else imports it.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +23,7 @@ import transformers
 from transformers.models.auto import configuration_auto, modeling_auto
 
 MODEL_TYPE = "chatgpt"
+PEFT = "peft"
 CONFIG_NAME = "ChatGPTConfig"
 # `Auto*.register` does not fill these tables. `Trainer` reads in them whether label smoothing has to shift the labels, and
 # pipelines whether to complain about an unknown model.
@@ -42,6 +49,53 @@ def announce() -> None:
     # transformers replaces its module while it is imported, and both modules are in use then.
     for module in {id(module): module for module in (transformers, sys.modules["transformers"])}.values():
         _with_our_names(module)
+    if PEFT in sys.modules:
+        _fill_peft_tables()
+    else:
+        sys.meta_path.insert(0, _WhenPeftIsImported())
+
+
+def _fill_peft_tables() -> None:
+    """Gives adapters the layers that they have in Llama, whose parameter names the model shares."""
+    from peft import utils
+
+    for name in utils.__all__:
+        table = getattr(utils, name)
+        if name.endswith("_MODULES_MAPPING") and isinstance(table, dict) and "llama" in table:
+            table.setdefault(MODEL_TYPE, table["llama"])
+
+
+class _WhenPeftIsImported(MetaPathFinder):
+    """Fills PEFT's tables after its first import; finds no module itself."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != PEFT:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(PEFT)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ThenFillTables(spec.loader)
+        return spec
+
+
+class _ThenFillTables(Loader):
+    """A loader that fills PEFT's tables after the module has run."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # Who reads the module's source or resources later asks its own loader.
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        _fill_peft_tables()
 
 
 def register() -> None:

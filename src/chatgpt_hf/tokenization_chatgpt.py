@@ -22,6 +22,7 @@ from transformers.utils import cached_file
 from ._moved import names_of
 from .errors import DataError, TokenizerError
 from .files import read_json
+from .stored import refuse_other_formats
 from .text_encoding import text_encoder
 
 logger = logging.getLogger(__name__)
@@ -240,6 +241,8 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
         TokenizerError: If there is no tokenizer, or it cannot be read.
     """
     folder = Path(path_or_id).expanduser()
+    if folder.is_file():
+        refuse_other_formats(folder)
     loader: Any = AutoTokenizer
     if folder.is_dir():
         names = {file.name for file in folder.iterdir()}

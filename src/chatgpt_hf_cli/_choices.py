@@ -3,6 +3,7 @@
 from .errors import UsageMistake
 
 CONVERSION_TARGETS = ("chatgpt", "gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "nanogpt", "litgpt")
+DTYPES = ("float32", "bfloat16", "float16")
 EXPORT_FORMATS = ("onnx", "openvino", "executorch", "torch-export", "gguf")
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 PREVIEW_PURPOSES = ("sft", "pretrain", "finetune")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.main import get_command
@@ -18,6 +18,7 @@ from chatgpt_hf.conversion.families import FAMILIES
 from chatgpt_hf.export.export import FORMATS, OUTTYPES
 from chatgpt_hf.inference.quantization import QUANTIZATIONS
 from chatgpt_hf.preview import PURPOSES
+from chatgpt_hf.training.arguments import ModelArguments
 from chatgpt_hf_cli import _choices, fields, make_app, static
 
 CLI = Path(chatgpt_hf_cli.__file__).parent
@@ -198,6 +199,7 @@ def test_the_command_line_imports_the_library_in_functions_only() -> None:
 
 def test_the_choices_are_those_of_the_library() -> None:
     assert ("chatgpt", *FAMILIES) == _choices.CONVERSION_TARGETS
+    assert set(_choices.DTYPES) == set(get_args(get_args(ModelArguments.__annotations__["save_dtype"])[0]))
     assert _choices.EXPORT_FORMATS == FORMATS
     assert _choices.GGUF_TYPES == OUTTYPES
     assert tuple(QUANTIZATIONS) == _choices.QUANTIZATIONS

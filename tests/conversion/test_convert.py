@@ -163,7 +163,7 @@ def test_unknown_families_are_refused_with_what_is_known(refused: Callable[..., 
     assert "config.json is missing" in message
     assert known in message
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    assert "model.gguf is a file" in refused("convert", tmp_path / "model.gguf", tmp_path / "new")
+    assert "model.gguf is a GGUF file" in refused("convert", tmp_path / "model.gguf", tmp_path / "new")
     message = refused("convert", tmp_path / "bert", tmp_path / "new", "--to", "bert")
     assert message == f"--to bert is unknown; choose from {', '.join(convert.TARGETS)}.\n"
     (tmp_path / "empty" / "adapter_config.json").write_text("{}")

@@ -84,7 +84,7 @@ def test_sft_packed_with_lora(folder: Path, tmp_path: Path) -> None:
         str(folder),
         args=arguments,
         train_dataset=rows,
-        peft_config=peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=peft.LoraConfig(),
     )
     assert "position_ids" in next(iter(trainer.get_train_dataloader()))
     list(two_steps(trainer))

@@ -15,6 +15,7 @@ from ..errors import CheckpointError, ConversionError, TokenizerError
 from ..files import atomic_folder, check_new_folder
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
+from ..stored import ORIGIN_FIELD, copy_licence, origin_of
 from ..tokenization_chatgpt import load_tokenizer
 from .characters import META_NAME, PICKLED_META_NAME, read_character_tokenizer, refuse_pickled_meta
 from .families import FAMILIES, MODEL_FAMILIES, find_file, known_families
@@ -59,6 +60,8 @@ def convert_checkpoint(
     if loaded_tokenizer is not None and (tokenizer is not None or find_file(source)):
         check_tokenizer_fits(model, loaded_tokenizer)
         _name_special_tokens(model, loaded_tokenizer)
+    if origin := getattr(model.config, ORIGIN_FIELD, None):
+        setattr(model.config, ORIGIN_FIELD, {**origin_of(source), **origin})
     converted, save = write_checkpoint(model, to)
     difference = logits_difference(reference, converted, model.config)
     if not difference <= TOLERANCE:
@@ -70,6 +73,7 @@ def convert_checkpoint(
         save(temporary)
         if loaded_tokenizer is not None:
             loaded_tokenizer.save_pretrained(temporary)
+        copy_licence(source, temporary)
     return difference
 
 
@@ -135,16 +139,24 @@ def logits_difference(reference: Reference, converted: Any, config: Any = None) 
         converted: The same.
         config: The config that limits the ids; None means the converted model's.
     """
-    config = config or converted.config
+    ids = random_ids(config or converted.config)
+    return (float32_logits(reference, ids) - float32_logits(converted, ids)).abs().max().item()
+
+
+def random_ids(config: Any) -> torch.Tensor:
+    """The ids on which models are compared, (2, up to 64); the same for every model of a vocabulary and context."""
     length = min(64, config.max_position_embeddings)
-    ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
-    return (_float32_logits(reference, ids) - _float32_logits(converted, ids)).abs().max().item()
+    return torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
 
 
-def _float32_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+@torch.inference_mode()
+def float32_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The logits (batch, seq, vocab) of ids (batch, seq) by a `Reference`, in float32 whatever dtype a model is in."""
     is_model = isinstance(model, torch.nn.Module)
     if not is_model:
         return model(ids)
+    if model.dtype == torch.float32:
+        return model.eval()(input_ids=ids).logits
     dtype = model.dtype
     logits = model.to(torch.promote_types(dtype, torch.float32)).eval()(input_ids=ids).logits
     model.to(dtype)
@@ -167,6 +179,7 @@ def _build(
     if isinstance(family, FileFamily):
         ours["tie_word_embeddings"] = "lm_head.weight" not in state
     tensors = family.tensors_in(state, config) if family.tensors_in else state
+    ours[ORIGIN_FIELD] = {"model_type": family.name}
     try:
         built = ChatGPTConfig(**ours)
     except (ValueError, TypeError, StrictDataclassError) as error:

@@ -373,8 +373,10 @@ class ChatGPTConfig(PreTrainedConfig):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in transformers; a config.json of a family that we read is translated on the way."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        reader = cls.foreign_config_readers.get(config_dict.get("model_type", ""))
-        return (reader(config_dict) if reader else config_dict), kwargs
+        family = config_dict.get("model_type", "")
+        reader = cls.foreign_config_readers.get(family)
+        # Stays in the config of whatever is made from it: its first training was not ours.
+        return ({**reader(config_dict), "converted_from": {"model_type": family}} if reader else config_dict), kwargs
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As in transformers, with an `auto_map` of every head: whoever loads a saved language model may want a classifier.

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, LinearAttentionCacheLayerMixin
 from transformers.generation import GenerationMixin
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.masking_utils import (
@@ -451,10 +451,12 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
         """(batch, seq) ids to (batch, seq, hidden); on a CPU, where it costs nothing, with a readable error."""
         if input_ids.device.type == "cpu" and input_ids.numel() and not is_tracing(input_ids):
             low, high = input_ids.min().item(), input_ids.max().item()
-            if low < 0 or high >= self.embed_tokens.num_embeddings:
+            # PEFT's wrappers of an embedding do not have its size.
+            size = getattr(self.embed_tokens, "num_embeddings", self.config.vocab_size)
+            if low < 0 or high >= size:
                 raise ValueError(
-                    f"`input_ids` holds ids from {low} to {high}; this model knows 0 to "
-                    f"{self.embed_tokens.num_embeddings - 1} (`vocab_size`). Is the tokenizer the model's own?"
+                    f"`input_ids` holds ids from {low} to {high}; this model knows 0 to {size - 1} (`vocab_size`). "
+                    "Is the tokenizer the model's own?"
                 )
         return self.embed_tokens(input_ids)
 
@@ -472,12 +474,20 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         return (torch.arange(seq_length, device=inputs_embeds.device) + past_length).unsqueeze(0)
 
-    def _check_memory(self, input_ids: torch.LongTensor | None) -> None:
+    def _check_memory(self, input_ids: torch.LongTensor | None, past_key_values: Any) -> None:
         """Refuses what n-grams and convolutions cannot be right with: they need the tokens before the new ones."""
         if self.ngram_embedding is not None and input_ids is None:
             raise ValueError("A model with `ngram_vocab_sizes` looks ids up: give `input_ids`, not `inputs_embeds`.")
+        hybrid = "hybrid" in self.config.layer_types[0]
+        if hybrid and isinstance(past_key_values, Cache):
+            layers = past_key_values.layers
+            if not layers or not isinstance(layers[0], LinearAttentionCacheLayerMixin):
+                raise ValueError(
+                    "A model with `ngram_vocab_sizes` or `conv_kernel_size` needs a cache with places for more than keys and "
+                    "values, `DynamicCache(config=model.config)`: prefix tuning, which gives it keys and values, is not possible."
+                )
         # vLLM registers its paged attention under its own name.
-        if "hybrid" in self.config.layer_types[0] and self.config._attn_implementation.startswith(("paged", "vllm")):
+        if hybrid and self.config._attn_implementation.startswith(("paged", "vllm")):
             raise ValueError(
                 "A model with `ngram_vocab_sizes` or `conv_kernel_size` keeps more of the past than keys and values, which "
                 "paged attention does not: generate without continuous batching, and not with vLLM."
@@ -510,7 +520,7 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         past_key_values = take_cache(past_key_values, kwargs)
-        self._check_memory(input_ids)
+        self._check_memory(input_ids, past_key_values)
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids)
 

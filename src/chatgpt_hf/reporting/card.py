@@ -16,13 +16,15 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 from .. import __version__
 from ..errors import CardError
 from ..files import read_json, write_atomically
+from ..stored import CARD_NAME as CARD_NAME
+from ..stored import ORIGIN_FIELD, quantization_of, stored_tensors
 from .footprint import KILOGRAMS_PER_KILOWATT_HOUR, WATTS_PER_CORE, estimate
 
-CARD_NAME = "README.md"
 REPORT_FILE = "report/report.json"
 # Metadata fields that a person may give; the others come from the folder.
 GIVEN_FIELDS = ("license", "language", "datasets", "base_model")
 
+_LICENCE_FIELDS = ("license", "license_name", "license_link")
 # Held-out figures that are common on model cards.
 _KNOWN_METRICS = {
     "loss": "Loss (nats per token)",
@@ -125,6 +127,7 @@ def render_card(
     for key, value in (metadata or {}).items():
         data[key] = value
     config = read_json(folder / CONFIG_NAME)
+    origin = _origin(config, facts)
     title = name.rpartition("/")[2]
     evaluations = [] if step is not None else _evaluations(folder)
     bias = next((found for found in evaluations if found["task"] == _BIAS), None)
@@ -139,7 +142,7 @@ def render_card(
         step=step,
         task=data["pipeline_tag"],
         description=facts.get("description") or f"a model for {data['pipeline_tag'].replace('-', ' ')}.",
-        shape=markdown_table(pairs("", _shape(config, facts))),
+        shape=markdown_table(pairs("", _shape(folder, config, facts))),
         data_sources=facts.get("data"),
         sources=markdown_table(facts.get("statistics") or facts.get("columns") or []),
         training=markdown_table(pairs("setting", facts.get("training") or {})),
@@ -155,6 +158,9 @@ def render_card(
         report="description" in facts,
         chat=facts["chat"] if "chat" in facts else (folder / "chat_template.jinja").is_file(),
         own=config.get("model_type", "chatgpt") == "chatgpt",
+        model_type=config.get("model_type", "chatgpt"),
+        origin=origin,
+        licence_files=[file.name for file in sorted(folder.glob("LICEN[SC]E*")) if file.is_file()],
         remote_code="auto_map" in config,
     )
     body = card.text.rstrip()
@@ -249,12 +255,17 @@ def _metadata(folder: Path, name: str, facts: Mapping[str, Any], *, measured: bo
     adapter = read_json(folder / ADAPTER_CONFIG_NAME)
     alone = bool(adapter) and not (folder / CONFIG_NAME).is_file()
     # The run checked whether its base was a folder. Later or elsewhere, a relative path would look like an id.
-    base = facts.get("base_model") if facts else adapter.get("base_model_name_or_path")
-    task = facts.get("task") or _task(read_json(folder / CONFIG_NAME), adapter)
+    config = read_json(folder / CONFIG_NAME)
+    origin = _origin(config, facts) or {}
+    base = facts.get("base_model") if facts else adapter.get("base_model_name_or_path") or origin.get("name")
+    # The same weights in another form keep their licence; whoever trained them further names one for the result.
+    licence = {} if facts else {name: origin[name] for name in _LICENCE_FIELDS if name in origin}
+    task = facts.get("task") or _task(config, adapter)
     return ModelCardData(
         base_model=next(iter(hub_ids([base])), None),
         datasets=facts.get("datasets") or None,
         language=facts.get("language"),
+        **licence,
         library_name="peft" if alone else "transformers",
         pipeline_tag=task,
         tags=["chatgpt_hf"],
@@ -322,8 +333,23 @@ def _interval(figure: Mapping[str, Any]) -> str:
     return f"{figure['value']:.4g} [{figure['low']:.4g}, {figure['high']:.4g}]"
 
 
-def _shape(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+def _origin(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns what is known about the model that this one was made from, if that was not made with this package.
+
+    Keys are `name`, `model_type`, `license` and its relatives, as far as known; None for a model that is ours from the start.
+    """
+    converted = config.get(ORIGIN_FIELD) or {}
+    if not converted and not facts.get("origin") and config.get("model_type", "chatgpt") == "chatgpt":
+        return None
+    known = {"model_type": config.get("model_type"), **converted, **(facts.get("origin") or {})}
+    return {name: value for name, value in known.items() if value}
+
+
+def _shape(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     parameters = (facts.get("results") or {}).get("parameters")
+    if parameters is None and quantization_of(folder) is None:
+        # One of two tied weights is stored.
+        parameters = sum(math.prod(shape) for _, _, shape in stored_tensors(folder)) or None
     found = {title: config.get(key) for key, title in _SHAPE.items()}
     return {key: value for key, value in {"parameters": parameters, **found}.items() if value is not None}
 

@@ -59,6 +59,7 @@ class Report:
         task: The model's pipeline.
         datasets: The sources in `data`, one by one. Hub ids among them become metadata of the card.
         base_model: The model from which training started, if any.
+        origin: The name and licence of a base model that was not made with this package; see `origin_of`.
     """
 
     title: str
@@ -76,6 +77,7 @@ class Report:
     task: str = "text-generation"
     datasets: Sequence[str] = ()
     base_model: str | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Writes `report/` (report.md, report.json, loss.png, samples.md) and README.md (the card) into the folder."""

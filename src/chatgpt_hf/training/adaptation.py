@@ -61,12 +61,14 @@ def adapt(
             )
             stack.enter_context(in_use(Path(name_or_path) / WRITTEN_NAME))
         pretrain(
-            ModelArguments(model_name_or_path=name_or_path),
+            # The task's training starts from these weights, so they are not rounded in between.
+            ModelArguments(model_name_or_path=name_or_path, save_dtype="float32"),
             ArchitectureArguments(),
             CorpusArguments(corpus=[str(file)], eval_corpus=str(eval_file), block_size=_block_size(task)),
             PretrainArguments(
                 output_dir=str(folder),
                 num_train_epochs=task.adapt_epochs,
+                optim="muon",
                 learning_rate=task.adapt_learning_rate,
                 per_device_train_batch_size=8,
                 eval_strategy="no",

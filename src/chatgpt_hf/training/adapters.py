@@ -17,6 +17,10 @@ def quantization(arguments: ChatModelArguments) -> dict[str, Any]:
     """Arguments of `from_pretrained` for QLoRA (Dettmers et al. 2023): 4-bit NormalFloat, double quantization."""
     if not arguments.load_in_4bit:
         return {}
+    if arguments.dtype is not None:
+        raise ConfigError(
+            "--load_in_4bit and --dtype both choose how the base model is loaded: give only one of them."
+        )
     if not arguments.use_peft:
         raise ConfigError("--load_in_4bit works only with adapters: add --use_peft, or leave it out.")
     if not torch.cuda.is_available():

@@ -77,6 +77,17 @@ class ModelArguments:
         default=None,
         metadata={"help": "eager, sdpa, flex_attention or flash_attention_2; transformers chooses if not given."},
     )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+        default=None,
+        metadata={
+            "help": "Precision of the weights during training: float32 if not given, whatever the folder stores. Smaller steps than a "
+            "weight's precision are lost: at a learning rate of 2e-5, bfloat16 weights hardly learn. Mixed precision is --bf16."
+        },
+    )
+    save_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+        default=None,
+        metadata={"help": "Precision of the saved model's weights; the one that the base model came in if not given."},
+    )
 
 
 @dataclass
@@ -185,10 +196,11 @@ class ConversationArguments:
         default=None,
         metadata={"help": "Conversations to measure on; the data's test split, or a part of the data, if not given."},
     )
-    test_fraction: float = field(
-        default=0.0,
+    test_fraction: float | None = field(
+        default=None,
         metadata={
-            "help": "Share of the conversations to hold out, if the data has no test split; the hash of a conversation decides."
+            "help": "Share of the conversations to hold out, if the data has no test split; the hash of a conversation decides. If not "
+            "given: 0.05 for a base model that was not made with this package, otherwise 0."
         },
     )
     skip_invalid: bool = field(
@@ -227,6 +239,9 @@ class OptimizerOptions:
 
     # For Muon and for all others, if a recipe gives no `learning_rate`.
     default_learning_rates: ClassVar[dict[str, float]]
+    # What the recipe left open: `use_foreign_defaults` may fill it in.
+    optim_was_given: ClassVar[bool] = True
+    learning_rate_was_given: ClassVar[bool] = True
 
     embedding_learning_rate: float | None = field(
         default=None,
@@ -238,14 +253,34 @@ class OptimizerOptions:
 
     def __post_init__(self) -> None:
         wanted = self.optim  # type: ignore[has-type]
+        if wanted is None and self.embedding_learning_rate is not None:
+            wanted = "muon"
+        # On the instance; fields would be part of recipes.
+        vars(self).update(
+            optim_was_given=wanted is not None,
+            learning_rate_was_given=self.learning_rate is not None,  # type: ignore[has-type]
+        )
+        wanted = wanted or "muon"
         if wanted != "muon" and self.embedding_learning_rate is not None:
             raise ValueError(f"--embedding_learning_rate is for --optim muon and --optim is {wanted}: leave it out.")
         if self.learning_rate is None:  # type: ignore[has-type]
             self.learning_rate = self.default_learning_rates["muon" if wanted == "muon" else "others"]
-        if wanted == "muon":
-            self.optim = "adamw_torch_fused"
+        self.optim = FOREIGN_OPTIM if wanted == "muon" else wanted
         super().__post_init__()  # type: ignore[misc]
         self.optim = wanted
+
+    def use_foreign_defaults(self, *, adapters: bool) -> None:
+        """Sets the optimizer and the rate, where not given, to those that are usual for models made elsewhere.
+
+        Muon's defaults suit small models that learned with Muon; steps of that size undo what a large model has learned.
+
+        Args:
+            adapters: Low-rank adapters are trained, which take ten times the rate.
+        """
+        if not self.optim_was_given:
+            self.optim = FOREIGN_OPTIM
+        if not self.learning_rate_was_given and self.optim != "muon":
+            self.learning_rate = FOREIGN_LEARNING_RATES["adapters" if adapters else "weights"]
 
     @property
     def optimizer_cls_and_kwargs(self) -> tuple[type, dict[str, Any]] | None:
@@ -263,8 +298,17 @@ class OptimizerOptions:
         }
 
 
-OPTIM_HELP = {"help": "muon, or any optimizer of transformers: adamw_torch, adafactor, lion_32bit and others."}
-LEARNING_RATE_HELP = "Peak learning rate; {muon} with Muon and {others} with other optimizers if not given."
+# Defaults for a base model that was not made with this package.
+FOREIGN_OPTIM = "adamw_torch_fused"
+FOREIGN_LEARNING_RATES = {"weights": 2e-5, "adapters": 2e-4}
+OPTIM_HELP = {
+    "help": "muon, or any optimizer of transformers: adamw_torch, adafactor, lion_32bit and others. If not given: muon, or "
+    f"{FOREIGN_OPTIM} for a base model that was not made with this package."
+}
+LEARNING_RATE_HELP = (
+    "Peak learning rate. If not given: {muon} with Muon and {others} with other optimizers; with other optimizers, for a base model "
+    "that was not made with this package, 2e-05, or 0.0002 for adapters."
+)
 
 
 @dataclass
@@ -273,7 +317,7 @@ class PretrainArguments(OptimizerOptions, TrainingArguments):
 
     default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.005, "others": 1e-3}
 
-    optim: str = field(default="muon", metadata=OPTIM_HELP)
+    optim: str | None = field(default=None, metadata=OPTIM_HELP)
     learning_rate: float | None = field(
         default=None, metadata={"help": LEARNING_RATE_HELP.format(**default_learning_rates)}
     )
@@ -316,7 +360,7 @@ class ChatSFTArguments(OptimizerOptions, SFTConfig):
     # The second is TRL's own.
     default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.01, "others": 2e-5}
 
-    optim: str = field(default="muon", metadata=OPTIM_HELP)
+    optim: str | None = field(default=None, metadata=OPTIM_HELP)
     learning_rate: float | None = field(
         default=None, metadata={"help": LEARNING_RATE_HELP.format(**default_learning_rates)}
     )
@@ -364,7 +408,7 @@ class FinetuneArguments(OptimizerOptions, TrainingArguments):
 
     default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.002, "others": 5e-5}
 
-    optim: str = field(default="muon", metadata=OPTIM_HELP)
+    optim: str | None = field(default=None, metadata=OPTIM_HELP)
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": LEARNING_RATE_HELP.format(**default_learning_rates)}
     )

@@ -19,8 +19,9 @@ from .adaptation import adapt
 from .adapters import adapter_record, lora_config
 from .arguments import FinetuneArguments, TaskModelArguments
 from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint
-from .run import Run, check_block_size, resumes, save_model_folder, write_base_sample
+from .run import Run, check_block_size, resumes, write_base_sample
 from .run_folder import last_whole_checkpoint
+from .weights import loading
 
 # Inside the run's folder: only the adapters, if adapters were trained. The run's folder contains the merged model.
 ADAPTER_FOLDER = "adapter"
@@ -50,6 +51,7 @@ class FinetuneRun(Run):
 
     command = "finetune"
     arguments: FinetuneArguments
+    model_arguments: TaskModelArguments
 
     def __init__(
         self, model_arguments: TaskModelArguments, task_arguments: TaskArguments, arguments: FinetuneArguments
@@ -90,7 +92,7 @@ class FinetuneRun(Run):
             # `adapt` has already given the model new weights, before it read the texts.
             from_scratch=chosen.from_scratch and not wanted.adapt_epochs,
             dropout=chosen.dropout,
-            attn_implementation=chosen.attn_implementation,
+            **loading(chosen),
         )
         if resumes(self.arguments) and (checkpoint := last_whole_checkpoint(self.folder)):
             task.resume_target(model, checkpoint)
@@ -151,11 +153,11 @@ class FinetuneRun(Run):
     def save(self, trainer: Trainer) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
         if self.model_arguments.use_peft:
-            save_model_folder(model, self.tokenizer, self.folder / ADAPTER_FOLDER)
+            self.save_model(model, self.folder / ADAPTER_FOLDER)
             write_base_sample(self.folder / ADAPTER_FOLDER, self.base_sample)
             # A pipeline could not find head and labels in an adapter's folder.
             model = model.merge_and_unload()
-        save_model_folder(model, self.tokenizer, self.folder)
+        self.save_model(model, self.folder)
         with atomic_folder(self.folder) as temporary:
             save_pipeline_code(self.task_arguments.task, temporary)
         self.model = model.eval()

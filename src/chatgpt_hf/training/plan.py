@@ -24,6 +24,7 @@ from ..checkpoints import load_model
 from ..errors import ConfigError
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
+from ..stored import is_foreign
 from ..tokenization_chatgpt import load_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
 from .hardware import GPUS, find_gpu, free_memory, matmul_peak, synchronize, training_device
@@ -69,6 +70,10 @@ def plan(
         raise ConfigError(f"--mfu must be above 0 and at most 1, got {plan_arguments.mfu}.")
     if arguments.max_steps <= 0:
         raise ConfigError("A plan needs the number of steps: give --max_steps, or --depth, which sets it.")
+    base = model_arguments.model_name_or_path
+    if base is not None and is_foreign(base):
+        arguments.use_foreign_defaults(adapters=False)
+    optim = str(arguments.optim)
     config = _config(model_arguments, architecture, corpus_arguments)
     block_size = corpus_arguments.block_size
     micro_batch = arguments.per_device_train_batch_size
@@ -80,12 +85,12 @@ def plan(
 
     device = training_device()
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
-    memory = memory_bytes(config, micro_batch, block_size, arguments.optim, dtype)
+    memory = memory_bytes(config, micro_batch, block_size, optim, dtype)
     free = free_memory(device)
     of_micro_batch, of_optimizer = measure_step(config, arguments, block_size)
     seconds, cpu_seconds = (accumulation * of_micro_batch + of_optimizer).tolist()
     peak = matmul_peak(device, dtype)
-    on_gpu = memory_bytes(config, micro_batch, block_size, arguments.optim, torch.bfloat16)
+    on_gpu = memory_bytes(config, micro_batch, block_size, optim, torch.bfloat16)
     return {
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,

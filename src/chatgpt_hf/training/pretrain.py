@@ -30,6 +30,7 @@ from .run import Run, check_block_size
 from .samples import SampleText, sample_text
 from .scaling import flops_per_token
 from .trainer import PretrainTrainer
+from .weights import loading, trained_dtype
 
 # The columns of a table are those of its first rows.
 _SUMMARIZED_ROWS = 1000
@@ -296,7 +297,7 @@ def _model(
         return load_model(
             model_arguments.model_name_or_path,
             ChatGPTForCausalLM,
-            attn_implementation=model_arguments.attn_implementation,
+            **loading(model_arguments),
         )
     fixed = {
         "vocab_size": len(tokenizer),
@@ -315,4 +316,4 @@ def _model(
             config = ChatGPTConfig(**{**fixed, **chosen})
     except Exception as error:
         raise ConfigError(f"No model has this shape: {error}") from error
-    return ChatGPTForCausalLM(config)
+    return ChatGPTForCausalLM(config).to(trained_dtype(model_arguments))

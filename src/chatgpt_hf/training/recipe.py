@@ -103,8 +103,8 @@ def resolve_recipe(*arguments: Any) -> dict[str, Any]:
         default = default_arguments(type(group))
         for item in fields(group):
             value = getattr(group, item.name)
-            # The default learning rate depends on the optimizer.
-            differs = value != getattr(default, item.name) or item.name == "learning_rate"
+            # Their defaults depend on the base model, and the rate on the optimizer.
+            differs = value != getattr(default, item.name) or item.name in ("optim", "learning_rate")
             # A recipe is for others to read.
             if item.name in SECRETS:
                 continue

@@ -18,12 +18,14 @@ from transformers import (
     set_seed,
 )
 
-from ..checkpoints import BASE_SAMPLE_NAME, context_length
+from ..checkpoints import BASE_SAMPLE_NAME, context_length, repair_generation_config
 from ..errors import CheckpointError, ConfigError, TrainingInterrupted
 from ..files import atomic_folder, clear_disk_errors, write_atomically
 from ..hub.connection import check_access
 from ..hub.push import push
 from ..reporting.report import Report, training_facts
+from ..stored import copy_licence, is_foreign, origin_of, refuse_other_formats
+from .arguments import ChatModelArguments, ModelArguments, OptimizerOptions
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
 from .recipe import resolve_recipe
 from .resuming import (
@@ -49,6 +51,7 @@ from .run_folder import (
     prepare_output_dir,
     read_data_record,
 )
+from .weights import cast, check_trainable, saved_dtype, trained_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class Run(ABC):
     Attributes:
         command: Name of the command, for the line that repeats the run.
         arguments: The arguments of `Trainer`.
+        model_arguments: Which model the training starts from.
         folder: `arguments.output_dir`.
         model, tokenizer: Set by `prepare`.
         data: Facts for data.json that must not change when the run resumes; set by `prepare`. The rows stand in it
@@ -69,6 +73,7 @@ class Run(ABC):
 
     command: ClassVar[str]
 
+    model_arguments: ModelArguments
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     data: dict[str, Any]
@@ -95,6 +100,8 @@ class Run(ABC):
         """
         self.check()
         self.prepare()
+        # A model that cannot be saved must not be trained.
+        repair_generation_config(self.model)
         self._start()
         trainer = self.make_trainer()
         metrics = self._train(trainer)
@@ -110,6 +117,7 @@ class Run(ABC):
     def check(self) -> None:
         """Sets the seed, and raises early if the arguments or the run's folder cannot be used. Writes nothing."""
         set_seed(self.arguments.seed)
+        self._check_base()
         if self.arguments.process_index == 0:
             if self.arguments.push_to_hub:
                 # Find a wrong token before the training, not after it.
@@ -117,6 +125,18 @@ class Run(ABC):
             checkpoint = _checkpoint(self.arguments, check_output_dir(self.folder, resume=resumes(self.arguments)))
             if resumes(self.arguments):
                 check_same_run(self.folder, self.command, Path(checkpoint) if checkpoint else None)
+
+    def _check_base(self) -> None:
+        """Chooses the optimizer for the base model, and raises if the base cannot be trained on this machine."""
+        chosen = self.model_arguments
+        if chosen.model_name_or_path is None:
+            return
+        refuse_other_formats(chosen.model_name_or_path)
+        adapters = isinstance(chosen, ChatModelArguments) and chosen.use_peft
+        foreign = is_foreign(chosen.model_name_or_path)
+        if foreign and isinstance(self.arguments, OptimizerOptions):
+            self.arguments.use_foreign_defaults(adapters=adapters)
+        check_trainable(chosen, self.arguments, frozen=adapters or getattr(chosen, "freeze_base", False))
 
     @abstractmethod
     def prepare(self) -> None:
@@ -132,7 +152,21 @@ class Run(ABC):
 
     def save(self, trainer: Trainer) -> None:
         """Writes a plain model folder. Runs in the first process only."""
-        save_model_folder(trainer.accelerator.unwrap_model(trainer.model), self.tokenizer, self.folder)
+        self.save_model(trainer.accelerator.unwrap_model(trainer.model), self.folder)
+
+    def save_model(self, model: PreTrainedModel, folder: Path) -> None:
+        """Writes a model folder in the dtype that the base model came in.
+
+        The weights keep the rounded values, in the dtype of the training: what is measured next is the model that was saved.
+        Adapters are saved as they are, because no base model says how they should be.
+        """
+        dtype, base = saved_dtype(self.model_arguments), self.model_arguments.model_name_or_path
+        if dtype is None or not isinstance(model, PreTrainedModel):
+            save_model_folder(model, self.tokenizer, folder, base=base)
+            return
+        cast(model, dtype)
+        save_model_folder(model, self.tokenizer, folder, base=base)
+        cast(model, trained_dtype(self.model_arguments))
 
     @abstractmethod
     def measure(self, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
@@ -153,8 +187,10 @@ class Run(ABC):
         self, trainer: Trainer, results: dict[str, Any], *, tokens_per_step: int | None = None, **own: Any
     ) -> None:
         """Writes the report into the run's folder; `own` are the fields of `Report` that differ between trainings."""
+        base = self.model_arguments.model_name_or_path
         Report(
             results=results,
+            origin=origin_of(base) if base is not None and is_foreign(base) else {},
             log_history=trainer.state.log_history,
             training=training_facts(self.arguments, trainer.state, tokens_per_step=tokens_per_step),
             tokens_per_step=tokens_per_step,
@@ -170,7 +206,8 @@ class Run(ABC):
 
     def _start(self) -> None:
         """Creates the output folder with the resolved recipe in it, after checking the checkpoint to resume from."""
-        data = {"command": self.command, **self.data, **order_of(self.arguments)}
+        dtype = str(trained_dtype(self.model_arguments)).removeprefix("torch.")
+        data = {"command": self.command, "dtype": dtype, **self.data, **order_of(self.arguments)}
         if found := _checkpoint(self.arguments, self.folder):
             checkpoint = Path(found)
             check_same_data(checkpoint, data)
@@ -181,6 +218,12 @@ class Run(ABC):
             if self.arguments.process_index == 0:
                 log_changes(checkpoint, self.arguments)
         if self.arguments.process_index == 0:
+            logger.info(
+                "Optimizer %s, learning rate %g, weights in %s",
+                getattr(self.arguments.optim, "value", self.arguments.optim),
+                self.arguments.learning_rate,
+                dtype,
+            )
             prepare_output_dir(self.folder, resume=resumes(self.arguments))
             # Recipe first: it marks the folder as ours, so a run that is killed before the next file can be resumed.
             recipe = yaml.safe_dump(resolve_recipe(*self._groups, self.arguments), sort_keys=False, allow_unicode=True)
@@ -250,14 +293,17 @@ def check_block_size(block_size: int, model: PreTrainedModel, *, field: str = "b
         )
 
 
-def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes weights, config, generation config and tokenizer, completely or not at all."""
+def save_model_folder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base: str | None = None
+) -> None:
+    """Writes weights, config, generation config, tokenizer and the base model's licence, completely or not at all."""
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         if model.can_generate():
             # PEFT leaves it out.
             model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        copy_licence(base, temporary)
 
 
 def write_base_sample(folder: Path, sample: list[float]) -> None:

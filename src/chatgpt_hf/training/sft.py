@@ -21,15 +21,17 @@ from ..data.prepare import tokenizer_fingerprint
 from ..data.shapes import PairColumns
 from ..data.sources import CorpusSource, parse_sources
 from ..data.splits import warn_of_overlap
-from ..errors import ConfigError, TokenizerError
+from ..errors import ConfigError, DataError, TokenizerError
 from ..evaluation.answers import AnswersResult, ends_with_an_answer, evaluate_answers
 from ..extras import needed_by
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
+from ..stored import is_foreign
 from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
 from .adapters import adapter_record, lora_config, quantization
 from .arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
 from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint, template_fingerprint
 from .run import Run, check_block_size, write_base_sample
+from .weights import loading
 
 with needed_by("Training"):
     from trl import SFTTrainer
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 # Conversations of each part that are evaluated: greedy answers to more would take minutes on a laptop.
 EVALUATED_CONVERSATIONS = 200
+# Share of the conversations to hold out for a base model that was not made here, if a recipe does not say.
+FOREIGN_TEST_FRACTION = 0.05
 
 
 class ChatTrainer(ResumableTrainer, SFTTrainer):
@@ -102,6 +106,7 @@ class SFTRun(Run):
 
     command = "sft"
     arguments: ChatSFTArguments
+    model_arguments: ChatModelArguments
 
     def __init__(
         self,
@@ -115,9 +120,14 @@ class SFTRun(Run):
     def check(self) -> None:
         if self.model_arguments.model_name_or_path is None:
             raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
-        penalty = self.conversation_arguments.repetition_penalty
+        chosen = self.conversation_arguments
+        penalty = chosen.repetition_penalty
         if penalty is not None and not penalty > 0:
             raise ConfigError(f"--repetition_penalty is {penalty}: give a number above 0, where 1 changes nothing.")
+        self.fraction_is_default = chosen.test_fraction is None
+        if self.fraction_is_default:
+            foreign = is_foreign(self.model_arguments.model_name_or_path)
+            chosen.test_fraction = FOREIGN_TEST_FRACTION if foreign else 0.0
         if self.arguments.load_best_model_at_end and self.arguments.eval_strategy == "no":
             raise ConfigError(
                 "--load_best_model_at_end needs --eval_strategy steps or epoch, with conversations held out."
@@ -130,9 +140,7 @@ class SFTRun(Run):
         splits = self._load_splits()
         base = str(model_arguments.model_name_or_path)
         self.tokenizer = tokenizer = load_tokenizer(base)
-        self.model = load_model(
-            base, attn_implementation=model_arguments.attn_implementation, **quantization(model_arguments)
-        )
+        self.model = load_model(base, **loading(model_arguments), **quantization(model_arguments))
         check_tokenizer_fits(self.model, tokenizer)
         self.base_sample = sample_of(self.model)
         if self.arguments.chat_template_path is not None:
@@ -149,9 +157,7 @@ class SFTRun(Run):
         self.share_learned = share_supervised(tokenized)
         logger.info("The model learns %.1f %% of the tokens", 100 * self.share_learned)
         self.rows = self._packed(tokenized)
-        # Only a run that watches the held-out part needs its rows.
-        watches = self.arguments.eval_strategy != "no"
-        self.eval_rows = self._packed(self._tokenized(splits["test"])) if watches else None
+        self.eval_rows = self._packed(self._tokenized(splits["test"])) if "test" in splits else None
         self.parts = _conversations_to_answer(splits, self.arguments.seed)
         # Where a conversation comes from does not matter.
         conversations = splits["train"].select_columns(
@@ -171,8 +177,16 @@ class SFTRun(Run):
 
     def _load_splits(self) -> DatasetDict:
         chosen = self.conversation_arguments
-        test_fraction = chosen.test_fraction if chosen.eval_dataset is None else 0.0
-        splits, self.summaries = self._read(self.sources, test_fraction)
+        test_fraction = (chosen.test_fraction or 0.0) if chosen.eval_dataset is None else 0.0
+        try:
+            splits, self.summaries = self._read(self.sources, test_fraction)
+        except DataError:
+            if not self.fraction_is_default:
+                raise
+            # If something else is wrong with the data, this raises the same error again.
+            splits, self.summaries = self._read(self.sources, 0.0)
+            logger.warning("Too few different conversations to hold any out: all are learned.")
+            chosen.test_fraction = 0.0
         if chosen.eval_dataset is not None:
             named = parse_sources(chosen.eval_dataset, encoding=chosen.encoding, field="eval_dataset")
             held_out, summaries = self._read(named, 0.0)
@@ -305,10 +319,10 @@ def set_generation(
     if repetition_penalty is not None:
         model.generation_config.repetition_penalty = repetition_penalty
     ends = [tokenizer.convert_tokens_to_ids(IM_END)] if IM_END in tokenizer.get_vocab() else []
-    # Models of others may end a turn with another token, which their generation_config.json names.
+    # Models of others may end a turn with other tokens, which their generation_config.json names.
     known = model.generation_config.eos_token_id
-    ends += [tokenizer.eos_token_id, *(known if isinstance(known, list) else [] if known is None else [known])]
-    model.generation_config.eos_token_id = list(dict.fromkeys(ends))
+    ends += [tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])]
+    model.generation_config.eos_token_id = list(dict.fromkeys(end for end in ends if end is not None))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 

@@ -1,0 +1,235 @@
+"""What a model's folder holds, read without loading the model: the format, dtype, origin and size of its weights."""
+
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import safe_open
+from transformers import PreTrainedConfig
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
+
+from .errors import CheckpointError
+from .files import read_json
+
+# In the config of a model whose weights come from another family: that family, and what else is known about the original.
+ORIGIN_FIELD = "converted_from"
+
+# How safetensors names the kinds of floating-point numbers that a model can be trained and saved in.
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Formats of other programs: what they are, and what reads them.
+_OTHER_FORMATS = {
+    ".gguf": "a GGUF file, which llama.cpp reads. transformers' `from_pretrained(FOLDER, gguf_file=NAME)` makes a model of it",
+    ".onnx": "an ONNX graph, which onnxruntime runs. It cannot be turned back into a model",
+}
+# Files with the terms under which a model may be used; they have to go along with what is made from it.
+_LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
+CARD_NAME = "README.md"
+# What reads a quantized folder, by the `quant_method` of its config.
+_READERS = {
+    "gptq": "transformers with `pip install optimum gptqmodel`, and vLLM, read GPTQ",
+    "awq": "transformers with `pip install gptqmodel`, and vLLM, read AWQ",
+    "fp8": "transformers on a GPU of compute capability 8.9 or newer, and vLLM, read float8",
+    "fbgemm_fp8": "transformers with `pip install fbgemm-gpu` on a GPU, and vLLM, read this float8",
+    "compressed-tensors": "transformers with `pip install compressed-tensors`, and vLLM, read it",
+    "bitsandbytes": "transformers with `pip install bitsandbytes` reads it",
+    "torchao": "transformers with `pip install torchao` reads it",
+}
+
+
+def refuse_other_formats(path: str | Path) -> None:
+    """Raises `CheckpointError` for a file, or a folder without other weights, in the format of another program."""
+    path = Path(path)
+    files = [path] if path.is_file() else []
+    if path.is_dir() and not weight_files(path):
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in _OTHER_FORMATS)
+    for file in files:
+        # A GGUF file begins with its name, whatever it is called.
+        kind = ".gguf" if _begins_with(file, b"GGUF") else file.suffix.lower()
+        if what := _OTHER_FORMATS.get(kind):
+            raise CheckpointError(
+                f"{file} is {what}. Name the folder that it was made from, with {CONFIG_NAME} and {SAFE_WEIGHTS_NAME}."
+            )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that `from_pretrained` takes a folder's weights from: safetensors, or torch files; empty without any."""
+    for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            names = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+            return [folder / name for name in names if (folder / name).is_file()]
+    return []
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, kind of number (as safetensors calls it) and shape of each tensor in a folder's safetensors; reads only headers."""
+    for file in weight_files(folder):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118
+                    tensor = weights.get_slice(name)
+                    yield name, tensor.get_dtype(), tuple(tensor.get_shape())
+
+
+def config_of(name_or_path: str | Path) -> dict[str, Any]:
+    """The content of a model's config.json, for an adapter its base's; empty where there is none that can be read."""
+    folder = Path(name_or_path)
+    if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
+        base = read_json(folder / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
+        return config_of(base) if base else {}
+    try:
+        return PreTrainedConfig.get_config_dict(str(name_or_path))[0]
+    except (OSError, ValueError):
+        return {}
+
+
+def stored_dtype(name_or_path: str | Path) -> torch.dtype:
+    """The dtype that a model is stored in: that of its config.json, or else of its first weights; float32 if neither says.
+
+    Args:
+        name_or_path: Folder or Hub id of a model, or the folder of an adapter, which has the dtype of its base.
+    """
+    config = config_of(name_or_path)
+    named = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    for dtype in _DTYPES.values():
+        if named == str(dtype).removeprefix("torch."):
+            return dtype
+    folder = Path(name_or_path)
+    found = (
+        (_DTYPES[kind] for _, kind, _ in stored_tensors(folder) if kind in _DTYPES) if folder.is_dir() else iter(())
+    )
+    return next(found, torch.float32)
+
+
+def quantization_of(name_or_path: str | Path) -> str | None:
+    """The method, such as gptq or fp8, that a model's weights are quantized with according to its config; None if they are not."""
+    found = config_of(name_or_path).get("quantization_config")
+    if not isinstance(found, dict):
+        return None
+    # bitsandbytes did not always write its name.
+    return str(found.get("quant_method") or "bitsandbytes")
+
+
+def is_foreign(name_or_path: str | Path) -> bool:
+    """True if a model's weights were not trained with this package first: it is, or was converted from, another family's."""
+    config = config_of(name_or_path)
+    return bool(config) and (config.get("model_type") != "chatgpt" or ORIGIN_FIELD in config)
+
+
+def origin_of(source: str | Path) -> dict[str, Any]:
+    """The name of a model, and its licence where its folder has a card that names one: what a model made from it says about it.
+
+    Returns:
+        `name`, a Hub id or the name of a folder or file; and `license`, `license_name` and `license_link` as the card has them.
+    """
+    path = Path(source)
+    if not path.exists():
+        return {"name": str(source)}
+    try:
+        text = (path / CARD_NAME).read_text(encoding="utf-8-sig")
+        _, metadata, _ = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
+        card = yaml.safe_load(metadata)
+    except (OSError, ValueError, yaml.YAMLError):
+        card = None
+    known = card if isinstance(card, dict) else {}
+    names = ("license", "license_name", "license_link")
+    return {"name": path.resolve().name, **{name: known[name] for name in names if known.get(name)}}
+
+
+def copy_licence(source: str | Path | None, folder: Path) -> None:
+    """Copies a local model's files with its licence into the folder of a model made from it, where there are none yet."""
+    if source is None or not Path(source).is_dir():
+        return
+    for pattern in _LICENCE_FILES:
+        for file in sorted(Path(source).glob(pattern)):
+            if file.is_file() and not (folder / file.name).exists():
+                shutil.copyfile(file, folder / file.name)
+
+
+def check_memory(folder: Path, dtype: torch.dtype | None = None, *, copies: float = 1.0, hint: str = "") -> None:
+    """Raises if a folder's weights need more memory than this machine has.
+
+    Args:
+        dtype: The dtype that the weights will have; None for the one that they are stored in.
+        copies: How often they are held: a training also has gradients and the optimizer's state.
+        hint: What would help, as the end of the message.
+
+    Raises:
+        CheckpointError: With both numbers.
+    """
+    memory = machine_memory()
+    needed = copies * _bytes_of(folder, dtype)
+    if memory is not None and needed > memory:
+        raise CheckpointError(
+            f"{folder} needs {needed / 1e9:,.1f} GB of memory"
+            f"{'' if copies == 1 else ' to train (weights, gradients and the state of the optimizer)'}, and this machine has "
+            f"{memory / 1e9:,.1f} GB. {hint or 'Use a larger machine, or a smaller model.'}"
+        )
+
+
+def machine_memory() -> int | None:
+    """Bytes of memory that this machine, or the container that the process runs in, has; None if the system does not say."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
+    except OSError:
+        return memory
+    return min(memory, int(limit)) if limit.isdigit() else memory
+
+
+def _bytes_of(folder: Path, dtype: torch.dtype | None) -> float:
+    if not quantization_of(folder):
+        # A folder of torch files is as large as its tensors.
+        known = [(kind, math.prod(shape)) for _, kind, shape in stored_tensors(folder)]
+        if known and dtype is not None:
+            return sum(count for _, count in known) * dtype.itemsize
+    return sum(file.stat().st_size for file in weight_files(folder))
+
+
+def check_storage(folder: Path) -> None:
+    """Raises `CheckpointError` if weights are stored as float8 without a config that says how to read them."""
+    if quantization_of(folder):
+        return
+    for name, kind, _ in stored_tensors(folder):
+        if kind.startswith("F8"):
+            raise CheckpointError(
+                f"{folder} stores its weights as float8 ({name} is {kind}), and {CONFIG_NAME} has no `quantization_config` that "
+                "says how to read them. vLLM and ComfyUI read some of such files; name the original model in bfloat16."
+            )
+
+
+def quantized_message(name_or_path: str | Path, error: Exception) -> str:
+    method = quantization_of(name_or_path)
+    reader = _READERS.get(str(method))
+    reason = " ".join(str(error).split()).rstrip(".")
+    if method is None:
+        return f"{name_or_path} cannot be loaded: {reason}."
+    return (
+        f"{name_or_path} is quantized ({method}) and cannot be loaded here: {reason}. "
+        f"{f'{reader}. ' if reader else ''}Or name the original model."
+    )
+
+
+def _begins_with(file: Path, magic: bytes) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(magic)) == magic
+    except OSError:
+        return False
