@@ -13,6 +13,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from .errors import DataError
+from .extras import needed_by
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -41,7 +42,8 @@ def training_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str 
     if template != tokenizer.chat_template:  # TRL looks only at a tokenizer's main template
         return None
     if template not in _FOUND:
-        from trl.chat_template_utils import get_training_chat_template
+        with needed_by("Training on this chat template"):
+            from trl.chat_template_utils import get_training_chat_template
 
         try:
             _FOUND[template] = get_training_chat_template(tokenizer) or ""

@@ -22,6 +22,8 @@ from typing import Any
 import transformers
 from transformers.models.auto import configuration_auto, modeling_auto
 
+from .extras import needed_by
+
 MODEL_TYPE = "chatgpt"
 PEFT = "peft"
 CONFIG_NAME = "ChatGPTConfig"
@@ -49,7 +51,7 @@ def announce() -> None:
     # transformers replaces its module while it is imported, and both modules are in use then.
     for module in {id(module): module for module in (transformers, sys.modules["transformers"])}.values():
         _with_our_names(module)
-    if PEFT in sys.modules:
+    if sys.modules.get(PEFT) is not None:
         _fill_peft_tables()
     else:
         sys.meta_path.insert(0, _WhenPeftIsImported())
@@ -57,7 +59,8 @@ def announce() -> None:
 
 def _fill_peft_tables() -> None:
     """Gives adapters the layers that they have in Llama, whose parameter names the model shares."""
-    from peft import utils
+    with needed_by("Adapters"):
+        from peft import utils
 
     for name in utils.__all__:
         table = getattr(utils, name)
