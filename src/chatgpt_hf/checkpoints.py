@@ -128,11 +128,13 @@ def refuse_adapter(name_or_path: str | Path) -> None:
         raise ConversionError(f"{folder} contains an adapter: merge it into its base first, with `chatgpt-hf merge`.")
 
 
-def load_for_inference(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
+def load_for_inference(
+    name_or_path: str | Path, model_class: Any = AutoModelForCausalLM, **kwargs: Any
+) -> PreTrainedModel:
     """Calls `load_model`, placing the model on the machine's accelerator if there is one."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     placed = {"device_map": accelerator.type} if accelerator is not None else {}
-    return load_model(name_or_path, model_class, **placed).eval()
+    return load_model(name_or_path, model_class, **placed, **kwargs).eval()
 
 
 def check_safetensors(file: Path) -> None:

@@ -217,10 +217,10 @@ class Int4WeightLinear(PackedLinear):
         super().__init__(*linears)
         weight: Any = linears[0].weight
         self._group_size = weight.block_size[1]
-        scale = _parts(linears, "scale").bfloat16()
+        scale = _parts(linears, "scale").float()
         # The kernel computes (q - 8) * scale + zero, with q from 0 to 15.
-        zero = -_parts(linears, "zero_point").to(scale.dtype) * scale
-        scale_and_zero = torch.stack((scale, zero), dim=-1).transpose(0, 1)
+        zero = -_parts(linears, "zero_point").float() * scale
+        scale_and_zero = torch.stack((scale, zero), dim=-1).transpose(0, 1).bfloat16()
         # The kernel takes a multiple of 16 rows; a vocabulary can have any number.
         missing = -self.out_features % 16
         self._scale_and_zero = nn.functional.pad(scale_and_zero, (0, 0, 0, missing)).contiguous()
