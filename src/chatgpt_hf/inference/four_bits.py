@@ -56,7 +56,8 @@ def four_bit_weight(weight: torch.Tensor, products: torch.Tensor | None = None) 
         if factor is not None:
             weight[:, end:] -= errors @ factor[begin:end, end:]
         scales[:, begin // GROUP_SIZE], zeros[:, begin // GROUP_SIZE] = scale[:, 0], (-middle / scale)[:, 0]
-    return IntxUnpackedToInt8Tensor(levels, scales, zeros, torch.int4, (1, GROUP_SIZE), torch.float32, None)
+    int4 = torch.int4  # type: ignore[attr-defined]
+    return IntxUnpackedToInt8Tensor(levels, scales, zeros, int4, (1, GROUP_SIZE), torch.float32, None)
 
 
 def _factor(products: torch.Tensor) -> torch.Tensor:
@@ -77,8 +78,7 @@ def quantize_layers(model: PreTrainedModel, names: Sequence[str], rows: Sequence
         model: A model in float32.
         names: The layers, in the order in which the model computes them.
         rows: Token ids of texts like those that the model will see; without them, weights are rounded to the nearest
-            level. Later layers are chosen with the inputs that the already quantized ones give them, in as many passes as
-            the memory of 1 GB for products needs.
+            level. The model reads them as often as 1 GB of products needs.
     """
     left = list(names)
     while left:
