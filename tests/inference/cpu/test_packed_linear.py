@@ -114,6 +114,18 @@ def test_a_row_with_large_values_takes_nothing_from_the_others() -> None:
     assert not both[2].any()
 
 
+@torch.no_grad()
+def test_rows_with_outliers_of_either_sign_have_all_levels() -> None:
+    """Several rows are as exact as each by itself."""
+    linear = quantize_model(make("gpt2"), "int8").model.layers[0].mlp.up_proj
+    packed = Int8DynamicLinear(linear)
+    rows = torch.randn(6, 64)
+    rows[::2, 3], rows[1::2, 5] = 40, -40
+    exact = nn.functional.linear(rows, linear.weight.dequantize(), linear.bias)
+    alone = torch.cat([packed(row[None]) for row in rows])
+    assert distance(packed(rows), exact) < 1.3 * distance(alone, exact)
+
+
 def test_greedy_ids_are_the_same() -> None:
     plain, fast = make("gpt2"), use_cpu_kernels(make("gpt2"))
     ids = torch.randint(101, (4, 9))

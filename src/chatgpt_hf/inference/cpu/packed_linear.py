@@ -161,6 +161,7 @@ class Int8DynamicLinear(PackedLinear):
         super().__init__(*linears)
         self._bias = None if self.bias is None else self.bias.float()
         scale, zero = _parts(linears, "scale").flatten().double(), torch.zeros(self.out_features, dtype=torch.long)
+        self._sums = (_parts(linears, "qdata").sum(1) * scale).float()
         with warnings.catch_warnings():
             # PyTorch will remove quantized tensors (issue 184982). The plain form of the kernel is
             # `onednn.qlinear_pointwise`; with it, and activations quantized in eager operations, a token of
@@ -182,11 +183,15 @@ class Int8DynamicLinear(PackedLinear):
         if hidden_states.numel() == self.in_features:
             return super().forward(hidden_states)
         # The kernel has one scale for all rows, so a row with large values would leave few of the 256 levels for the
-        # others.
-        largest = hidden_states.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
-        product = super().forward(hidden_states / largest)
-        # The kernel added the undivided bias, so the result is bias + largest * (product - bias).
-        return product.mul_(largest) if self.bias is None else torch.lerp(self._bias, product, largest, out=product)
+        # others. Each row is moved and scaled to between 0 and 1, so that it has all of them: scaled to between -1 and 1,
+        # most rows use half (activations have outliers of one sign), which costs a model of 135 million parameters 4
+        # percent of its perplexity.
+        low, high = hidden_states.amin(-1, keepdim=True), hidden_states.amax(-1, keepdim=True)
+        span = (high - low).clamp_min_(torch.finfo(torch.float32).tiny)
+        product = super().forward((hidden_states - low).div_(span))
+        # The kernel added the undivided bias, so the result is bias + span * (product - bias) + low * sums of weights.
+        product = product.mul_(span) if self.bias is None else torch.lerp(self._bias, product, span, out=product)
+        return product.addcmul_(low, self._sums)
 
 
 class Int8WeightLinear(PackedLinear):
