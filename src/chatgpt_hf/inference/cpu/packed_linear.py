@@ -183,15 +183,18 @@ class Int8DynamicLinear(PackedLinear):
         if hidden_states.numel() == self.in_features:
             return super().forward(hidden_states)
         # The kernel has one scale for all rows, so a row with large values would leave few of the 256 levels for the
-        # others. Each row is moved and scaled to between 0 and 1, so that it has all of them: scaled to between -1 and 1,
-        # most rows use half (activations have outliers of one sign), which costs a model of 135 million parameters 4
-        # percent of its perplexity.
+        # others. Each row is moved and scaled to between 0 and 1, so that it has all of them, and so that its zero is one
+        # of them: most activations are small beside the outliers, and a common error of all of them would add up.
         low, high = hidden_states.amin(-1, keepdim=True), hidden_states.amax(-1, keepdim=True)
-        span = (high - low).clamp_min_(torch.finfo(torch.float32).tiny)
-        product = super().forward((hidden_states - low).div_(span))
-        # The kernel added the undivided bias, so the result is bias + span * (product - bias) + low * sums of weights.
+        step = (high.clamp_min_(0) - low.clamp_max_(0)).div_(255).clamp_min_(torch.finfo(torch.float32).tiny)
+        level_of_zero = (-low / step).ceil_().clamp_max_(255)
+        # The largest value stays the highest level, since the kernel takes its scale from it.
+        step = torch.maximum(step, high / (255 - level_of_zero).clamp_min_(1))
+        span, shift = step * 255, step * level_of_zero
+        product = super().forward((hidden_states + shift).div_(span))
+        # The kernel added the undivided bias, so the result is bias + span * (product - bias) - shift * sums of weights.
         product = product.mul_(span) if self.bias is None else torch.lerp(self._bias, product, span, out=product)
-        return product.addcmul_(low, self._sums)
+        return product.addcmul_(shift, self._sums, value=-1)
 
 
 class Int8WeightLinear(PackedLinear):
