@@ -1,9 +1,10 @@
 """Tokens per second of one model with several engines, and the share of what this machine's memory allows.
 
-All have the same random weights of GPT-2-small's shape: transformers' GPT-2 class; our model as it is; ours as the commands load
+All have the same weights: random ones of GPT-2-small's shape, or those of `--model FOLDER`. The engines: transformers' own class; our model as it is; ours as the commands load
 it (packed linear layers, a cache that does not copy; float32, bfloat16 and quantized); the same with compiled steps; CTranslate2;
 llama.cpp. Each runs in a separate process, whose peak memory is measured. They take turns; speeds and ratios are medians of the
-rounds. Answers are greedy, after prompts of 16 tokens; prefill is the time to the first token after 512.
+rounds, in processor time with one thread, which other programs on the machine disturb less than the clock, and by the clock with
+several. Answers are greedy, after prompts of 16 tokens; prefill is the time to the first token after 512.
 
 The floor is the time to read every weight of the layers and the head once, at the bandwidth of a sum over 400 MB.
 
@@ -14,6 +15,7 @@ llama-cpp-python), and compiled steps where there is no C++ compiler.
 """
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -21,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -40,10 +43,12 @@ ARMS = {
     "ours bfloat16": (None, 2.0),
     "ours int8": ("torchao", 1.0),
     "ours int8-weight-only": ("torchao", 1.0),
+    # 4 bits, and a scale and a middle of 16 bits for 32 weights; the head has 8 bits.
     "ours int4": ("torchao", 0.5 + 4 / 32),
     "compiled float32": (None, 4.0),
     "compiled bfloat16": (None, 2.0),
     "compiled int8": ("torchao", 1.0),
+    "compiled int4": ("torchao", 0.5 + 4 / 32),
     "ctranslate2 float32": ("ctranslate2", 4.0),
     "ctranslate2 int8": ("ctranslate2", 1.0),
     "llama.cpp float32": ("llama_cpp", 4.0),
@@ -75,13 +80,7 @@ def write_weights(folder: Path, arms: list[str], small: bool) -> None:
     model.save_pretrained(folder / "ours")
     tokenizer.save_pretrained(folder / "ours")
     convert_checkpoint(folder / "ours", folder / "stock", "gpt2")
-    for arm in arms:
-        if arm.startswith(("ours int", "compiled int")):
-            from chatgpt_hf.inference.quantization import quantize_folder
-
-            name = arm.split()[1]
-            if not (folder / name).exists():
-                quantize_folder(folder / "ours", folder / name, name)
+    write_quantized(folder, arms)
     if any(arm.startswith("ctranslate2") for arm in arms):
         from ctranslate2.converters import TransformersConverter
         from tokenizers import Tokenizer
@@ -97,25 +96,54 @@ def write_weights(folder: Path, arms: list[str], small: bool) -> None:
         names.save_pretrained(folder / "stock")
         for kind in ("float32", "int8"):
             TransformersConverter(str(folder / "stock")).convert(str(folder / f"ct2-{kind}"), quantization=kind)
-    if any(arm.startswith("llama.cpp") for arm in arms):
-        from chatgpt_hf.export.export import export_model
+    write_gguf(folder, arms)
 
-        for kind in ("f32", "q8_0"):
-            export_model(folder / "ours", folder / f"gguf-{kind}", "gguf", outtype=kind, check=False)
+
+def write_copies(folder: Path, model: str, arms: list[str]) -> None:
+    """Saves the weights of a model folder of a family that all engines know, such as Llama, for all engines."""
+    from chatgpt_hf import load_model, load_tokenizer
+
+    loaded = load_model(model)
+    for name in ("ours", "stock"):
+        loaded.save_pretrained(folder / name)
+        load_tokenizer(model).save_pretrained(folder / name)
+    del loaded
+    write_quantized(folder, arms)
+    if any(arm.startswith("ctranslate2") for arm in arms):
+        from ctranslate2.converters import TransformersConverter
+
+        for kind in ("float32", "int8"):
+            TransformersConverter(str(folder / "stock")).convert(str(folder / f"ct2-{kind}"), quantization=kind)
+    write_gguf(folder, arms)
+
+
+def write_quantized(folder: Path, arms: list[str]) -> None:
+    """Saves what the arms with quantized weights need."""
+    from chatgpt_hf.inference.quantization import quantize_folder
+
+    for name in sorted({arm.split()[1] for arm in arms if arm.startswith(("ours int", "compiled int"))}):
+        quantize_folder(folder / "ours", folder / name, name)
+
+
+def write_gguf(folder: Path, arms: list[str]) -> None:
+    """Saves what llama.cpp's arms need."""
+    from chatgpt_hf.export.export import export_model
+
+    kinds = {arm.split()[1] for arm in arms if arm.startswith("llama.cpp")}
+    for kind in sorted({"f32" if kind == "float32" else kind for kind in kinds}):
+        export_model(folder / "ours", folder / f"gguf-{kind}", "gguf", outtype=kind, check=False)
 
 
 def load_ours(folder: Path, means: str, kind: str) -> Answer:
     import torch
-    from transformers import GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
 
-    from chatgpt_hf import ChatGPTForCausalLM, GrowingCache, use_cpu_kernels
+    from chatgpt_hf import GrowingCache, use_cpu_kernels
     from chatgpt_hf.inference.compiling import StaticPrefix, compile_config
 
     name = "stock" if means == "stock" else kind if kind.startswith("int") else "ours"
     options = {} if kind.startswith("int") else {"dtype": getattr(torch, kind)}
-    model = (
-        (GPT2LMHeadModel if means == "stock" else ChatGPTForCausalLM).from_pretrained(folder / name, **options).eval()
-    )
+    model = AutoModelForCausalLM.from_pretrained(folder / name, **options).eval()
     if means in ("ours", "compiled"):
         use_cpu_kernels(model)
     # A compiled step is for a cache of one size, which is kept for the next answer.
@@ -145,10 +173,11 @@ def load_ctranslate2(folder: Path, kind: str, threads: int) -> Answer:
     import ctranslate2
 
     model = ctranslate2.Generator(str(folder / f"ct2-{kind}"), intra_threads=threads, compute_type=kind)
+    names = json.loads((folder / f"ct2-{kind}" / "vocabulary.json").read_text("utf-8"))
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
-        words = [[str(token) for token in prompt] for prompt in prompts]
-        options = {"sampling_topk": 1, "include_prompt_in_result": False, "end_token": ["2"]}
+        words = [[names[token] for token in prompt] for prompt in prompts]
+        options = {"sampling_topk": 1, "include_prompt_in_result": False, "end_token": [names[2]]}
         found = model.generate_batch(words, max_length=count, min_length=count, **options)
         return [result.sequences_ids[0] for result in found]
 
@@ -207,10 +236,24 @@ def work(arm: str, folder: Path, threads: int, pipe: Connection) -> None:
     answer = load(arm, folder, threads)
     pipe.send("ready")
     while (task := pipe.recv()) is not None:
-        pipe.send(harness.timed(answer, *task))
+        # Processor time of one thread is free of waiting for other programs.
+        clock = time.process_time if threads == 1 else time.perf_counter
+        begun = clock()
+        result = answer(*task)
+        pipe.send(harness.Timed(result, clock() - begun))
     ended.set()
     watcher.join()
     pipe.send(peak - before)
+
+
+def weights_read(folder: Path) -> int:
+    """The weights that a token reads: those of all linear layers, of which the head may be tied to the embedding."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
 
 
 def label(case: Case) -> str:
@@ -338,7 +381,7 @@ def draw_plot(figures: dict[str, Any], names: list[str], file: Path) -> None:
         axis.set_title(name, fontsize=10)
         axis.set_xlim(0, 1.2 * max(values))
         axis.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("times transformers' GPT-2 in float32", fontsize=9)
+    figure.supxlabel("times transformers' own class in float32", fontsize=9)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
 
@@ -355,6 +398,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer, 2 or more (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help=f"two rounds of 24 tokens of {', '.join(QUICK)}")
     parser.add_argument("--profile", action="store_true", help="also print where a token's time goes")
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="the weights of this model, of a family that all engines know"
+    )
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the ratios, as a PNG")
     args = parser.parse_args()
@@ -380,14 +426,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work_folder:
         folder = Path(work_folder)
         print("Writing the weights", file=sys.stderr)
-        write_weights(folder, arms, args.tiny)
+        if args.model:
+            write_copies(folder, args.model, arms)
+        else:
+            write_weights(folder, arms, args.tiny)
         from transformers import AutoConfig
 
         import chatgpt_hf
 
         assert chatgpt_hf.ChatGPTConfig
         config = AutoConfig.from_pretrained(folder / "ours")
-        weights = harness.weights_read(config)
+        weights = weights_read(folder / "ours")
         cache = 8e-6 * MOST * (PROMPT + tokens) * config.num_hidden_layers * config.hidden_size
         results = measure(arms, cases, folder, args.threads, rounds, min(config.vocab_size, 1000))
         harness.prepare(args.threads)

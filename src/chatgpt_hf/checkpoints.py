@@ -171,11 +171,13 @@ def repair_generation_config(model: Any) -> None:
         )
 
 
-def load_for_inference(name_or_path: str | Path, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
+def load_for_inference(
+    name_or_path: str | Path, model_class: Any = AutoModelForCausalLM, **kwargs: Any
+) -> PreTrainedModel:
     """Calls `load_model`, placing the model on the machine's accelerator if there is one."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     placed = {"device_map": accelerator.type} if accelerator is not None else {}
-    return load_model(name_or_path, model_class, **placed).eval()
+    return load_model(name_or_path, model_class, **placed, **kwargs).eval()
 
 
 def check_safetensors(file: Path) -> None:

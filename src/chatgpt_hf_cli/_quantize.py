@@ -6,9 +6,7 @@ import typer
 
 from ._choices import QUANTIZATIONS, check_choice
 
-QUANTIZE_HELP = (
-    "int8 (weights and activations in 8 bits, fastest on a CPU), int8-weight-only, or int4 (weights in groups of 32)."
-)
+QUANTIZE_HELP = "int8 (weights and activations in 8 bits, fastest on a CPU), int8-weight-only, or int4 (weights in groups of 32, the head in 8 bits)."
 
 
 def _known(value: str | None) -> str | None:

@@ -1,5 +1,6 @@
 """`chatgpt-hf quantize`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,17 +19,28 @@ def register(app: typer.Typer, panel: str) -> None:
         model: Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model.")],
         output_dir: Annotated[str, typer.Argument(help="Folder to write: new, or empty.")],
         to: Annotated[str, typer.Option("--to", help=QUANTIZE_HELP)] = "int8",
+        corpus: Annotated[
+            str | None,
+            typer.Option(
+                "--corpus",
+                help="Text like that the model will see (a file, folder, glob, Hub id or builtin:python-docs): its second half measures what quantizing costs, its first half chooses int4's weights.",
+            ),
+        ] = None,
     ) -> None:
-        """Write a copy of a model with weights of fewer bits.
+        """Write a copy of a model with weights of fewer bits, and say what that costs on your text.
 
         from_pretrained loads the folder wherever torchao is installed. Needs pip install 'chatgpt-hf[quantize]'. docs/performance.md compares speed and accuracy.
 
-        Example: chatgpt-hf quantize runs/quickstart runs/quickstart-int8 --to int8
+        Example: chatgpt-hf quantize runs/quickstart runs/quickstart-int8 --to int8 --corpus held-out.txt
         """
         check_choice("--to", to, QUANTIZATIONS)
         check_model(model)
         from chatgpt_hf.inference.quantization import quantize_folder
 
-        folder = quantize_folder(model, output_dir, to)
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        typer.echo(f"Written to {folder}: {size / 1e6:.1f} MB of weights.")
+        cost = quantize_folder(model, output_dir, to, corpus)
+        size = sum(file.stat().st_size for file in Path(output_dir).glob("*.safetensors"))
+        typer.echo(f"Written to {output_dir}: {size / 1e6:.1f} MB of weights.")
+        if cost is None:
+            typer.echo("What this costs is not measured: --corpus FILE measures it on your text.")
+        else:
+            typer.echo(f"What this costs: {cost}")

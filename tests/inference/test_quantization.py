@@ -1,6 +1,7 @@
 """Quantized folders are ordinary, smaller and nearly as good; clear errors say why one cannot be made or read."""
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_for_generation, load_tokenizer, quantize_model
 from chatgpt_hf.errors import ConfigError, MissingDependency, OutputError
-from chatgpt_hf.inference.quantization import QUANTIZATIONS, quantize_folder
+from chatgpt_hf.inference.quantization import QUANTIZATIONS, QuantizationCost, quantize_folder
 from chatgpt_hf.tokenization_chatgpt import encode_documents
 
 # Largest change of the perplexity, relative to float32.
@@ -52,7 +53,7 @@ def test_a_folder_is_an_ordinary_one(quantization: str, folders: dict[str, Path]
         assert model.generate(ids, attention_mask=torch.ones_like(ids), **options).shape == (1, 11)
     config = AutoModelForCausalLM.from_pretrained(folder).config
     assert not config.tie_word_embeddings
-    assert type(config.quantization_config.quant_type).__name__.startswith("Int")
+    assert type(config.quantization_config.quant_type).__name__.startswith(("Int", "Fqn"))
 
 
 def test_quantized_while_loaded_is_what_the_folder_holds(folders: dict[str, Path], base_folder: Path) -> None:
@@ -80,9 +81,41 @@ def test_the_commands(cli: Callable[..., Any], chat_folder: Path, tmp_path: Path
     stored, loaded = cli("chat", folder, *ask), cli("chat", chat_folder, *ask, "--quantize", "int8")
     assert stored.code == loaded.code == 0
     assert stored.out == loaded.out == "Hi! How are you?\n"
+    assert "What this costs is not measured: --corpus FILE" in result.out
     text = cli("generate", chat_folder, "--prompt", "A cat", "--quantize", "int4", "--max_new_tokens", "3")
     assert text.code == 0
     assert text.out.startswith("A cat")
+
+
+def test_what_it_costs_on_own_text(cli: Callable[..., Any], base_folder: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "own.txt"
+    corpus.write_text("\n".join(f"The dog number {number} runs around the garden." for number in range(400)))
+    result = cli("quantize", base_folder, tmp_path / "int4", "--to", "int4", "--corpus", corpus)
+    assert result.code == 0
+    found = re.search(r"perplexity (\S+) became (\S+) \((\S+)%\) on \d+ tokens: good\.", result.out)
+    assert found, result.out
+    assert abs(float(found[2]) / float(found[1]) - 1 - float(found[3]) / 100) < 1e-3
+    corpus.write_text("Too short.")
+    short = cli("quantize", base_folder, tmp_path / "short", "--corpus", corpus)
+    assert short.code == 2
+    assert "give at least" in short.err
+    assert not (tmp_path / "short").exists()
+
+
+def test_what_is_not_good_is_not_called_good() -> None:
+    assert str(QuantizationCost("int8", 10.0, 10.2, 99)).endswith("(+2.00%) on 99 tokens: good.")
+    costly = QuantizationCost("int4", 10.0, 10.6, 99)
+    assert not costly.good
+    assert "NOT good, since more than +5% is lost" in str(costly)
+
+
+def test_quantized_from_float32(base_folder: Path, tmp_path: Path) -> None:
+    """Layers of a bfloat16 folder do not cast, and have the scales of the float32 weights."""
+    AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    load_tokenizer(base_folder).save_pretrained(tmp_path / "half")
+    assert load_for_generation(tmp_path / "half", "int8").dtype == torch.float32
+    quantize_folder(tmp_path / "half", tmp_path / "int8", "int8")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "int8").dtype == torch.float32
 
 
 def test_what_cannot_be_quantized(refused: Callable[..., str], folders: dict[str, Path], tmp_path: Path) -> None:

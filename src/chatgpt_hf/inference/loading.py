@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from ..checkpoints import load_for_inference
@@ -14,13 +15,15 @@ def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -
 
     Args:
         name_or_path: Folder or Hub id.
-        quantize: See `quantize_model`; None leaves the weights as they are stored.
+        quantize: See `quantize_model`; None leaves the weights as they are stored. A folder is
+            quantized from float32, whatever it is stored in.
 
     Raises:
         CheckpointError: If there is no model, or it is incomplete.
         ConfigError: If it cannot be quantized that way.
     """
-    model = load_for_inference(name_or_path)
-    if quantize is not None:
-        quantize_model(model, quantize)
+    if quantize is None:
+        return use_cpu_kernels(load_for_inference(name_or_path))
+    model = load_for_inference(name_or_path, dtype=torch.float32)
+    quantize_model(model, quantize)
     return use_cpu_kernels(model)

@@ -52,28 +52,47 @@ def test_one_query_against_attention_by_its_equation(calls: list[Any], scaling: 
         torch.testing.assert_close(attend_on_cpu(MODULE, query, key, value, None)[0], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("by_position", [True, False])
 @pytest.mark.parametrize("masked", [False, True])
-def test_to_be_compiled_against_attention_by_its_equation(masked: bool) -> None:
-    query, key, value = states(1, by_position=False)
+def test_heads_that_share_keys_and_bfloat16(
+    calls: list[Any], dtype: torch.dtype, heads: int, by_position: bool, masked: bool
+) -> None:
+    """Every form of a decoding step against the equation in float32; only unshared keys with a mask reach `sdpa`."""
+    states_of = [part.to(dtype) for part in states(1, heads, by_position=by_position)]
+    mask = torch.rand(3, 1, 1, 20) > 0.3 if masked else None
+    additive = None if mask is None else torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    module = SimpleNamespace(**vars(MODULE) | {"num_key_value_groups": 4 // heads})
+    expected, _ = eager_attention_forward(module, *(part.float() for part in states_of), additive, scaling=0.3)
+    output, _ = attend_on_cpu(module, *states_of, mask, scaling=0.3)
+    assert output.dtype == dtype
+    torch.testing.assert_close(
+        output.float(), expected, **({} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.03})
+    )
+    assert bool(calls) == (heads == 4 and (masked or (dtype == torch.float32 and not by_position)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_to_be_compiled_against_attention_by_its_equation(masked: bool, heads: int) -> None:
+    query, key, value = states(1, heads, by_position=False)
+    module = SimpleNamespace(**vars(MODULE) | {"num_key_value_groups": 4 // heads})
     mask = torch.rand(3, 1, 1, 20) > 0.3 if masked else None
     additive = None if mask is None else torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
     for scaling in (8**-0.5, 0.1):
-        expected, _ = eager_attention_forward(MODULE, query, key, value, additive, scaling=scaling)
+        expected, _ = eager_attention_forward(module, query, key, value, additive, scaling=scaling)
         torch.testing.assert_close(attention._to_compile(query, key, value, mask, scaling), expected)
     assert attention._to_compile(query, key, value, mask, None).shape == expected.shape
 
 
-@pytest.mark.parametrize(
-    "case", ["several queries", "by heads", "a mask", "a bias", "bfloat16", "shared keys", "training"]
-)
+@pytest.mark.parametrize("case", ["several queries", "by heads", "a mask", "a bias", "float16", "training"])
 def test_everything_else_is_left_to_sdpa(calls: list[Any], case: str) -> None:
-    query, key, value = states(
-        5 if case == "several queries" else 1, 2 if case == "shared keys" else 4, by_position=case != "by heads"
-    )
+    query, key, value = states(5 if case == "several queries" else 1, by_position=case != "by heads")
     mask = torch.rand(3, 1, 1, 20) > 0.3 if case == "a mask" else None
     bias = torch.randn(3, 4, 1, 20) if case == "a bias" else None
-    if case == "bfloat16":
-        query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
+    if case == "float16":
+        query, key, value = query.half(), key.half(), value.half()
     module = SimpleNamespace(
         **vars(MODULE) | {"training": case == "training", "num_key_value_groups": 4 // key.shape[1]}
     )
@@ -82,7 +101,7 @@ def test_everything_else_is_left_to_sdpa(calls: list[Any], case: str) -> None:
     reference = torch.ones(5, 20, dtype=torch.bool).tril() if case == "several queries" else mask
     added = bias if reference is None else torch.zeros(reference.shape).masked_fill(~reference, -torch.inf)
     expected, _ = eager_attention_forward(module, query, key, value, added, scaling=0.3)
-    torch.testing.assert_close(output, expected, **({"rtol": 0.02, "atol": 0.02} if case == "bfloat16" else {}))
+    torch.testing.assert_close(output, expected, **({"rtol": 0.02, "atol": 0.02} if case == "float16" else {}))
 
 
 def test_a_model_with_kernels_answers_by_it(calls: list[Any]) -> None:

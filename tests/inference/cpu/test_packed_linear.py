@@ -81,11 +81,11 @@ def test_floats(variant: str, dtype: torch.dtype, error: float, rows: int) -> No
 @pytest.mark.parametrize(
     ("quantization", "layer", "error"),
     [
-        # torchao's reference rounds activations to 255 levels around zero, the kernel to 256 between minimum and
-        # maximum.
+        # torchao's reference and the kernel round activations to 256 levels between minimum and maximum, not the same ones.
         ("int8", Int8DynamicLinear, 6e-2),
         pytest.param("int8-weight-only", Int8WeightLinear, 2e-2, marks=needs_bfloat16),
-        pytest.param("int4", Int4WeightLinear, 2e-2, marks=needs_bfloat16),
+        # The head is that of int8.
+        pytest.param("int4", Int4WeightLinear, 6e-2, marks=needs_bfloat16),
     ],
 )
 @torch.no_grad()
@@ -96,7 +96,7 @@ def test_quantized_weights(
     reference = quantize_model(make(variant), quantization)
     expected = reference(ids).logits
     model = use_cpu_kernels(quantize_model(make(variant), quantization))
-    assert isinstance(model.lm_head, layer)
+    assert isinstance(model.lm_head, Int8DynamicLinear if quantization == "int4" else layer)
     assert isinstance(model.model.layers[1].mlp.down_proj, layer)
     found = model(ids).logits
     assert distance(found, expected) < error
@@ -112,6 +112,18 @@ def test_a_row_with_large_values_takes_nothing_from_the_others() -> None:
     both = packed(torch.cat((quiet, loud, torch.zeros(1, 64))))
     assert distance(both[:1], packed(quiet)) < 2e-2
     assert not both[2].any()
+
+
+@torch.no_grad()
+def test_rows_with_outliers_of_either_sign_have_all_levels() -> None:
+    """Several rows are as exact as each by itself."""
+    linear = quantize_model(make("gpt2"), "int8").model.layers[0].mlp.up_proj
+    packed = Int8DynamicLinear(linear)
+    rows = torch.randn(6, 64)
+    rows[::2, 3], rows[1::2, 5] = 40, -40
+    exact = nn.functional.linear(rows, linear.weight.dequantize(), linear.bias)
+    alone = torch.cat([packed(row[None]) for row in rows])
+    assert distance(packed(rows), exact) < 1.3 * distance(alone, exact)
 
 
 def test_greedy_ids_are_the_same() -> None:

@@ -161,6 +161,7 @@ class Int8DynamicLinear(PackedLinear):
         super().__init__(*linears)
         self._bias = None if self.bias is None else self.bias.float()
         scale, zero = _parts(linears, "scale").flatten().double(), torch.zeros(self.out_features, dtype=torch.long)
+        self._sums = (_parts(linears, "qdata").sum(1) * scale).float()
         with warnings.catch_warnings():
             # PyTorch will remove quantized tensors (issue 184982). The plain form of the kernel is
             # `onednn.qlinear_pointwise`; with it, and activations quantized in eager operations, a token of
@@ -182,11 +183,18 @@ class Int8DynamicLinear(PackedLinear):
         if hidden_states.numel() == self.in_features:
             return super().forward(hidden_states)
         # The kernel has one scale for all rows, so a row with large values would leave few of the 256 levels for the
-        # others.
-        largest = hidden_states.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
-        product = super().forward(hidden_states / largest)
-        # The kernel added the undivided bias, so the result is bias + largest * (product - bias).
-        return product.mul_(largest) if self.bias is None else torch.lerp(self._bias, product, largest, out=product)
+        # others. Each row is moved and scaled to between 0 and 1, so that it has all of them, and so that its zero is one
+        # of them: most activations are small beside the outliers, and a common error of all of them would add up.
+        low, high = hidden_states.amin(-1, keepdim=True), hidden_states.amax(-1, keepdim=True)
+        step = (high.clamp_min_(0) - low.clamp_max_(0)).div_(255).clamp_min_(torch.finfo(torch.float32).tiny)
+        level_of_zero = (-low / step).ceil_().clamp_max_(255)
+        # The largest value stays the highest level, since the kernel takes its scale from it.
+        step = torch.maximum(step, high / (255 - level_of_zero).clamp_min_(1))
+        span, shift = step * 255, step * level_of_zero
+        product = super().forward((hidden_states + shift).div_(span))
+        # The kernel added the undivided bias, so the result is bias + span * (product - bias) - shift * sums of weights.
+        product = product.mul_(span) if self.bias is None else torch.lerp(self._bias, product, span, out=product)
+        return product.addcmul_(shift, self._sums, value=-1)
 
 
 class Int8WeightLinear(PackedLinear):
@@ -217,10 +225,10 @@ class Int4WeightLinear(PackedLinear):
         super().__init__(*linears)
         weight: Any = linears[0].weight
         self._group_size = weight.block_size[1]
-        scale = _parts(linears, "scale").bfloat16()
+        scale = _parts(linears, "scale").float()
         # The kernel computes (q - 8) * scale + zero, with q from 0 to 15.
-        zero = -_parts(linears, "zero_point").to(scale.dtype) * scale
-        scale_and_zero = torch.stack((scale, zero), dim=-1).transpose(0, 1)
+        zero = -_parts(linears, "zero_point").float() * scale
+        scale_and_zero = torch.stack((scale, zero), dim=-1).transpose(0, 1).bfloat16()
         # The kernel takes a multiple of 16 rows; a vocabulary can have any number.
         missing = -self.out_features % 16
         self._scale_and_zero = nn.functional.pad(scale_and_zero, (0, 0, 0, missing)).contiguous()
