@@ -107,6 +107,27 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def real_model() -> Callable[..., Path]:
+    """Returns the folder of SmolLM2-135M-Instruct: `real_model("float32")` or `real_model("bfloat16")`; not to be changed.
+
+    Skips the test where the model cannot be fetched (see real_model.py).
+    """
+    spec = spec_from_file_location("real_model", Path(__file__).with_name("real_model.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def folder(dtype: str = "float32") -> Path:
+        try:
+            return module.real_model(dtype)
+        except module.Unavailable as error:
+            pytest.skip(str(error))
+
+    return folder
+
+
 DOCUMENTS = [
     f"{animal} number {number} {verb} {place}.\nIt is {colour}, and {number + 3} others are there too."
     for number, (animal, verb, place, colour) in enumerate(
