@@ -280,7 +280,7 @@ def test_tokenizer_without_chat_template_or_eos(tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(TokenizerError, match="chat template"):
         encode_conversation(bare, CONVERSATION)
-    with pytest.raises(TokenizerError, match="lacks a bos or eos token"):
+    with pytest.raises(TokenizerError, match="lacks an eos token"):
         encode_documents(bare, ["a"])
 
 

@@ -1,28 +1,32 @@
 """The tokenizer: a byte-level BPE trained on the user's text, with four special tokens and a ChatML template.
 
 It is a generic fast tokenizer of `transformers`, so `AutoTokenizer.from_pretrained` loads it without any code of ours.
-Data code calls `encode_documents` or `encode_conversation` instead of the tokenizer itself: unlike a plain
-`tokenizer(text)`, they never turn text that looks like a special token into that token.
+Data code calls `encode_documents`, `encode_texts` or `chat_templates.encode_conversation` instead of the tokenizer itself:
+unlike a plain `tokenizer(text)`, they never turn text that looks like a special token into that token.
 """
 
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from jinja2.exceptions import TemplateError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils import cached_file
 
+from ._moved import names_of
 from .errors import DataError, TokenizerError
+from .text_encoding import text_encoder
 
 logger = logging.getLogger(__name__)
+
+# Conversations were encoded here in release 0.1.
+__getattr__ = names_of(__name__, "chat_templates")
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -124,6 +128,13 @@ def pre_tokenization(max_digits: int = MAX_DIGITS) -> str:
         + digits
         + r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
     )
+
+
+# The first pre-tokenizer of `train_tokenizer`.
+_OUR_SPLITS = [
+    {"type": "Split", "pattern": {"Regex": pre_tokenization(digits)}, "behavior": "Isolated", "invert": False}
+    for digits in (1, 2, 3)
+]
 
 
 def train_tokenizer(
@@ -238,10 +249,49 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
     elif folder.exists() or folder.is_absolute() or str(path_or_id).startswith((".", "~")):
         raise TokenizerError(f"{folder} is not a folder: give the folder that contains tokenizer.json, or a Hub id")
     try:
-        return loader.from_pretrained(str(folder), trust_remote_code=False)
+        tokenizer = loader.from_pretrained(str(folder), trust_remote_code=False)
+        return _faithful(tokenizer, str(folder))
     # The tokenizers library raises a bare `Exception` for a file that it cannot parse.
     except Exception as error:
         raise TokenizerError(f"no tokenizer could be loaded from {str(path_or_id)!r}: {error}") from error
+
+
+def _faithful(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    """Returns a tokenizer with the parts that tokenizer.json describes.
+
+    Many classes of transformers build some of the parts themselves: GPT2Tokenizer leaves out a Digits pre-tokenizer,
+    LlamaTokenizer any normalizer. If a part differs, the tokenizer is loaded again with the class that takes the file as it is,
+    which is also what `save_pretrained` then names.
+    """
+    try:
+        file = cached_file(name, "tokenizer.json")
+    except OSError:
+        return tokenizer
+    stored = Tokenizer.from_file(file)
+    if _parts(getattr(tokenizer, "backend_tokenizer", None)) == _parts(stored):
+        return tokenizer
+    vocabulary = stored.get_vocab(with_added_tokens=True)
+    known = {key: token for key, token in tokenizer.special_tokens_map.items() if token in vocabulary}
+    return PreTrainedTokenizerFast.from_pretrained(
+        name,
+        **known,
+        model_input_names=tokenizer.model_input_names,
+        padding_side=tokenizer.padding_side,
+        model_max_length=tokenizer.model_max_length,
+    )
+
+
+def _parts(backend: Tokenizer | None) -> dict[str, Any] | None:
+    """Everything that decides about a tokenizer's ids and text."""
+    if backend is None:
+        return None
+    state = json.loads(backend.to_str())
+    processor = backend.post_processor
+    # Without one, transformers adds one that does nothing.
+    state["post_processor"] = (
+        state["post_processor"] if processor and processor.num_special_tokens_to_add(False) else None
+    )
+    return {name: value for name, value in state.items() if name not in ("truncation", "padding", "version")}
 
 
 def check_text(name: str, text: str) -> None:
@@ -252,37 +302,108 @@ def check_text(name: str, text: str) -> None:
         raise DataError(f"{name} is not text: its character {error.start + 1} is not UTF-8.") from error
 
 
-def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Encodes documents, each between the bos and the eos token; their text never becomes a special token.
+class DocumentMarks(NamedTuple):
+    """The ids that stand before and after a plain text; both may be empty."""
 
-    This calls `tokenizer(..., split_special_tokens=True)`, which sets a flag on the Rust tokenizer behind `tokenizer`;
-    the next plain call of `tokenizer` resets it. So threads may share a tokenizer for this function and
-    `encode_conversation`, but not while another thread calls `tokenizer(...)` or `apply_chat_template`: one would
-    encode with the other's flag.
+    begin: list[int]
+    end: list[int]
+
+
+def document_marks(tokenizer: PreTrainedTokenizerBase) -> DocumentMarks:
+    """Returns what the tokenizer itself puts around a text.
+
+    Those of `train_tokenizer` put nothing there, but documents of their models begin with bos and end with eos.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    made_here = backend is not None and _pre_tokenizers(backend)[:1] in ([split] for split in _OUR_SPLITS)
+    if made_here and bos is not None and bos == eos:
+        return DocumentMarks([bos], [eos])
+    if backend is not None and not backend.num_special_tokens_to_add(False):
+        return DocumentMarks([], [])
+    text = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+    marked = tokenizer("a", verbose=False)["input_ids"]
+    begin = next(begin for begin in range(len(marked)) if marked[begin : begin + len(text)] == text)
+    return DocumentMarks(marked[:begin], marked[begin + len(text) :])
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, with_end: bool = False
+) -> list[list[int]]:
+    """Encodes plain texts as the model reads them: after bos if the tokenizer puts it there (`document_marks`).
+
+    Args:
+        with_end: Also put the end mark of a document after a text, if the tokenizer has documents end with one.
 
     Returns:
-        One list of ids per document, `[bos, ..., eos]`.
+        One list of ids per text. It is empty for an empty text without a bos.
+    """
+    begin, end = document_marks(tokenizer)
+    return [
+        [*begin, *ids, *(end if with_end else [])] for ids in map(np.ndarray.tolist, _encode_plain(tokenizer, texts))
+    ]
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Encodes texts to continue, like `encode_texts`; an empty one is bos alone, as in transformers' `generate`.
 
     Raises:
-        TokenizerError: If the tokenizer lacks a bos or eos token.
+        TokenizerError: If a text is empty and the tokenizer has neither bos nor eos.
+    """
+    encoded = encode_texts(tokenizer, texts)
+    if not all(encoded):
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if first is None:
+            raise TokenizerError(
+                "the prompt is empty, and the tokenizer has no bos token to begin with: give a prompt"
+            )
+        encoded = [ids or [first] for ids in encoded]
+    return encoded
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Encodes documents to train on; their text never becomes a special token.
+
+    Threads may share a tokenizer for this function, but the tokenizer must not be changed meanwhile.
+
+    Returns:
+        One list of ids per document: what the tokenizer gives for the text, with bos where it puts one
+        (`document_marks`), and eos.
+
+    Raises:
+        TokenizerError: If the tokenizer lacks an eos token.
     """
     return [ids.tolist() for ids in encode_document_arrays(tokenizer, texts)]
 
 
 def encode_document_arrays(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-    """Like `encode_documents`, but for large texts: returns arrays, because lists take ten times the memory.
+    """Like `encode_documents`, but for large texts: returns arrays, because lists take ten times the memory."""
+    begin, end = document_marks(tokenizer)
+    if not end:
+        if tokenizer.eos_token_id is None:
+            raise TokenizerError("the tokenizer lacks an eos token, but every document ends with it")
+        end = [tokenizer.eos_token_id]
+    before, after = np.array(begin, np.int32), np.array(end, np.int32)
+    return [np.concatenate([before, ids, after]) for ids in _encode_plain(tokenizer, texts)]
+
+
+def _encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+    """Encodes texts without adding or recognizing special tokens.
 
     A tokenizer needs some hundred bytes per token while it works, so long documents are cut into slices where this
     does not change the ids, and only a few slices are encoded at once.
     """
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if bos is None or eos is None:
-        raise TokenizerError("the tokenizer lacks a bos or eos token, but every document starts and ends with them")
-    parts: list[list[npt.NDArray[np.int32]]] = [[np.array([bos], np.int32)] for _ in texts]
+    parts: list[list[npt.NDArray[np.int32]]] = [[np.array([], np.int32)] for _ in texts]
     group: list[tuple[int, str]] = []
 
     def encode_group() -> None:
-        encoded = _encode_as_text(tokenizer, [piece for _, piece in group])["input_ids"]
+        pieces = [piece for _, piece in group]
+        if getattr(tokenizer, "backend_tokenizer", None) is not None:
+            encoded = text_encoder(tokenizer, pieces).encode(pieces)
+        else:
+            # `verbose`: no warning if a document exceeds the model's context: it is cut into blocks later.
+            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            encoded = tokenizer(pieces, **options)["input_ids"] if pieces else []
         for (index, _), ids in zip(group, encoded, strict=True):
             parts[index].append(np.array(ids, np.int32))
         group.clear()
@@ -297,7 +418,7 @@ def encode_document_arrays(tokenizer: PreTrainedTokenizerBase, texts: Sequence[s
                 encode_group()
                 size = 0
     encode_group()
-    return [np.concatenate([*arrays, np.array([eos], np.int32)]) for arrays in parts]
+    return [np.concatenate(arrays) for arrays in parts]
 
 
 def _slices(text: str, slice_end: re.Pattern[str] | None) -> Iterator[str]:
@@ -317,152 +438,18 @@ def _slice_end(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     # The tokenizer searches the whole text for tokens that a user added.
     if not all(token.special for token in tokenizer.added_tokens_decoder.values()):
         return None
-    state = json.loads(backend.pre_tokenizer.__getstate__())
-    *splits, last = state.get("pretokenizers", [state])
+    *splits, last = _pre_tokenizers(backend)
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return None
-    ours = [
-        {"type": "Split", "pattern": {"Regex": pre_tokenization(digits)}, "behavior": "Isolated", "invert": False}
-        for digits in (1, 2, 3)
-    ]
     if last["use_regex"]:
-        return None if splits else _GPT2_SLICE_END
-    return _OUR_SLICE_END if len(splits) == 1 and splits[0] in ours else None
+        # A cut is never between digits.
+        return _GPT2_SLICE_END if all(split["type"] == "Digits" for split in splits) else None
+    return _OUR_SLICE_END if len(splits) == 1 and splits[0] in _OUR_SPLITS else None
 
 
-class EncodedConversation(NamedTuple):
-    """A conversation as tokens.
-
-    Attributes:
-        input_ids: Token ids, (seq,).
-        turn: For each token 0 or, within the assistant's words, the number of the turn, counted from 1, (seq,).
-        text: The text that the chat template made.
-        turns: The text of each of the assistant's turns, without special tokens.
-    """
-
-    input_ids: list[int]
-    turn: list[int]
-    text: str
-    turns: list[str]
-
-
-def encode_conversation(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, Any]],
-    add_generation_prompt: bool = False,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> dict[str, list[int]]:
-    """Applies the chat template so that special tokens come only from the template, never from the messages.
-
-    If no message contains a special token's text, the result equals that of `apply_chat_template(messages,
-    return_assistant_tokens_mask=True)`. Its own `sanitize_control_tokens` cannot be combined with the mask, and drops
-    some characters. Works with any byte-level tokenizer that has a chat template. For threads see `encode_documents`.
-
-    Args:
-        tokenizer: A fast tokenizer with a chat template.
-        messages: Dicts with `role` and `content`; our template takes a string or a list of text parts as content.
-        add_generation_prompt: End with the start of an assistant's turn.
-        tools: JSON schemas of functions that the assistant may call, for the template.
-
-    Returns:
-        `input_ids` and `assistant_masks`, both (seq,); the mask is 1 for the assistant's words, including
-        `<|im_end|>`.
-
-    Raises:
-        TokenizerError: If the tokenizer has no chat template.
-        DataError: If there are no messages, or the template refuses them, as ours refuses an unknown role.
-    """
-    encoded = encode_turns(tokenizer, messages, add_generation_prompt, tools)
-    return {"input_ids": encoded.input_ids, "assistant_masks": [int(turn > 0) for turn in encoded.turn]}
-
-
-def encode_turns(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, Any]],
-    add_generation_prompt: bool = False,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> EncodedConversation:
-    """Does the work of `encode_conversation`, and also tells the assistant's turns apart."""
-    if not messages:
-        raise DataError("the conversation has no messages: give at least one, with a role and its content")
-    try:
-        template = tokenizer.get_chat_template()
-    except ValueError as error:
-        raise TokenizerError(f"the tokenizer has no chat template, which conversations need: {error}") from error
-    specials = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    longest_first = sorted(specials, key=len, reverse=True)
-    pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-    # During rendering, unused private-use characters replace the texts of special tokens in messages, so every special
-    # token's text in the result comes from the template.
-    occurring = set(template + json.dumps([messages, tools], ensure_ascii=False, default=str))
-    unused = (character for character in map(chr, range(0xF0000, 0xFFFFE)) if character not in occurring)
-    stand_ins = dict(zip(specials, unused, strict=False))
-    originals = {ord(character): special for special, character in stand_ins.items()}
-
-    def guard(text: str) -> str:
-        return pattern.sub(lambda match: stand_ins[match[0]], text)
-
-    # Like apply_chat_template, this drops keys without a value, which APIs send but templates cannot handle.
-    guarded = [{k: _map_strings(v, guard) for k, v in message.items() if v is not None} for message in messages]
-    variables: dict[str, Any] = {**tokenizer.special_tokens_map, "add_generation_prompt": add_generation_prompt}
-    try:
-        result: Any = render_jinja_template(
-            [guarded],
-            tools=_map_strings(list(tools), guard) if tools else None,
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **variables,
-        )
-    except TemplateError as error:
-        raise DataError(f"the chat template refuses the conversation: {str(error).translate(originals)}") from error
-
-    (rendered,), (spans,) = result
-    said = [0] * len(rendered)
-    for number, (start, end) in enumerate(spans, start=1):
-        said[start:end] = [number] * (end - start)
-    parts = pattern.split(rendered)  # text, special token, text, ..., text
-    encoded = _encode_as_text(tokenizer, [part.translate(originals) for part in parts[::2]], offsets=True)
-    input_ids: list[int] = []
-    turn: list[int] = []
-    start = 0
-    for index, part in enumerate(parts):
-        said_here = said[start : start + len(part)]
-        start += len(part)
-        if index % 2:
-            input_ids.append(specials[part])
-            turn.append(max(said_here))
-            continue
-        # Offsets count characters of the original text, where each stand-in is a special token's full text.
-        flags = [flag for flag, char in zip(said_here, part, strict=True) for _ in originals.get(ord(char), char)]
-        input_ids += encoded["input_ids"][index // 2]
-        # If a post-processor trims offsets, a token of white space has an empty span at its end.
-        turn += [max(flags[min(a, b - 1) : b], default=0) for a, b in encoded["offset_mapping"][index // 2]]
-    turns = [pattern.sub("", rendered[start:end]).translate(originals) for start, end in spans]
-    return EncodedConversation(input_ids, turn, rendered.translate(originals), turns)
-
-
-def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
-    """Applies a function to every string in nested dicts and lists."""
-    if isinstance(value, str):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {_map_strings(key, function): _map_strings(item, function) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_map_strings(item, function) for item in value]
-    return value
-
-
-def _encode_as_text(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], offsets: bool = False
-) -> Mapping[str, list[list[Any]]]:
-    """Encodes texts without adding or recognizing special tokens: `input_ids` and, if requested, `offset_mapping`."""
-    if not texts:
-        return {"input_ids": []}
-    return tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_offsets_mapping=offsets,
-        verbose=False,  # no warning if a document exceeds the model's context: it is cut into blocks later
-    )
+def _pre_tokenizers(backend: Tokenizer) -> list[dict[str, Any]]:
+    """The states of a tokenizer's pre-tokenizers, in order."""
+    if backend.pre_tokenizer is None:
+        return []
+    state = json.loads(backend.pre_tokenizer.__getstate__())
+    return state.get("pretokenizers", [state])

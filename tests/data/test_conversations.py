@@ -90,12 +90,10 @@ def test_nothing_to_learn_is_an_error(tokenizer: PreTrainedTokenizerBase) -> Non
     only_questions = Dataset.from_list([{"messages": conversation(("user", "Hello?"))}] * 2)
     with pytest.raises(DataError, match="None of the 2 conversations has an assistant turn"):
         tokenize_conversations(only_questions, tokenizer)
-    # A template without the mark does not say which words are the assistant's.
-    tokenizer.chat_template = tokenizer.chat_template.replace("{%- generation -%}", "").replace(
-        "{%- endgeneration -%}", ""
-    )
+    # Without marks, and without what stands before an answer, a template does not say which words are the assistant's.
+    tokenizer.chat_template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     answered = Dataset.from_list([{"messages": conversation(("user", "Hello?"), ("assistant", "Hi"))}])
-    with pytest.raises(DataError, match="generation %}"):
+    with pytest.raises(DataError, match="generation %} marks"):
         tokenize_conversations(answered, tokenizer)
 
 

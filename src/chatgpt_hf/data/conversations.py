@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from ..chat_templates import encode_turns
 from ..errors import DataError
-from ..tokenization_chatgpt import encode_turns
 from .conversation_rows import ConversationReader
 from .messages import is_empty
 from .packing import IGNORE_INDEX
@@ -255,7 +255,7 @@ def tokenize_conversations(
     if len(kept) == 0:
         raise DataError(
             f"None of the {len(dataset)} conversations has an assistant turn to learn from within {max_length or 'its'} "
-            "tokens (is the chat template missing its {% generation %} mark?)."
+            "tokens."
         )
     if len(kept) < len(rows):
         logger.warning("%d of %d rows have nothing to learn from and were dropped.", len(rows) - len(kept), len(rows))
@@ -290,7 +290,7 @@ def _encode(
         )
     else:
         learned = [True] * len(encoded.turns)
-    _check_shown(shown, encoded.text, str(tokenizer.get_chat_template()), left_out)
+    _check_shown(shown, encoded.text, encoded.template, left_out)
     labels = [
         token if turn and learned[turn - 1] else IGNORE_INDEX
         for token, turn in zip(encoded.input_ids, encoded.turn, strict=True)

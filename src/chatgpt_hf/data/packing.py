@@ -112,7 +112,7 @@ class Packing(NamedTuple):
 
 
 def tokenize_corpus(dataset: Dataset, tokenizer: Any, *, num_proc: int | None = None) -> Dataset:
-    """Tokenizes the `text` column into one column `input_ids`; each document is between bos and eos."""
+    """Tokenizes the `text` column into one column `input_ids`; each document as in `encode_documents`."""
     return dataset.map(
         _encode_batch,
         batched=True,

@@ -29,7 +29,7 @@ from ..cache import (
     writing,
 )
 from ..errors import ConfigError, DataError, TokenizerError
-from ..tokenization_chatgpt import encode_document_arrays
+from ..tokenization_chatgpt import document_marks, encode_document_arrays
 from .packing import iterate_rows, rows_table
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _ROW_BYTES, _BYTES = 12, 16
 
 @dataclass(frozen=True)
 class SourceStatistics:
-    """Counts for one source: documents, UTF-8 bytes, and tokens including each document's bos and eos."""
+    """Counts for one source: documents, UTF-8 bytes, and tokens including each document's marks."""
 
     source: str
     documents: int
@@ -85,7 +85,7 @@ def prepare_rows(
 
     Args:
         documents: Documents with string columns `text` and `source`, as `load_mixture` returns them.
-        tokenizer: A fast tokenizer with a bos and an eos token.
+        tokenizer: A fast tokenizer with an eos token.
         block_size: Tokens in a row.
         seed: Seed of the document order.
         num_proc: Number of processes that tokenize; None uses the tokenizer's threads.
@@ -95,7 +95,7 @@ def prepare_rows(
     Raises:
         DataError: If the documents contain nothing to learn.
         ConfigError: If `block_size` is below 2.
-        TokenizerError: If the tokenizer is not a fast one, or lacks a bos or eos token.
+        TokenizerError: If the tokenizer is not a fast one, or lacks an eos token.
         OutputError: If the disk is full.
     """
     if block_size < 2:
@@ -182,7 +182,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     # The last call of the tokenizer left these behind; every call sets them again.
     state.pop("padding", None)
     state.pop("truncation", None)
-    return _hash([state, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id])
+    named = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    # Most tokenizers of other models put no bos before a document; earlier releases did.
+    marks = document_marks(tokenizer)
+    return _hash(
+        [state, *named, tokenizer.pad_token_id, *([] if [*marks.begin, *marks.end] == named else [list(marks)])]
+    )
 
 
 def _corpus_fingerprint(documents: Dataset) -> str:

@@ -37,7 +37,7 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
 
     Args:
         documents: The stream, with a column `text`, as `stream_mixture` returns it; may be endless.
-        tokenizer: A tokenizer with a bos and an eos token.
+        tokenizer: A tokenizer with an eos token.
         block_size: Tokens in a row.
         window_tokens: Minimum number of tokens to shuffle and pack together; 256 rows by default.
         seed: Seed of the row order.

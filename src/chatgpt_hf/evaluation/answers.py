@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..chat_templates import encode_chat_prompt
 from ..errors import DataError
-from ..tokenization_chatgpt import encode_conversation
 from .generation import generate_completions
 from .metrics import measures
 
@@ -71,7 +71,7 @@ def evaluate_answers(
                 f"A conversation to evaluate must end with the assistant's answer, but this one is {messages}."
             )
     prompts = [
-        encode_conversation(tokenizer, messages[:-1], add_generation_prompt=True, tools=given)["input_ids"]
+        encode_chat_prompt(tokenizer, messages[:-1], given)
         for messages, given in zip(conversations, tools or [None] * len(conversations), strict=True)
     ]
     completions = generate_completions(

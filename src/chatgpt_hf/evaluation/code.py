@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.files import has_content, open_bytes
 from ..errors import ConfigError, DataError
-from ..tokenization_chatgpt import encode_documents
+from ..tokenization_chatgpt import encode_prompts
 from .figures import Measure
 from .generation import generate_completions
 from .record import Evaluation
@@ -212,7 +212,7 @@ def evaluate_code(
         )
     # Fails before hours of generation if this system cannot confine programs.
     run_program("", timeout=timeout, memory_mb=memory_mb, unsafe_unconfined=unsafe_unconfined)
-    prompts = [ids[:-1] for ids in encode_documents(tokenizer, [problem.prompt for problem in problems])]
+    prompts = encode_prompts(tokenizer, [problem.prompt for problem in problems])
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": _TOP_P, "top_k": 0}

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import context_length
 from ..errors import ConfigError, DataError
-from ..tokenization_chatgpt import encode_documents
+from ..tokenization_chatgpt import encode_texts
 from .figures import Measure
 from .scoring import negative_log_likelihoods
 
@@ -82,7 +82,7 @@ def evaluate_language_modeling(
     stride: int | None = None,
     progress: bool = True,
 ) -> LanguageModelingResult:
-    """Scores documents, each from bos to eos, in windows as long as the model's context.
+    """Scores documents, with bos and eos where the tokenizer has them (`document_marks`), in windows as long as the model's context.
 
     Args:
         stride: New tokens per window for documents longer than the context; None for half the context.
@@ -101,7 +101,7 @@ def evaluate_language_modeling(
             f"stride is {stride} and the model's context {size}: give 1 to {size - 1}, so that every token has a token "
             "before it."
         )
-    documents = encode_documents(tokenizer, texts)
+    documents = encode_texts(tokenizer, texts, with_end=True)
     pieces: list[tuple[list[int], int]] = []
     owners: list[int] = []
     for owner, ids in enumerate(documents):

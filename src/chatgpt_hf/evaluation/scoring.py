@@ -7,6 +7,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..tokenization_chatgpt import encode_prompts, encode_texts
 from .mode import evaluating
 from .padding import pad
 
@@ -53,20 +54,20 @@ def negative_log_likelihoods(
 def continuation(
     tokenizer: PreTrainedTokenizerBase, context: str, text: str, *, max_length: int
 ) -> tuple[list[int], int]:
-    """Returns a piece for `negative_log_likelihoods`: bos, a context, and the text that counts.
+    """Returns a piece for `negative_log_likelihoods`: a context, after bos as in `encode_texts`, and the text that counts.
 
     Context and text are encoded together, and split at the number of tokens that the context has by itself, like in
     lm-evaluation-harness. A piece that is too long loses its beginning.
     """
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     # White space at the end of the context belongs to the next token.
     space = len(context) - len(context.rstrip())
     if space:
         context, text = context[:-space], context[-space:] + text
-    before, whole = (
-        tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        for part in (context, context + text)
-    )
+    before, whole = encode_texts(tokenizer, [context, context + text])
+    if not before:
+        # Something has to stand before the first token that counts.
+        (before,) = encode_prompts(tokenizer, [""])
+        whole = before + whole
     counted = len(whole) - len(before)
-    ids = (bos + whole)[-max_length:]
+    ids = whole[-max_length:]
     return ids, max(1, len(ids) - counted)

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ConfigError
-from ..tokenization_chatgpt import check_text, encode_documents, load_tokenizer
+from ..tokenization_chatgpt import check_text, encode_prompts, load_tokenizer
 from .compiling import StaticPrefix, compile_config, missing_compiler
 from .loading import load_for_generation
 from .parameters import generation_config_with, restrictions, sampling
@@ -93,5 +93,5 @@ def stream_text(
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Encodes a prompt as the beginning of a document, without its end mark."""
-    return encode_documents(tokenizer, [prompt])[0][:-1]
+    """Encodes a prompt as the beginning of a document; see `encode_prompts`."""
+    return encode_prompts(tokenizer, [prompt])[0]

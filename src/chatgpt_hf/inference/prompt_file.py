@@ -10,10 +10,11 @@ from huggingface_hub.utils import tqdm
 from jinja2.exceptions import TemplateError
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..chat_templates import encode_chat_prompt
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ChatGPTError, DataError, OutputError
 from ..files import write_atomically
-from ..tokenization_chatgpt import encode_conversation, load_tokenizer
+from ..tokenization_chatgpt import load_tokenizer
 from .continuous import check_continuous_batching, prepare_batching
 from .generate import encode_prompt
 from .loading import load_for_generation
@@ -189,7 +190,7 @@ def _ids(row: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if not isinstance(row["prompt"], str):
             raise DataError("prompt is not a string")
         return encode_prompt(tokenizer, row["prompt"])
-    return encode_conversation(tokenizer, row["messages"], add_generation_prompt=True)["input_ids"]
+    return encode_chat_prompt(tokenizer, row["messages"])
 
 
 def answers(

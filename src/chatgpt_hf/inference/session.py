@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..chat_templates import encode_chat_prompt
 from ..checkpoints import UNLIMITED_CONTEXT, check_tokenizer_fits, context_length
 from ..data.messages import check_conversation
 from ..errors import ConfigError, DataError, TokenizerError
 from ..files import write_atomically
-from ..tokenization_chatgpt import check_text, encode_conversation, load_tokenizer
+from ..tokenization_chatgpt import check_text, load_tokenizer
 from .cache import PrefixCache
 from .filters import TextFilter
 from .loading import load_for_generation
@@ -198,7 +199,7 @@ class ChatSession:
         self.system_prompt = first["content"] if first.get("role") == "system" else None
 
     def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        return encode_conversation(self.tokenizer, messages, add_generation_prompt=True)["input_ids"]
+        return encode_chat_prompt(self.tokenizer, messages)
 
     def _config_within(self, length: int) -> GenerationConfig:
         """The generation config, with `max_new_tokens` limited to the room in the context after `length` tokens."""

@@ -14,6 +14,7 @@ from ..checkpoints import context_length
 from ..data.corpus import load_corpus
 from ..errors import ConfigError, DataError
 from ..evaluation.mode import evaluating
+from ..tokenization_chatgpt import document_marks, encode_texts
 from .ablation import AblationEffects, ablation_effects, all_parts
 from .attention_maps import AttentionMaps, HeadScores, attention_flow, attention_maps, attention_rollout, head_scores
 from .attribution import METHODS, Attribution, attribute
@@ -103,12 +104,11 @@ def corpus_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sou
 def _rows(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, count: int
 ) -> tuple[tuple[int, ...], ...]:
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids: list[int] = []
     for text in texts:
         if len(ids) >= length * count:
             break
-        ids += bos + tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        ids += encode_texts(tokenizer, [text])[0]
     return tuple(tuple(ids[begin : begin + length]) for begin in range(0, len(ids) - length + 1, length))[:count]
 
 
@@ -177,7 +177,9 @@ def explain(
             attributions[method] = found
     special = set(tokenizer.all_special_ids)
     vocabulary = [token_id for token_id in range(len(tokenizer)) if token_id not in special]
-    heads = attempt("The heads", lambda: head_scores(model, vocabulary, first=tokenizer.bos_token_id))
+    heads = attempt(
+        "The heads", lambda: head_scores(model, vocabulary, first=next(iter(document_marks(tokenizer).begin), None))
+    )
     tuned = ablation = None
     if texts is not None:
         tuned = attempt(

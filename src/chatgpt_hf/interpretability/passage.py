@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import DataError
+from ..tokenization_chatgpt import document_marks, encode_texts
 
 _BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>(=|$)")
 
@@ -39,7 +40,7 @@ class Passage:
 
 
 def passage_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Passage:
-    """Returns the passage of a text, which begins like a document: after bos, if the tokenizer has one.
+    """Returns the passage of a text, which begins like a document: after bos, if the tokenizer puts it there.
 
     Special tokens in the text are read as plain text.
 
@@ -47,11 +48,11 @@ def passage_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         DataError: If the text is empty, or longer than the model's context.
         TokenizerError: If the tokenizer does not fit the model.
     """
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    if not ids:
+    (ids,) = encode_texts(tokenizer, [text])
+    marks = len(document_marks(tokenizer).begin)
+    if len(ids) == marks:
         raise DataError("The text is empty: there is nothing to explain. Give at least one character.")
-    return _passage(model, tokenizer, bos, ids, is_answer=False)
+    return _passage(model, tokenizer, ids[:marks], ids[marks:], is_answer=False)
 
 
 def passage_of_answer(

@@ -11,10 +11,10 @@ from typing import Any
 
 from transformers.cli.serving.utils import ReasoningText, ToolCall
 
+from ..chat_templates import encode_chat_prompt
 from ..errors import ChatGPTError, ConfigError, ContentFiltered
 from ..extras import needed_by
 from ..inference.generate import encode_prompt
-from ..tokenization_chatgpt import encode_conversation
 from .engine import ContextTooLong, Ended, Engine, GenerationFailed, Item
 from .limits import Limits, Metrics, error_response
 from .requests import ChatRequest, CompletionRequest, Message, Sampling
@@ -161,7 +161,7 @@ class _Answers:
         await self._moderate(_text_of(message) for message in body.messages)
         tools = body.tools if body.tool_choice != "none" else None
         messages = [message.model_dump(exclude_none=True) for message in body.messages]
-        ids = (await asyncio.to_thread(encode_conversation, engine.tokenizer, messages, True, tools))["input_ids"]
+        ids = await asyncio.to_thread(encode_chat_prompt, engine.tokenizer, messages, tools)
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         items = self._items(ids, max_tokens, body, tools)
         kind = "chat.completion.chunk" if body.stream else "chat.completion"

@@ -23,7 +23,7 @@ from ..evaluation.mode import evaluating
 from ..evaluation.padding import pad
 from ..files import write_atomically
 from ..reporting.report import FOLDER_NAME, SAMPLES_HISTORY_NAME, read_samples
-from ..tokenization_chatgpt import encode_documents
+from ..tokenization_chatgpt import encode_prompts
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def sample_text(
     Raises:
         ConfigError: If a prompt fills the model's context.
     """
-    rows = [ids[:-1] for ids in encode_documents(tokenizer, list(prompts))]
+    rows = encode_prompts(tokenizer, list(prompts))
     longest, limit = max(map(len, rows)), context_length(model)
     if longest >= limit:
         raise ConfigError(
