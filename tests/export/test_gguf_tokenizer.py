@@ -110,6 +110,11 @@ def test_the_file_says_where_bos_stands(export: Callable[..., Path]) -> None:
     assert (fields["tokenizer.ggml.bos_token_id"], fields["tokenizer.ggml.eos_token_id"]) == (0, 1)
 
 
+def test_a_tokenizer_that_puts_no_bos_has_one_all_the_same(export: Callable[..., Path]) -> None:
+    fields = read(export(foreign(DIGITS)))
+    assert (fields["tokenizer.ggml.add_bos_token"], fields["tokenizer.ggml.bos_token_id"]) == (False, 0)
+
+
 def test_a_tokenizer_without_bos_has_none_in_the_file(export: Callable[..., Path]) -> None:
     tokenizer = foreign(QWEN2)
     tokenizer.bos_token = None
@@ -142,7 +147,7 @@ def twice_bos() -> PreTrainedTokenizerFast:
         (lambda: foreign(pre_tokenizers.ByteLevel()), "a `pre_tokenizer` that llama.cpp does not know"),
         (lambda: foreign(GPT2, normalizer=normalizers.NFKC()), r"has a `normalizer` \(NFKC\)"),
         (lambda: foreign(GPT2, rstrip=True), r"cannot express `rstrip` of the token '<\|user\|>'"),
-        (twice_bos, "`post_processor` makes"),
+        (twice_bos, r"`post_processor` puts \[0, 0\] before it"),
     ],
     ids=["unknown", "ignore_merges", "prefix space", "normalizer", "rstrip", "two marks"],
 )

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConversionError
-from ..tokenization_chatgpt import encode_documents, pre_tokenization
+from ..tokenization_chatgpt import document_marks, pre_tokenization
 from .llama_cpp_vocabularies import known_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
                 f"llama.cpp cannot express `{flags[0]}` of the token {token['content']!r}: it takes white space around a "
                 "token as text. Set the flag to false in tokenizer.json, and check the model's answers."
             )
-    _added_marks(tokenizer)
+    _begins_with_bos(tokenizer)
 
 
 def check_ids(tokenizer: PreTrainedTokenizerBase, found: Mapping[str, Sequence[int]]) -> None:
@@ -101,10 +101,9 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int) ->
     for name in ("bos", "pad", "unk"):
         if (index := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(index)
-    # Written even if false: llama.cpp has a default for every pre-tokenization.
-    bos, eos = _added_marks(tokenizer)
-    writer.add_add_bos_token(bos)
-    writer.add_add_eos_token(eos)
+    # Written even if false: llama.cpp has a default for every pre-tokenization. Nobody continues a text behind its end mark.
+    writer.add_add_bos_token(_begins_with_bos(tokenizer))
+    writer.add_add_eos_token(False)
     template = tokenizer.chat_template
     if isinstance(template, dict):
         named = template.items()
@@ -118,27 +117,19 @@ def _plain(template: str) -> str:
     return _GENERATION_TAG.sub(r"{#\1 \2#}", template)
 
 
-def _added_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
-    """Whether plain text begins with bos, and whether it ends with eos.
+def _begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether every command puts bos before a plain text.
 
     Raises:
-        ConversionError: If the tokenizer adds anything else.
+        ConversionError: If a text gets other marks than bos and eos.
     """
-    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer("a")["input_ids"])
-    for bos in (False, True):
-        for eos in (False, True):
-            if whole == [tokenizer.bos_token_id] * bos + plain + [tokenizer.eos_token_id] * eos:
-                return bos or _documents_begin_with_bos(tokenizer), eos
-    raise ConversionError(
-        f"llama.cpp adds at most bos and eos to a text, but the tokenizer's `post_processor` makes {whole} of {plain}."
-    )
-
-
-def _documents_begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether all commands put bos before a text, even if a plain call of the tokenizer does not."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and encode_documents(tokenizer, [""])[0][:1] == [bos]
+    begin, end = document_marks(tokenizer)
+    if begin not in ([], [tokenizer.bos_token_id]) or end not in ([], [tokenizer.eos_token_id]):
+        raise ConversionError(
+            f"llama.cpp puts at most bos before a text, but the tokenizer's `post_processor` puts {begin} before it and {end} "
+            "behind it."
+        )
+    return bool(begin)
 
 
 def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
