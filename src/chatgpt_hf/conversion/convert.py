@@ -58,8 +58,9 @@ def convert_checkpoint(
         raise ConversionError(f"--to {to} is unknown; choose from {', '.join(TARGETS)}.")
     folder = check_new_folder(output_dir)
     model, reference = read_checkpoint(source)
-    loaded_tokenizer = find_tokenizer(source, tokenizer)
-    if loaded_tokenizer is not None and (tokenizer is not None or find_file(source)):
+    loaded_tokenizer = None
+    names_special_tokens = tokenizer is not None or find_file(source) is not None
+    if names_special_tokens and (loaded_tokenizer := find_tokenizer(source, tokenizer)) is not None:
         check_tokenizer_fits(model, loaded_tokenizer)
         _name_special_tokens(model, loaded_tokenizer)
     converted, save = write_checkpoint(model, to)
@@ -69,6 +70,9 @@ def convert_checkpoint(
             f"The converted model's logits differ by {difference:.1e} from the source's (rounding explains at most "
             f"{TOLERANCE:.0e}). Nothing was written."
         )
+    if not names_special_tokens:
+        # Only now, because a large one takes as much memory as the logits.
+        loaded_tokenizer = find_tokenizer(source)
     with atomic_folder(folder) as temporary:
         save(temporary)
         if loaded_tokenizer is not None:
