@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatGPTModel
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatGPTModel, load_tokenizer
 from chatgpt_hf.model import AUTO_CLASSES
 from chatgpt_hf.model.configuration_chatgpt import AUTO_MAP
 
@@ -57,6 +57,20 @@ def test_every_head_without_the_package(remote_code: ModuleType, tmp_path: Path)
             assert again.read_bytes() == file.read_bytes(), file
     # And what was saved there is read here by our own classes, without consent to anything.
     assert remote_code.load_again(tmp_path / "saved", tmp_path / "again") == 0
+
+
+def test_a_tokenizer_needs_no_consent(base_folder: Path) -> None:
+    """`AutoTokenizer` asks for it, because it reads config.json first."""
+    code = f"""
+import sys
+sys.modules["chatgpt_hf"] = None  # so that an import of it fails
+from transformers import PreTrainedTokenizerFast
+print(PreTrainedTokenizerFast.from_pretrained({str(base_folder)!r})("Hi 2024")["input_ids"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == load_tokenizer(base_folder)("Hi 2024")["input_ids"]
+    assert "code" not in done.stderr
 
 
 def test_a_script_that_sees_the_package_shows_nothing(remote_code: ModuleType, tmp_path: Path) -> None:

@@ -49,7 +49,10 @@ def register(app: typer.Typer, panel: str) -> None:
         ] = None,
         max_new_tokens: Annotated[
             int | None,
-            typer.Option("--max_new_tokens", help="Longest answer in tokens; the model's own setting if not given."),
+            typer.Option(
+                "--max_new_tokens",
+                help="Longest answer in tokens; if not given, the model's own setting, or as much as fits its context.",
+            ),
         ] = None,
         temperature: Annotated[
             float | None,
@@ -101,13 +104,19 @@ def register(app: typer.Typer, panel: str) -> None:
         )
         session.set(**restrictions(session.tokenizer, split_commas(bad_words), watermark))
         if prompt is not None:
-            answer(session, session.stream(prompt))
+            answer(session, session.stream(prompt), longer="--max_new_tokens")
             return
         converse(session)
 
 
-def answer(session: "ChatSession", pieces: Iterator[str]) -> None:
-    """Streams one answer to stdout, as Markdown on a terminal; says on stderr if moderation ended it."""
+def answer(session: "ChatSession", pieces: Iterator[str], longer: str = "/set max_new_tokens") -> None:
+    """Streams one answer to stdout, as Markdown on a terminal; says on stderr if it is not whole.
+
+    Args:
+        session: The conversation.
+        pieces: The answer.
+        longer: How to ask for a longer answer, without the number.
+    """
     try:
         if sys.stdout.isatty():
             render(pieces)
@@ -118,11 +127,24 @@ def answer(session: "ChatSession", pieces: Iterator[str]) -> None:
     except KeyboardInterrupt:
         sys.stdout.write(" [stopped]")
     sys.stdout.write("\n")
-    if session.ending.finish_reason == "content_filter":
+    if notice := why_not_whole(session, longer):
         from rich.console import Console
 
         sys.stdout.flush()
-        Console(stderr=True).print("[dim]Moderation ended the answer.[/dim]", soft_wrap=True)
+        Console(stderr=True).print(notice, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def why_not_whole(session: "ChatSession", longer: str) -> str | None:
+    """One sentence about why the last answer is not whole; None if the model or the reader ended it."""
+    if session.ending.finish_reason == "content_filter":
+        return "Moderation ended the answer."
+    length = len(session.ending.answer_ids)
+    if session.cut_by == "max_new_tokens":
+        return f"The answer was cut after {length:,} tokens: {longer} {2 * length} allows longer ones."
+    if session.cut_by == "context":
+        total = len(session.ending.prompt_ids) + length
+        return f"The answer was cut: the conversation fills the model's context of {total:,} tokens."
+    return None
 
 
 def render(pieces: Iterator[str]) -> None:

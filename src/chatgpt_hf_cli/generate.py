@@ -103,6 +103,16 @@ def register(app: typer.Typer, panel: str) -> None:
         check_model(model)
         from chatgpt_hf.inference.generate import stream_text
 
+        in_line = False
+
+        def report(sentence: str) -> None:
+            nonlocal in_line
+            if in_line:
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+                in_line = False
+            typer.echo(sentence, err=True)
+
         pieces = stream_text(
             model,
             prompt,
@@ -113,10 +123,12 @@ def register(app: typer.Typer, panel: str) -> None:
             speculate=speculate,
             quantize=quantize,
             compile=compile,
-            report=lambda sentence: typer.echo(sentence, err=True),
+            report=report,
             **sampling,
         )
         for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
-        sys.stdout.write("\n")
+            in_line = True
+        if in_line:
+            sys.stdout.write("\n")

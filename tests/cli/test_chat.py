@@ -127,6 +127,15 @@ def test_stopping_an_answer(cli: Cli, chat_folder: Path, monkeypatch: pytest.Mon
     assert (result.code, result.out) == (0, "1,  [stopped]\nHi! How are you?\n")
 
 
+def test_a_cut_answer_says_how_to_lengthen_it(cli: Cli, chat_folder: Path) -> None:
+    question = ("chat", chat_folder, "--temperature", "0", "--prompt", "Who are you?")
+    whole, cut = cli(*question), cli(*question, "--max_new_tokens", "3")
+    assert "The answer was cut" not in whole.err
+    assert "The answer was cut after 3 tokens: --max_new_tokens 6 allows longer ones.\n" in cut.err
+    talk = cli(*question[:4], stdin="/set max_new_tokens 4\nWho are you?\n/set max_new_tokens 8\nSmile\n")
+    assert talk.err.count("The answer was cut after 4 tokens: /set max_new_tokens 8 allows longer ones.\n") == 1
+
+
 def test_moderation(cli: Cli, chat_folder: Path, tmp_path: Path) -> None:
     words = tmp_path / "words.txt"
     words.write_text("tiny model\nrascal*\n", encoding="utf-8")

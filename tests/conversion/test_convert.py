@@ -1,13 +1,24 @@
 """`chatgpt-hf convert`: in both directions, with the tokenizer, and nothing is written unless the logits agree."""
 
+import copy
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, convert_checkpoint
 from chatgpt_hf.conversion import convert
@@ -135,6 +146,44 @@ def test_logits_that_differ_stop_it(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     with pytest.raises(ConversionError, match="logits differ by nan"):
         convert_checkpoint(tmp_path / "gpt2", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_the_weights_are_in_memory_once(architecture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = gpt2(50, torch.bfloat16)
+    source.save_pretrained(tmp_path / "source")
+    if architecture == "llama":
+        config = LlamaConfig(
+            vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+        )
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "source")
+    load, loaded = convert.load_model, []
+
+    def load_alone(*args: Any, **kwargs: Any) -> Any:
+        gc.collect()
+        assert not any(model() for model in loaded), "another model is still in memory"
+        model = load(*args, **kwargs)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(convert, "load_model", load_alone)
+    convert_checkpoint(tmp_path / "source", tmp_path / "ours")
+    assert len(loaded) == 2
+
+
+def test_logits_in_float32_without_a_copy_of_all_weights() -> None:
+    model = gpt2(50, torch.bfloat16)
+    whole = copy.deepcopy(model).float()
+    before = {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.state_dict().items()}
+    wide: list[int] = []
+    for module in model.modules():
+        module.register_forward_hook(
+            lambda *_: wide.append(sum(tensor.dtype == torch.float32 for tensor in model.parameters()))
+        )
+    assert convert.logits_difference(whole, model) == 0
+    # At most a module's own weight and bias, or the tied head's matrix.
+    assert max(wide) <= 2
+    assert {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.state_dict().items()} == before
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 
 from chatgpt_hf import ChatGPTForCausalLM, ChatGPTForSequenceClassification, load_tokenizer, train_tokenizer
 from chatgpt_hf.errors import CheckpointError, ConversionError, MissingDependency, TokenizerError
-from chatgpt_hf.export import gguf
+from chatgpt_hf.export import gguf, gguf_tokenizer
 from chatgpt_hf.export.export import Export, export_model
 from chatgpt_hf.tokenization_chatgpt import pre_tokenization
 
@@ -214,7 +214,7 @@ def test_tokenizers_that_llama_cpp_does_not_have_are_refused(
     with pytest.raises(ConversionError, match=r"digits in groups of two.*--max_digits 1 or 3"):
         export_model(saved("llama", two_digits), tmp_path / "out", "gguf")
     with pytest.raises(ConversionError, match="has a `normalizer`"):
-        export_model(saved("llama", byte_bpe(normalizer=normalizers.NFC())), tmp_path / "out", "gguf")
+        export_model(saved("llama", byte_bpe(normalizer=normalizers.Lowercase())), tmp_path / "out", "gguf")
     with pytest.raises(ConversionError, match="a byte-level BPE"):
         export_model(saved("llama", byte_bpe(unigram=True)), tmp_path / "out", "gguf")
     folder = saved("llama")
@@ -306,7 +306,7 @@ def test_wrong_files_are_found_out(
 def test_a_file_that_cuts_text_otherwise_is_found_out(
     saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(gguf._PRE_TOKENIZATIONS, pre_tokenization(3), "qwen2")
+    monkeypatch.setitem(gguf_tokenizer._PATTERNS, pre_tokenization(3), "qwen2")
     with pytest.raises(
         ConversionError, match=r"splits text differently from the tokenizer, for example .Once upon a time, in 1234567"
     ):

@@ -181,6 +181,28 @@ def test_answers_end_where_the_context_does(positions: str, tokenizer: PreTraine
         assert session.messages[-1]["role"] == "assistant"
 
 
+def test_an_answer_may_fill_the_context(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Unless the model or the user limits it."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ChatGPTConfig(vocab_size=len(tokenizer), max_position_embeddings=400, **sizes)
+    model = ChatGPTForCausalLM(config)  # never ends a turn, because it has no eos
+    session = ChatSession(model, tokenizer, do_sample=False)
+    assert session.cut_by is None
+    for _ in range(2):
+        session.reply("Hello!")
+        assert len(session.ending.prompt_ids) + len(session.ending.answer_ids) == 400
+        assert session.cut_by == "context"
+        # The earlier turn was dropped: 200 positions stay free for an answer.
+        assert len(session.ending.prompt_ids) <= 200
+    for limit in ({"max_new_tokens": 300}, {"max_length": 300}):
+        session = ChatSession(model, tokenizer, do_sample=False, **limit)
+        session.reply("Hello!")
+        assert session.cut_by == "max_new_tokens"
+        whole = len(session.ending.answer_ids) + ("max_length" in limit) * len(session.ending.prompt_ids)
+        assert whole == 300
+
+
 def test_leaving_a_stream_early(session: ChatSession, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, threads, left = 0, set(threading.enumerate()), threading.Event()
     forward, join = session.model.forward, threading.Thread.join

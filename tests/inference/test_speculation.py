@@ -1,6 +1,7 @@
 """Guessed tokens change only the number of steps."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,15 @@ def test_an_assistant_with_a_shorter_context(chat_folder: Path, assistant: Path)
         make_speculation(str(assistant), load_tokenizer(chat_folder), model, 129)
 
 
-def test_the_command_says_what_it_was_worth(cli: Callable[..., Any], chat_folder: Path) -> None:
+def test_the_command_says_what_it_was_worth(
+    cli: Callable[..., Any], chat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ("generate", chat_folder, "--prompt", PROMPT, "--temperature", "0", "--max_new_tokens", "20")
     plain, fast = cli(*command), cli(*command, "--speculate", "auto")
     assert (fast.code, fast.out) == (0, plain.out)
     assert "per step" in fast.err
+    # On a terminal both streams are one: the report begins a line.
+    monkeypatch.setattr(sys, "stderr", sys.stdout)
+    report = next(line for line in fast.err.splitlines() if "per step" in line)
+    assert cli(*command, "--speculate", "auto").out.endswith(f"{plain.out}{report}\n")
     assert "per step" not in plain.err

@@ -1,6 +1,7 @@
 """Converts checkpoints in every direction: read, translate, check the logits, write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,14 +28,16 @@ OURS = ChatGPTConfig.model_type
 TARGETS = (OURS, *FAMILIES)
 _TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"}
 
-# A model, or a function from ids (batch, seq) to float32 logits (batch, seq, vocab).
-Reference: TypeAlias = PreTrainedModel | Callable[[torch.Tensor], torch.Tensor]
+# A model, a function from ids (batch, seq) to float32 logits (batch, seq, vocab), or the logits of `_sample_ids`.
+Reference: TypeAlias = PreTrainedModel | Callable[[torch.Tensor], torch.Tensor] | torch.Tensor
 
 
 def convert_checkpoint(
     source: str | Path, output_dir: str | Path, to: str = OURS, *, tokenizer: str | Path | None = None
 ) -> float:
     """Converts a checkpoint and its tokenizer, and compares the logits of random ids before writing anything.
+
+    Needs memory for the weights once, in the type in which they are stored, and for the logits.
 
     Args:
         source: Folder or Hub id of our model or of a family in `families/`; or a checkpoint file of nanoGPT or litgpt.
@@ -56,8 +59,9 @@ def convert_checkpoint(
         raise ConversionError(f"--to {to} is unknown; choose from {', '.join(TARGETS)}.")
     folder = check_new_folder(output_dir)
     model, reference = read_checkpoint(source)
-    loaded_tokenizer = find_tokenizer(source, tokenizer)
-    if loaded_tokenizer is not None and (tokenizer is not None or find_file(source)):
+    loaded_tokenizer = None
+    names_special_tokens = tokenizer is not None or find_file(source) is not None
+    if names_special_tokens and (loaded_tokenizer := find_tokenizer(source, tokenizer)) is not None:
         check_tokenizer_fits(model, loaded_tokenizer)
         _name_special_tokens(model, loaded_tokenizer)
     if origin := getattr(model.config, ORIGIN_FIELD, None):
@@ -69,6 +73,9 @@ def convert_checkpoint(
             f"The converted model's logits differ by {difference:.1e} from the source's (rounding explains at most "
             f"{TOLERANCE:.0e}). Nothing was written."
         )
+    if not names_special_tokens:
+        # Only now, because a large one takes as much memory as the logits.
+        loaded_tokenizer = find_tokenizer(source)
     with atomic_folder(folder) as temporary:
         save(temporary)
         if loaded_tokenizer is not None:
@@ -78,7 +85,7 @@ def convert_checkpoint(
 
 
 def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
-    """Reads a checkpoint of any known family as our model; also returns a reference for the family's own logits.
+    """Reads a checkpoint of any known family as our model; also returns the family's own logits, or what computes them.
 
     Raises:
         ConversionError: If the family is unknown, or our model cannot express the checkpoint.
@@ -87,7 +94,8 @@ def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
     if found := find_file(source):
         file_family, file = found
         config, state = file_family.read(file)
-        return _build(file_family, config, state, file), _logits_of(file_family, config, state)
+        model = _build(file_family, config, state, file)
+        return model, _logits_of(file_family, config, state)
     folder = Path(source)
     refuse_adapter(source)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
@@ -95,19 +103,28 @@ def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
             f"{folder} does not contain a model: {CONFIG_NAME} is missing, and there is no known torch file. Known families: "
             f"{known_families()}."
         )
-    name = _model_type(source)
+    config = _config(source)
+    name = config.get("model_type")
     if name is not None and name != OURS and name not in MODEL_FAMILIES:
         raise ConversionError(
             f"{source} belongs to the family {name!r}, which is unknown here. Known families: {known_families()}."
         )
     family = MODEL_FAMILIES.get(name or OURS)
-    if family is None or family.tensors_in is None:
+    if family is None:
         model = load_model(source, ChatGPTForCausalLM)
-        return model, model if family is None else load_model(source)
+        return model, model
+    # Before anything large is read; a config that its own family refuses is refused below, by name of its file.
+    with suppress(ValueError, TypeError, StrictDataclassError):
+        family.config_in(config)
     theirs = load_model(source)
+    # Computed now, so that the two models are not in memory at the same time.
+    logits = float32_logits(theirs, random_ids(theirs.config))
+    if family.tensors_in is None:
+        del theirs
+        return load_model(source, ChatGPTForCausalLM), logits
     model = _build(family, theirs.config.to_dict(), theirs.state_dict(), source)
     model.generation_config = theirs.generation_config
-    return model, theirs
+    return model, logits
 
 
 def write_checkpoint(model: ChatGPTForCausalLM, to: str) -> tuple[Reference, Callable[[Path], None]]:
@@ -130,12 +147,11 @@ def write_checkpoint(model: ChatGPTForCausalLM, to: str) -> tuple[Reference, Cal
     return converted, converted.save_pretrained
 
 
-@torch.inference_mode()
 def logits_difference(reference: Reference, converted: Any, config: Any = None) -> float:
     """The largest absolute difference of float32 logits on random ids, (2, up to 64).
 
     Args:
-        reference: A model, or a function from ids to logits.
+        reference: A model, a function from ids to logits, or logits.
         converted: The same.
         config: The config that limits the ids; None means the converted model's.
     """
@@ -152,15 +168,42 @@ def random_ids(config: Any) -> torch.Tensor:
 @torch.inference_mode()
 def float32_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """The logits (batch, seq, vocab) of ids (batch, seq) by a `Reference`, in float32 whatever dtype a model is in."""
-    is_model = isinstance(model, torch.nn.Module)
-    if not is_model:
+    if isinstance(model, torch.Tensor):
+        return model
+    if not isinstance(model, torch.nn.Module):
         return model(ids)
-    if model.dtype == torch.float32:
-        return model.eval()(input_ids=ids).logits
-    dtype = model.dtype
-    logits = model.to(torch.promote_types(dtype, torch.float32)).eval()(input_ids=ids).logits
-    model.to(dtype)
-    return logits
+    with _computing_in_float32(model):
+        return model.eval()(input_ids=ids, use_cache=False).logits
+
+
+@contextmanager
+def _computing_in_float32(model: torch.nn.Module) -> Iterator[None]:
+    """Widens each module's weights to float32 only while it runs, because all of them together may not fit into memory."""
+    kept: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+
+    def widen(module: torch.nn.Module, _: Any) -> None:
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        kept.append([(tensor, tensor.data) for tensor in own if tensor.dtype in (torch.float16, torch.bfloat16)])
+        for tensor, _ in kept[-1]:
+            tensor.data = tensor.data.float()
+
+    def restore(*_: Any) -> None:
+        for tensor, data in kept.pop():
+            tensor.data = data
+
+    handles = [
+        handle
+        for module in model.modules()
+        for handle in (
+            module.register_forward_pre_hook(widen, prepend=True),
+            module.register_forward_hook(restore, always_call=True),
+        )
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _logits_of(family: FileFamily, config: dict[str, Any], state: State) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -199,12 +242,12 @@ def _build(
     return model.eval()
 
 
-def _model_type(source: str | Path) -> str | None:
-    """The family according to config.json; None if it cannot be read: loading the model gives a better message."""
+def _config(source: str | Path) -> dict[str, Any]:
+    """The content of config.json; empty if it cannot be read: loading the model gives a better message."""
     try:
-        return PreTrainedConfig.get_config_dict(str(source))[0].get("model_type")
+        return PreTrainedConfig.get_config_dict(str(source))[0]
     except (OSError, ValueError):
-        return None
+        return {}
 
 
 def find_tokenizer(source: str | Path, named: str | Path | None = None) -> PreTrainedTokenizerBase | None:

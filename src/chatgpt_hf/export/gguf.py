@@ -18,20 +18,10 @@ from ..errors import ConversionError
 from ..extras import require
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
-from ..tokenization_chatgpt import IM_END, pre_tokenization
+from ..tokenization_chatgpt import IM_END
+from .gguf_tokenizer import add_tokenizer, check_ids, check_tokenizer, texts_to_check
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
-# llama.cpp's names for its built-in pre-tokenizations (`llama-vocab.cpp`); none has groups of two digits.
-_PRE_TOKENIZATIONS = {pre_tokenization(1): "qwen2", pre_tokenization(3): "llama-bpe"}
-# BPE options of Hugging Face's tokenizers that llama.cpp does not support.
-_BPE_OPTIONS = ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "dropout")
-# The check compares how both tokenizers split these texts.
-_TEXTS = (
-    "Once upon a time, in 1234567 days: it's 12 345!\n\n\n  Tabs\there",
-    "2024年11月27日 你好，世界！ 🎉 naïve cafe\u0301",
-)
-# A tag that only training needs and only transformers knows; a comment in its place keeps the whitespace control.
-_GENERATION_TAG = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 
 
 def check_llama_cpp() -> None:
@@ -72,7 +62,7 @@ def check_gguf(model: ChatGPTForCausalLM, tokenizer: PreTrainedTokenizerBase, ou
             raise ConversionError(
                 f"--outtype {outtype} has blocks of {block} weights, but {key} has rows of {tensor.shape[-1]}: use f16."
             )
-    _pre_tokenization_name(_content(tokenizer))
+    check_tokenizer(tokenizer)
 
 
 @torch.no_grad()
@@ -109,7 +99,7 @@ def write_gguf(
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if outtype == "f32" else f"MOSTLY_{outtype.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_config(writer, config, architecture)
-    _add_tokenizer(writer, tokenizer, config.vocab_size)
+    add_tokenizer(writer, tokenizer, config.vocab_size)
     _add_generation(writer, tokenizer, model.generation_config)
     for key, tensor in _tensors(MODEL_FAMILIES[architecture].tensors_out(model), config, architecture):
         target = names.get_name(key, try_suffixes=(".weight", ".bias"))
@@ -132,7 +122,7 @@ def run_gguf(file: Path, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> 
         result = Path(folder, "result.npz")
         process = subprocess.run(
             [sys.executable, "-P", str(Path(__file__).with_name("llama_cpp_logits.py")), str(file), str(result)],
-            input=json.dumps({"ids": ids, "texts": _TEXTS}),
+            input=json.dumps({"ids": ids, "texts": [text for text, _ in texts_to_check(tokenizer)]}),
             capture_output=True,
             text=True,
         )
@@ -142,12 +132,7 @@ def run_gguf(file: Path, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> 
             raise ConversionError(f"llama.cpp fails on the written file, which was deleted: {reason}.")
         with np.load(result) as arrays:
             found = {key: arrays[key] for key in arrays}
-    for index, text in enumerate(_TEXTS):
-        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if found[f"text{index}"].tolist() != expected:
-            raise ConversionError(
-                f"llama.cpp splits text differently from the tokenizer, for example {text!r}. Nothing was written."
-            )
+    check_ids(tokenizer, found)
     return torch.from_numpy(found["logits"])
 
 
@@ -208,63 +193,12 @@ def _tensors(state: dict[str, torch.Tensor], config: ChatGPTConfig, name: str) -
         yield key, tensor.contiguous()
 
 
-def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Returns the content of tokenizer.json.
-
-    Raises:
-        ConversionError: If the tokenizer is not a byte-level BPE.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = json.loads(backend.to_str()) if backend is not None else {"model": {}}
-    if content["model"].get("type") != "BPE" or any(content["model"].get(option) for option in _BPE_OPTIONS):
-        raise ConversionError(
-            "Export to llama.cpp needs a byte-level BPE, such as chatgpt-hf tokenizer train makes; this tokenizer is different."
-        )
-    return content
-
-
-def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
-    """Adds the byte-level BPE, padded to the model's number of tokens, and the chat template."""
-    import gguf
-
-    content = _content(tokenizer)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pre_tokenization_name(content))
-    tokens = {index: token for token, index in content["model"]["vocab"].items()}
-    types = dict.fromkeys(tokens, gguf.TokenType.NORMAL)
-    for token in content["added_tokens"]:
-        tokens[token["id"]] = token["content"]
-        types[token["id"]] = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
-    writer.add_token_list([tokens.get(index, f"[PAD{index}]") for index in range(size)])
-    writer.add_token_types([types.get(index, gguf.TokenType.UNUSED) for index in range(size)])
-    merges = content["model"]["merges"]
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    writer.add_add_space_prefix(False)
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        named = template.items()
-        writer.add_chat_template([{"name": name, "template": _plain(text)} for name, text in named])
-    elif template is not None:
-        writer.add_chat_template(_plain(template))
-
-
-def _plain(template: str) -> str:
-    """Replaces the tag that only transformers knows by a comment, which keeps its whitespace control."""
-    return _GENERATION_TAG.sub(r"{#\1 \2#}", template)
-
-
 def _add_generation(writer: Any, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None) -> None:
-    """Adds the tokens that begin and end texts, and the sampling parameters.
+    """Adds the tokens that end an answer, and the sampling parameters.
 
     Raises:
         ConversionError: If the model has more end tokens than llama.cpp supports.
     """
-    if tokenizer.bos_token_id is not None:
-        writer.add_bos_token_id(tokenizer.bos_token_id)
-    # Every document begins with bos, as in `encode_documents`.
-    writer.add_add_bos_token(tokenizer.bos_token_id is not None)
-    if tokenizer.pad_token_id is not None:
-        writer.add_pad_token_id(tokenizer.pad_token_id)
     configured = getattr(config, "eos_token_id", None)
     ends = [configured] if isinstance(configured, int) else list(configured or ())
     named = [tokenizer.eos_token_id, tokenizer.get_vocab().get(IM_END)]
@@ -283,32 +217,3 @@ def _add_generation(writer: Any, tokenizer: PreTrainedTokenizerBase, config: Gen
     ):
         if (value := getattr(config, name, None)) is not None:
             add(value)
-
-
-def _pre_tokenization_name(content: dict[str, Any]) -> str:
-    """Returns llama.cpp's name for the tokenizer's pre-tokenization.
-
-    Raises:
-        ConversionError: If it has none.
-    """
-    pre = content.get("pre_tokenizer") or {}
-    if content.get("normalizer"):
-        raise ConversionError("llama.cpp does not normalize text, but the tokenizer has a `normalizer`.")
-    *splits, last = pre.get("pretokenizers", [pre])
-    if last.get("type") == "ByteLevel" and not last["add_prefix_space"]:
-        if not splits and last["use_regex"]:
-            return "gpt-2"
-        options = {"type": "Split", "behavior": "Isolated", "invert": False}
-        if len(splits) == 1 and not last["use_regex"] and splits[0].items() >= options.items():
-            pattern = splits[0]["pattern"].get("Regex")
-            if pattern in _PRE_TOKENIZATIONS:
-                return _PRE_TOKENIZATIONS[pattern]
-            if pattern == pre_tokenization(2):
-                raise ConversionError(
-                    "llama.cpp cannot split digits in groups of two, like this tokenizer. Train a tokenizer with "
-                    "chatgpt-hf tokenizer train --max_digits 1 or 3, and the model with it."
-                )
-    raise ConversionError(
-        "The tokenizer has an unknown `pre_tokenizer`: export supports GPT-2's, and those of chatgpt-hf tokenizer train "
-        "--max_digits 1 or 3."
-    )

@@ -20,7 +20,7 @@ def main() -> None:
     model = Llama(sys.argv[1], n_ctx=len(ids), logits_all=True, type_k=0, type_v=0, verbose=False)
     model.eval(ids)
     texts: dict[str, Any] = {
-        f"text{index}": np.array(model.tokenize(text.encode(), add_bos=False, special=False))
+        f"text{index}": np.array(model.tokenize(text.encode(), add_bos=False, special=True))
         for index, text in enumerate(request["texts"])
     }
     np.savez(sys.argv[2], logits=model.scores[: len(ids)], **texts)

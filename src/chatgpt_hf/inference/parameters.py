@@ -20,8 +20,6 @@ def generation_config_with(config: GenerationConfig, **generation: Any) -> Gener
         raise ConfigError(f"{unknown[0]!r} is not a generation parameter; GenerationConfig has no such field.")
     try:
         config.update(**{name: value for name, value in generation.items() if value is not None})
-        if config.max_new_tokens is None and "max_length" not in generation:
-            config.max_new_tokens = 256
         config.validate()
     except ValueError as error:
         raise ConfigError(f"The generation parameters cannot be used: {error}") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat_templates import encode_chat_prompt
-from ..checkpoints import check_tokenizer_fits, context_length
+from ..checkpoints import UNLIMITED_CONTEXT, check_tokenizer_fits, context_length
 from ..data.messages import check_conversation
 from ..errors import ConfigError, DataError, TokenizerError
 from ..files import write_atomically
@@ -25,8 +25,16 @@ if TYPE_CHECKING:
     from ..moderation import Moderator
 
 
+# Positions that earlier turns leave for an answer whose length is not limited, up to half of the context.
+_ROOM = 256
+# The longest answer if nothing limits it, not even the context: some models would never end.
+_WITHOUT_CONTEXT = 2048
+
+
 class ChatSession:
     """One conversation. Sampling parameters come from the model's generation_config.json unless given.
+
+    Without `max_new_tokens` or `max_length`, an answer may fill the context.
 
     Args:
         model: Any causal language model.
@@ -91,6 +99,14 @@ class ChatSession:
             ConfigError: If a field is unknown or a value invalid; then nothing changes.
         """
         self.generation_config = generation_config_with(self.generation_config, **generation)
+
+    @property
+    def cut_by(self) -> str | None:
+        """What cut the last answer: `max_new_tokens`, `context` or None, if the model ended it."""
+        if self.ending.finish_reason != "length":
+            return None
+        used = len(self.ending.prompt_ids) + len(self.ending.answer_ids)
+        return "context" if used >= context_length(self.model) else "max_new_tokens"
 
     @property
     def processed_tokens(self) -> int:
@@ -189,8 +205,12 @@ class ChatSession:
         """The generation config, with `max_new_tokens` limited to the room in the context after `length` tokens."""
         config = copy.deepcopy(self.generation_config)
         limit = context_length(self.model)
-        if config.max_new_tokens is not None:
-            config.max_new_tokens = min(config.max_new_tokens, limit - length)
+        wanted = config.max_new_tokens
+        if wanted is None and config.max_length is not None:
+            wanted = max(1, config.max_length - length)
+        if wanted is None and limit == UNLIMITED_CONTEXT:
+            wanted = _WITHOUT_CONTEXT
+        config.max_length, config.max_new_tokens = None, min(wanted or limit, limit - length)
         return config
 
     def _forget_to_fit(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -198,7 +218,7 @@ class ChatSession:
         limit = context_length(self.model)
         head = messages[:1] if messages[0]["role"] == "system" else []
         turns = messages[len(head) :]
-        room = limit - min(self.generation_config.max_new_tokens or 0, limit // 2)
+        room = limit - min(self.generation_config.max_new_tokens or _ROOM, limit // 2)
         while (length := len(self._prompt(head + turns))) > room:
             later_question = next((i for i, turn in enumerate(turns) if i and turn["role"] == "user"), None)
             if later_question is None:

@@ -27,6 +27,9 @@ from ..inference.parameters import generation_config_with, sampling
 from ..moderation import Moderator
 from ..tokenization_chatgpt import CHAT_TEMPLATE, RESPONSE_TEMPLATE
 
+# The longest answer if neither the request nor the model says: a request without a limit must not occupy the server.
+MAX_TOKENS = 256
+
 
 class ContextTooLong(ConfigError):
     """The prompt leaves no room for an answer, or the requested answer cannot fit."""
@@ -90,6 +93,8 @@ class Engine:
         self.moderation = moderation
         self.context = context_length(model)
         self._defaults = generation_config_with(model.generation_config, **generation)
+        if self._defaults.max_new_tokens is None:
+            self._defaults.max_new_tokens = MAX_TOKENS
         self.batching: ContinuousBatching | None = None
         self._one_by_one: GenerateManager | None = None
         if continuous_batching:

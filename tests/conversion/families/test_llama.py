@@ -195,13 +195,15 @@ print(model(torch.arange(9)[None]).logits.double().sum().item())
     assert float(result.stdout) == pytest.approx(expected, abs=1e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_storage_type_is_kept(dtype: torch.dtype, tmp_path: Path) -> None:
-    stock("qwen2").to(dtype).save_pretrained(tmp_path / "theirs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_the_stored_bytes_come_back(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    stock(name, tie_word_embeddings=True).to(dtype).save_pretrained(tmp_path / "theirs")
     convert_checkpoint(tmp_path / "theirs", tmp_path / "ours")
-    convert_checkpoint(tmp_path / "ours", tmp_path / "again", "qwen2")
-    for folder in ("ours", "again"):
-        assert AutoModelForCausalLM.from_pretrained(tmp_path / folder).dtype == dtype
+    convert_checkpoint(tmp_path / "ours", tmp_path / "again", name)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "ours").dtype == dtype
+    for file in ("model.safetensors", "generation_config.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
 
 
 @pytest.mark.parametrize(
