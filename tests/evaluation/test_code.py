@@ -1,5 +1,6 @@
 """pass@k on HumanEval's own problems, and with a model that has memorized two functions."""
 
+import copy
 import gzip
 import itertools
 import json
@@ -12,8 +13,17 @@ import pytest
 import torch
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, train_tokenizer
-from chatgpt_hf.errors import ConfigError, DataError
-from chatgpt_hf.evaluation.code import Problem, evaluate_code, pass_at_k, read_problems, score_completions
+from chatgpt_hf.errors import ConfigError, DataError, TokenizerError
+from chatgpt_hf.evaluation import code
+from chatgpt_hf.evaluation.code import (
+    CHAT_QUESTION,
+    Problem,
+    evaluate_code,
+    pass_at_k,
+    read_problems,
+    score_completions,
+)
+from chatgpt_hf.evaluation.generation import Completion
 from chatgpt_hf.evaluation.record import Evaluation
 from chatgpt_hf.evaluation.sandbox import Outcome, run_program
 from chatgpt_hf.tokenization_chatgpt import encode_documents
@@ -159,6 +169,30 @@ def test_a_model_s_programs(batch_size: int, knowing: tuple[Any, Any]) -> None:
     assert found.measures["pass@1"].value == 0.5
     expected = {"samples": 1, "temperature": 0.0, "max_new_tokens": 80, "seed": 0, "batch_size": batch_size}
     assert found.settings.items() >= expected.items()
+
+
+def test_a_chat_model_s_programs(knowing: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question comes through the chat template, and the answer continues the problem's prompt in a code block."""
+    model, tokenizer = knowing
+    called: dict[str, Any] = {}
+
+    def write(_model: Any, _tokenizer: Any, prompts: Any, **options: Any) -> list[Completion]:
+        called.update(options, prompts=prompts)
+        return [Completion([], ADD.canonical_solution, True)] * len(prompts)
+
+    monkeypatch.setattr(code, "generate_completions", write)
+    found = evaluate_code(model, tokenizer, [ADD], chat=True, timeout=PATIENCE, progress=False)
+    question = [{"role": "user", "content": f"{CHAT_QUESTION.partition('```')[0]}```python\n{ADD.prompt}\n```\n"}]
+    rendered = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    expected = f"{rendered}Here is the completed function:\n```python\n{ADD.prompt}"
+    assert tokenizer.decode(called["prompts"][0]) == expected
+    assert "\n```" in called["stop"]
+    assert found.measures["pass@1"].value == 1
+    assert found.settings["chat"] is True
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(TokenizerError, match="no chat template"):
+        evaluate_code(model, tokenizer, [ADD], chat=True)
 
 
 def test_samples(knowing: tuple[Any, Any]) -> None:

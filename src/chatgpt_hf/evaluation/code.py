@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.files import has_content, open_bytes
 from ..errors import ConfigError, DataError
-from ..tokenization_chatgpt import encode_documents
+from ..tokenization_chatgpt import encode_conversation, encode_documents
 from .figures import Measure
 from .generation import generate_completions
 from .record import Evaluation
@@ -24,6 +24,13 @@ from .sandbox import run_program
 
 # Strings that end the body of a function (Chen et al. 2021, section 2.1).
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+# The message that asks a chat model for a function, and how its answer begins: the words of lm-evaluation-harness'
+# humaneval_instruct. The answer's code block ends the program.
+CHAT_QUESTION = (
+    "Write a solution to the following problem and make sure that it passes the tests:\n```python\n{}\n```\n"
+)
+CHAT_ANSWER = "Here is the completed function:\n```python\n{}"
+_CHAT_STOP = (*STOP, "\n```")
 # For nucleus sampling, from the same paper (section 3.2).
 _TOP_P = 0.95
 
@@ -180,6 +187,7 @@ def evaluate_code(
     ks: Sequence[int] = (1,),
     temperature: float = 0.0,
     max_new_tokens: int = 512,
+    chat: bool = False,
     seed: int = 0,
     batch_size: int = 8,
     data: str = "",
@@ -194,6 +202,8 @@ def evaluate_code(
     Args:
         samples: Completions of each problem.
         temperature: 0 always takes the likeliest token; above 0, tokens are sampled from the likeliest 95 %.
+        chat: Ask for each function in a message through the chat template; the answer begins with the prompt, and the
+            model continues it. Otherwise the model continues the bare prompt.
         seed: Seed of sampling; the caller's random state does not change.
         ks: See `score_completions`; also for `data`, `timeout`, `memory_mb`, `num_workers` and `unsafe_unconfined`.
 
@@ -201,6 +211,7 @@ def evaluate_code(
         DataError: If there is no problem.
         ConfigError: If `samples` is above 1 at temperature 0, a k is above `samples`, or this system cannot confine
             programs.
+        TokenizerError: If the tokenizer has no chat template, with `chat`.
     """
     if not problems:
         raise DataError("There are no problems to evaluate on.")
@@ -212,7 +223,10 @@ def evaluate_code(
         )
     # Fails before hours of generation if this system cannot confine programs.
     run_program("", timeout=timeout, memory_mb=memory_mb, unsafe_unconfined=unsafe_unconfined)
-    prompts = [ids[:-1] for ids in encode_documents(tokenizer, [problem.prompt for problem in problems])]
+    if chat:
+        prompts = [_chat_prompt(tokenizer, problem) for problem in problems]
+    else:
+        prompts = [ids[:-1] for ids in encode_documents(tokenizer, [problem.prompt for problem in problems])]
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": _TOP_P, "top_k": 0}
@@ -227,7 +241,7 @@ def evaluate_code(
             batch_size=batch_size,
             progress=progress,
             desc="Writing",
-            stop=STOP,
+            stop=_CHAT_STOP if chat else STOP,
             **sampling,
         )
     texts = [completion.text for completion in written]
@@ -247,7 +261,16 @@ def evaluate_code(
         "samples": samples,
         "temperature": temperature,
         "max_new_tokens": max_new_tokens,
+        "chat": chat,
         "seed": seed,
         "batch_size": batch_size,
     }
     return evaluation
+
+
+def _chat_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> list[int]:
+    """Encodes the question for a function and the beginning of its answer, up to where the function's body begins."""
+    question = {"role": "user", "content": CHAT_QUESTION.format(problem.prompt)}
+    asked = encode_conversation(tokenizer, [question], add_generation_prompt=True)["input_ids"]
+    begun = tokenizer(CHAT_ANSWER.format(problem.prompt), add_special_tokens=False, split_special_tokens=True)
+    return [*asked, *begun["input_ids"]]
