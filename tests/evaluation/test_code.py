@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,24 +172,40 @@ def test_a_model_s_programs(batch_size: int, knowing: tuple[Any, Any]) -> None:
     assert found.settings.items() >= expected.items()
 
 
-def test_a_chat_model_s_programs(knowing: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The question comes through the chat template, and the answer continues the problem's prompt in a code block."""
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        (ADD.prompt, "def add(a, b):\n    return a + b\n\nprint(add(1, 2))"),
+        ("def add(a, b):\n", "def add(a, b):\n    return a + b"),
+        # Code that continues the function.
+        (ADD.prompt, ADD.canonical_solution),
+    ],
+    ids=["whole", "no-docstring", "body"],
+)
+def test_a_chat_model_s_programs(
+    prompt: str, answer: str, knowing: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question comes through the chat template, and the answer is a block of code."""
     model, tokenizer = knowing
     called: dict[str, Any] = {}
 
     def write(_model: Any, _tokenizer: Any, prompts: Any, **options: Any) -> list[Completion]:
         called.update(options, prompts=prompts)
-        return [Completion([], ADD.canonical_solution, True)] * len(prompts)
+        return [Completion([], answer, True)] * len(prompts)
 
     monkeypatch.setattr(code, "generate_completions", write)
-    found = evaluate_code(model, tokenizer, [ADD], chat=True, timeout=PATIENCE, progress=False)
-    question = [{"role": "user", "content": f"{CHAT_QUESTION.partition('```')[0]}```python\n{ADD.prompt}\n```\n"}]
+    problem = replace(ADD, prompt=prompt)
+    found = evaluate_code(model, tokenizer, [problem], chat=True, timeout=PATIENCE, progress=False)
+    question = [{"role": "user", "content": CHAT_QUESTION.format(prompt)}]
     rendered = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-    expected = f"{rendered}Here is the completed function:\n```python\n{ADD.prompt}"
-    assert tokenizer.decode(called["prompts"][0]) == expected
-    assert "\n```" in called["stop"]
-    assert found.measures["pass@1"].value == 1
+    assert tokenizer.decode(called["prompts"][0]) == f"{rendered}```python\n"
+    assert called["stop"] == ("\n```",)
+    assert found.measures["pass@1"].value == 1, found.examples
     assert found.settings["chat"] is True
+
+
+def test_a_chat_needs_a_template(knowing: tuple[Any, Any]) -> None:
+    model, tokenizer = knowing
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = None
     with pytest.raises(TokenizerError, match="no chat template"):

@@ -1,6 +1,8 @@
 """Evaluates programs that a model writes: pass@k on problems in HumanEval's format (Chen et al. 2021)."""
 
+import ast
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -24,13 +26,12 @@ from .sandbox import run_program
 
 # Strings that end the body of a function (Chen et al. 2021, section 2.1).
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-# The message that asks a chat model for a function, and how its answer begins: the words of lm-evaluation-harness'
-# humaneval_instruct. The answer's code block ends the program.
+# The message that asks a chat model for a function (lm-evaluation-harness' humaneval_instruct), and how its answer begins.
 CHAT_QUESTION = (
     "Write a solution to the following problem and make sure that it passes the tests:\n```python\n{}\n```\n"
 )
-CHAT_ANSWER = "Here is the completed function:\n```python\n{}"
-_CHAT_STOP = (*STOP, "\n```")
+CHAT_ANSWER = "```python\n"
+_CHAT_STOP = ("\n```",)
 # For nucleus sampling, from the same paper (section 3.2).
 _TOP_P = 0.95
 
@@ -202,8 +203,9 @@ def evaluate_code(
     Args:
         samples: Completions of each problem.
         temperature: 0 always takes the likeliest token; above 0, tokens are sampled from the likeliest 95 %.
-        chat: Ask for each function in a message through the chat template; the answer begins with the prompt, and the
-            model continues it. Otherwise the model continues the bare prompt.
+        chat: Ask for each function in a message through the chat template. The answer is the first block of code; a
+            function in it replaces the prompt's, and code without the function continues the prompt. Otherwise the model
+            continues the bare prompt.
         seed: Seed of sampling; the caller's random state does not change.
         ks: See `score_completions`; also for `data`, `timeout`, `memory_mb`, `num_workers` and `unsafe_unconfined`.
 
@@ -245,6 +247,9 @@ def evaluate_code(
             **sampling,
         )
     texts = [completion.text for completion in written]
+    if chat:
+        asked = [problem for problem in problems for _ in range(samples)]
+        texts = [_after_prompt(problem, text) for problem, text in zip(asked, texts, strict=True)]
     completions = [texts[begin : begin + samples] for begin in range(0, len(texts), samples)]
     evaluation = score_completions(
         problems,
@@ -269,8 +274,20 @@ def evaluate_code(
 
 
 def _chat_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> list[int]:
-    """Encodes the question for a function and the beginning of its answer, up to where the function's body begins."""
+    """Encodes the question for a function and the beginning of its answer."""
     question = {"role": "user", "content": CHAT_QUESTION.format(problem.prompt)}
     asked = encode_conversation(tokenizer, [question], add_generation_prompt=True)["input_ids"]
-    begun = tokenizer(CHAT_ANSWER.format(problem.prompt), add_special_tokens=False, split_special_tokens=True)
-    return [*asked, *begun["input_ids"]]
+    begun = tokenizer(CHAT_ANSWER, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [*asked, *begun]
+
+
+def _after_prompt(problem: Problem, code: str) -> str:
+    """Returns code from a chat model's answer as a completion of the problem's prompt."""
+    if not re.search(rf"^def {problem.entry_point}\b", code, flags=re.MULTILINE):
+        return code
+    try:
+        # A docstring is a body: the function of the prompt is complete, and the answer's replaces it.
+        ast.parse(problem.prompt)
+    except (SyntaxError, ValueError):
+        return f"    pass\n\n\n{code}"
+    return f"\n\n{code}"
