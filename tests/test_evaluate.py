@@ -37,7 +37,30 @@ def test_text(cli: Callable, base_folder: Path, corpus_file: Path, tmp_path: Pat
     assert "bits_per_byte" in result.out
     kept = Evaluation.load(tmp_path / "out" / "language-modeling-corpus")
     assert len(kept.examples) == 72
-    assert kept.settings == {"stride": 32, "context": 128}
+    assert kept.settings == {"window": 128, "stride": 32, "context": 128}
+    assert "The model sees 128 tokens at a time; 32 of them are new in each window." in result.out
+
+
+def test_the_window_of_a_long_context_is_said_and_kept(cli: Callable, base_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 131_072}))
+    (tmp_path / "rows.txt").write_text("A cat sits in the garden.")
+    result = cli("evaluate", folder, "--corpus", tmp_path / "rows.txt")
+    assert result.code == 0, result.err
+    assert "sees 2,048 tokens at a time; 1,024 of them" in result.out
+    assert "Its context is 131,072: --window chooses another length." in result.out
+    result = cli("evaluate", folder, "--corpus", tmp_path / "rows.txt", "--window", 16)
+    assert "sees 16 tokens at a time; 8 of them" in result.out
+    assert "--window chooses" not in result.out
+    result = cli("evaluate", folder, "--corpus", tmp_path / "rows.txt", "--window", 131_073)
+    assert result.code == 2
+    assert "window is 131073 and the model's context 131072: give 2 to 131072 tokens." in result.err
+    kept = [Evaluation.load(path).settings for path in (folder / "evaluation").iterdir()]
+    assert sorted((each["window"], each["stride"], each["context"]) for each in kept) == [
+        (16, 8, 131_072),
+        (2048, 1024, 131_072),
+    ]
 
 
 def test_rows_of_the_models_task(cli: Callable, classifier: Path, rows: Path) -> None:
@@ -75,6 +98,9 @@ def test_programs(cli: Callable, base_folder: Path, tmp_path: Path) -> None:
         (["--dataset", "a.csv", "--tsak", "b"], "Unknown argument --tsak"),
         (["--dataset", "nowhere.csv", "--task", "text-classification"], "has no head for text-classification"),
         (["--benchmarks", "nothing"], "hellaswag"),
+        (["--bias", "--window", "64"], "--window is for --corpus, and this measures with --bias: leave it out"),
+        (["--code", "a.jsonl", "--stride", "64"], "--stride is for --corpus"),
+        (["--corpus", "a.txt", "--chat"], "--chat is for --code"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, refused: Callable, base_folder: Path) -> None:

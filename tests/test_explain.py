@@ -15,6 +15,7 @@ from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.explain import explain_last_answer
 from chatgpt_hf.inference.cpu import packed_linear as kernels
 from chatgpt_hf.inference.quantization import quantize_folder
+from chatgpt_hf.interpretability.explanation import PARTS
 
 pytest.importorskip("captum", reason="needs captum: pip install 'chatgpt-hf[explain]'")
 
@@ -42,6 +43,46 @@ def test_the_command(cli: Callable[..., Any], chat_folder: Path, corpus_file: Pa
     result = cli("explain", chat_folder, "--prompt", "Hello!", "--out", page, "--corpus", corpus_file)
     assert result.code == 0
     assert "Hi! How are you?" in answer_on(page)
+
+
+def test_parts_that_are_left_out(cli: Callable[..., Any], chat_folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    command = ("explain", chat_folder, "--text", "A cat.", "--out", page)
+    # Nothing that is left needs the corpus.
+    result = cli(*command, "--corpus", "nowhere", "--without", "ablation,tuned_lens", "--without", "attribution")
+    assert result.code == 0, result.err
+    said = result.err.splitlines()
+    (budget,) = [line for line in said if line.startswith("This takes about ")]
+    assert said.index(budget) < said.index("Surprise")
+    assert [line for line in said if line in ("Attention", "Logit lens", "The heads", "Tuned lens", "Ablation")] == [
+        "Attention",
+        "Logit lens",
+        "The heads",
+    ]
+    content = page.read_text(encoding="utf-8")
+    assert "Left out as asked: attribution, tuned lens, ablation." in content
+    for name, there in (
+        ("lens", True),
+        ("attention", True),
+        ("heads", True),
+        ("attribution", False),
+        ("ablation", False),
+    ):
+        assert (f'id="{name}"' in content) == there
+    result = cli(*command, "--without", ",".join(PARTS))
+    assert result.code == 0, result.err
+    content = page.read_text(encoding="utf-8")
+    assert 'id="surprise"' in content
+    assert not [
+        name for name in ("lens", "attention", "heads", "attribution", "ablation") if f'id="{name}"' in content
+    ]
+
+
+def test_a_part_that_does_not_exist(refused: Callable[..., str], tmp_path: Path) -> None:
+    message = refused(
+        "explain", tmp_path / "none", "--text", "a", "--out", tmp_path / "a.html", "--without", "ablations"
+    )
+    assert "There is no part 'ablations' to leave out; choose from attention, lens, attribution" in message
 
 
 def test_mistakes(refused: Callable[..., str], chat_folder: Path, tmp_path: Path) -> None:

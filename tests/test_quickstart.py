@@ -52,6 +52,9 @@ PRETRAIN = [
     "true",
 ]
 SFT = [
+    # Untrained models never end their answers, so evaluation is slow.
+    "--evaluate_answers",
+    "4",
     "--block_size",
     "192",
     "--max_steps",
@@ -98,8 +101,6 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return step(self, *arguments, **kwargs)
 
     monkeypatch.setattr(Trainer, "training_step", counted)
-    # Untrained models never end their answers, so evaluation is slow.
-    monkeypatch.setattr(sft, "EVALUATED_CONVERSATIONS", 4)
     return taken
 
 

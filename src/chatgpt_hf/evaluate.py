@@ -3,21 +3,21 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .checkpoints import check_tokenizer_fits, context_length, load_for_inference
+from .checkpoints import UNLIMITED_CONTEXT, check_tokenizer_fits, context_length, load_for_inference
 from .data.corpus import load_corpus
 from .errors import CheckpointError, ConfigError
 from .evaluation.bias import evaluate_bias
 from .evaluation.code import evaluate_code, read_problems
 from .evaluation.figures import Figure
 from .evaluation.harness import evaluate_benchmarks
-from .evaluation.language_modeling import evaluate_language_modeling
+from .evaluation.language_modeling import evaluate_language_modeling, window_and_stride
 from .evaluation.record import EVALUATION_FOLDER, RESULTS_NAME, Evaluation
 from .files import read_json
 from .tasks.arguments import TaskArguments
@@ -34,29 +34,46 @@ def measure_corpus(
     *,
     text_column: str = "text",
     encoding: str | None = None,
+    window: int | None = None,
     stride: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     out: Path | None = None,
     command: str = "",
+    report: Callable[[str], None] = lambda sentence: None,
 ) -> Figures:
     """Measures perplexity, bits per byte, and nats per token and byte over all documents of a corpus.
 
     Args:
         corpus: A corpus as in pretraining: a file, folder, glob, Hub id or `builtin:python-docs`; all its splits.
         encoding: Encoding of the files, UTF-8 if not given.
-        stride: New tokens per window for documents longer than the context; None for half the context.
+        window: Tokens that the model sees at a time; None for its context, but at most 2,048.
+        stride: New tokens per window for documents longer than the window; None for half the window.
+        batch_size: Windows at a time; None for up to 8, fewer if they are long.
         out: Folder for the evaluation; None for `evaluation/` in the model's folder.
         command: The command that repeats the evaluation; saved with it and shown on the model's card.
+        report: Called with a sentence about the windows before the computation begins.
+
+    Raises:
+        ConfigError: If `window` or `stride` does not fit the model.
+        DataError: If the corpus cannot be used, or has no text.
     """
     splits = load_corpus(corpus, text_column=text_column, encoding=encoding)
     texts = [text for split in splits.values() for text in split["text"]]
     model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
-    result = evaluate_language_modeling(model, tokenizer, texts, stride=stride, batch_size=batch_size)
+    size, step = window_and_stride(model, window, stride)
+    context = context_length(model)
+    report(f"The model sees {size:,} tokens at a time; {step:,} of them are new in each window.")
+    if window is None and size < context:
+        known = "has no limit" if context == UNLIMITED_CONTEXT else f"is {context:,}"
+        report(f"Its context {known}: --window chooses another length.")
+    result = evaluate_language_modeling(model, tokenizer, texts, window=size, stride=step, batch_size=batch_size)
     examples = [{"text": text[:1000]} for text in texts if text]
-    settings = {"stride": stride, "context": context_length(model)}
+    settings = {"window": size, "stride": step, "context": context}
     evaluation = Evaluation("language-modeling", corpus, result.measures(), examples, settings)
     read_with = {"text_column": text_column, "stride": stride}
+    if window is not None:
+        read_with["window"] = window
     destination = _Destination(name_or_path, corpus, read_with, out, command)
     return destination.save({f"language-modeling-{_slug(corpus)}": evaluation})
 
@@ -95,12 +112,17 @@ def measure_code(
     ks: Sequence[int] = (1,),
     temperature: float = 0.0,
     max_new_tokens: int = 512,
+    chat: bool = False,
     batch_size: int = 8,
     seed: int = 0,
     out: Path | None = None,
     command: str = "",
 ) -> Figures:
-    """Measures pass@k on a file in HumanEval's format; the model's programs run in a sandbox."""
+    """Measures pass@k on a file in HumanEval's format; the model's programs run in a sandbox.
+
+    Args:
+        chat: Ask for each function in a message, through the model's chat template.
+    """
     rows = read_problems(Path(problems))
     model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
@@ -112,6 +134,7 @@ def measure_code(
         ks=tuple(ks),
         temperature=temperature,
         max_new_tokens=max_new_tokens,
+        chat=chat,
         batch_size=batch_size,
         seed=seed,
         data=problems,
@@ -123,6 +146,8 @@ def measure_code(
         "ks": list(ks),
         "seed": seed,
     }
+    if chat:
+        sampled["chat"] = True
     destination = _Destination(name_or_path, problems, sampled, out, command)
     return destination.save({f"code-{_slug(problems)}": evaluation})
 

@@ -1,6 +1,6 @@
 """Writes a page that explains a text, or a chat model's answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -9,7 +9,8 @@ from .checkpoints import load_for_inference
 from .errors import ConfigError
 from .inference.cpu.packed_linear import PackedLinear
 from .inference.session import ChatSession
-from .interpretability.explanation import corpus_texts, explain
+from .interpretability.budget import estimate, sentence
+from .interpretability.explanation import PARTS, Texts, check_parts, corpus_texts, explain
 from .interpretability.page import check_page_file, write_page
 from .interpretability.passage import passage_of_answer, passage_of_text
 from .tokenization_chatgpt import check_text, load_tokenizer
@@ -22,6 +23,7 @@ def write_explanation(
     text: str | None = None,
     prompt: str | None = None,
     corpus: str = "builtin:python-docs",
+    without: Collection[str] = (),
     report: Callable[[str], None] = lambda sentence: None,
 ) -> Path:
     """Explains a text, or the answer to a prompt, on a page.
@@ -31,10 +33,12 @@ def write_explanation(
         file: The page; an existing file is replaced.
         text, prompt: Give one of the two.
         corpus: See `load_corpus`; a tuned lens learns from it, and the effects of parts are measured on it.
-        report: Called with the name of each step.
+        without: Names in `interpretability.explanation.PARTS` to leave out; the corpus is not read if nothing needs it.
+        report: Called with a sentence about how long this will take, and with the name of each step.
 
     Raises:
-        ConfigError: If not exactly one of text and prompt is given, or the model is quantized.
+        ConfigError: If not exactly one of text and prompt is given, the model is quantized, or there is no part with a name in
+            `without`.
         CheckpointError: If there is no model, or it is incomplete.
         TokenizerError: If there is a prompt but no chat template.
         DataError: If the text is empty, not UTF-8 or longer than the model's context, or the corpus is too short.
@@ -42,6 +46,7 @@ def write_explanation(
     """
     if (text is None) == (prompt is None):
         raise ConfigError("Give either --text or --prompt: a text, or a message whose answer is explained.")
+    check_parts(without)
     check_page_file(file)
     check_text("--text", text or "")
     check_text("--prompt", prompt or "")
@@ -52,9 +57,22 @@ def write_explanation(
         passage = passage_of_answer(model, tokenizer, session.ending.prompt_ids, session.ending.answer_ids)
     else:
         passage = passage_of_text(model, tokenizer, text or "")
-    texts = corpus_texts(model, tokenizer, corpus)
+    wanted = [part for part in PARTS if part not in without]
+    texts = (
+        corpus_texts(model, tokenizer, corpus) if {"tuned_lens", "ablation"} & set(wanted) else Texts(corpus, (), ())
+    )
+    durations = estimate(
+        model,
+        len(passage.ids),
+        lens_tokens=sum(map(len, texts.lens_rows)),
+        ablation_tokens=sum(map(len, texts.ablation_rows)),
+        parts=wanted,
+    )
+    report(sentence(durations))
     name = Path(name_or_path).name
-    explanation = explain(model, tokenizer, passage, name=name, texts=texts, report=report, progress=True)
+    explanation = explain(
+        model, tokenizer, passage, name=name, texts=texts, without=without, report=report, progress=True
+    )
     return write_page(explanation, tokenizer, file)
 
 

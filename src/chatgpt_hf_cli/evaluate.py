@@ -72,8 +72,19 @@ def register(app: typer.Typer, panel: str) -> None:
                 "--num_fewshot", help="Number of examples before each item; the benchmark's own if not given."
             ),
         ] = None,
+        window: Annotated[
+            int | None,
+            typer.Option(
+                "--window",
+                help="Tokens that the model sees at a time on --corpus; its context, but at most 2048, if not given.",
+            ),
+        ] = None,
         stride: Annotated[
-            int | None, typer.Option("--stride", help="New tokens per window of a long text; 1 is exact but slow.")
+            int | None,
+            typer.Option(
+                "--stride",
+                help="New tokens per window of a long text; 1 is exact but slow, half the window if not given.",
+            ),
         ] = None,
         text_column: Annotated[str, typer.Option("--text_column", help="Column with the text.")] = "text",
         encoding: Annotated[
@@ -85,9 +96,19 @@ def register(app: typer.Typer, panel: str) -> None:
             float, typer.Option("--temperature", help="Temperature of programs; 0 always takes the most likely token.")
         ] = 0.0,
         max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest program in tokens.")] = 512,
+        chat: Annotated[
+            bool,
+            typer.Option(
+                "--chat", help="Give the problems of --code to a chat model through its template, as a message."
+            ),
+        ] = False,
         batch_size: Annotated[
-            int, typer.Option("--batch_size", help="Rows at a time; does not change the results.")
-        ] = 8,
+            int | None,
+            typer.Option(
+                "--batch_size",
+                help="Rows at a time; does not change the results. 8 if not given, fewer with --corpus if windows are long.",
+            ),
+        ] = None,
         seed: Annotated[
             int | None, typer.Option("--seed", help="Random seed of programs and of examples before an item.")
         ] = None,
@@ -102,6 +123,8 @@ def register(app: typer.Typer, panel: str) -> None:
         Example: chatgpt-hf evaluate runs/quickstart/base --corpus builtin:python-docs
 
         Example: chatgpt-hf evaluate runs/sst2 --dataset test.csv --batch_size 32
+
+        Example: chatgpt-hf evaluate smollm2 --code humaneval.jsonl --chat
         """
         if ctx.args and dataset is None:
             known = [name for item in ctx.command.params for name in item.opts]
@@ -114,6 +137,13 @@ def register(app: typer.Typer, panel: str) -> None:
             raise UsageMistake(
                 f"Give one of {', '.join(wanted)} to measure on" + (f", not {' and '.join(given)}." if given else ".")
             )
+        for name, value, needed in (
+            ("--window", window, "--corpus"),
+            ("--stride", stride, "--corpus"),
+            ("--chat", chat or None, "--code"),
+        ):
+            if value is not None and given != [needed]:
+                raise UsageMistake(f"{name} is for {needed}, and this measures with {given[0]}: leave it out.")
         if dataset is not None:
             check_recipe(TASK, None, ctx.args)
         check_model(model)
@@ -126,10 +156,12 @@ def register(app: typer.Typer, panel: str) -> None:
                 corpus,
                 text_column=text_column,
                 encoding=encoding,
+                window=window,
                 stride=stride,
                 batch_size=batch_size,
                 out=out,
                 command=command,
+                report=typer.echo,
             )
         elif dataset is not None:
             overrides = _fields(ctx.args)
@@ -138,7 +170,7 @@ def register(app: typer.Typer, panel: str) -> None:
             if encoding is not None:
                 overrides["encoding"] = encoding
             figures = measure.measure_task(
-                model, dataset, batch_size=batch_size, seed=seed or 0, out=out, command=command, **overrides
+                model, dataset, batch_size=batch_size or 8, seed=seed or 0, out=out, command=command, **overrides
             )
         elif code is not None:
             ks = [int(number) for number in split_commas([k])]
@@ -149,13 +181,14 @@ def register(app: typer.Typer, panel: str) -> None:
                 ks=ks,
                 temperature=temperature,
                 max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
+                chat=chat,
+                batch_size=batch_size or 8,
                 seed=seed or 0,
                 out=out,
                 command=command,
             )
         elif bias is not None:
-            figures = measure.measure_bias(model, batch_size=batch_size, out=out, command=command)
+            figures = measure.measure_bias(model, batch_size=batch_size or 8, out=out, command=command)
         else:
             figures = measure.measure_benchmarks(
                 model,
@@ -163,7 +196,7 @@ def register(app: typer.Typer, panel: str) -> None:
                 data_folder=benchmark_data,
                 limit=limit,
                 num_fewshot=num_fewshot,
-                batch_size=batch_size,
+                batch_size=batch_size or 8,
                 seed=seed,
                 out=out,
                 command=command,

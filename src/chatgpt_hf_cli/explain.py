@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from ._moderation import split_commas
 from .help import Command
 
 
@@ -25,20 +26,30 @@ def register(app: typer.Typer, panel: str) -> None:
                 help="Text to train the tuned lens on, and to measure how much each part of the model matters.",
             ),
         ] = "builtin:python-docs",
+        without: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--without",
+                help="Leave out a part: attention, lens, attribution, heads, tuned_lens or ablation; repeat it, or use commas.",
+            ),
+        ] = None,
     ) -> None:
         """Write an HTML page that shows what happens inside a model.
 
-        Attributions need captum: pip install 'chatgpt-hf[explain]'.
+        Says first how long it will take; with a large model most of that is the ablation, which removes every part in turn. Attributions need captum: pip install 'chatgpt-hf[explain]'.
 
         Example: chatgpt-hf explain runs/quickstart --prompt "What does str.join do?" --out answer.html
 
         Example: chatgpt-hf explain runs/quickstart --text "Return a copy of the list." --out report.html
+
+        Example: chatgpt-hf explain smollm2 --text "Paris is in France." --out fast.html --without ablation,tuned_lens
         """
         from chatgpt_hf.explain import write_explanation
 
         def report(sentence: str) -> None:
             typer.echo(sentence, err=True)
 
-        typer.echo(
-            f"Written to {write_explanation(model, out, text=text, prompt=prompt, corpus=corpus, report=report)}"
+        page = write_explanation(
+            model, out, text=text, prompt=prompt, corpus=corpus, without=split_commas(without), report=report
         )
+        typer.echo(f"Written to {page}")

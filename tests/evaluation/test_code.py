@@ -1,10 +1,12 @@
 """pass@k on HumanEval's own problems, and with a model that has memorized two functions."""
 
+import copy
 import gzip
 import itertools
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,17 @@ import pytest
 import torch
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, train_tokenizer
-from chatgpt_hf.errors import ConfigError, DataError
-from chatgpt_hf.evaluation.code import Problem, evaluate_code, pass_at_k, read_problems, score_completions
+from chatgpt_hf.errors import ConfigError, DataError, TokenizerError
+from chatgpt_hf.evaluation import code
+from chatgpt_hf.evaluation.code import (
+    CHAT_QUESTION,
+    Problem,
+    evaluate_code,
+    pass_at_k,
+    read_problems,
+    score_completions,
+)
+from chatgpt_hf.evaluation.generation import Completion
 from chatgpt_hf.evaluation.record import Evaluation
 from chatgpt_hf.evaluation.sandbox import Outcome, run_program
 from chatgpt_hf.tokenization_chatgpt import encode_documents
@@ -159,6 +170,46 @@ def test_a_model_s_programs(batch_size: int, knowing: tuple[Any, Any]) -> None:
     assert found.measures["pass@1"].value == 0.5
     expected = {"samples": 1, "temperature": 0.0, "max_new_tokens": 80, "seed": 0, "batch_size": batch_size}
     assert found.settings.items() >= expected.items()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        (ADD.prompt, "def add(a, b):\n    return a + b\n\nprint(add(1, 2))"),
+        ("def add(a, b):\n", "def add(a, b):\n    return a + b"),
+        # Code that continues the function.
+        (ADD.prompt, ADD.canonical_solution),
+    ],
+    ids=["whole", "no-docstring", "body"],
+)
+def test_a_chat_model_s_programs(
+    prompt: str, answer: str, knowing: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question comes through the chat template, and the answer is a block of code."""
+    model, tokenizer = knowing
+    called: dict[str, Any] = {}
+
+    def write(_model: Any, _tokenizer: Any, prompts: Any, **options: Any) -> list[Completion]:
+        called.update(options, prompts=prompts)
+        return [Completion([], answer, True)] * len(prompts)
+
+    monkeypatch.setattr(code, "generate_completions", write)
+    problem = replace(ADD, prompt=prompt)
+    found = evaluate_code(model, tokenizer, [problem], chat=True, timeout=PATIENCE, progress=False)
+    question = [{"role": "user", "content": CHAT_QUESTION.format(prompt)}]
+    rendered = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(called["prompts"][0]) == f"{rendered}```python\n"
+    assert called["stop"] == ("\n```",)
+    assert found.measures["pass@1"].value == 1, found.examples
+    assert found.settings["chat"] is True
+
+
+def test_a_chat_needs_a_template(knowing: tuple[Any, Any]) -> None:
+    model, tokenizer = knowing
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(TokenizerError, match="no chat template"):
+        evaluate_code(model, tokenizer, [ADD], chat=True)
 
 
 def test_samples(knowing: tuple[Any, Any]) -> None:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
 from chatgpt_hf.errors import DataError
+from chatgpt_hf.evaluation import generation
 from chatgpt_hf.evaluation.generation import Completion, generate_completions
 
 
@@ -139,3 +140,25 @@ def test_a_prompt_without_tokens_is_refused(model: Any, tokenizer: Any) -> None:
 
 def test_no_prompts(model: Any, tokenizer: Any) -> None:
     assert completions(model, tokenizer, []) == []
+
+
+def test_the_bar_moves_with_every_token(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of long answers takes minutes: a bar that moves once a batch tells nothing."""
+    bars = []
+
+    class Bar(generation.tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.updates = 0
+            bars.append(self)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.updates += 1
+            return super().update(n)
+
+    monkeypatch.setattr(generation, "tqdm", Bar)
+    prompts = [[5, 6, 7], [8, 9], [10] * 125]
+    completions(model, tokenizer, prompts, progress=True, batch_size=1, eos_token_id=None)
+    (bar,) = bars
+    assert bar.n == bar.total == 12 + 12 + 3
+    assert bar.updates >= 27

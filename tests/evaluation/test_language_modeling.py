@@ -3,6 +3,7 @@
 import lzma
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from chatgpt_hf.evaluation.language_modeling import (
     LanguageModelingResult,
     evaluate_language_modeling,
     scoring_windows,
+    window_and_stride,
     xz_bits_per_byte,
 )
 from chatgpt_hf.tokenization_chatgpt import encode_documents
@@ -168,3 +170,44 @@ def test_nothing_to_score(texts: list[str], model: Any, tokenizer: Any) -> None:
 def test_strides_that_leave_a_token_without_context(stride: int, model: Any, tokenizer: Any) -> None:
     with pytest.raises(ConfigError, match=rf"stride is {stride} and the model's context {CONTEXT}: give 1 to 39"):
         evaluate_language_modeling(model, tokenizer, TEXTS, stride=stride, progress=False)
+
+
+def test_a_window_that_is_chosen(model: Any, tokenizer: Any) -> None:
+    """A model that sees 24 tokens at a time scores like one whose context is 24."""
+    (ids,) = encode_documents(tokenizer, [LONG])
+    first_seen = {}
+    for index in range(1, len(ids)):
+        later = max(0, math.ceil((index + 1 - 24) / 10))
+        first_seen[index] = max(0, min(24 + later * 10, len(ids)) - 24)
+    result = evaluate_language_modeling(model, tokenizer, [LONG], window=24, stride=10, progress=False)
+    assert result.negative_log_likelihood == pytest.approx(naive(model, ids, first_seen), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("context", "window", "stride", "expected"),
+    [
+        (256, None, None, (256, 128)),
+        (2048, None, None, (2048, 1024)),
+        (8192, None, None, (2048, 1024)),
+        (131_072, None, 512, (2048, 512)),
+        (131_072, 8192, None, (8192, 4096)),
+        # Mamba names no limit.
+        (None, None, None, (2048, 1024)),
+    ],
+)
+def test_windows_of_long_contexts(
+    context: int | None, window: int | None, stride: int | None, expected: tuple[int, int]
+) -> None:
+    config = SimpleNamespace(max_position_embeddings=context)
+    model: Any = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
+    assert window_and_stride(model, window, stride) == expected
+
+
+@pytest.mark.parametrize("window", [0, 1, CONTEXT + 1])
+def test_windows_that_do_not_fit(window: int, model: Any, tokenizer: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"window is {window} and the model's context {CONTEXT}: give 2 to 40 tokens"
+    ):
+        evaluate_language_modeling(model, tokenizer, TEXTS, window=window, progress=False)
+    with pytest.raises(ConfigError, match="stride is 20 and the window 20: give 1 to 19"):
+        evaluate_language_modeling(model, tokenizer, TEXTS, window=20, stride=20, progress=False)

@@ -1,14 +1,33 @@
 """Likelihoods of tokens, compared with one forward pass per row."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from peft import LoraConfig, get_peft_model
+from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from chatgpt_hf import load_model, load_tokenizer
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, load_tokenizer
+from chatgpt_hf.evaluation import scoring
 from chatgpt_hf.evaluation.scoring import continuation, negative_log_likelihoods
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
+# Ids and the first token that counts.
+PIECES = [
+    (torch.randint(50, (length,), generator=torch.Generator().manual_seed(length)).tolist(), first)
+    for length, first in ((40, 1), (9, 3), (30, 12), (2, 1), (33, 20))
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +74,97 @@ def test_a_model_that_is_trained_goes_on_so(model: Any) -> None:
         negative_log_likelihoods(model, [([10**9] * 3, 1)], pad_token_id=0, progress=False)
     assert [module.training for module in model.modules()] == modes
     model.eval()
+
+
+def adapted() -> PreTrainedModel:
+    """Returns a model with an adapter on its head, too."""
+    config = LoraConfig(target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM", init_lora_weights=False)
+    return get_peft_model(LlamaForCausalLM(LlamaConfig(**SIZES)), config)
+
+
+class Shifted(LlamaForCausalLM):
+    """A model whose logits depend on more than the body's hidden states."""
+
+    def forward(self, input_ids: Any, logits_to_keep: int = 0, **kwargs: Any) -> Any:
+        output = super().forward(input_ids, logits_to_keep=logits_to_keep, **kwargs)
+        output.logits[..., 7] += input_ids.sum()
+        return output
+
+
+class Whole(LlamaForCausalLM):
+    """A model that always computes all logits."""
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, use_cache: Any = None) -> Any:
+        return super().forward(input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+
+@pytest.mark.parametrize(
+    ("make", "in_parts"),
+    [
+        (lambda: ChatGPTForCausalLM(ChatGPTConfig(**SIZES, final_logit_softcapping=2.0)), True),
+        (lambda: ChatGPTForCausalLM(ChatGPTConfig(**SIZES, ngram_vocab_sizes=[64], conv_kernel_size=3)), True),
+        (lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=7.0)), True),
+        (adapted, True),
+        (lambda: Shifted(LlamaConfig(**SIZES)), False),
+        (lambda: Whole(LlamaConfig(**SIZES)), False),
+    ],
+    ids=["soft-capped", "short-memories", "scaled", "adapted", "shifted", "whole"],
+)
+def test_the_head_in_parts(
+    make: Callable[[], PreTrainedModel], in_parts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make().eval()
+    expected = negative_log_likelihoods(model, PIECES, pad_token_id=0, progress=False)
+    # Room for the logits of seven positions.
+    monkeypatch.setattr(scoring, "LOGITS_BYTES", 4 * 50 * 7)
+    sizes = []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, args, output: sizes.append(output.shape[:-1].numel()))
+    found = negative_log_likelihoods(model, PIECES, pad_token_id=0, progress=False)
+    handle.remove()
+    assert_allclose(found, expected, rtol=1e-6)
+    if in_parts:
+        assert max(sizes) <= 7
+        counted = sum(len(ids) - first for ids, first in PIECES)
+        # Positions that do not count need no logits; twice the last position of each row is for the check of the head.
+        assert sum(sizes) == counted + 2 * len(PIECES)
+    else:
+        assert max(sizes) == 40 * len(PIECES)
+    modules = list(model.modules())
+    assert not [module for module in modules if "forward" in vars(module) or module._forward_hooks]
+
+
+def test_long_rows_come_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 80)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+    shapes = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    negative_log_likelihoods(model, PIECES, pad_token_id=0, progress=False)
+    assert shapes == [(2, 40), (2, 30), (1, 2)]
+    shapes.clear()
+    negative_log_likelihoods(model, PIECES, pad_token_id=0, batch_size=5, progress=False)
+    assert shapes == [(5, 40)], "a batch size that was asked for is obeyed"
+
+
+def test_the_bar_counts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of very different lengths: a bar that counts batches would be wrong about the time that is left."""
+    bars = []
+
+    class Bar(scoring.tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.seen: list[float] = []
+            bars.append(self)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.seen.append(n or 0)
+            return super().update(n)
+
+    monkeypatch.setattr(scoring, "tqdm", Bar)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+    negative_log_likelihoods(model, PIECES, pad_token_id=0, batch_size=2)
+    (bar,) = bars
+    assert bar.total == sum(len(ids) for ids, _ in PIECES)
+    assert bar.seen == [73, 39, 2]

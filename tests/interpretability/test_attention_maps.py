@@ -9,6 +9,7 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from chatgpt_hf.errors import ConfigError, DataError
+from chatgpt_hf.interpretability import attention_maps as module
 from chatgpt_hf.interpretability.attention_maps import (
     attention_flow,
     attention_maps,
@@ -146,3 +147,12 @@ def test_drawing(model: PreTrainedModel, ids: torch.Tensor) -> None:
     bars = draw_tokens(labels, {"flow": flow}).axes[0].patches
     np.testing.assert_allclose([bar.get_height() for bar in bars], flow)
     assert len(draw_head_scores(head_scores(model, range(50), rows=1)).axes) == 3
+
+
+def test_weights_that_take_too_much_memory_are_refused(
+    model: PreTrainedModel, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_WEIGHTS_BYTES", 4 * 12 * 11 * 11)
+    with pytest.raises(DataError, match="weights of 12 tokens do not fit into memory: give at most 11 tokens"):
+        attention_maps(model, ids)
+    assert attention_maps(model, ids[:, :11]).weights.shape[-1] == 11

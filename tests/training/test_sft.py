@@ -62,6 +62,29 @@ def test_no_answer_to_measure(sft_options: list[str], tmp_path: Path) -> None:
     assert not [name for name in figures if name.startswith("trained_")]
 
 
+def test_the_number_of_answers(sft_options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    measure = module.evaluate_answers
+
+    def counted(model: Any, tokenizer: Any, conversations: Any, **options: Any) -> Any:
+        asked.append((options["desc"], len(conversations)))
+        return measure(model, tokenizer, conversations, **options)
+
+    monkeypatch.setattr(module, "evaluate_answers", counted)
+    figures = run(sft_options, tmp_path / "run", "--evaluate_answers", "2")
+    assert asked == [("Answering (trained)", 2)]
+    assert "trained_rouge_l" in figures
+    figures = run(sft_options, tmp_path / "none", "--evaluate_answers", "0")
+    assert len(asked) == 1
+    assert not [name for name in figures if name.startswith("trained_")]
+    assert (tmp_path / "none" / "README.md").is_file()
+    with pytest.raises(ConfigError, match="--evaluate_answers is -1: give 0 to skip the answers, or more"):
+        run(sft_options, tmp_path / "bad", "--evaluate_answers", "-1")
+    with pytest.raises(ConfigError, match="--evaluate_base needs answers to compare, and --evaluate_answers is 0"):
+        run(sft_options, tmp_path / "bad", "--evaluate_answers", "0", "--evaluate_base", "true")
+    assert not (tmp_path / "bad").exists()
+
+
 def test_the_held_out_part_is_measured_and_not_learned(
     sft_options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ OURS = ChatGPTConfig.model_type
 TARGETS = (OURS, *FAMILIES)
 _TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"}
 
-# A model, a function from ids (batch, seq) to float32 logits (batch, seq, vocab), or the logits of `_sample_ids`.
+# A model, a function from ids (batch, seq) to float32 logits (batch, seq, vocab), or the logits of `random_ids`.
 Reference: TypeAlias = PreTrainedModel | Callable[[torch.Tensor], torch.Tensor] | torch.Tensor
 
 

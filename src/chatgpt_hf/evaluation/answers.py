@@ -53,12 +53,14 @@ def evaluate_answers(
     tools: Sequence[list[dict[str, Any]] | None] | None = None,
     max_new_tokens: int = 128,
     batch_size: int = 32,
+    desc: str = "Answering",
     progress: bool = True,
 ) -> AnswersResult:
     """Answers each conversation's last question greedily, and compares the answer with its last message.
 
     Args:
         tools: The tools of each conversation, as JSON schemas.
+        desc: Text of the progress bar.
 
     Raises:
         DataError: If there is no conversation, or one does not end with the assistant's message.
@@ -81,7 +83,7 @@ def evaluate_answers(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         progress=progress,
-        desc="Answering",
+        desc=desc,
         noun="questions",
         do_sample=False,
     )

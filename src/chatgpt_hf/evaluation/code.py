@@ -1,6 +1,8 @@
 """Evaluates programs that a model writes: pass@k on problems in HumanEval's format (Chen et al. 2021)."""
 
+import ast
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -14,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..chat_templates import encode_chat_prompt
 from ..data.files import has_content, open_bytes
 from ..errors import ConfigError, DataError
 from ..tokenization_chatgpt import encode_prompts
@@ -24,6 +27,12 @@ from .sandbox import run_program
 
 # Strings that end the body of a function (Chen et al. 2021, section 2.1).
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+# The message that asks a chat model for a function (lm-evaluation-harness' humaneval_instruct), and how its answer begins.
+CHAT_QUESTION = (
+    "Write a solution to the following problem and make sure that it passes the tests:\n```python\n{}\n```\n"
+)
+CHAT_ANSWER = "```python\n"
+_CHAT_STOP = ("\n```",)
 # For nucleus sampling, from the same paper (section 3.2).
 _TOP_P = 0.95
 
@@ -180,6 +189,7 @@ def evaluate_code(
     ks: Sequence[int] = (1,),
     temperature: float = 0.0,
     max_new_tokens: int = 512,
+    chat: bool = False,
     seed: int = 0,
     batch_size: int = 8,
     data: str = "",
@@ -194,6 +204,9 @@ def evaluate_code(
     Args:
         samples: Completions of each problem.
         temperature: 0 always takes the likeliest token; above 0, tokens are sampled from the likeliest 95 %.
+        chat: Ask for each function in a message through the chat template. The answer is the first block of code; a
+            function in it replaces the prompt's, and code without the function continues the prompt. Otherwise the model
+            continues the bare prompt.
         seed: Seed of sampling; the caller's random state does not change.
         ks: See `score_completions`; also for `data`, `timeout`, `memory_mb`, `num_workers` and `unsafe_unconfined`.
 
@@ -201,6 +214,7 @@ def evaluate_code(
         DataError: If there is no problem.
         ConfigError: If `samples` is above 1 at temperature 0, a k is above `samples`, or this system cannot confine
             programs.
+        TokenizerError: If the tokenizer has no chat template, with `chat`.
     """
     if not problems:
         raise DataError("There are no problems to evaluate on.")
@@ -212,7 +226,10 @@ def evaluate_code(
         )
     # Fails before hours of generation if this system cannot confine programs.
     run_program("", timeout=timeout, memory_mb=memory_mb, unsafe_unconfined=unsafe_unconfined)
-    prompts = encode_prompts(tokenizer, [problem.prompt for problem in problems])
+    if chat:
+        prompts = [_chat_prompt(tokenizer, problem) for problem in problems]
+    else:
+        prompts = encode_prompts(tokenizer, [problem.prompt for problem in problems])
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": _TOP_P, "top_k": 0}
@@ -227,10 +244,13 @@ def evaluate_code(
             batch_size=batch_size,
             progress=progress,
             desc="Writing",
-            stop=STOP,
+            stop=_CHAT_STOP if chat else STOP,
             **sampling,
         )
     texts = [completion.text for completion in written]
+    if chat:
+        asked = [problem for problem in problems for _ in range(samples)]
+        texts = [_after_prompt(problem, text) for problem, text in zip(asked, texts, strict=True)]
     completions = [texts[begin : begin + samples] for begin in range(0, len(texts), samples)]
     evaluation = score_completions(
         problems,
@@ -247,7 +267,28 @@ def evaluate_code(
         "samples": samples,
         "temperature": temperature,
         "max_new_tokens": max_new_tokens,
+        "chat": chat,
         "seed": seed,
         "batch_size": batch_size,
     }
     return evaluation
+
+
+def _chat_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> list[int]:
+    """Encodes the question for a function and the beginning of its answer."""
+    question = {"role": "user", "content": CHAT_QUESTION.format(problem.prompt)}
+    asked = encode_chat_prompt(tokenizer, [question])
+    begun = tokenizer(CHAT_ANSWER, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [*asked, *begun]
+
+
+def _after_prompt(problem: Problem, code: str) -> str:
+    """Returns code from a chat model's answer as a completion of the problem's prompt."""
+    if not re.search(rf"^def {problem.entry_point}\b", code, flags=re.MULTILINE):
+        return code
+    try:
+        # A docstring is a body: the function of the prompt is complete, and the answer's replaces it.
+        ast.parse(problem.prompt)
+    except (SyntaxError, ValueError):
+        return f"    pass\n\n\n{code}"
+    return f"\n\n{code}"

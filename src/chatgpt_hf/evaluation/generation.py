@@ -76,20 +76,28 @@ def generate_completions(
     eos = generation.get("eos_token_id", model.generation_config.eos_token_id)
     ends = set(eos if isinstance(eos, list) else [eos])
     completions = [Completion([], "", False)] * len(prompts)
-    with evaluating(model), tqdm(total=len(prompts) - too_long, desc=desc, disable=not progress) as bar:
-        for indices, room in _batches([len(prompt) for prompt in prompts], limit, max_new_tokens, batch_size):
+    batches = list(_batches([len(prompt) for prompt in prompts], limit, max_new_tokens, batch_size))
+    # In tokens that may have to be written: a batch of long answers takes minutes.
+    whole = sum(len(indices) * room for indices, room in batches)
+    bar = tqdm(total=whole, desc=desc, unit="token", unit_scale=True, disable=not progress)
+    with evaluating(model), bar:
+        for indices, room in batches:
             inputs = pad([prompts[index] for index in indices], side="left", pad_token_id=tokenizer.pad_token_id)
             width = inputs["input_ids"].shape[1]
+            done = bar.n + len(indices) * room
+            criteria: list[StoppingCriteria] = [_Count(bar)]
             if stop:
-                generation["stopping_criteria"] = StoppingCriteriaList([_Stop(tokenizer, width, stop)])
+                criteria.append(_Stop(tokenizer, width, stop))
             output = model.generate(
                 **{name: value.to(model.device) for name, value in inputs.items()},
                 max_new_tokens=room,
+                stopping_criteria=StoppingCriteriaList(criteria),
                 **generation,
             )
             for index, row in zip(indices, output[:, width:].tolist(), strict=True):
                 completions[index] = _completion(tokenizer, row, ends, stop)
-            bar.update(len(indices))
+            # All may have ended early.
+            bar.update(done - bar.n)
     return completions
 
 
@@ -127,6 +135,17 @@ def _holds(text: str, stop: Sequence[str]) -> bool:
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Any) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+class _Count(StoppingCriteria):
+    """Ends nothing, but counts the tokens of a batch in a progress bar."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        self.bar.update(len(input_ids))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
 
 
 class _Stop(StoppingCriteria):

@@ -14,6 +14,10 @@ from ..tokenization_chatgpt import encode_texts
 from .figures import Measure
 from .scoring import negative_log_likelihoods
 
+# Longest window if none is chosen, in tokens: attention over the 131,072 positions that a config may promise would take
+# hours. Perplexity is commonly reported with 2,048.
+DEFAULT_WINDOW = 2048
+
 
 @dataclass(frozen=True)
 class LanguageModelingResult:
@@ -73,34 +77,54 @@ def scoring_windows(length: int, size: int, stride: int) -> list[tuple[int, int,
     return result
 
 
+def window_and_stride(model: PreTrainedModel, window: int | None = None, stride: int | None = None) -> tuple[int, int]:
+    """Returns the window and stride for `scoring_windows`, in tokens.
+
+    Args:
+        window: None for the model's context, but at most `DEFAULT_WINDOW`.
+        stride: None for half the window.
+
+    Raises:
+        ConfigError: If `window` is below 2 or above the model's context, or `stride` is below 1 or not below the window.
+    """
+    context = context_length(model)
+    size = min(context, DEFAULT_WINDOW) if window is None else window
+    if window is not None and not 2 <= window <= context:
+        raise ConfigError(f"window is {window} and the model's context {context}: give 2 to {context} tokens.")
+    stride = max(1, size // 2) if stride is None else stride
+    if not 1 <= stride < max(size, 2):
+        what = "the model's context" if window is None and size == context else "the window"
+        raise ConfigError(
+            f"stride is {stride} and {what} {size}: give 1 to {size - 1}, so that every token has a token before it."
+        )
+    return size, stride
+
+
 def evaluate_language_modeling(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    window: int | None = None,
     stride: int | None = None,
     progress: bool = True,
 ) -> LanguageModelingResult:
-    """Scores documents, with bos and eos where the tokenizer has them (`document_marks`), in windows as long as the model's context.
+    """Scores documents, with bos and eos where the tokenizer has them (`document_marks`), in overlapping windows.
 
     Args:
-        stride: New tokens per window for documents longer than the context; None for half the context.
+        batch_size: Windows at a time; None for up to 8, fewer if they are long.
+        window: Tokens that the model sees at a time; None for its context, but at most `DEFAULT_WINDOW`.
+        stride: New tokens per window for documents longer than the window; None for half the window.
 
     Raises:
         DataError: If there is no text.
-        ConfigError: If `stride` is below 1 or not below the context length.
+        ConfigError: See `window_and_stride`.
     """
     texts = [text for text in texts if text]
     if not texts:
         raise DataError("There is no held-out text to evaluate on.")
-    size = context_length(model)
-    stride = max(1, size // 2) if stride is None else stride
-    if not 1 <= stride < max(size, 2):
-        raise ConfigError(
-            f"stride is {stride} and the model's context {size}: give 1 to {size - 1}, so that every token has a token "
-            "before it."
-        )
+    size, stride = window_and_stride(model, window, stride)
     documents = encode_texts(tokenizer, texts, with_end=True)
     pieces: list[tuple[list[int], int]] = []
     owners: list[int] = []

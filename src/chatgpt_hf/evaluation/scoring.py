@@ -1,15 +1,26 @@
 """The likelihood of given tokens under a model, which measures language modeling, completions and choices."""
 
-from collections.abc import Sequence
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..tokenization_chatgpt import encode_prompts, encode_texts
 from .mode import evaluating
 from .padding import pad
+
+# Float32 logits that exist at a time; the cross-entropy holds about three copies. The logits of 8 rows of 8,192 tokens
+# with a vocabulary of 49,152 would be 13 GB.
+LOGITS_BYTES = 128 * 2**20
+# Rows and tokens at a time if no batch size is given. Larger batches are no faster on a CPU.
+BATCH_ROWS, BATCH_TOKENS = 8, 4096
 
 
 @torch.inference_mode()
@@ -18,37 +29,138 @@ def negative_log_likelihoods(
     pieces: Sequence[tuple[Sequence[int], int]],
     *,
     pad_token_id: int | None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     desc: str = "Scoring",
     progress: bool = True,
 ) -> np.ndarray:
     """Returns the negative log-likelihood of each piece in nats, (pieces,).
 
-    It sums over the tokens from the given position on, each predicted from the tokens before it.
+    It sums over the tokens from the given position on, each predicted from the tokens before it. Memory does not grow with
+    length times vocabulary: if the logits of a batch are large, the head is applied to a part of the positions at a time.
 
     Args:
         pieces: Pairs of token ids, at most as many as the model's context, and the position of the first token that
             counts, at least 1.
         pad_token_id: Fills short rows; it is masked, so it may be any id.
+        batch_size: Rows at a time; None for up to 8, fewer if they are long.
     """
     # Batches of similarly long rows need the least padding.
     order = sorted(range(len(pieces)), key=lambda index: len(pieces[index][0]), reverse=True)
+    lengths = [len(pieces[index][0]) for index in order]
     nats = np.zeros(len(pieces))
-    with evaluating(model):
-        for begin in tqdm(range(0, len(order), batch_size), desc=desc, disable=not progress):
-            indices = order[begin : begin + batch_size]
+    # Counted in tokens, because batches of short rows take less time.
+    bar = tqdm(total=sum(lengths), desc=desc, unit="token", unit_scale=True, disable=not progress)
+    with evaluating(model), bar:
+        for batch in _batches(lengths, batch_size):
+            indices = order[batch]
             rows = pad([pieces[index][0] for index in indices], side="right", pad_token_id=pad_token_id)
             labels = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
             for row, index in zip(labels, indices, strict=True):
                 row[: pieces[index][1]] = -100
             inputs = {name: value.to(model.device) for name, value in rows.items()}
-            logits = model(**inputs, use_cache=False).logits
-            shifted = labels[:, 1:].to(model.device)
-            losses = torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), shifted.flatten(), ignore_index=-100, reduction="none"
-            )
-            nats[indices] = losses.view(shifted.shape).double().sum(1).cpu().numpy()
+            losses = _losses(model, inputs, labels[:, 1:].to(model.device))
+            nats[indices] = losses.double().sum(1).cpu().numpy()
+            bar.update(sum(lengths[batch]))
     return nats
+
+
+def _batches(lengths: Sequence[int], batch_size: int | None) -> Iterator[slice]:
+    """Divides rows, longest first, into batches of `batch_size`, or of what memory allows."""
+    begin = 0
+    while begin < len(lengths):
+        rows = batch_size or max(1, min(BATCH_ROWS, BATCH_TOKENS // max(1, lengths[begin])))
+        yield slice(begin, begin + rows)
+        begin += rows
+
+
+def _losses(model: PreTrainedModel, inputs: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    """Returns the cross-entropy of each target, (rows, seq - 1), zero where the target is -100.
+
+    Args:
+        inputs: `input_ids` and `attention_mask`, each (rows, seq).
+        targets: The ids that follow each position but the last, (rows, seq - 1).
+    """
+    vocab_size = model.config.get_text_config().vocab_size
+    positions = max(1, LOGITS_BYTES // (4 * vocab_size))
+    head = _Head.of(model, inputs) if targets.numel() > positions else None
+    if head is None:
+        return _cross_entropy(model(**inputs, use_cache=False).logits[:, :-1], targets)
+    counted = targets != -100
+    hidden = head.hidden[:, :-1][counted]
+    losses = torch.zeros(targets.shape, device=targets.device)
+    losses[counted] = torch.cat(
+        [
+            _cross_entropy(head.logits(some), ids)
+            for some, ids in zip(hidden.split(positions), targets[counted].split(positions), strict=True)
+        ]
+    )
+    return losses
+
+
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    losses = nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]).float(), targets.flatten(), ignore_index=-100, reduction="none"
+    )
+    return losses.view(targets.shape)
+
+
+class _Head:
+    """What a model does after its body, for some positions at a time: head, soft capping, scaling.
+
+    It is the model's own forward, in which the body returns the given hidden states instead of computing them.
+
+    Attributes:
+        hidden: The body's hidden states, (rows, seq, hidden).
+    """
+
+    def __init__(self, model: PreTrainedModel, body: nn.Module, output: Any) -> None:
+        self._model, self._body, self._output = model, body, output
+        self.hidden: torch.Tensor = output.last_hidden_state
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> "_Head | None":
+        """Runs the body; returns None if the model is not a body with a head that reads its hidden states."""
+        # A PEFT model's own forward only prepares the call of the model inside, whose layers hold the adapters.
+        inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        body = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
+        if body is inner or "logits_to_keep" not in inspect.signature(inner.forward).parameters:
+            return None
+        outputs: list[Any] = []
+        handle = body.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+        try:
+            last = model(**inputs, use_cache=False, logits_to_keep=1).logits
+        finally:
+            handle.remove()
+        hidden = getattr(outputs[0], "last_hidden_state", None) if len(outputs) == 1 else None
+        if hidden is None or hidden.shape[:2] != inputs["input_ids"].shape:
+            return None
+        head = cls(inner, body, outputs[0])
+        again = head.logits(hidden[:, -1])
+        close = torch.allclose(again.float(), last[:, -1].float(), rtol=1e-2, atol=1e-2, equal_nan=True)
+        return head if close else None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the logits (positions, vocab) of some hidden states, (positions, hidden)."""
+        output = copy.copy(self._output)
+        output.last_hidden_state = hidden[None]
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        with _returning(self._body, output):
+            return self._model(input_ids=ids, use_cache=False).logits[0]
+
+
+@contextmanager
+def _returning(module: nn.Module, output: Any) -> Iterator[None]:
+    """Lets a module return an output without computing anything while the block runs."""
+    # accelerate also puts a forward on modules that it places.
+    own = vars(module).get("forward")
+    module.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 def continuation(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError, DataError
@@ -18,7 +19,7 @@ from .anatomy import output_changed
 METHODS = ("gradient_x_input", "integrated_gradients", "occlusion")
 # The number of steps of integrated gradients grows until the relative error of their sum is at most this.
 TOLERANCE = 0.005
-_STEPS = (32, 64, 128, 256, 512, 1024)
+STEPS = (32, 64, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def attribute(
     method: str = "integrated_gradients",
     *,
     baseline_id: int,
+    progress: bool = False,
 ) -> Attribution:
     """Attributes the log-probability of `ids[begin:]` after `ids[:begin]` to single tokens.
 
@@ -71,6 +73,7 @@ def attribute(
             replaced by the baseline (Zeiler & Fergus 2014).
         baseline_id: A token that stands for missing input, such as eos. A vector of zeros would be a bad baseline for a model
             with norms, which are steepest there.
+        progress: Show a progress bar; integrated gradients begin it again when they need more steps.
 
     Raises:
         ConfigError: If captum is missing, or there is no such method.
@@ -87,16 +90,20 @@ def attribute(
     context = torch.tensor([ids[:-1]], device=device)
     answer = torch.tensor(ids[begin:], device=device)
     embedding = model.get_input_embeddings()
-    score = _scorer(model, context, answer)
-    with evaluating(model), _frozen(model):
+    bar = tqdm(desc=method.replace("_", " ").capitalize(), unit="row", disable=not progress)
+    score = _scorer(model, context, answer, bar)
+    with evaluating(model), _frozen(model), bar:
         with torch.no_grad():
             given = embedding(context)
             baseline = embedding(torch.full_like(context, baseline_id))
             log_probability, nothing = float(score(given)), float(score(baseline))
         steps = 0
         if method == "gradient_x_input":
+            bar.reset(1)
             found = captum.InputXGradient(score).attribute(given.requires_grad_())
         elif method == "occlusion":
+            # The whole context, and without each token.
+            bar.reset(1 + context.shape[1])
             places = torch.arange(context.shape[1], device=device)[None, :, None]
             found = captum.FeatureAblation(score).attribute(
                 given, baseline, feature_mask=places, perturbations_per_eval=_rows(context)
@@ -105,7 +112,8 @@ def attribute(
             found = found[..., :1]
         else:
             integrated = captum.IntegratedGradients(score)
-            for steps in _STEPS:
+            for steps in STEPS:
+                bar.reset(steps)
                 found = integrated.attribute(given, baseline, n_steps=steps, internal_batch_size=_rows(context))
                 if Attribution(_by_token(found), log_probability, nothing, steps).error <= TOLERANCE:
                     break
@@ -118,9 +126,11 @@ def _by_token(found: torch.Tensor) -> npt.NDArray[np.float64]:
 
 
 def _scorer(
-    model: PreTrainedModel, context: torch.Tensor, answer: torch.Tensor
+    model: PreTrainedModel, context: torch.Tensor, answer: torch.Tensor, bar: tqdm
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Returns a function from embeddings (rows, seq, hidden) to the log-probability of the answer, (rows,).
+
+    It counts the rows in a progress bar.
 
     It replaces the output of the embedding, because not every model takes `inputs_embeds`: a model with n-grams looks up
     ids, which stay the same.
@@ -130,6 +140,7 @@ def _scorer(
         rows = context.expand(len(embeddings), -1)
         with output_changed(model.get_input_embeddings(), lambda *_: embeddings):
             logits = model(input_ids=rows, use_cache=False, logits_to_keep=len(answer)).logits
+        bar.update(len(rows))
         logs = logits[:, -len(answer) :].float().log_softmax(-1)
         return logs.gather(2, answer.expand(len(rows), -1)[..., None])[..., 0].sum(-1)
 

@@ -1,6 +1,6 @@
 """Computes everything that the page shows for one text or answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,11 @@ from .surprise import TokenProbability, token_probabilities
 
 # The flow needs one maximum flow per token, through a network with a node for every token in each layer: beyond this, minutes.
 MAX_FLOW_TOKENS = 128
+# Rollout says nothing if the first token has more than this share of the last one, as it has after many layers: each layer
+# mixes in a little more of it, whatever the text (Abnar & Zuidema 2020 had six layers).
+MAX_FIRST_SHARE = 0.9
+# The parts that can be left out.
+PARTS = ("attention", "lens", "attribution", "heads", "tuned_lens", "ablation")
 # Length and numbers of the rows for the tuned lens and the ablation.
 _ROW_LENGTH = 128
 _LENS_ROWS = 64
@@ -47,12 +52,13 @@ class Texts:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The results for one passage. A result is None if its technique does not work with the model; `notes` says why.
+    """The results for one passage. A result is None if its technique does not work with the model (`notes` says why), or was
+    to be left out.
 
     Attributes:
         name: Name of the model.
         surprise: One entry for each token from `passage.begin` on.
-        rollout: (query, key) after the last layer.
+        rollout: (query, key) after the last layer; None if the first token has nearly everything.
         flow: (key,), from the last position.
         target: The text that the attributions explain: the answer, or the model's next token.
         attributions: By method.
@@ -119,6 +125,7 @@ def explain(
     *,
     name: str,
     texts: Texts | None = None,
+    without: Collection[str] = (),
     report: Callable[[str], None] = lambda sentence: None,
     progress: bool = False,
 ) -> Explanation:
@@ -126,10 +133,18 @@ def explain(
 
     Args:
         texts: Texts for the tuned lens and the ablation; without them, both are left out.
+        without: Names in `PARTS` to leave out.
         report: Called with the name of each step.
-        progress: Show a progress bar for the ablation, which needs one evaluation per part.
+        progress: Show progress bars.
+
+    Raises:
+        ConfigError: If a part to leave out has an unknown name.
     """
+    check_parts(without)
     notes: list[str] = []
+    if without:
+        left_out = ", ".join(part.replace("_", " ") for part in PARTS if part in without)
+        notes.append(f"Left out as asked: {left_out}.")
     ids = passage.tensor(model)
 
     def attempt(what: str, compute: Callable[[], Any]) -> Any:
@@ -144,7 +159,7 @@ def explain(
     surprise = token_probabilities(
         model, tokenizer, passage.ids[: passage.begin], passage.ids[passage.begin :] if passage.begin else ()
     )
-    maps = attempt("Attention", lambda: attention_maps(model, ids))
+    maps = attempt("Attention", lambda: attention_maps(model, ids)) if "attention" not in without else None
     rollout = flow = None
     if maps is not None:
         if maps.switched_from is not None:
@@ -153,13 +168,22 @@ def explain(
                 "the same."
             )
         rollout = attention_rollout(maps.weights)[-1]
+        first = float(rollout[-1, 0])
+        if len(passage.ids) > 2 and first > MAX_FIRST_SHARE:
+            rollout = None
+            notes.append(
+                f"Attention rollout is left out: after {len(maps.weights)} layers it gives the first token {first:.0%} of the last "
+                "one, and would do so for almost any text."
+            )
         if len(passage.ids) <= MAX_FLOW_TOKENS:
-            flow = attempt("Attention flow", lambda: attention_flow(maps.weights))
+            flow = attempt("Attention flow", lambda: attention_flow(maps.weights, progress=progress))
         else:
             notes.append(
                 f"Attention flow is left out: it takes minutes for more than {MAX_FLOW_TOKENS} tokens, and there are {len(passage.ids)}."
             )
-    lens = attempt("Logit lens", lambda: look_through(model, ids))
+    lens = None
+    if "lens" not in without:
+        lens = attempt("Logit lens", lambda: look_through(model, ids, progress=progress))
     # For a text, the attributions explain the model's next token; for an answer, the answer itself.
     explained, begin = list(passage.ids), passage.begin
     if not passage.is_answer:
@@ -168,24 +192,31 @@ def explain(
         explained.append(int(following))
     baseline = _baseline_id(tokenizer)
     attributions = {}
-    for method in METHODS:
+    for method in METHODS if "attribution" not in without else ():
         found = attempt(
             f"Attribution by {method.replace('_', ' ')}",
-            partial(attribute, model, explained, begin, method, baseline_id=baseline),
+            partial(attribute, model, explained, begin, method, baseline_id=baseline, progress=progress),
         )
         if found is not None:
             attributions[method] = found
     special = set(tokenizer.all_special_ids)
     vocabulary = [token_id for token_id in range(len(tokenizer)) if token_id not in special]
-    heads = attempt(
-        "The heads", lambda: head_scores(model, vocabulary, first=next(iter(document_marks(tokenizer).begin), None))
-    )
-    tuned = ablation = None
-    if texts is not None:
+    heads = tuned = ablation = None
+    if "heads" not in without:
+        heads = attempt(
+            "The heads",
+            lambda: head_scores(
+                model, vocabulary, first=next(iter(document_marks(tokenizer).begin), None), progress=progress
+            ),
+        )
+    if texts is not None and "tuned_lens" not in without:
         tuned = attempt(
             "Tuned lens",
-            lambda: look_through(model, ids, tuned=train_tuned_lens(model, texts.lens_rows)),
+            lambda: look_through(
+                model, ids, tuned=train_tuned_lens(model, texts.lens_rows, progress=progress), progress=progress
+            ),
         )
+    if texts is not None and "ablation" not in without:
         ablation = attempt(
             "Ablation",
             lambda: ablation_effects(
@@ -208,6 +239,12 @@ def explain(
         source=texts.source if texts is not None else None,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def check_parts(names: Collection[str]) -> None:
+    """Raises `ConfigError` for a name that is not in `PARTS`."""
+    if unknown := [name for name in names if name not in PARTS]:
+        raise ConfigError(f"There is no part {unknown[0]!r} to leave out; choose from {', '.join(PARTS)}.")
 
 
 def _baseline_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -7,11 +7,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError, DataError
 from ..evaluation.mode import evaluating
 from .anatomy import Anatomy, anatomy, residual_streams
+
+# Steps of a tuned lens' training, and positions in each.
+LENS_STEPS, LENS_POSITIONS = 100, 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,14 @@ class TunedLens(nn.Module):
 
 
 @torch.no_grad()
-def look_through(model: PreTrainedModel, ids: torch.Tensor, *, tuned: TunedLens | None = None, top_k: int = 5) -> Lens:
+def look_through(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    *,
+    tuned: TunedLens | None = None,
+    top_k: int = 5,
+    progress: bool = False,
+) -> Lens:
     """Applies the model's last norm and head to the residual stream after each layer: the logit lens (nostalgebraist 2020).
 
     Args:
@@ -73,7 +84,7 @@ def look_through(model: PreTrainedModel, ids: torch.Tensor, *, tuned: TunedLens 
     own = parts.unembed(streams[-1][0]).log_softmax(-1)
     targets = torch.cat([ids[0, 1:], own[-1:].argmax(-1)])
     columns: dict[str, list[np.ndarray]] = {name: [] for name in Lens.__annotations__ if name != "targets"}
-    for layer, stream in enumerate(streams):
+    for layer, stream in enumerate(tqdm(streams, desc="Looking at layers", disable=not progress)):
         hidden = stream[0] if tuned is None else tuned(stream[0].float(), layer).to(stream.dtype)
         logs = parts.unembed(hidden).log_softmax(-1)
         top = logs.topk(min(top_k, logs.shape[-1]), dim=-1)
@@ -102,10 +113,11 @@ def train_tuned_lens(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
     *,
-    steps: int = 100,
-    positions_per_step: int = 64,
+    steps: int = LENS_STEPS,
+    positions_per_step: int = LENS_POSITIONS,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    progress: bool = False,
 ) -> TunedLens:
     """Trains the translators to match the model's predictions, by KL(model, layer) (Belrose et al. 2023, equation 9).
 
@@ -123,7 +135,7 @@ def train_tuned_lens(
         raise DataError("A tuned lens needs one or more training texts, none of them empty.")
     parts = anatomy(model)
     collected: list[torch.Tensor] = []
-    for row in rows:
+    for row in tqdm(rows, desc="Reading for the tuned lens", disable=not progress):
         ids = torch.tensor([list(row)], device=model.device)
         streams = residual_streams(parts, ids)
         if not collected:
@@ -134,7 +146,7 @@ def train_tuned_lens(
     optimizer = torch.optim.Adam(lens.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
+    for _ in tqdm(range(steps), desc="Training the tuned lens", disable=not progress):
         chosen = torch.randint(hidden.shape[1], (positions_per_step,), generator=generator).to(model.device)
         with torch.no_grad():
             own = parts.unembed(hidden[-1, chosen]).log_softmax(-1)

@@ -92,8 +92,8 @@ function attention(data) {
   const length = data.labels.length;
   const size = (length * (length + 1)) / 2;
   const weights = bytes(data.attention.weights);
-  const rollout = bytes(data.attention.rollout);
-  const choices = [{ name: "rollout over all layers", map: rollout }];
+  const choices = [];
+  if (data.attention.rollout !== null) choices.push({ name: "rollout over all layers", map: bytes(data.attention.rollout) });
   for (let layer = 0; layer < layers; layer += 1) {
     for (let head = 0; head < heads; head += 1) {
       const name = allHeads ? `layer ${layer}, head ${head}` : `layer ${layer}`;
@@ -126,7 +126,9 @@ function attention(data) {
   select.addEventListener("change", show);
 
   const color = getComputedStyle(document.documentElement).getPropertyValue("--plus").trim().split(" ").map(Number);
-  choices.slice(1).forEach((choice, index) => {
+  choices.forEach((choice, index) => {
+    // The rollout belongs to no head or layer.
+    if (choice.short === undefined) return;
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = length;
     const context = canvas.getContext("2d");
@@ -142,7 +144,7 @@ function attention(data) {
     canvas.setAttribute("aria-label", choice.name);
     canvas.tabIndex = 0;
     const take = () => {
-      select.value = index + 1;
+      select.value = index;
       show();
     };
     canvas.addEventListener("click", take);

@@ -102,7 +102,7 @@ def render_page(explanation: Explanation, tokenizer: PreTrainedTokenizerBase) ->
 
 def _attention_choices(explanation: Explanation) -> list[dict[str, Any] | None]:
     """Returns the maps with all heads, with each layer's mean, and none: the page uses the first that keeps it small."""
-    if explanation.maps is None or explanation.rollout is None:
+    if explanation.maps is None:
         return [None]
     weights, rollout = explanation.maps.weights, explanation.rollout
     mean = weights.mean(axis=1, keepdims=True)
@@ -112,7 +112,7 @@ def _attention_choices(explanation: Explanation) -> list[dict[str, Any] | None]:
             "heads": maps.shape[1],
             "all_heads": maps.shape[1] == weights.shape[1],
             "weights": _bytes(maps),
-            "rollout": _bytes(rollout),
+            "rollout": None if rollout is None else _bytes(rollout),
         }
         for maps in (weights, mean)
     ]

@@ -213,6 +213,13 @@ class ConversationArguments:
             "help": "Conversations longer than a row: cut, drop or keep (split over several rows). The report counts them."
         },
     )
+    evaluate_answers: int = field(
+        default=200,
+        metadata={
+            "help": "Number of conversations of each part, trained and held out, that the model answers after training, to be compared "
+            "with their last messages; 0 skips this. Each answer has up to 128 tokens."
+        },
+    )
     evaluate_base: bool = field(
         default=False, metadata={"help": "Also measure the base model's answers before training, for comparison."}
     )

@@ -38,8 +38,6 @@ with needed_by("Training"):
 
 logger = logging.getLogger(__name__)
 
-# Conversations of each part that are evaluated: greedy answers to more would take minutes on a laptop.
-EVALUATED_CONVERSATIONS = 200
 # Share of the conversations to hold out for a base model that was not made here, if a recipe does not say.
 FOREIGN_TEST_FRACTION = 0.05
 
@@ -128,6 +126,13 @@ class SFTRun(Run):
         if self.fraction_is_default:
             foreign = is_foreign(self.model_arguments.model_name_or_path)
             chosen.test_fraction = FOREIGN_TEST_FRACTION if foreign else 0.0
+        if chosen.evaluate_answers < 0:
+            raise ConfigError(f"--evaluate_answers is {chosen.evaluate_answers}: give 0 to skip the answers, or more.")
+        if chosen.evaluate_base and not chosen.evaluate_answers:
+            raise ConfigError(
+                "--evaluate_base needs answers to compare, and --evaluate_answers is 0: give a number, or leave out "
+                "--evaluate_base."
+            )
         if self.arguments.load_best_model_at_end and self.arguments.eval_strategy == "no":
             raise ConfigError(
                 "--load_best_model_at_end needs --eval_strategy steps or epoch, with conversations held out."
@@ -158,7 +163,7 @@ class SFTRun(Run):
         logger.info("The model learns %.1f %% of the tokens", 100 * self.share_learned)
         self.rows = self._packed(tokenized)
         self.eval_rows = self._packed(self._tokenized(splits["test"])) if "test" in splits else None
-        self.parts = _conversations_to_answer(splits, self.arguments.seed)
+        self.parts = _conversations_to_answer(splits, chosen.evaluate_answers, self.arguments.seed)
         # Where a conversation comes from does not matter.
         conversations = splits["train"].select_columns(
             [c for c in splits["train"].column_names if c in ("messages", "tools")]
@@ -243,7 +248,9 @@ class SFTRun(Run):
             # Evaluate before training, but with the end marks that the model will learn and the same penalty.
             set_generation(self.model, self.tokenizer, penalty)
             for title, part in self.parts.items():
-                answers = _answers(self.model, self.tokenizer, part)
+                answers = _answers(
+                    self.model, self.tokenizer, part, f"Answering before training ({title.replace('_', ' ')})"
+                )
                 self.base_figures |= _figures(f"base_{title}", answers)
         # The rows are ready. TRL's preparation would turn message text that looks like a special token into that
         # token.
@@ -285,7 +292,7 @@ class SFTRun(Run):
             results["held_out_loss"] = trainer.evaluate()["eval_loss"]
         self.samples: list[str] = []
         for title, part in self.parts.items():
-            answers = _answers(self.model, self.tokenizer, part)
+            answers = _answers(self.model, self.tokenizer, part, f"Answering ({title.replace('_', ' ')})")
             results |= {**_figures(title, answers), "rouge_l_measured_with": answers.rouge_l_signature}
             self.samples += [
                 f"({title})\nQ: {s['question']}\nA: {s['answer']}\nReference: {s['reference']}"
@@ -326,22 +333,22 @@ def set_generation(
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def _conversations_to_answer(splits: DatasetDict, seed: int) -> dict[str, Dataset]:
-    """Samples conversations to answer from each part; keys are the parts' names in the results."""
+def _conversations_to_answer(splits: DatasetDict, count: int, seed: int) -> dict[str, Dataset]:
+    """Samples up to `count` conversations to answer from each part; keys are the parts' names in the results."""
     parts = {}
     for name, title in (("train", "trained"), ("test", "held_out")):
-        if name not in splits:
+        if name not in splits or not count:
             continue
         # A conversation that ends with the user is fine for training, but has no last answer to compare with.
         part = splits[name].filter(ends_with_an_answer, input_columns="messages").shuffle(seed=seed)
         if len(part):
-            parts[title] = part.select(range(min(EVALUATED_CONVERSATIONS, len(part))))
+            parts[title] = part.select(range(min(count, len(part))))
     return parts
 
 
-def _answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: Dataset) -> AnswersResult:
+def _answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: Dataset, desc: str) -> AnswersResult:
     tools = part["tools"][:] if "tools" in part.column_names else None
-    return evaluate_answers(model, tokenizer, part["messages"][:], tools=tools)
+    return evaluate_answers(model, tokenizer, part["messages"][:], tools=tools, desc=desc)
 
 
 def _figures(title: str, answers: AnswersResult) -> dict[str, float]:
