@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConversionError
+from ..extras import needed_by
 from ..tokenization_chatgpt import document_marks, pre_tokenization
 from .llama_cpp_vocabularies import known_vocabulary
 
@@ -83,7 +84,8 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int) ->
         tokenizer: It must have passed `check_tokenizer`.
         size: The model's number of tokens.
     """
-    import gguf
+    with needed_by("A GGUF file"):
+        import gguf
 
     content = _content(tokenizer)
     writer.add_tokenizer_model("gpt2")

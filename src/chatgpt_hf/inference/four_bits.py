@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..extras import needed_by
+
 if TYPE_CHECKING:
     from torchao.quantization import IntxUnpackedToInt8Tensor
 
@@ -29,7 +31,8 @@ def four_bit_weight(weight: torch.Tensor, products: torch.Tensor | None = None) 
         weight: (out_features, in_features) in float32; `in_features` is a multiple of 32.
         products: (in_features, in_features), the sum of `x x^T` over the layer's inputs; None rounds to nearest.
     """
-    from torchao.quantization import IntxUnpackedToInt8Tensor
+    with needed_by("int4"):
+        from torchao.quantization import IntxUnpackedToInt8Tensor
 
     rows, columns = weight.shape
     weight = weight.detach().float().clone()

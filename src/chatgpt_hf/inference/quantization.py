@@ -18,7 +18,7 @@ from ..errors import ConfigError, DataError
 from ..evaluation.scoring import negative_log_likelihoods
 from ..extras import require
 from ..files import atomic_folder, check_new_folder
-from ..tokenization_chatgpt import encode_documents, load_tokenizer
+from ..tokenization_chatgpt import encode_texts, load_tokenizer
 from .cpu.packed_linear import use_cpu_kernels
 from .four_bits import GROUP_SIZE, quantize_layers
 
@@ -217,7 +217,7 @@ def _halves(tokenizer: PreTrainedTokenizerBase, corpus: str, length: int) -> tup
     from ..data.corpus import load_corpus
 
     texts = [text for split in load_corpus(corpus).values() for text in split["text"]]
-    ids = [token for document in encode_documents(tokenizer, texts) for token in document]
+    ids = [token for document in encode_texts(tokenizer, texts, with_end=True) for token in document]
     rows = [ids[begin : begin + length] for begin in range(0, len(ids) - length + 1, length)]
     if len(rows) < 2:
         raise DataError(
