@@ -4,6 +4,7 @@ Each command runs in a separate process, because a process never gives its peak 
 process, and how far it rises above a process that has only imported the libraries, divided by the size of the weights on disk. File pages
 that are read through a mapping count too, although the system can drop them. The script fails where `convert` rises to twice the checkpoint.
 
+    python benchmarks/command_memory.py
     python benchmarks/command_memory.py my-model
 """
 
@@ -48,11 +49,16 @@ def peak_megabytes(command: list[str]) -> float:
 
 def main() -> None:
     parser = harness.parser(__doc__)
-    parser.add_argument("model", help="folder of a Llama-like model with a chat template")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        help="folder of a Llama-like model with a chat template (default: SmolLM2-135M in bfloat16)",
+    )
     parser.add_argument(
         "--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="which to run (default: all)"
     )
     args = parser.parse_args()
+    args.model = args.model or harness.real_model("bfloat16")
     checkpoint = harness.megabytes(Path(args.model))
     libraries = peak_megabytes(IMPORTS)
     print(f"{args.model}: {checkpoint:.0f} MB of weights; a process with the libraries takes {libraries:.0f} MB\n")

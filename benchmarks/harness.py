@@ -5,6 +5,7 @@ Only the standard library is imported at the top, since some benchmarks measure 
 
 import argparse
 import atexit
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -325,6 +326,19 @@ def random_model(folder: Path | None = None) -> str:
     ChatGPTForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def real_model(dtype: str) -> str:
+    """Returns the folder of SmolLM2-135M-Instruct in `float32` or `bfloat16`; skips the script where it cannot be had."""
+    spec = importlib.util.spec_from_file_location("real_model", ROOT / "tests" / "real_model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return str(module.real_model(dtype))
+    except module.Unavailable as error:
+        skip(str(error))
 
 
 def weights_read(config: "ChatGPTConfig") -> int:
