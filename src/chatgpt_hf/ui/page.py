@@ -1,14 +1,14 @@
 """The chat page: Gradio's components around `ChatSession`. Conversations stay in the browser (page.js)."""
 
+import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from html import escape
 from importlib.resources import files
 from inspect import signature
 from itertools import groupby
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 History = list[dict[str, Any]]
 
+# How long an open page may delay the end.
+_CLOSING_SECONDS = 3
 NOTICES = {
     "content_filter": "The answer was ended by moderation.",
     "length": "The answer was cut off at the maximum length in the settings.",
@@ -426,7 +428,7 @@ def serve_page(
     started: Callable[[str], None] = print,
     **options: Any,
 ) -> None:
-    """Serves the page of a chat model, from a folder or Hub id, until interrupted.
+    """Serves the page of a chat model, from a folder or Hub id, until SIGINT or SIGTERM; for the main thread.
 
     Args:
         quantize: See `load_for_generation`.
@@ -438,8 +440,14 @@ def serve_page(
     )
     page = build_page(load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path)), **options)
     address = launch_page(page, host, port)
-    # Ctrl-C may also come before gradio waits for it.
-    with suppress(KeyboardInterrupt):
+    # Gradio's own `block_thread` misses a signal that comes before it waits, and lets open pages delay the end.
+    ended = Event()
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
         started(address)
-        page.block_thread()
-    page.close()
+        ended.wait()
+    finally:
+        page.server.config.timeout_graceful_shutdown = _CLOSING_SECONDS
+        page.close(verbose=False)
+        for number, handler in before.items():
+            signal.signal(number, handler)
