@@ -142,7 +142,8 @@ def test_a_quantized_model_is_refused(
     refused: Callable[..., str], cli: Callable[..., Any], chat_folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("torchao", reason="needs torchao: pip install 'chatgpt-hf[quantize]'")
-    folder = quantize_folder(chat_folder, tmp_path / "int8", "int8")
+    folder = tmp_path / "int8"
+    quantize_folder(chat_folder, folder, "int8")
     page = tmp_path / "page.html"
     assert "int8 is quantized" in refused("explain", folder, "--out", page, "--text", "a")
     result = cli("chat", folder, stdin=f"Hello!\n/explain {page}\nHello!\n")

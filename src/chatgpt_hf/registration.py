@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -76,18 +75,20 @@ class _WhenPeftIsImported(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != PEFT:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(PEFT)
+        # Not every search is an import: libraries also ask in this way whether PEFT is installed.
+        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((found for found in others if found is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenFillTables(spec.loader)
+            spec.loader = _ThenFillTables(spec.loader, self)
         return spec
 
 
 class _ThenFillTables(Loader):
     """A loader that fills PEFT's tables after the module has run."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, finder: MetaPathFinder) -> None:
         self.loader = loader
+        self.finder = finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -99,6 +100,8 @@ class _ThenFillTables(Loader):
             module.__spec__.loader = self.loader
         self.loader.exec_module(module)
         _fill_peft_tables()
+        if self.finder in sys.meta_path:
+            sys.meta_path.remove(self.finder)
 
 
 def register() -> None:
