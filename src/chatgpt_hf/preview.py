@@ -48,7 +48,8 @@ class Preview:
         overlap: Number of held-out examples that are also trained on.
         scripts: Share of the letters in each script.
         labels: Number of training rows per label, or of entities per kind, for tasks that have labels.
-        dropped: Why rows are left out, and how many.
+        dropped: Why rows are changed or left out, and how many.
+        unusable: Number of rows at which a training stops, unless `--skip_invalid` leaves them out.
     """
 
     purpose: str
@@ -64,6 +65,7 @@ class Preview:
     scripts: dict[str, float]
     labels: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    unusable: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything in JSON's types."""
@@ -107,6 +109,7 @@ def preview_conversations(
         splits={name: len(part) for name, part in splits.items()},
         examples=[_learned_parts(row, loaded) for row in tokenized.select(range(min(rows, len(tokenized))))],
         dropped=dict(dropped.most_common()),
+        unusable=sum(len(summary.invalid) for summary in summaries),
         **_common(texts, lengths, tokenizer is not None, block_size, _said(splits["train"])),
     )
 
@@ -150,6 +153,7 @@ def preview_task(arguments: TaskArguments, *, tokenizer: str | None = None, rows
         splits={name: len(part) for name, part in parts.items()},
         examples=[_fields(row, names) for row in islice(task.train, rows)],
         dropped=dict(_dropped(task.summaries).most_common()),
+        unusable=sum(len(summary.invalid) for summary in task.summaries),
         labels=_labels(task.train, names),
         **_common(
             texts, _lengths(texts["train"], tokenizer), tokenizer is not None, arguments.max_length, texts["train"]

@@ -150,6 +150,8 @@ def show(preview: "Preview") -> None:
         console.print(f"  labels: {escape(labels)}")
     if preview.dropped:
         console.print(Text("\nChanged or left out", style="bold"))
+        if preview.unusable:
+            console.print(f"  {preview.unusable} rows would stop a training; --skip_invalid leaves them out")
         for reason, count in list(preview.dropped.items())[:10]:
             console.print(f"  {count} x {escape(reason)}")
         if len(preview.dropped) > 10:

@@ -47,6 +47,7 @@ def test_conversations_for_people(cli: Callable[..., Any], chats: Path, base_fol
     before = sorted(tmp_path.iterdir())
     text = cli("data", "preview", chats, "--tokenizer", base_folder, "--block_size", 16).out
     assert "not used: id" in text
+    assert "2 rows would stop a training; --skip_invalid leaves them out" in text
     assert "1 x message 2, the assistant's, is empty" in text
     assert "longer than a row of 16 tokens: " in text
     assert "⟦Hello [there]<|im_end|>⟧" in text

@@ -74,6 +74,11 @@ def divided(folder: Path, pattern: str = "") -> tuple[str, str]:
         ("dev_blog_train.csv dev_blog_test.csv", "dev_blog_train.csv", "dev_blog_test.csv"),
         ("微博测试集.csv 微博训练集.csv", "微博训练集.csv", "微博测试集.csv"),
         ("开发集.tsv 训练集.tsv", "训练集.tsv", "开发集.tsv"),
+        ("测试数据.csv 训练数据.csv", "训练数据.csv", "测试数据.csv"),
+        ("testdata.csv traindata.csv", "traindata.csv", "testdata.csv"),
+        ("my_heldout.jsonl my_train.jsonl", "my_train.jsonl", "my_heldout.jsonl"),
+        ("held_out.jsonl train.jsonl", "train.jsonl", "held_out.jsonl"),
+        ("a.trn.tsv a.tst.tsv", "a.trn.tsv", "a.tst.tsv"),
         # Kaggle: a table of another kind is not training data.
         ("sample_submission.csv test.csv train.csv", "train.csv", "test.csv"),
         # THUCNews: among text files such a name can be a coincidence, so no document is lost.

@@ -22,12 +22,18 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# The names of splits as `datasets` recognizes them: `train.csv`, `my_dev-00000-of-00002.parquet`, `testing/a.jsonl`.
-_SPLIT_OF = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+# The names of splits as `datasets` recognizes them: `train.csv`, `my_dev-00000-of-00002.parquet`, `testing/a.jsonl`; and
+# others that people use.
+_SPLIT_OF = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words} | {
+    **dict.fromkeys(("trn", "trainset", "traindata"), "train"),
+    **dict.fromkeys(("tst", "testset", "testdata", "heldout", "holdout", "hold_out", "held_out"), "test"),
+    **dict.fromkeys(("devset", "devdata", "valset", "validset"), "validation"),
+}
 # Chinese names have no separators: `微博训练集.csv`.
-_CHINESE_SPLIT_OF = {"训练集": "train", "测试集": "test", "验证集": "validation", "开发集": "validation"}
+_CHINESE_SPLIT_OF = {"训练": "train", "测试": "test", "验证": "validation", "开发集": "validation"}
 _SPLIT_WORD = re.compile(
-    rf"(?:^|[{NON_WORDS_CHARS}])({'|'.join(_SPLIT_OF)})(?=[{NON_WORDS_CHARS}]|$)|({'|'.join(_CHINESE_SPLIT_OF)})",
+    rf"(?:^|[{NON_WORDS_CHARS}])({'|'.join(sorted(_SPLIT_OF, key=len, reverse=True))})(?=[{NON_WORDS_CHARS}]|$)"
+    rf"|({'|'.join(_CHINESE_SPLIT_OF)})",
     flags=re.IGNORECASE,
 )
 # Text files beside the data of a data set.
