@@ -1,6 +1,7 @@
 """Messages as other tools write them become role, content, calls and weight; nothing is dropped without a word."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,29 @@ def test_what_tools_write_comes_back(tmp_path_factory: pytest.TempPathFactory, t
 
 def write(file: Path, rows: list[Any]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+HALF = r"half of a surrogate pair, \\ud83d: an emoji or rare character was cut in two"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        r'[{"role": "user", "content": "\ud83d hi"}, {"role": "assistant", "content": "A"}]',
+        r"[{'role': 'user', 'content': '\ud83d hi'}, {'role': 'assistant', 'content': 'A'}]",
+        [USER, {"from": "function_call", "value": r'{"name": "f", "arguments": {"x": "\ud83d"}}'}],
+        [USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": r'{"x": "\ud83d"}'}}]}],
+        [USER, {**ASSISTANT, "function_call": {"name": "f", "arguments": r'{"\ud83d": 1}'}}],
+    ],
+)
+def test_half_a_character_inside_a_cell(cell: Any) -> None:
+    ((_, error),) = ConversationReader("rows").read([{"messages": cell}])
+    assert isinstance(error, DataError)
+    assert re.search(HALF, str(error))
+
+
+def test_half_a_character_in_tools() -> None:
+    row = {"messages": [USER, ASSISTANT], "tools": r'[{"name": "\ud83d"}]'}
+    ((_, error),) = ConversationReader("rows").read([row])
+    assert isinstance(error, DataError)
+    assert re.search(HALF, str(error))

@@ -93,11 +93,11 @@ class ConversationReader:
                 self.notes["blank rows were left out"] += 1
                 continue
             cells = Cells(row)
-            if self._is_one_message(cells):
-                key = cells.take(cells.first(_CONVERSATION_IDS, lambda value: not is_blank(value)) or "")
-                self._sessions.setdefault(str(key), []).append((number, cells))
-                continue
             try:
+                if self._is_one_message(cells):
+                    key = cells.take(cells.first(_CONVERSATION_IDS, lambda value: not is_blank(value)) or "")
+                    self._sessions.setdefault(str(key), []).append((number, cells))
+                    continue
                 conversations = self._read_row(row, cells)
             except DataError as error:
                 yield number, error

@@ -1,12 +1,12 @@
 """Converts the messages of other tools' data sets to one form: a known role, content as text, tool calls, a weight."""
 
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import DataError
+from .json_rows import parse_text
 
 Message = dict[str, Any]
 
@@ -230,8 +230,10 @@ def normalize_calls(calls: Any, where: str, unused: Counter[str]) -> list[dict[s
 
 def _from_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return parse_text(text)
+    except DataError as error:
+        raise DataError(f"{where}'s function call cannot be read: {error}") from error
+    except ValueError as error:
         raise DataError(f"{where}'s function call is not JSON with name and arguments, but {text!r:.80}") from error
 
 

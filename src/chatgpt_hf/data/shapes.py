@@ -1,12 +1,12 @@
 """Recognizes the shapes of conversation data by their columns and converts them to the ecosystem's `messages`."""
 
 import ast
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, DataError
+from .json_rows import check_surrogates, parse_text
 from .messages import (
     SPEAKER_KEYS,
     is_empty,
@@ -166,12 +166,14 @@ def _list_of(value: Any) -> list[Any] | None:
     if isinstance(value, str):
         if not value.lstrip().startswith("["):
             return None
-        for parse in (json.loads, ast.literal_eval):
+        text = value.strip()
+        for parse in (parse_text, ast.literal_eval):
             try:
-                value = parse(value.strip())
+                value = parse(text)
                 break
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
+        check_surrogates(value, text)
     return list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else None
 
 
@@ -304,13 +306,13 @@ def tools_of(cells: Cells) -> list[dict[str, Any]] | None:
     tools = cells.take(name)
     if isinstance(tools, str):
         try:
-            tools = json.loads(tools)
-        except (json.JSONDecodeError, RecursionError) as error:
+            tools = parse_text(tools)
+        except ValueError as error:
             raise DataError(f"its `{name}` are not JSON: {error}") from error
     tools = [tools] if isinstance(tools, Mapping) else tools
     try:
-        tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools or []]
-    except (TypeError, json.JSONDecodeError) as error:
+        tools = [parse_text(tool) if isinstance(tool, str) else tool for tool in tools or []]
+    except (TypeError, ValueError) as error:
         raise DataError(f"its `{name}` are not a list of JSON schemas, but {tools!r:.80}") from error
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise DataError(f"its `{name}` are not a list of JSON schemas, but {tools!r:.80}")
