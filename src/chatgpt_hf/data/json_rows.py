@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,16 @@ def parse_text(text: str) -> Any:
         raise DataError(f"its JSON nests lists and objects more than {DEEPEST} deep: flatten it")
     check_surrogates(value, text)
     return value
+
+
+def written_json(value: Any) -> str:
+    """Returns JSON text in which numbers have the digits of the file they come from."""
+    if isinstance(value, Mapping):
+        items = (f"{json.dumps(str(key), ensure_ascii=False)}: {written_json(item)}" for key, item in value.items())
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(written_json, value)) + "]"
+    return str(value) if isinstance(value, WrittenFloat) else json.dumps(value, ensure_ascii=False)
 
 
 def check_surrogates(value: Any, text: str, subject: str = "it", place: str = "") -> None:
