@@ -440,3 +440,11 @@ def test_numbers_in_calls_and_tools_are_not_rounded(tmp_path: Path, tokenizer: P
     assert splits["train"][0]["tools"] == [{"name": "f", "default": 2.5e-12}]
     texts, _ = read(file, tokenizer)
     assert '"e": 1.5e-12, "i": 12345678901234567890123' in texts[0]
+
+
+def test_numbers_that_a_data_set_cannot_store_become_text(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    extra = {"score": float("inf"), "meta": {"id": 2**70}}
+    file.write_text(json.dumps({"messages": [ANSWERED[0], {**ANSWERED[1], **extra}]}) + "\n", encoding="utf-8")
+    splits, _ = read_conversations(parse_sources(str(file)))
+    assert splits["train"][0]["messages"][1] == {**ANSWERED[1], "score": "Infinity", "meta": f'{{"id": {2**70}}}'}

@@ -355,7 +355,7 @@ def test_an_empty_message_of_a_table_does_not_join_its_neighbours() -> None:
     ("row", "said"),
     [
         ({"prompt": "Q", "response_0": "A", "response_1": "B", "chosen": 0}, turns("Q", "A")),
-        ({"prompt": "Q", "response_0": "B", "response_1": "A", "chosen": "1"}, turns("Q", "A")),
+        ({"prompt": "Q", "response_0": "B", "response_1": "A", "chosen": 1.0}, turns("Q", "A")),
         ({"prompt": "Q", "response_a": "A", "response_b": "B", "chosen": "response_a"}, turns("Q", "A")),
         ({"prompt": "Q", "response_a": "B", "response_b": "A", "model_b": "m", "chosen": "B"}, turns("Q", "A")),
         ({"messages": [USER], "response_a": "A", "response_b": "B", "chosen": "a"}, turns("Q", "A")),

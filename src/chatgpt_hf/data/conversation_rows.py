@@ -197,7 +197,7 @@ class ConversationReader:
     def _read_sessions(self) -> Iterator[tuple[int, Conversation | DataError]]:
         for rows in self._sessions.values():
             ordered = self._in_order([cells for _, cells in rows])
-            said = []
+            said: list[dict[str, Any]] = []
             for cells in ordered:
                 speaker = cells.first(SPEAKER_KEYS, is_scalar) or ""
                 content = cells.first(CONTENT_KEYS, lambda value: value is not None) or ""
@@ -208,7 +208,7 @@ class ConversationReader:
             try:
                 before = _same([system_of(cells) for cells in ordered], "system prompts")
                 tools = _same([tools_of(cells) for cells in ordered], "tools")
-                found = Conversation(self._checked(continued(before or [], said)), tools)
+                found: Conversation | DataError = Conversation(self._checked(continued(before or [], said)), tools)
             except DataError as error:
                 found = error
             for cells in ordered:

@@ -1,5 +1,6 @@
 """Converts the messages of other tools' data sets to one form: a known role, content as text, tool calls, a weight."""
 
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -144,8 +145,8 @@ def _normalize(raw: Any, number: int, unused: Counter[str]) -> Message:
     for key, value in given.items():
         if key not in _TEMPLATE_KEYS and not is_blank(value):
             unused[f"messages[].{key}"] += 1
-        if isinstance(value, int) and not _fits_64_bits(value):
-            given[key] = str(value)
+        if has_unstorable_number(value):
+            given[key] = written_json(value)
     return message | given
 
 
@@ -164,13 +165,13 @@ def _called(call: Mapping[str, Any]) -> tuple[str, Any]:
     return function["name"], parse_text(arguments) if isinstance(arguments, str) else arguments
 
 
-def _fits_64_bits(number: int) -> bool:
-    return -(2**63) <= number < 2**64
+def has_unstorable_number(value: Any) -> bool:
+    """True if a number that a data set cannot store, infinite or of more than 64 bits, is anywhere in a value."""
+    return _any_number(value, lambda number: not _is_storable(number))
 
 
-def has_long_integer(value: Any) -> bool:
-    """True if an integer of more than 64 bits, which a data set cannot store, is anywhere in a value."""
-    return _any_number(value, lambda number: isinstance(number, int) and not _fits_64_bits(number))
+def _is_storable(number: int | float) -> bool:
+    return math.isfinite(number) if isinstance(number, float) else -(2**63) <= number < 2**64
 
 
 def _any_number(value: Any, holds: Callable[[int | float], bool]) -> bool:
@@ -278,7 +279,7 @@ def normalize_calls(calls: Any, where: str, unused: Counter[str]) -> list[dict[s
                 )
         elif not isinstance(arguments, Mapping):
             raise DataError(f"{where}'s call of {name} has arguments that are not a JSON object: {arguments!r:.80}")
-        elif has_long_integer(arguments) or _any_number(arguments, lambda number: isinstance(number, float)):
+        elif has_unstorable_number(arguments) or _any_number(arguments, lambda number: isinstance(number, float)):
             # As text, because a data set rounds numbers.
             arguments = written_json(arguments)
         unused.update(f"tool_calls[].function.{name}" for name in function if name not in ("name", key, "id", "type"))

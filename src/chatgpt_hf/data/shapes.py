@@ -12,7 +12,7 @@ from ..errors import ConfigError, DataError
 from .json_rows import check_surrogates, parse_text
 from .messages import (
     SPEAKER_KEYS,
-    has_long_integer,
+    has_unstorable_number,
     is_blank,
     is_empty,
     spoken,
@@ -320,14 +320,14 @@ def _chosen(cells: Cells) -> str:
     Raises:
         DataError: If it names something that is no answer.
     """
-    pointer = str(text_of(cells.peek("chosen"))).strip().lower()
+    pointer = str(text_of(cells.peek("chosen"))).strip().lower().removesuffix(".0")
     others = {str(column).strip().lower(): column for column in cells.row}
     others = {name: column for name, column in others.items() if name not in ("chosen", "rejected")}
     named = [column for name, column in others.items() if name == pointer or _points_to(pointer, name)]
     if len(named) == 1 and re.match(_CANDIDATE, str(named[0]).strip().lower()) and _is_answer(cells.row[named[0]]):
         cells.take("chosen")
         return named[0]
-    is_number = re.fullmatch(r"[+-]?\d+(\.0)?", pointer) is not None
+    is_number = re.fullmatch(r"[+-]?\d+", pointer) is not None
     if named or (is_number and "rejected" not in cells):
         raise DataError(
             f"its chosen is {cells.peek('chosen')!r}, which points to an answer instead of being one, and the row has "
@@ -415,8 +415,10 @@ def tools_of(cells: Cells) -> list[dict[str, Any]] | None:
         raise DataError(f"its `{name}` are not a list of JSON schemas, but {tools!r:.80}") from error
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise DataError(f"its `{name}` are not a list of JSON schemas, but {tools!r:.80}")
-    if has_long_integer(tools):
-        raise DataError(f"its `{name}` have an integer of more than 64 bits: write it as text")
+    if has_unstorable_number(tools):
+        raise DataError(
+            f"its `{name}` have a number that is infinite or an integer of more than 64 bits: write it as text"
+        )
     if name == "functions":
         tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
     return [dict(tool) for tool in tools] or None
