@@ -412,3 +412,39 @@ def test_a_missing_value_of_pandas_is_not_learned(tmp_path: Path) -> None:
     splits, summaries = read_conversations(parse_sources(str(tmp_path / "rows.parquet")), skip_invalid=True)
     assert [row["messages"][1]["content"] for row in splits["train"]] == ["2.5"]
     assert len(summaries[0].invalid) == 1
+
+
+def test_falsy_keys_of_messages_are_reported(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    row = {"messages": [ANSWERED[0], {**ANSWERED[1], "correct": False, "score": 0, "note": ""}]}
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    splits, (summary,) = read_conversations(parse_sources(str(file)))
+    assert summary.unused == {"messages[].correct": 1, "messages[].score": 1}
+    tokenize_conversations(splits["train"], tokenizer)
+    assert "not learned: correct (1), score (1)" in caplog.text
+
+
+def test_numbers_in_calls_and_tools_are_not_rounded(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        '{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "", "tool_calls": '
+        '[{"function": {"name": "f", "arguments": {"n": 1.10, "e": 1.5e-12, "i": 12345678901234567890123}}}]}], '
+        '"tools": [{"name": "f", "default": 2.5e-12}]}\n',
+        encoding="utf-8",
+    )
+    splits, _ = read_conversations(parse_sources(str(file)))
+    call = splits["train"][0]["messages"][1]["tool_calls"][0]["function"]
+    assert call["arguments"] == '{"n": 1.10, "e": 1.5e-12, "i": 12345678901234567890123}'
+    assert splits["train"][0]["tools"] == [{"name": "f", "default": 2.5e-12}]
+    texts, _ = read(file, tokenizer)
+    assert '"e": 1.5e-12, "i": 12345678901234567890123' in texts[0]
+
+
+def test_numbers_that_a_data_set_cannot_store_become_text(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    extra = {"score": float("inf"), "meta": {"id": 2**70}}
+    file.write_text(json.dumps({"messages": [ANSWERED[0], {**ANSWERED[1], **extra}]}) + "\n", encoding="utf-8")
+    splits, _ = read_conversations(parse_sources(str(file)))
+    assert splits["train"][0]["messages"][1] == {**ANSWERED[1], "score": "Infinity", "meta": f'{{"id": {2**70}}}'}

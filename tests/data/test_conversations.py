@@ -247,8 +247,14 @@ def test_real_files_are_recognised_and_the_answers_learned(
 
 def said(message: dict[str, Any]) -> str:
     """Returns an assistant's text, with tool calls written out."""
+    functions = [call["function"] for call in message.get("tool_calls") or []]
+    # Arguments that are text already are shown as they are.
+    arguments = [
+        given if isinstance(given := function["arguments"], str) else json.dumps(given, ensure_ascii=False)
+        for function in functions
+    ]
     calls = [
-        json.dumps({"name": call["function"]["name"], "arguments": call["function"]["arguments"]}, ensure_ascii=False)
-        for call in message.get("tool_calls") or []
+        f'{{"name": "{function["name"]}", "arguments": {given}}}'
+        for function, given in zip(functions, arguments, strict=True)
     ]
     return message["content"] + "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls)

@@ -1,6 +1,7 @@
 """Messages as other tools write them become role, content, calls and weight; nothing is dropped without a word."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ def normalized(*messages: Any) -> list[dict[str, Any]]:
         ({"mask": 1}, False),
         ({"trainable": 0}, False),
         ({"weight": 0, "train": False}, False),
+        ({"train_on_turn": False}, False),
+        ({"learn": False}, False),
+        ({"loss_mask": 0}, False),
+        ({"loss_mask": 1}, True),
+        ({"no_loss": True}, False),
+        ({"train": "no"}, False),
     ],
 )
 def test_flags(flags: dict[str, Any], learned: bool) -> None:
@@ -89,6 +96,10 @@ def test_flags(flags: dict[str, Any], learned: bool) -> None:
         (
             [USER, {**ASSISTANT, "weight": 0}, {"role": "assistant", "tool_calls": [CALL]}],
             "messages 2 and 3 are one turn",
+        ),
+        (
+            [USER, {"role": "assistant", "tool_calls": [CALL], "function_call": {"name": "g", "arguments": {}}}],
+            "message 2 has tool_calls and function_call with different calls",
         ),
         ([USER, ASSISTANT, ASSISTANT], "message 3 is the assistant's and comes after an assistant's"),
     ],
@@ -151,6 +162,19 @@ def test_content(content: Any) -> None:
             {"role": "assistant", "content": "", "tool_calls": [{"id": "7", **CALL}]},
         ),
         (
+            {"role": "assistant", "tool_calls": [CALL], "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        ),
+        ({"role": "assistant", "content": "A", "id": 2**64}, {**ASSISTANT, "id": str(2**64)}),
+        (
+            {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": 2**64}}]},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{**CALL, "function": {"name": "f", "arguments": f'{{"x": {2**64}}}'}}],
+            },
+        ),
+        (
             {"role": "assistant", "tool_calls": '[{"name": "f", "arguments": {"x": 1}}]'},
             {"role": "assistant", "content": "", "tool_calls": [CALL]},
         ),
@@ -204,7 +228,10 @@ def test_what_nothing_reads_is_counted() -> None:
     part = {"type": "text", "text": "A", "cache_control": {"type": "ephemeral"}}
     call = {"id": "7", "index": 0, "type": "function", "function": {**FUNCTION, "strict": True}}
     normalize_messages([USER, {"role": "assistant", "content": [part], "tool_calls": [call]}], unused, Counter())
+    normalize_messages([USER, {**ASSISTANT, "correct": False, "score": 0, "note": ""}], unused, Counter())
     assert set(unused) == {
+        "messages[].correct",
+        "messages[].score",
         "content[].cache_control",
         "tool_calls[].id",
         "tool_calls[].index",
@@ -253,3 +280,29 @@ def test_what_tools_write_comes_back(tmp_path_factory: pytest.TempPathFactory, t
 
 def write(file: Path, rows: list[Any]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+HALF = r"half of a surrogate pair, \\ud83d: an emoji or rare character was cut in two"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        r'[{"role": "user", "content": "\ud83d hi"}, {"role": "assistant", "content": "A"}]',
+        r"[{'role': 'user', 'content': '\ud83d hi'}, {'role': 'assistant', 'content': 'A'}]",
+        [USER, {"from": "function_call", "value": r'{"name": "f", "arguments": {"x": "\ud83d"}}'}],
+        [USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": r'{"x": "\ud83d"}'}}]}],
+        [USER, {**ASSISTANT, "function_call": {"name": "f", "arguments": r'{"\ud83d": 1}'}}],
+    ],
+)
+def test_half_a_character_inside_a_cell(cell: Any) -> None:
+    ((_, error),) = ConversationReader("rows").read([{"messages": cell}])
+    assert isinstance(error, DataError)
+    assert re.search(HALF, str(error))
+
+
+def test_half_a_character_in_tools() -> None:
+    row = {"messages": [USER, ASSISTANT], "tools": r'[{"name": "\ud83d"}]'}
+    ((_, error),) = ConversationReader("rows").read([row])
+    assert isinstance(error, DataError)
+    assert re.search(HALF, str(error))

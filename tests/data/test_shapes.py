@@ -89,7 +89,7 @@ def test_empty_rows_at_the_start_do_not_decide() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [{"text": "a", "label": 3}, {"prompt": "a"}, {"messages": [{"id": 1}]}, {"prompt": {}, "answer": 2}]
+    "row", [{"text": "a", "label": 3}, {"prompt": "a"}, {"messages": [{"id": 1}]}, {"prompt": {}, "text": 2}]
 )
 def test_what_is_no_known_shape_lists_the_columns(row: dict[str, Any]) -> None:
     with pytest.raises(
@@ -228,18 +228,47 @@ def test_an_answer_that_is_marked_wrong_is_not_learned() -> None:
     assert reader.notes == {"rows with label false were left out": 1, "rows with label False were left out": 1}
 
 
+def test_a_label_in_words_is_a_mark() -> None:
+    reader = ConversationReader("kto.jsonl")
+    rows = [{"prompt": "Q", "completion": "A", "label": label} for label in ("desirable", "Undesirable")]
+    rows += [{"messages": [USER, ASSISTANT], "kto_tag": tag} for tag in (1, 0, "0.0")]
+    assert [number for number, _ in reader.read(rows)] == [1, 3]
+    assert sum(reader.notes.values()) == 3
+
+
+@pytest.mark.parametrize("label", [0, 1, 0.0, "1", "0.0"])
+def test_a_number_may_be_a_mark_or_a_class(label: Any) -> None:
+    assert "write true or false" in refusal({"prompt": "Q", "completion": "A", "label": label})
+
+
 def test_a_class_is_no_mark() -> None:
     reader = ConversationReader("classes.jsonl")
-    rows = [{"prompt": "Q", "completion": "A", "label": label} for label in (0, 1, 2, "0", "joy")]
-    assert len(list(reader.read(rows))) == 5
-    assert reader.unused == {"label": 5}
+    rows = [{"prompt": "Q", "completion": "A", "label": label} for label in (2, "joy", "no")]
+    rows += [{"question": "Q", "answer": "A", "label": label} for label in (0, 1, "0")]
+    assert len(list(reader.read(rows))) == 6
+    assert reader.unused == {"label": 6}
 
 
-def test_a_row_can_be_excluded() -> None:
+@pytest.mark.parametrize(
+    "flag",
+    [
+        {"train": False},
+        {"train": "no"},
+        {"trainable": False},
+        {"training": "false"},
+        {"loss": False},
+        {"loss_weight": 0},
+        {"weight": "0"},
+        {"mask": True},
+        {"masked": 1},
+    ],
+)
+def test_a_row_can_be_excluded(flag: dict[str, Any]) -> None:
     reader = ConversationReader("rows")
-    rows = [{"messages": [USER, ASSISTANT], **flag} for flag in ({"train": False}, {"weight": 0}, {"weight": 0.7}, {})]
-    assert [number for number, _ in reader.read(rows)] == [3, 4]
+    rows = [{"messages": [USER, ASSISTANT], **added} for added in (flag, {"weight": 0.7}, {})]
+    assert [number for number, _ in reader.read(rows)] == [2, 3]
     assert reader.unused == {"weight": 1}
+    assert sum(reader.notes.values()) == 1
 
 
 def test_a_row_per_message() -> None:
@@ -262,6 +291,103 @@ def test_a_row_per_message_out_of_order() -> None:
         {"会话ID": 7, "turn": "1", "角色": "用户", "内容": "Q"},
     ]
     assert read(*rows) == [Conversation(turns("Q", "A", "Q2"))]
+
+
+@pytest.mark.parametrize(
+    ("column", "places"),
+    [
+        ("timestamp", ["2024-01-01T10:02", "2024-01-01T10:01:30Z", "2024-01-01T10:00"]),
+        ("created_at", ["1700000002.5", "1700000001", "1700000000"]),
+        ("message_id", ["10", "9", "8"]),
+        ("message_id", [2**64 + 2, 2**64 + 1, 2**64]),
+        ("position", [2, 1, 0]),
+        ("index", ["2", "1", "0"]),
+    ],
+)
+def test_a_row_per_message_newest_first(column: str, places: list[Any]) -> None:
+    reader = ConversationReader("log.csv")
+    said = zip(("user", "assistant", "user"), ("Q2", "A", "Q"), places, strict=True)
+    rows = [{"session_id": "1", "role": role, "content": text, column: place} for role, text, place in said]
+    assert list(reader.read(rows)) == [(1, Conversation(turns("Q", "A", "Q2")))]
+    assert reader.notes == {f"conversations whose messages were sorted by {column}": 1}
+    assert column in reader.used
+
+
+def test_messages_of_one_turn_are_ordered_by_their_time() -> None:
+    said = [("assistant", "A", 1, "2024-01-02"), ("user", "Q", 1, "2024-01-01"), ("user", "Q2", 2, "2024-01-03")]
+    rows = [
+        {"session_id": "1", "role": role, "content": text, "turn": turn, "timestamp": time}
+        for role, text, turn, time in said
+    ]
+    assert read(*rows) == [Conversation(turns("Q", "A", "Q2"))]
+
+
+def test_places_that_are_no_numbers_leave_the_order() -> None:
+    reader = ConversationReader("log.csv")
+    rows = [
+        {"session_id": "1", "role": "user", "content": "Q", "message_id": "b7"},
+        {"session_id": "1", "role": "assistant", "content": "A", "message_id": "7"},
+    ]
+    assert list(reader.read(rows)) == [(1, Conversation(turns("Q", "A")))]
+    assert reader.unused == {"message_id": 2}
+    assert reader.notes == {}
+
+
+def test_what_else_a_message_of_a_table_has() -> None:
+    rows = [
+        {"session_id": "1", "role": "user", "content": "Q", "system": "S", "tools": '[{"name": "f"}]'},
+        {"session_id": "1", "role": "assistant", "content": None, "tool_calls": CALL["tool_calls"]},
+        {"session_id": "1", "role": "tool", "content": "2"},
+        {"session_id": "1", "role": "assistant", "content": "A", "reasoning_content": "R", "system": "S"},
+    ]
+    said = [SYSTEM, USER, CALL, TOOL, {**ASSISTANT, "reasoning_content": "R"}]
+    assert read(*rows) == [Conversation(said, [{"name": "f"}])]
+    rows[3]["system"] = "T"
+    assert "different system prompts" in refusal(*rows)
+
+
+def test_an_empty_message_of_a_table_does_not_join_its_neighbours() -> None:
+    rows = [{"session_id": "1", "role": role, "content": text} for role, text in (("user", "Q"), ("assistant", None))]
+    assert "message 2, the assistant's, is empty" in refusal(*rows, {**rows[0], "content": "Q2"})
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "Q", "response_0": "A", "response_1": "B", "chosen": 0}, turns("Q", "A")),
+        ({"prompt": "Q", "response_0": "B", "response_1": "A", "chosen": 1.0}, turns("Q", "A")),
+        ({"prompt": "Q", "response_a": "A", "response_b": "B", "chosen": "response_a"}, turns("Q", "A")),
+        ({"prompt": "Q", "response_a": "B", "response_b": "A", "model_b": "m", "chosen": "B"}, turns("Q", "A")),
+        ({"messages": [USER], "response_a": "A", "response_b": "B", "chosen": "a"}, turns("Q", "A")),
+        # An answer, not a number of one.
+        ({"prompt": "2+2", "chosen": "4", "rejected": "5"}, turns("2+2", "4")),
+        ({"prompt": "a or b?", "chosen": "a", "rejected": "b"}, turns("a or b?", "a")),
+        # `chosen` repeats the question, in whole or in part.
+        ({"system": "S", "prompt": "Q", "chosen": [USER, ASSISTANT]}, [SYSTEM, USER, ASSISTANT]),
+        ({"prompt": "Q", "chosen": [SYSTEM, USER, ASSISTANT]}, [SYSTEM, USER, ASSISTANT]),
+        ({"system": "S", "prompt": "Q", "chosen": [SYSTEM, USER, ASSISTANT]}, [SYSTEM, USER, ASSISTANT]),
+        (
+            {"prompt": "Q", "chosen": [{"from": "human", "value": " Q\n"}, {"from": "gpt", "value": "A"}]},
+            turns("Q", "A"),
+        ),
+        ({"prompt": "Q", "history": [["q", "a"]], "chosen": [USER, ASSISTANT]}, turns("q", "a", "Q", "A")),
+        ({"prompt": "Q", "chosen": [{"role": "user", "content": [{"text": "Q"}]}, ASSISTANT]}, turns("Q", "A")),
+        # What a question is about, and what was said before it.
+        ({"question": "Q", "context": ["p", 1], "answer": "A"}, turns("Q\n\np\n\n1", "A")),
+        ({"question": "Q", "history": "[]", "answer": "A"}, turns("Q", "A")),
+        ({"messages": [USER, ASSISTANT], "history": [["q", "a"]]}, turns("q", "a", "Q", "A")),
+        ({"dialog": ["Q", "A"], "history": [["q", "a"]]}, turns("q", "a", "Q", "A")),
+    ],
+)
+def test_columns_that_belong_together(row: dict[str, Any], said: list[dict[str, Any]]) -> None:
+    reader = ConversationReader("rows")
+    assert [getattr(found, "messages", found) for _, found in reader.read([row])] == [said]
+
+
+def refusal(*rows: dict[str, Any]) -> str:
+    ((_, error),) = ConversationReader("rows").read(rows)
+    assert isinstance(error, DataError)
+    return str(error)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +426,18 @@ def test_named_columns_that_do_not_exist() -> None:
             "its history is neither a list of messages nor of pairs",
         ),
         ({"role": "user", "content": "Q"}, "a row per message: a conversation's id"),
+        ({"prompt": "Q", "chosen": 0}, "its chosen is 0, which points to an answer instead of being one"),
+        ({"prompt": "Q", "response_1": "A", "response_2": "B", "chosen": 0}, "no answer of that number"),
+        ({"prompt": "Q", "model_a": "x", "chosen": "model_a"}, "no answer of that name"),
+        ({"question": "Q", "context": {"title": "t"}, "answer": "A"}, "its context is neither a text nor a list"),
+        ({"instruction": "Q", "input": [["a"]], "output": "A"}, "its input is neither a text nor a list"),
+        ({"messages": [USER, ASSISTANT], "history": "yes"}, "its history is neither a list of messages"),
+        ({"question": "Q", "answer": None}, "its answer is empty"),
+        ({"instruction": None, "output": "A"}, "its instruction is empty"),
+        ({"prompt": "Q", "completion": ["A", "B"]}, "its completion is no text, but ['A', 'B']"),
+        ({"dialog": "['Say ,'\n ' what ?' \"It's\"]"}, "its dialog are a list as numpy prints it"),
+        ({"messages": "[{'role': 'user'}\n {'role': 'assistant'}]"}, "its messages are a list as numpy prints it"),
+        ({"messages": [USER, ASSISTANT], "tools": [{"name": "f", "n": 2**64}]}, "an integer of more than 64 bits"),
     ],
 )
 def test_rows_that_are_refused(row: dict[str, Any], message: str) -> None:

@@ -1,7 +1,9 @@
 """Reads conversations row by row, whatever the shape of each row, and counts what was done with rows and columns."""
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ..errors import DataError
@@ -12,6 +14,7 @@ from .messages import (
     SPEAKER_KEYS,
     Message,
     check_conversation,
+    is_blank,
     normalize_messages,
     text_of,
 )
@@ -23,9 +26,9 @@ from .shapes import (
     PairColumns,
     Row,
     Shape,
+    continued,
     find_shape,
     history_of,
-    is_blank,
     is_scalar,
     messages_column,
     system_of,
@@ -39,11 +42,15 @@ _CONVERSATION_IDS = (
     *("session", "conversation", "dialog", "dialogue", "chat", "thread", "sessionid", "conversationid", "dialogid"),
     *("dialogueid", "chatid", "threadid", "会话id", "对话id", "会话", "对话编号", "会话编号"),
 )
-_TURNS = ("turn", "turn_id", "turn_index", "message_index", "turnid", "seq", "轮次")
+_TURNS = (
+    *("turn", "turn_id", "turn_index", "message_index", "turnid", "seq", "轮次", "index", "position"),
+    *("timestamp", "created_at", "message_id"),
+)
+# What else a message may have in such a table.
+_MESSAGE_COLUMNS = ("tool_calls", "function_call", "reasoning_content", "thinking", *FLAGS)
 # Columns of KTO's data that say which answers are bad.
 _MARKS = ("label", "kto_tag")
-# Flags of messages that some files have on the whole row.
-_ROW_FLAGS = ("weight", "train", "masked")
+_MARK_VALUES = {"true": True, "false": False, "desirable": True, "undesirable": False}
 _REFUSED = ("images", "image", "videos", "video", "audios", "audio")
 
 
@@ -93,11 +100,11 @@ class ConversationReader:
                 self.notes["blank rows were left out"] += 1
                 continue
             cells = Cells(row)
-            if self._is_one_message(cells):
-                key = cells.take(cells.first(_CONVERSATION_IDS, lambda value: not is_blank(value)) or "")
-                self._sessions.setdefault(str(key), []).append((number, cells))
-                continue
             try:
+                if self._is_one_message(cells):
+                    key = cells.take(cells.first(_CONVERSATION_IDS, lambda value: not is_blank(value)) or "")
+                    self._sessions.setdefault(str(key), []).append((number, cells))
+                    continue
                 conversations = self._read_row(row, cells)
             except DataError as error:
                 yield number, error
@@ -151,11 +158,21 @@ class ConversationReader:
 
     def _is_left_out(self, cells: Cells) -> bool:
         """True if the row itself says that it is not to be learned: KTO's label, or a flag as messages have it."""
-        for name in (*_MARKS, *_ROW_FLAGS):
+        for name in (*_MARKS, *FLAGS):
             value = cells.peek(name)
+            said = str(text_of(value)).strip().lower()
+            if name != "label":
+                flag = FLAG_VALUES.get(said, _MARK_VALUES.get(said))
+            elif said in ("0", "1", "0.0", "1.0") and _is_kto(cells):
+                # Every other row of the file would have to be read to know.
+                raise DataError(
+                    f"its label is {said}, which may say whether the answer is good, or be a class: write true or "
+                    "false for a good or bad answer, or rename the column"
+                )
+            else:
+                flag = _MARK_VALUES.get(said)
             # Other labels are classes, and other weights are no flags; they are counted as unused.
-            flag = FLAG_VALUES.get(str(text_of(value)).strip().lower())
-            if flag is None or (name in _MARKS and not isinstance(value, (bool, str))) or value in ("0", "1"):
+            if flag is None:
                 continue
             cells.take(name)
             if flag is FLAGS.get(name, False):
@@ -172,40 +189,75 @@ class ConversationReader:
             not any(self._templates)
             and cells.first(_CONVERSATION_IDS, lambda value: not is_blank(value)) is not None
             and cells.first(SPEAKER_KEYS, is_scalar) is not None
-            and cells.first(CONTENT_KEYS, lambda value: value is not None) is not None
+            # An empty message is one too: without it, its neighbours would be taken for one turn.
+            and any(name in cells for name in (*CONTENT_KEYS, "tool_calls", "function_call"))
             and messages_column(cells) is None
         )
 
     def _read_sessions(self) -> Iterator[tuple[int, Conversation | DataError]]:
         for rows in self._sessions.values():
-            places = [_place(cells) for _, cells in rows]
-            ordered = [cells for _, cells in rows]
-            if all(place is not None for place in places):
-                ordered = [
-                    cells for _, cells in sorted(zip(places, ordered, strict=True), key=lambda pair: pair[0] or 0)
-                ]
-                for cells in ordered:
-                    cells.take(cells.first(_TURNS, is_scalar) or "")
-            said = []
+            ordered = self._in_order([cells for _, cells in rows])
+            said: list[dict[str, Any]] = []
             for cells in ordered:
                 speaker = cells.first(SPEAKER_KEYS, is_scalar) or ""
                 content = cells.first(CONTENT_KEYS, lambda value: value is not None) or ""
                 said.append({"role": cells.take(speaker), "content": cells.take(content)})
-                for name in ("tool_calls", *FLAGS):
+                for name in _MESSAGE_COLUMNS:
                     if not is_blank(cells.peek(name)):
                         said[-1][name] = cells.take(name)
+            try:
+                before = _same([system_of(cells) for cells in ordered], "system prompts")
+                tools = _same([tools_of(cells) for cells in ordered], "tools")
+                found: Conversation | DataError = Conversation(self._checked(continued(before or [], said)), tools)
+            except DataError as error:
+                found = error
+            for cells in ordered:
                 self._count(cells)
             self.shapes[TABLE_TITLE] += len(rows)
-            try:
-                yield rows[0][0], Conversation(self._checked(said))
-            except DataError as error:
-                yield rows[0][0], error
+            yield rows[0][0], found
+
+    def _in_order(self, rows: list[Cells]) -> list[Cells]:
+        """Returns the messages of a conversation in the order that its columns say; else in the file's."""
+        keys: list[tuple[float, ...]] = [() for _ in rows]
+        by = []
+        for name in _TURNS:
+            places = [_place(cells.peek(name)) for cells in rows]
+            if len(set(keys)) < len(rows) and all(place is not None for place in places):
+                keys = [(*key, place or 0.0) for key, place in zip(keys, places, strict=True)]
+                by.append(name)
+        for cells in rows:
+            for name in by:
+                cells.take(name)
+        order = sorted(range(len(rows)), key=keys.__getitem__)
+        if order != list(range(len(rows))):
+            self.notes[f"conversations whose messages were sorted by {' and '.join(by)}"] += 1
+        return [rows[index] for index in order]
 
 
-def _place(cells: Cells) -> float | None:
-    """Returns a message's place in its conversation; None if no column says it."""
-    name = cells.first(_TURNS, is_scalar)
+def _same(values: Sequence[Any], what: str) -> Any:
+    """Returns the only value among those of a conversation's rows; None if there is none."""
+    found = [value for value in values if value]
+    if any(value != found[0] for value in found):
+        raise DataError(f"the rows of its conversation have different {what}: give each conversation its own id")
+    return found[0] if found else None
+
+
+def _is_kto(cells: Cells) -> bool:
+    return all(cells.peek(name) is not None for name in ("prompt", "completion"))
+
+
+def _place(value: Any) -> float | None:
+    """Returns a number, or the seconds of a date in ISO's format; None for anything else."""
+    text = str(text_of(value)).strip()
+    if text.isdecimal() and len(text) < 100:  # may have more digits than a float
+        return int(text)
     try:
-        return None if name is None else float(cells.peek(name))
+        place = float(text)
+        return place if math.isfinite(place) else None
+    except ValueError:
+        pass
+    try:
+        date = datetime.fromisoformat(text)
     except ValueError:
         return None
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

@@ -25,7 +25,8 @@ from transformers import PreTrainedTokenizerBase
 from ..chat_templates import encode_turns
 from ..errors import DataError
 from .conversation_rows import ConversationReader
-from .messages import is_empty
+from .json_rows import written_json
+from .messages import is_blank, is_empty
 from .packing import IGNORE_INDEX
 from .shapes import PairColumns
 from .sources import CorpusSource, probabilities
@@ -137,7 +138,10 @@ def _read(table: Table, source: str, skip_invalid: bool, named: PairColumns | No
         for number, read in reader.read(table.rows()):
             place = f"row {number} of {table.where}"
             if not isinstance(read, DataError):
-                yield {**read._asdict(), "source": source, "place": place}
+                # As text, because the data set's own writer of JSON rounds numbers.
+                tools = None if read.tools is None else list(map(written_json, read.tools))
+                messages = list(map(written_json, read.messages))
+                yield {"messages": messages, "tools": tools, "source": source, "place": place}
                 continue
             if not skip_invalid:
                 raise DataError(
@@ -305,7 +309,7 @@ def _check_shown(messages: list[dict[str, Any]], text: str, template: str, left_
         if message["role"] in ("system", "user") and isinstance(content, str) and content.strip() not in text:
             raise DataError(f"the chat template leaves out message {number}, the {message['role']}'s: {content!r:.80}")
         for key, value in message.items():
-            if key in _TEMPLATE_KEYS or not value:
+            if key in _TEMPLATE_KEYS or is_blank(value):
                 continue
             # The template may ask for a name that only tools have, and a number may occur in the text by chance.
             if not re.search(rf"\b{re.escape(key)}\b", template) or str(value).strip() not in text:

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,47 @@ def read_constant(text: str) -> WrittenFloat | None:
 
 
 _DECODER = json.JSONDecoder(parse_float=WrittenFloat, parse_constant=read_constant)
+
+
+def parse_text(text: str) -> Any:
+    """Parses JSON that stands in a text, such as a cell of a table, with numbers as `read_json` gives them.
+
+    Raises:
+        ValueError: If the text is not JSON.
+        DataError: If it holds half a surrogate pair, or nests too deeply.
+    """
+    try:
+        value = _DECODER.decode(text.strip())
+    except RecursionError:
+        raise DataError(f"its JSON nests lists and objects more than {DEEPEST} deep: flatten it") from None
+    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
+        raise DataError(f"its JSON nests lists and objects more than {DEEPEST} deep: flatten it")
+    check_surrogates(value, text)
+    return value
+
+
+def written_json(value: Any) -> str:
+    """Returns JSON text in which numbers have the digits of the file they come from."""
+    if isinstance(value, Mapping):
+        items = (f"{json.dumps(str(key), ensure_ascii=False)}: {written_json(item)}" for key, item in value.items())
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(written_json, value)) + "]"
+    return str(value) if isinstance(value, WrittenFloat) else json.dumps(value, ensure_ascii=False)
+
+
+def check_surrogates(value: Any, text: str, subject: str = "it", place: str = "") -> None:
+    """Raises `DataError` if a value that a text spells with escapes holds half a surrogate pair."""
+    if not _SURROGATE.search(text):
+        return
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(error.object[error.start]):04x}"
+        raise DataError(
+            f"{subject} has half of a surrogate pair, {code}{place}: an emoji or rare character was cut in two. "
+            "Write the whole character, or remove the half"
+        ) from error
 
 
 def read_json(path: Path, *, encoding: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -164,15 +205,7 @@ def _checked(value: Any, text: str, path: Path, place: str) -> Any:
     """Returns a value that everything after can handle; raises `DataError` for any other."""
     if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
         raise _too_deep(path, place)
-    if _SURROGATE.search(text):
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            code = f"\\u{ord(error.object[error.start]):04x}"
-            raise DataError(
-                f"{path} has half of a surrogate pair, {code}, in {place}: an emoji or rare character was cut in two. "
-                "Write the whole character, or remove the half"
-            ) from error
+    check_surrogates(value, text, str(path), f", in {place}")
     return value
 
 

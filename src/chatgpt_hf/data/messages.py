@@ -1,12 +1,13 @@
 """Converts the messages of other tools' data sets to one form: a known role, content as text, tool calls, a weight."""
 
-import json
+import math
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import DataError
+from .json_rows import parse_text, written_json
 
 Message = dict[str, Any]
 
@@ -28,12 +29,19 @@ CONTENT_KEYS = ("content", "value", "text", "message", "parts", "utterance")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 # Flags on one message that say whether to learn it: OpenAI (weight), axolotl (train, training), LLaMA-Factory and
-# ms-swift (loss, loss_weight), others (masked, mask, trainable). True means that a set flag excludes the message.
+# ms-swift (loss, loss_weight), verl (loss_mask, 1 where tokens are learned), others. True means that a set flag
+# excludes the message.
 FLAGS = {
-    **dict.fromkeys(("weight", "loss_weight", "train", "training", "trainable", "loss"), False),
-    **dict.fromkeys(("masked", "mask"), True),
+    **dict.fromkeys(("weight", "loss_weight", "train", "training", "trainable", "loss", "loss_mask"), False),
+    **dict.fromkeys(("train_on_turn", "learn", "learnable"), False),
+    **dict.fromkeys(("masked", "mask", "no_loss"), True),
 }
-FLAG_VALUES = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+FLAG_VALUES = {
+    **dict.fromkeys(("true", "1", "1.0", "yes"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no"), False),
+}
+# Keys that chat templates read; `tokenize_conversations` says if the one at hand does not.
+_TEMPLATE_KEYS = ("name", "tool_call_id")
 # Finer than a message, which labels of whole turns cannot express.
 _REFUSED_KEYS = ("train_detail", "token_weights", "images", "image", "videos", "audios", "audio")
 
@@ -53,6 +61,11 @@ def text_of(value: Any) -> str | None:
     return str(value) if isinstance(value, (int, float)) else None
 
 
+def is_blank(value: Any) -> bool:
+    """True if a cell has no value: None, white space, or an empty list or dict."""
+    return value is None or value == [] or value == {} or (isinstance(value, str) and not value.strip())
+
+
 def is_empty(text: str) -> bool:
     """True if a text shows nothing: it has only white space and characters without a glyph."""
     return not text.strip() or all(unicodedata.category(character) in _INVISIBLE for character in text)
@@ -65,11 +78,11 @@ def normalize_messages(messages: Sequence[Any], unused: Counter[str], notes: Cou
     """Converts messages to `role`, `content` (a string), `tool_calls` and `weight`, and merges turns that belong together.
 
     `weight` is 0 for an assistant's message that is context only, and otherwise missing. Other keys are kept for the
-    chat template.
+    chat template. Arguments with numbers that a data set would round are JSON text.
 
     Args:
         messages: Mappings with a role and content under any of the known names.
-        unused: Counts keys of parts and calls that nothing reads.
+        unused: Counts keys of messages, parts and calls that nothing reads.
         notes: Counts what was changed.
 
     Raises:
@@ -83,6 +96,16 @@ def normalize_messages(messages: Sequence[Any], unused: Counter[str], notes: Cou
         if not (result and _merge(result[-1], message, number, notes)):
             result.append(message)
     return result
+
+
+def spoken(raw: Any) -> tuple[str | None, str]:
+    """Returns the role and the text of a message, however they are written, to compare messages."""
+    given = raw if isinstance(raw, Mapping) else {"content": raw}
+    try:
+        message = _normalize(given, 1, Counter())
+    except DataError:
+        return None, repr(raw)
+    return message["role"], repr((message["content"].strip(), message.get("tool_calls")))
 
 
 def _normalize(raw: Any, number: int, unused: Counter[str]) -> Message:
@@ -104,24 +127,59 @@ def _normalize(raw: Any, number: int, unused: Counter[str]) -> Message:
         )
     content_key = next((key for key in CONTENT_KEYS if key in given), "content")
     content = given.pop(content_key, None)
-    calls = given.pop("tool_calls", None) or []
-    if str(speaker).strip().lower() in _CALLING:
-        calls, content = content, ""
-    elif legacy := given.pop("function_call", None):
-        calls = [legacy]
+    is_calling = str(speaker).strip().lower() in _CALLING
+    calls = _calls(given, content if is_calling else None, number, unused)
+    content = "" if is_calling else content
     learned = _is_learned(given, role, number)
     text, reasoning = _content(content, number, unused)
     message: Message = {"role": role, "content": text}
     if calls:
         if role != "assistant":
             raise DataError(f"message {number} is the {role}'s and calls tools: only the assistant can")
-        message["tool_calls"] = normalize_calls(calls, f"message {number}", unused)
+        message["tool_calls"] = calls
     reasoning = [*reasoning, *(str(given.pop(key)) for key in _REASONING_KEYS if given.get(key))]
     if reasoning:
         message["reasoning_content"] = _SEPARATOR.join(reasoning)
     if not learned:
         message["weight"] = 0
+    for key, value in given.items():
+        if key not in _TEMPLATE_KEYS and not is_blank(value):
+            unused[f"messages[].{key}"] += 1
+        if has_unstorable_number(value):
+            given[key] = written_json(value)
     return message | given
+
+
+def _calls(given: dict[str, Any], said: Any, number: int, unused: Counter[str]) -> list[dict[str, Any]]:
+    """Returns the calls of a message, which are what it says or under either of OpenAI's names; removes the names."""
+    written = {"content": said, **{key: given.pop(key, None) for key in ("tool_calls", "function_call")}}
+    found = {key: normalize_calls(calls, f"message {number}", unused) for key, calls in written.items() if calls}
+    if len({repr(list(map(_called, calls))) for calls in found.values()}) > 1:
+        raise DataError(f"message {number} has {' and '.join(found)} with different calls: give only one of them")
+    return next(iter(found.values()), [])
+
+
+def _called(call: Mapping[str, Any]) -> tuple[str, Any]:
+    function = call["function"]
+    arguments = function["arguments"]
+    return function["name"], parse_text(arguments) if isinstance(arguments, str) else arguments
+
+
+def has_unstorable_number(value: Any) -> bool:
+    """True if a number that a data set cannot store, infinite or of more than 64 bits, is anywhere in a value."""
+    return _any_number(value, lambda number: not _is_storable(number))
+
+
+def _is_storable(number: int | float) -> bool:
+    return math.isfinite(number) if isinstance(number, float) else -(2**63) <= number < 2**64
+
+
+def _any_number(value: Any, holds: Callable[[int | float], bool]) -> bool:
+    if isinstance(value, Mapping):
+        return any(_any_number(item, holds) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_any_number(item, holds) for item in value)
+    return isinstance(value, (int, float)) and holds(value)
 
 
 def _is_learned(given: dict[str, Any], role: str, number: int) -> bool:
@@ -221,6 +279,9 @@ def normalize_calls(calls: Any, where: str, unused: Counter[str]) -> list[dict[s
                 )
         elif not isinstance(arguments, Mapping):
             raise DataError(f"{where}'s call of {name} has arguments that are not a JSON object: {arguments!r:.80}")
+        elif has_unstorable_number(arguments) or _any_number(arguments, lambda number: isinstance(number, float)):
+            # As text, because a data set rounds numbers.
+            arguments = written_json(arguments)
         unused.update(f"tool_calls[].function.{name}" for name in function if name not in ("name", key, "id", "type"))
         around = {} if function is call else {name: value for name, value in call.items() if value is not None}
         unused.update(f"tool_calls[].{name}" for name in around if name not in ("type", "function"))
@@ -230,8 +291,10 @@ def normalize_calls(calls: Any, where: str, unused: Counter[str]) -> list[dict[s
 
 def _from_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return parse_text(text)
+    except DataError as error:
+        raise DataError(f"{where}'s function call cannot be read: {error}") from error
+    except ValueError as error:
         raise DataError(f"{where}'s function call is not JSON with name and arguments, but {text!r:.80}") from error
 
 

@@ -1,15 +1,21 @@
 """Recognizes the shapes of conversation data by their columns and converts them to the ecosystem's `messages`."""
 
 import ast
-import json
+import io
+import re
+import tokenize
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, DataError
+from .json_rows import check_surrogates, parse_text
 from .messages import (
     SPEAKER_KEYS,
+    has_unstorable_number,
+    is_blank,
     is_empty,
+    spoken,
     text_of,
 )
 from .sources import template_columns
@@ -93,6 +99,9 @@ class Cells:
         # The exact name wins over an alias of it.
         self._columns |= {column: column for column in row}
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
+
     def peek(self, name: str) -> Any:
         """Returns a cell without marking it as read; None if there is none."""
         return self.row.get(self._columns[name]) if name in self._columns else None
@@ -146,15 +155,18 @@ def find_shape(row: Row) -> Shape:
             return shape
     if name := cells.first(_MESSAGES, lambda value: isinstance(value, Sequence) and not value):
         raise DataError(f"its {name} are empty")
+    if name := cells.first(_MESSAGES, _is_numpy):
+        raise DataError(f"its {name} are a list as numpy prints it, without commas: write it as JSON")
+    for fits, ours, others in ((_is_question, QUESTIONS, ANSWERS), (_is_answer, ANSWERS, QUESTIONS)):
+        missing = next((name for name in others if name in cells), None)
+        if missing is not None and cells.first(ours, fits) is not None:
+            value = cells.peek(missing)
+            raise DataError(f"its {missing} is {'empty' if is_blank(value) else f'no text, but {value!r:.80}'}")
     raise DataError(
         f"it has the columns {', '.join(map(str, row)) or 'none'}, which fit no known shape of conversations. Known: "
         f"{'; '.join([*(shape.name for shape in SHAPES), TABLE])}. Or name the columns with --prompt_column and "
         "--completion_column"
     )
-
-
-def is_blank(value: Any) -> bool:
-    return value is None or value == [] or value == {} or (isinstance(value, str) and not value.strip())
 
 
 def is_scalar(value: Any) -> bool:
@@ -166,13 +178,36 @@ def _list_of(value: Any) -> list[Any] | None:
     if isinstance(value, str):
         if not value.lstrip().startswith("["):
             return None
-        for parse in (json.loads, ast.literal_eval):
+        text = value.strip()
+        if _is_numpy(text):
+            # Python would join the texts of such a list to one.
+            return None
+        for parse in (parse_text, ast.literal_eval):
             try:
-                value = parse(value.strip())
+                value = parse(text)
                 break
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
+        check_surrogates(value, text)
     return list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else None
+
+
+def _is_numpy(value: Any) -> bool:
+    """True if a text is a list as numpy prints it, without commas between texts or dicts."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return False
+    before = ""
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(value.strip()).readline):
+            if token.type in (tokenize.NL, tokenize.NEWLINE):
+                continue
+            kind = "text" if token.type == tokenize.STRING else token.string
+            if (before, kind) in (("text", "text"), ("}", "{")):
+                return True
+            before = kind
+    except (tokenize.TokenError, SyntaxError):
+        pass
+    return False
 
 
 def _turns(value: Any) -> list[Any] | None:
@@ -206,9 +241,10 @@ def messages_column(cells: Cells) -> str | None:
 
 def _messages(cells: Cells) -> list[list[Any]]:
     messages = _turns(cells.take(messages_column(cells) or "")) or []
+    messages = continued(history_of(cells), messages)
     # Preference data: the conversation ends with the user, and the answers are in columns.
     if cells.peek("chosen") is not None:
-        messages = [*messages, *_said(cells.take("chosen"), "assistant", messages)]
+        messages = continued(messages, _as_turns(cells.take(_chosen(cells)), "assistant"))
     return [[*system_of(cells), *messages]]
 
 
@@ -220,15 +256,18 @@ def _dialogue(cells: Cells) -> list[list[Any]]:
         if isinstance(turn, Mapping):
             cells.pass_over(str(column), turn, "message")
     texts = _utterances(turns) or []
-    return [[*system_of(cells), *({"role": roles[index % 2], "content": text} for index, text in enumerate(texts))]]
+    said = [{"role": roles[index % 2], "content": text} for index, text in enumerate(texts)]
+    return [[*system_of(cells), *history_of(cells), *said]]
 
 
 def _self_instruct(cells: Cells) -> list[list[Any]]:
     instruction = text_of(cells.take("instruction")) or ""
+    before = [*system_of(cells), *history_of(cells)]
     for instance in cells.take("instances"):
         cells.pass_over("instances", instance, "input", "output")
     return [
         [
+            *before,
             {"role": "user", "content": _joined(instruction, text_of(instance.get("input")))},
             {"role": "assistant", "content": instance.get("output")},
         ]
@@ -244,29 +283,90 @@ def _pair(cells: Cells) -> list[list[Any]]:
         answer = "chosen"
     if question is None or answer is None:
         raise DataError("it has no question or no answer")
+    if answer == "chosen":
+        answer = _chosen(cells)
     asked = cells.take(question)
     messages = [*system_of(cells), *history_of(cells)]
     if _turns(asked) is None:
-        contexts = [name for name in _CONTEXTS if name != question and is_scalar(cells.peek(name))]
-        asked = _joined(text_of(asked), *(text_of(cells.take(name)) for name in contexts))
+        contexts = [_context(cells, name) for name in _CONTEXTS if name != question]
+        asked = _joined(text_of(asked), *contexts)
+    messages = continued(messages, _as_turns(asked, "user"))
     # Where `chosen` is the whole conversation, it repeats the question.
-    messages += _said(asked, "user", [])
-    return [[*messages, *_said(cells.take(answer), "assistant", messages)]]
+    return [[*continued(messages, _as_turns(cells.take(answer), "assistant"))]]
 
 
 def _whole_answer(cells: Cells) -> list[list[Any]]:
-    return [[*system_of(cells), *(_turns(cells.take("chosen")) or [])]]
+    return [continued([*system_of(cells), *history_of(cells)], _turns(cells.take("chosen")) or [])]
 
 
-def _said(value: Any, role: str, before: Sequence[Any]) -> list[Any]:
-    """Returns the messages of one side, without those that repeat the ones before."""
-    if isinstance(value, Mapping):
-        value = [value]
-    turns = _turns(value)
-    if turns is None:
-        return [{"role": role, "content": value}]
-    repeated = len(before) if before and turns[: len(before)] == list(before) else 0
-    return turns[repeated:]
+def _context(cells: Cells, name: str) -> str | None:
+    """Returns a text that a question is about; None if the row has none."""
+    value = cells.peek(name)
+    if is_blank(value):
+        return None
+    texts = [text_of(item) for item in value] if isinstance(value, (list, tuple)) else [text_of(value)]
+    if any(text is None for text in texts):
+        raise DataError(
+            f"its {name} is neither a text nor a list of texts, but {value!r:.80}: write it as text, or name the columns of "
+            "the question with --prompt_template"
+        )
+    cells.take(name)
+    return _joined(*texts)
+
+
+def _chosen(cells: Cells) -> str:
+    """Returns the column of the chosen answer, which the column `chosen` either holds, or names.
+
+    Raises:
+        DataError: If it names something that is no answer.
+    """
+    pointer = str(text_of(cells.peek("chosen"))).strip().lower().removesuffix(".0")
+    others = {str(column).strip().lower(): column for column in cells.row}
+    others = {name: column for name, column in others.items() if name not in ("chosen", "rejected")}
+    named = [column for name, column in others.items() if name == pointer or _points_to(pointer, name)]
+    if len(named) == 1 and re.match(_CANDIDATE, str(named[0]).strip().lower()) and _is_answer(cells.row[named[0]]):
+        cells.take("chosen")
+        return named[0]
+    is_number = re.fullmatch(r"[+-]?\d+", pointer) is not None
+    if named or (is_number and "rejected" not in cells):
+        raise DataError(
+            f"its chosen is {cells.peek('chosen')!r}, which points to an answer instead of being one, and the row has "
+            f"no answer of that {'number' if is_number else 'name'}: write the answer itself into chosen"
+        )
+    return "chosen"
+
+
+_CANDIDATE = rf"({'|'.join(ANSWERS)}|candidate|generation)(\b|_|\d)"
+
+
+def _points_to(pointer: str, column: str) -> bool:
+    """True if a number or letter is the one at the end of a column's name, as in response_0 and answer_b."""
+    if re.fullmatch(r"\d+|[a-h]", pointer) is None or re.match(_CANDIDATE, column) is None:
+        return False
+    return re.search(rf"(_|[ -]|(?<!\d)(?=\d)){pointer}$", column) is not None
+
+
+def _as_turns(value: Any, role: str) -> list[Any]:
+    """Returns the messages of one side, which may be a text."""
+    turns = _turns([value] if isinstance(value, Mapping) else value)
+    return [{"role": role, "content": value}] if turns is None else turns
+
+
+def continued(before: Sequence[Any], turns: Sequence[Any]) -> list[Any]:
+    """Returns messages with those that follow, without repeating the last ones; system messages come first."""
+    if not before:
+        return list(turns)
+    systems = [turn for turn in before if spoken(turn)[0] == "system"]
+    said = [turn for turn in before if spoken(turn)[0] != "system"]
+    first = next((index for index, turn in enumerate(turns) if spoken(turn)[0] != "system"), len(turns))
+    known = [spoken(turn) for turn in systems]
+    systems += [turn for turn in turns[:first] if spoken(turn) not in known]
+    turns = turns[first:]
+    keys, following = [spoken(turn) for turn in said], [spoken(turn) for turn in turns]
+    repeated = next(
+        (count for count in range(min(len(keys), len(following)), 0, -1) if keys[-count:] == following[:count]), 0
+    )
+    return [*systems, *said, *turns[repeated:]]
 
 
 def system_of(cells: Cells) -> list[Any]:
@@ -276,9 +376,10 @@ def system_of(cells: Cells) -> list[Any]:
 
 def history_of(cells: Cells) -> list[Any]:
     history = cells.take("history")
-    if is_blank(history):
+    turns = _list_of(history)
+    if is_blank(history) or turns == []:
         return []
-    turns = _list_of(history) or []
+    turns = turns or []
     if (messages := _turns(turns)) is not None:
         return messages
     pairs = [_list_of(turn) for turn in turns]
@@ -304,16 +405,20 @@ def tools_of(cells: Cells) -> list[dict[str, Any]] | None:
     tools = cells.take(name)
     if isinstance(tools, str):
         try:
-            tools = json.loads(tools)
-        except (json.JSONDecodeError, RecursionError) as error:
+            tools = parse_text(tools)
+        except ValueError as error:
             raise DataError(f"its `{name}` are not JSON: {error}") from error
     tools = [tools] if isinstance(tools, Mapping) else tools
     try:
-        tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools or []]
-    except (TypeError, json.JSONDecodeError) as error:
+        tools = [parse_text(tool) if isinstance(tool, str) else tool for tool in tools or []]
+    except (TypeError, ValueError) as error:
         raise DataError(f"its `{name}` are not a list of JSON schemas, but {tools!r:.80}") from error
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise DataError(f"its `{name}` are not a list of JSON schemas, but {tools!r:.80}")
+    if has_unstorable_number(tools):
+        raise DataError(
+            f"its `{name}` have a number that is infinite or an integer of more than 64 bits: write it as text"
+        )
     if name == "functions":
         tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
     return [dict(tool) for tool in tools] or None
