@@ -43,8 +43,19 @@ _TURNS = ("turn", "turn_id", "turn_index", "message_index", "turnid", "seq", "è½
 # Columns of KTO's data that say which answers are bad.
 _MARKS = ("label", "kto_tag")
 # Flags of messages that some files have on the whole row.
-_ROW_FLAGS = ("weight", "train", "masked")
+EXCLUDING = (*_MARKS, "weight", "train", "masked")
 _REFUSED = ("images", "image", "videos", "video", "audios", "audio")
+
+
+def is_excluded(name: str, value: Any) -> bool | None:
+    """True if the cell of a column in `EXCLUDING` says that its row is not to be learned; None if it does not say so.
+
+    Other labels are classes, and other weights are no flags.
+    """
+    flag = FLAG_VALUES.get(str(text_of(value)).strip().lower())
+    if flag is None or (name in _MARKS and not isinstance(value, (bool, str))) or value in ("0", "1"):
+        return None
+    return flag is FLAGS.get(name, False)
 
 
 class Conversation(NamedTuple):
@@ -151,14 +162,10 @@ class ConversationReader:
 
     def _is_left_out(self, cells: Cells) -> bool:
         """True if the row itself says that it is not to be learned: KTO's label, or a flag as messages have it."""
-        for name in (*_MARKS, *_ROW_FLAGS):
-            value = cells.peek(name)
-            # Other labels are classes, and other weights are no flags; they are counted as unused.
-            flag = FLAG_VALUES.get(str(text_of(value)).strip().lower())
-            if flag is None or (name in _MARKS and not isinstance(value, (bool, str))) or value in ("0", "1"):
-                continue
-            cells.take(name)
-            if flag is FLAGS.get(name, False):
+        for name in EXCLUDING:
+            if (excluded := is_excluded(name, value := cells.peek(name))) is not None:
+                cells.take(name)
+            if excluded:
                 self.notes[f"rows with {name} {text_of(value)} were left out"] += 1
                 return True
         return False

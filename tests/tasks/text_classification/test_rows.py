@@ -288,7 +288,7 @@ def test_hidden_labels_are_no_classes(tmp_path: Path) -> None:
 
     assert names("entailment", "-", "neutral", skip_invalid=True) == ["entailment", "neutral"]
     assert names(0, -1, 2, 1, skip_invalid=True) == ["0", "1", "2"]
-    with pytest.raises(DataError, match="Row 2 .* -1 in the column 'label' is no label"):
+    with pytest.raises(DataError, match=r"Row 2 .* -1 in the column 'label' is no label"):
         names(0, -1, 2)
     signs = jsonl(tmp_path / "b.jsonl", [{"text": f"t{n}", "label": sign} for n, sign in enumerate("+-+")])
     assert load_labelled(signs).label_names == ["+", "-"]

@@ -57,7 +57,10 @@ def test_the_files_of_others(shared_data: Path) -> None:
     [
         ("a.tsv", "sentence_id\tword\ttag\n1\tTom\tB-PER\n1\tran\tO\n2\tAnn\tB-PER\n2\t,\tO\n"),
         ("a.conll", "sent_id token ner\na Tom B-PER\na ran O\n\nb Ann B-PER\nb , O\n"),
-        ("a.csv", 'Sentence #,Word,POS,Tag\nSentence: 1,Tom,NNP,B-PER\n,ran,VB,O\nSentence: 2,Ann,NNP,B-PER\n,",",",",O\n'),
+        (
+            "a.csv",
+            'Sentence #,Word,POS,Tag\nSentence: 1,Tom,NNP,B-PER\n,ran,VB,O\nSentence: 2,Ann,NNP,B-PER\n,",",",",O\n',
+        ),
         ("a.csv", "id;Sentence_ID;Word;Tag\n0;1;Tom;B-PER\n1;1;ran;O\n2;2;Ann;B-PER\n3;2;,;O\n"),
         ("a.csv", 'word,tag\nTom,B-PER\nran,O\n,\nAnn,B-PER\n",",O\n'),
     ],

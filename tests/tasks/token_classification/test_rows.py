@@ -167,7 +167,11 @@ def test_rows_that_cannot_be_used(tmp_path: Path, row: dict[str, object], said: 
     ("text", "entity", "said"),
     [
         ("Tom lives in Oslo", {"start": 0, "end": 2, "label": "PER", "text": "Tom"}, "is 'To' in its text, but 'Tom'"),
-        ("Tom lives in Oslo", {"start": 0, "end": 2, "label": "PER", "value": "Tom"}, "is 'To' in its text, but 'Tom'"),
+        (
+            "Tom lives in Oslo",
+            {"start": 0, "end": 2, "label": "PER", "value": "Tom"},
+            "is 'To' in its text, but 'Tom'",
+        ),
         # Places of JavaScript count an emoji twice.
         ("😀 Tom in Oslo", {"start": 3, "end": 6, "label": "PER", "word": "Tom"}, "is 'om ' in its text, but 'Tom'"),
         ("Tom in Oslo", {"start": 0, "end": 3, "label": "PER", "word": "Tim"}, "is 'Tom' in its text, but 'Tim'"),

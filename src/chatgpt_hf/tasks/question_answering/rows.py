@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, List, Value
 
-from ...data.corpus import is_blank, load_rows
+from ...data.corpus import load_rows
 from ...data.files import format_of, is_empty, source_files
 from ...data.json_rows import read_json
 from ...data.messages import FLAG_VALUES
@@ -232,7 +232,7 @@ def _questions(row: Mapping[str, Any], where: str, unused: Counter[str]) -> Iter
 def _is_impossible(question: Mapping[str, Any]) -> bool | None:
     """True if a question says that its context does not answer it; None if its `is_impossible` is neither."""
     value = question.get("is_impossible")
-    return False if is_blank(value) else FLAG_VALUES.get(str(value).strip().lower())
+    return False if value in (None, "") else FLAG_VALUES.get(str(value).strip().lower())
 
 
 def _row(

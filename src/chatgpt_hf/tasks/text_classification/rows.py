@@ -347,9 +347,7 @@ def _usable(
         if label is None or (isinstance(label, str) and not label.strip()) or (own and label == -1):
             rejected.add(number, f"it has no label in the column {columns.label!r}")
         elif not isinstance(label, list) and str(label).strip() in none:
-            rejected.add(
-                number, f"{label!r} in the column {columns.label!r} is no label, unless --class_names has it"
-            )
+            rejected.add(number, f"{label!r} in the column {columns.label!r} is no label, unless --class_names has it")
         elif not all(isinstance(item, (str, int, float)) for item in (label if isinstance(label, list) else [label])):
             rejected.add(
                 number,

@@ -74,7 +74,9 @@ def unread_keys(entities: Any, column: str) -> Iterator[str]:
     """Yields the keys of entities that nothing reads, as `spans[].id`."""
     for entity in entities if isinstance(entities, list) else ():
         if isinstance(entity, Mapping):
-            read = set(_WRITTEN) | {next((name for name in names if entity.get(name) is not None), "") for names in _READ}
+            read = set(_WRITTEN) | {
+                next((name for name in names if entity.get(name) is not None), "") for names in _READ
+            }
             yield from (
                 f"{column}[].{name}" for name, value in entity.items() if name not in read and value is not None
             )
@@ -84,9 +86,9 @@ def _contradiction(entity: Any, text: str, found: str) -> str | None:
     """Returns the text that an entity gives itself, if another one is at its place; spaces and case may differ."""
     for name in _WRITTEN if isinstance(entity, Mapping) else ():
         written = entity.get(name)
-        if isinstance(written, str) and written.strip() and _plain(written) != _plain(found):
-            if name != "value" or _plain(written) in _plain(text):
-                return written
+        is_other = isinstance(written, str) and written.strip() and _plain(written) != _plain(found)
+        if is_other and (name != "value" or _plain(written) in _plain(text)):
+            return str(written)
     return None
 
 
