@@ -246,6 +246,13 @@ def test_a_first_line_that_may_be_a_header(tmp_path: Path, text: str) -> None:
     assert "--label_column" in message
 
 
+def test_the_same_header_in_several_files(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        write(tmp_path / name, "v1,v2\nham,hello\nspam,win now\nham,see you\nspam,so cheap\n")
+    assert "may be a header" in refused(str(tmp_path))
+    assert load_labelled(str(tmp_path), text_column="v2", label_column="v1").label_names == ["ham", "spam"]
+
+
 def test_who_names_columns_by_number_says_that_there_is_no_header(tmp_path: Path) -> None:
     source = write(tmp_path / "a.csv", "new,hello\nspam,win now\nham,see you\nspam,so cheap\nham,bye\n")
     assert "may be a header" in refused(source)
