@@ -51,7 +51,19 @@ _MESSAGE_COLUMNS = ("tool_calls", "function_call", "reasoning_content", "thinkin
 # Columns of KTO's data that say which answers are bad.
 _MARKS = ("label", "kto_tag")
 _MARK_VALUES = {"true": True, "false": False, "desirable": True, "undesirable": False}
+# What may say that a row is not to be learned; some files have the flags of messages on the whole row.
+EXCLUDING = (*_MARKS, *FLAGS)
 _REFUSED = ("images", "image", "videos", "video", "audios", "audio")
+
+
+def is_excluded(name: str, value: Any) -> bool | None:
+    """True if the cell of a column in `EXCLUDING` says that its row is not to be learned; None if it does not say so.
+
+    Other labels are classes, and other weights are no flags.
+    """
+    said = str(text_of(value)).strip().lower()
+    flag = _MARK_VALUES.get(said) if name == "label" else FLAG_VALUES.get(said, _MARK_VALUES.get(said))
+    return None if flag is None else flag is FLAGS.get(name, False)
 
 
 class Conversation(NamedTuple):
@@ -158,24 +170,18 @@ class ConversationReader:
 
     def _is_left_out(self, cells: Cells) -> bool:
         """True if the row itself says that it is not to be learned: KTO's label, or a flag as messages have it."""
-        for name in (*_MARKS, *FLAGS):
-            value = cells.peek(name)
-            said = str(text_of(value)).strip().lower()
-            if name != "label":
-                flag = FLAG_VALUES.get(said, _MARK_VALUES.get(said))
-            elif said in ("0", "1", "0.0", "1.0") and _is_kto(cells):
-                # Every other row of the file would have to be read to know.
-                raise DataError(
-                    f"its label is {said}, which may say whether the answer is good, or be a class: write true or "
-                    "false for a good or bad answer, or rename the column"
-                )
-            else:
-                flag = _MARK_VALUES.get(said)
+        said = str(text_of(cells.peek("label"))).strip().lower()
+        if said in ("0", "1", "0.0", "1.0") and _is_kto(cells):
+            # Every other row of the file would have to be read to know.
+            raise DataError(
+                f"its label is {said}, which may say whether the answer is good, or be a class: write true or "
+                "false for a good or bad answer, or rename the column"
+            )
+        for name in EXCLUDING:
             # Other labels are classes, and other weights are no flags; they are counted as unused.
-            if flag is None:
-                continue
-            cells.take(name)
-            if flag is FLAGS.get(name, False):
+            if (excluded := is_excluded(name, value := cells.peek(name))) is not None:
+                cells.take(name)
+            if excluded:
                 self.notes[f"rows with {name} {text_of(value)} were left out"] += 1
                 return True
         return False

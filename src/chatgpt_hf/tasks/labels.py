@@ -1,5 +1,6 @@
 """Converts written labels (names, indices, lists of them, quantities) to the numbers that a model learns."""
 
+import ast
 import json
 import math
 import re
@@ -20,6 +21,12 @@ FEATURES = {
     "regression": Value("float32"),
 }
 _NUMBERED = re.compile(r"\d+\t.+")
+# What tables and data frames write for a missing value.
+_MISSING = {"NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NAN", "null", "NULL", "Null", "#N/A"}
+_COMMA = re.compile(r"[+-]?\d+(?:,\d+)+(?:\.\d+)?")
+_PERCENT = re.compile(r"[+-]?\d+(?:[.,]\d+)?\s*[%％]")
+# NumPy writes no commas, and Python joins texts without a comma between them.
+_NO_COMMA = re.compile(r"""['"]\s+['"]""")
 _TO_REGRESSION = "--problem_type regression learns quantities"
 
 
@@ -101,6 +108,8 @@ def find_problem_type(rows: Sequence[Labelled], asked: str = "auto") -> str:
         if row := next((row for row in rows if number_of(row.label) is None), None):
             raise DataError(f"{row} has the label {row.label!r}, which is not a number: regression learns numbers.")
         return asked
+    if asked == "auto":
+        _check_quantities(rows)
     numbers = [number_of(row.label) for row in rows]
     if any(number is None for number in numbers):
         return "single_label_classification"
@@ -115,6 +124,62 @@ def find_problem_type(rows: Sequence[Labelled], asked: str = "auto") -> str:
             "single_label_classification treats each number as a class."
         )
     return "single_label_classification"
+
+
+def _check_quantities(rows: Sequence[Labelled]) -> None:
+    """Raises if the labels are quantities that no number of Python is: with decimal commas or signs of percent."""
+    written = [str(row.label) for row in rows]
+    commas = [row for row, label in zip(rows, written, strict=True) if _COMMA.fullmatch(label)]
+    percents = [row for row, label in zip(rows, written, strict=True) if _PERCENT.fullmatch(label)]
+    numbers = sum(number_of(label) is not None for label in written)
+    if len(commas) + len(percents) + numbers < len(rows):
+        return
+    if percents and len(set(written)) == len(written):
+        raise DataError(
+            f"{percents[0]} has the label {percents[0].label!r}, a quantity: write numbers without a sign of percent for "
+            "regression; --problem_type single_label_classification treats each as a class."
+        )
+    if commas and not percents:
+        raise DataError(
+            f"{commas[0]} has the label {commas[0].label!r}: regression learns numbers with a decimal point instead of a "
+            "decimal comma, --problem_type multi_label_classification several labels between commas, and --problem_type "
+            "single_label_classification treats each as a class."
+        )
+
+
+def unlabelled(labels: Sequence[Any], is_pair: bool) -> set[str]:
+    """Returns what is written instead of a label, as strings, such as `NaN`, and `-` and -1 for hidden labels.
+
+    Args:
+        labels: All labels of a table as written.
+        is_pair: True if the texts are pairs, whose data sets hide labels as -1, while -1 may be the sentiment of a
+            single text.
+    """
+    found = set(_MISSING)
+    written = {str(label).strip() for label in labels if not isinstance(label, (list, dict)) and label is not None}
+    if "+" not in written:
+        found.add("-")
+    numbers = {number_of(label) for label in written - found if label}
+    if None not in numbers and all(number.is_integer() for number in numbers if number is not None):
+        whole = sorted(number for number in numbers if number is not None)
+        # Of -1, 0, 1, 2 the last three are classes.
+        is_hidden = whole[:1] == [-1] and whole[1:2] != [1] and (is_pair or whole[-1] > 1)
+        found |= {"-1", "-1.0"} if is_hidden else set()
+    return found
+
+
+def list_of_labels(label: str) -> list[Any] | None:
+    """Returns the labels of a cell that is a list in JSON or, as data frames write it, in Python; None if it is none."""
+    text = label.strip()
+    if not (text.startswith("[") and text.endswith("]")) or _NO_COMMA.search(text):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found if all(isinstance(item, (str, int, float)) for item in found) else None
+    return None
 
 
 def find_label_names(rows: Sequence[Labelled], problem_type: str) -> list[str]:
@@ -266,10 +331,9 @@ def _labels_of(row: Labelled, problem_type: str) -> list[Any]:
     if problem_type != "multi_label_classification" or not isinstance(label, str):
         return label if isinstance(label, list) else [label]
     if label.startswith("["):
-        try:
-            return list(json.loads(label))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{row} has the label {label!r:.80}, a broken JSON list: {error.msg}.") from error
+        if (found := list_of_labels(label)) is None:
+            raise DataError(f"{row} has the label {label!r:.80}, a broken list: write it as JSON.")
+        return found
     return [item.strip() for item in label.split(",") if item.strip()]
 
 

@@ -124,6 +124,20 @@ def test_rows_with_nothing_in_a_column(
     assert f"1 rows of {source} are left out" in caplog.text
 
 
+@pytest.mark.parametrize(("name", "bad"), [("label", False), ("train", False), ("masked", True), ("weight", 0)])
+def test_rows_that_are_not_to_be_learned(tmp_path: Path, name: str, bad: object) -> None:
+    row = {"prompt": "Q", "completion": "wrong"}
+    source = jsonl(tmp_path / "a.jsonl", {**row, name: bad}, {**row, "completion": "right", name: type(bad)(not bad)})
+    splits = load_pairs(source)
+    assert splits.train["completion"][:] == ["right"]
+    assert list(splits.summaries[0].notes) == [f"rows with {name} {json.dumps(bad)} were left out"]
+    assert splits.summaries[0].unused == {}
+    # A column of the templates is data.
+    assert len(load_pairs(source, prompt_template=f"{{{name}}}").train) == 2
+    classes = jsonl(tmp_path / "b.jsonl", {**row, "label": 0}, {**row, "label": 1})
+    assert len(load_pairs(classes).train) == 2
+
+
 def test_columns_that_are_not_there_and_templates_that_are_none(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", {"title": "a", "body": "b"})
     assert "no column 'prompt'; the templates of prompt and completion may name title, body" in refused(source)

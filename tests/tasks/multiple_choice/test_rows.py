@@ -142,6 +142,44 @@ def test_letters_that_are_no_choice(tmp_path: Path) -> None:
     assert "'meow'" in refused(jsonl(tmp_path / "a.jsonl", {**GOOD, "gold": "meow"}))
 
 
+def test_letters_and_numbers_mean_columns_even_if_some_are_empty(tmp_path: Path) -> None:
+    def rights(header: str, *lines: str) -> list[str]:
+        path = tmp_path / "a.csv"
+        path.write_text("\n".join([header, *lines, ""]), encoding="utf-8")
+        rows = load_choices(str(path), skip_invalid=True).train
+        return [row["continuations"][row["label"]].strip() for row in rows]
+
+    assert rights("question,A,B,C,D,answer", "q,a,,c,d,C", "r,,b,c,d,D", "s,a,b,c,d,c") == ["c", "d", "c"]
+    assert rights("question,choice0,choice1,choice2,choice3,label", "q,a,,c,d,2", "r,a,b,c,d,0") == ["c", "a"]
+    assert rights("question,A,B,C,D,answer", "q,a,,c,d,3", "r,a,b,c,d,4", "s,a,b,c,,3") == ["c", "d", "c"]
+    # An empty cell is not the right one.
+    assert rights("question,A,B,C,D,answer", "q,a,,c,d,B", "r,a,b,c,d,D") == ["d"]
+    # In a file without a header, letters count the columns too.
+    assert rights("q,a,b,c,d,A", "r,a,,c,d,D") == ["a", "d"]
+
+
+def test_numbers_that_may_count_from_0_or_from_1(tmp_path: Path) -> None:
+    row = {"question": "Cats", "choices": ["w", "x", "y", "z"]}
+    some = [{**row, "answer": number} for number in (1, 2, 3)]
+    message = refused(jsonl(tmp_path / "a.jsonl", *some))
+    assert "right choices 1, 2, 3, and it is unclear whether the first choice is 0 or 1: write letters" in message
+    assert load_choices(jsonl(tmp_path / "a.jsonl", *some), first=1).train["label"][:] == [0, 1, 2]
+    for last, expected in ((0, [1, 2, 3, 0]), (4, [0, 1, 2, 3])):
+        source = jsonl(tmp_path / "b.jsonl", *some, {**row, "answer": last})
+        assert load_choices(source).train["label"][:] == expected
+
+
+def test_the_text_that_a_question_is_about_stands_before_it(tmp_path: Path) -> None:
+    row = {"question": "Why?", "choices": ["bark", "purr"], "answer": "B"}
+    for name in ("premise", "article", "passage", "support", "context"):
+        splits = load_choices(jsonl(tmp_path / "a.jsonl", {name: "Cats do.", **row}, {name: None, **row}))
+        assert splits.train["contexts"][:] == [["Cats do.\nWhy?"] * 2, ["Why?"] * 2]
+        assert splits.summaries[0].unused == {}
+    given = load_choices(str(tmp_path / "a.jsonl"), template="Q: {question}", skip_invalid=True)
+    assert given.train[0]["contexts"][0] == "Q: Why?"
+    assert list(given.summaries[0].unused) == ["context"]
+
+
 def test_columns_and_templates_that_are_not_there(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", {"query": "Cats", "answers": ["bark", "purr"], "gold": 1})
     assert "columns query, answers, gold" in refused(source)

@@ -76,6 +76,24 @@ def test_the_listing_ends_and_good_answers_stay(tmp_path: Path, caplog: pytest.L
     assert "wrong10" not in caplog.text
 
 
+def test_a_question_that_says_whether_it_has_an_answer(tmp_path: Path) -> None:
+    flat = {**asked(), "context": CONTEXT}
+    both = {**asked(), "is_impossible": True}
+    for rows in ({**flat, "is_impossible": True}, {**flat, "is_impossible": "True"}, nested(both)):
+        assert "a has answers although its is_impossible is true" in refused(write(tmp_path / "a.json", rows))
+    assert "a has is_impossible 'maybe'" in refused(
+        write(tmp_path / "a.json", nested({**asked(), "is_impossible": "maybe"}))
+    )
+    for value in ("false", "0", 0, False, None, ""):
+        splits = load_squad(write(tmp_path / "b.json", nested({**asked(), "is_impossible": value})))
+        assert splits.train[0]["answers"]["text"] == ["Italy"]
+        empty = {"id": "b", "question": "How?", "answers": [], "is_impossible": value}
+        assert "b has no answers" in refused(write(tmp_path / "c.json", nested(empty)))
+    for value in ("true", 1, True):
+        empty = {"id": "b", "question": "How?", "answers": [], "is_impossible": value}
+        assert load_squad(write(tmp_path / "d.json", nested(empty))).train[0]["answers"]["text"] == []
+
+
 def test_flat_rows_and_questions_without_an_answer(tmp_path: Path) -> None:
     lines = [
         {"question": "Where?", "context": CONTEXT, "answers": {"text": ["Italy"], "answer_start": [24]}},

@@ -116,8 +116,8 @@ def test_quotation_marks_that_are_text(tmp_path: Path) -> None:
     assert splits.train["text"][:] == [said, '"Yes."', '"unclosed']
     splits = load_labelled(write(tmp_path / "b.tsv", f'text\tlabel\n{said}\tno\n"unclosed\tyes\n'))
     assert splits.train["text"][:] == [said, '"unclosed']
-    splits = load_labelled(write(tmp_path / "c.tsv", '"a\tb"\tno\n"c ""d"""\tyes\n'))
-    assert splits.train["text"][:] == ["a\tb", 'c "d"']
+    splits = load_labelled(write(tmp_path / "c.tsv", '"a\tb."\tno\n"c ""d"""\tyes\n'))
+    assert splits.train["text"][:] == ["a\tb.", 'c "d"']
 
 
 def test_several_labels(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_label_names(tmp_path: Path) -> None:
 
 
 def test_an_unknown_label_in_the_validation_file(tmp_path: Path) -> None:
-    source = write(tmp_path / "a.tsv", "good fun\tpos\na bore\tneg\n")
+    source = write(tmp_path / "a.tsv", "good fun\tpos\na bore\tneg\nso good\tpos\n")
     held_out = write(tmp_path / "b.tsv", "fine\tpos\nwell\tmixed\n")
     message = refused(source, eval_source=held_out)
     assert f"Row 2 of {held_out}" in message
@@ -223,6 +223,94 @@ def test_a_header_of_unknown_names_is_not_taken_for_a_row(tmp_path: Path) -> Non
     source = write(tmp_path / "a.csv", "Statement,Verdict\n" + "".join(f"{text},{label}\n" for text, label in ROWS))
     assert "'Verdict'" in refused(source)
     assert len(load_labelled(source, text_column="Statement", label_column="Verdict").train) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "v1,v2\nham,hello\nspam,win now\n",
+        "v1,v2,,,\nham,hello,,,\nspam,win now,,,\nham,see you,,,\nspam,so cheap,,,\n",
+        "Statement,Status\nI am sad,depressed\nI am ok,normal\nnice,normal\n",
+        "utterance,act\nhello,greet\nbye,bye\nhi,greet\n",
+        "产品评价,好坏\n很好,好\n很差,坏\n不错,好\n",
+        "qid,question1,question2,is_duplicate\n1,Who is it?,Who is there?,0\n",
+        "Quality,#1 ID,#1 String,#2 String\n1,70,He was accused,He was blamed\n0,21,They own it,They bought it\n",
+        "PassengerId,Survived,Name\n1,0,Tom\n2,1,Ann\n",
+        "Body,Mark\nso good,0.5\nso bad,1.5\n",
+    ],
+)
+def test_a_first_line_that_may_be_a_header(tmp_path: Path, text: str) -> None:
+    message = refused(write(tmp_path / "a.csv", text))
+    assert "Row 1 of" in message
+    assert "may be a header" in message
+    assert "--label_column" in message
+
+
+def test_the_same_header_in_several_files(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        write(tmp_path / name, "v1,v2\nham,hello\nspam,win now\nham,see you\nspam,so cheap\n")
+    assert "may be a header" in refused(str(tmp_path))
+    assert load_labelled(str(tmp_path), text_column="v2", label_column="v1").label_names == ["ham", "spam"]
+
+
+def test_who_names_columns_by_number_says_that_there_is_no_header(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", "new,hello\nspam,win now\nham,see you\nspam,so cheap\nham,bye\n")
+    assert "may be a header" in refused(source)
+    assert load_labelled(source, text_column="column1", label_column="column0").label_names == ["ham", "new", "spam"]
+    assert len(load_labelled(source, label_names=["ham", "new", "spam"]).train) == 5
+    long = write(tmp_path / "b.csv", "new,It was the best of times.\nold,It was the worst of times.\n")
+    assert load_labelled(long).label_names == ["new", "old"]
+
+
+def test_identifiers_are_not_classes(tmp_path: Path) -> None:
+    rows = [f"The food number {n} is good.\t{n % 2}\te{n}xk\n" for n in range(4)]
+    source = write(tmp_path / "a.tsv", "".join(rows))
+    assert "4 of 4 values in column2 differ" in refused(source)
+    splits = load_labelled(source, text_column="column0", label_column="column1")
+    assert splits.train["label"][:] == [0, 1, 0, 1]
+
+
+def test_quantities_of_other_countries_are_not_classes(tmp_path: Path) -> None:
+    german = write(tmp_path / "a.csv", "text;score\na;0,5\nb;1,25\nc;2\n")
+    assert "decimal comma" in refused(german)
+    assert len(load_labelled(german, problem_type="single_label_classification").label_names) == 3
+    assert "percent" in refused(write(tmp_path / "b.csv", "text,score\na,50%\nb,20%\n"))
+    assert load_labelled(write(tmp_path / "c.csv", "text,label\na,5%\nb,9%\nc,5%\n")).label_names == ["5%", "9%"]
+
+
+@pytest.mark.parametrize("missing", ["NA", "NaN", "nan", "null", "N/A", "-"])
+def test_a_missing_label_is_no_class(tmp_path: Path, missing: str) -> None:
+    source = write(tmp_path / "a.csv", f"text,score\na,3.5\nb,{missing}\nc,1\n")
+    assert f"Row 2 of {source} cannot be used: {missing!r}" in refused(source)
+    splits = load_labelled(source, skip_invalid=True)
+    assert (splits.problem_type, splits.train["label"][:]) == ("regression", [3.5, 1.0])
+    named = write(tmp_path / "b.csv", f"text,label\na,x\nb,{missing}\n")
+    assert load_labelled(named, label_names=["x", missing]).train["label"][:] == [0, 1]
+
+
+def test_hidden_labels_are_no_classes(tmp_path: Path) -> None:
+    def names(*labels: object, **options: object) -> list[str]:
+        rows = [{"premise": f"a{n}", "hypothesis": "b", "label": label} for n, label in enumerate(labels)]
+        return load_labelled(jsonl(tmp_path / "a.jsonl", rows), **options).label_names
+
+    assert names("entailment", "-", "neutral", skip_invalid=True) == ["entailment", "neutral"]
+    assert names(0, -1, 2, 1, skip_invalid=True) == ["0", "1", "2"]
+    with pytest.raises(DataError, match=r"Row 2 .* -1 in the column 'label' is no label"):
+        names(0, -1, 2)
+    signs = jsonl(tmp_path / "b.jsonl", [{"text": f"t{n}", "label": sign} for n, sign in enumerate("+-+")])
+    assert load_labelled(signs).label_names == ["+", "-"]
+    moods = jsonl(tmp_path / "c.jsonl", [{"text": f"t{n}", "label": n - 1} for n in range(3)])
+    assert load_labelled(moods).label_names == ["-1", "0", "1"]
+
+
+def test_lists_in_cells_and_labels_in_objects(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", "text,label\na,\"['x', 'y']\"\nb,['y']\nc,[]\n")
+    splits = load_labelled(source)
+    assert splits.problem_type == "multi_label_classification"
+    assert (splits.label_names, splits.train["label"][:]) == (["x", "y"], [[1, 1], [0, 1], [0, 0]])
+    for label in ([{"label": "x"}], {"label": "x", "score": 1}):
+        rows = [{"text": "a", "label": label}, {"text": "b", "label": label}]
+        assert "a name, a number or a list of these" in refused(jsonl(tmp_path / "b.jsonl", rows))
 
 
 def test_nothing_held_out_or_nothing_left(tmp_path: Path) -> None:

@@ -53,6 +53,28 @@ def test_the_files_of_others(shared_data: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.tsv", "sentence_id\tword\ttag\n1\tTom\tB-PER\n1\tran\tO\n2\tAnn\tB-PER\n2\t,\tO\n"),
+        ("a.conll", "sent_id token ner\na Tom B-PER\na ran O\n\nb Ann B-PER\nb , O\n"),
+        (
+            "a.csv",
+            'Sentence #,Word,POS,Tag\nSentence: 1,Tom,NNP,B-PER\n,ran,VB,O\nSentence: 2,Ann,NNP,B-PER\n,",",",",O\n',
+        ),
+        ("a.csv", "id;Sentence_ID;Word;Tag\n0;1;Tom;B-PER\n1;1;ran;O\n2;2;Ann;B-PER\n3;2;,;O\n"),
+        ("a.csv", 'word,tag\nTom,B-PER\nran,O\n,\nAnn,B-PER\n",",O\n'),
+    ],
+)
+def test_a_column_that_numbers_sentences_divides_them(tmp_path: Path, name: str, text: str) -> None:
+    assert entities(conll(tmp_path, text, name)) == [[("Tom", "B-PER"), ("ran", "O")], [("Ann", "B-PER"), (",", "O")]]
+
+
+def test_a_csv_with_lists(tmp_path: Path) -> None:
+    source = conll(tmp_path, "tokens,ner_tags\n\"['Tom', 'ran']\",\"['B-PER', 'O']\"\n", "a.csv")
+    assert "give them as jsonl or parquet" in refused(source)
+
+
+@pytest.mark.parametrize(
     "tags",
     [
         "B-PER I-PER I-PER O B-LOC",

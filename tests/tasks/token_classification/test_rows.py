@@ -163,6 +163,38 @@ def test_rows_that_cannot_be_used(tmp_path: Path, row: dict[str, object], said: 
     assert len(load_tagged(source, skip_invalid=True).train) == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "entity", "said"),
+    [
+        ("Tom lives in Oslo", {"start": 0, "end": 2, "label": "PER", "text": "Tom"}, "is 'To' in its text, but 'Tom'"),
+        (
+            "Tom lives in Oslo",
+            {"start": 0, "end": 2, "label": "PER", "value": "Tom"},
+            "is 'To' in its text, but 'Tom'",
+        ),
+        # Places of JavaScript count an emoji twice.
+        ("😀 Tom in Oslo", {"start": 3, "end": 6, "label": "PER", "word": "Tom"}, "is 'om ' in its text, but 'Tom'"),
+        ("Tom in Oslo", {"start": 0, "end": 3, "label": "PER", "word": "Tim"}, "is 'Tom' in its text, but 'Tim'"),
+    ],
+)
+def test_entities_whose_places_contradict_their_texts(
+    tmp_path: Path, text: str, entity: dict[str, object], said: str
+) -> None:
+    good = {"text": "Ann Hardy left", "entities": [{"start": 0, "end": 9, "label": "PER", "text": "ann  hardy"}]}
+    source = jsonl(tmp_path / "a.jsonl", good, {"text": text, "entities": [entity]})
+    message = refused(source)
+    assert f"Row 2 of {source}" in message
+    assert said in message
+    assert read(load_tagged(source, skip_invalid=True)) == [[("Ann", "B-PER"), ("Hardy", "I-PER"), ("left", "O")]]
+
+
+def test_the_value_of_an_entity_may_be_another_name(tmp_path: Path) -> None:
+    entity = {"start": 3, "end": 6, "entity": "city", "value": "New York"}
+    splits = load_tagged(jsonl(tmp_path / "a.jsonl", {"text": "to NYC", "entities": [entity]}))
+    assert read(splits) == [[("to", "O"), ("NYC", "B-city")]]
+    assert splits.summaries[0].unused == {}
+
+
 def test_an_unknown_tag_in_the_validation_file(tmp_path: Path) -> None:
     source = write(tmp_path / "a.conll", "Rome B-LOC\nfell O\n")
     held_out = write(tmp_path / "b.conll", "so O\n\nBonn B-LOC\nBob B-PER\n")

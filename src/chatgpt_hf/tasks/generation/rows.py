@@ -1,15 +1,18 @@
 """Makes prompts and completions for generative tasks (translation, summaries, poems, code) from any columns."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from datasets import Dataset, Features, Value
 
+from ...data.conversation_rows import EXCLUDING, is_excluded
 from ...data.corpus import is_blank
+from ...data.messages import text_of
 from ...data.sources import fill_template, template_columns
 from ...data.summary import RowSummary, summarize_rows
 from ...errors import ConfigError, DataError
-from ..tables import Rejected, find_accepted, load_tables, split_rows
+from ..tables import Accepted, Rejected, find_accepted, load_tables, split_rows
 
 PARTS = ("prompt", "completion")
 _FEATURES = Features(dict.fromkeys(PARTS, Value("string")))
@@ -43,6 +46,9 @@ def load_pairs(
     skip_invalid: bool = False,
 ) -> PairSplits:
     """Fills two templates with the columns of each row.
+
+    Rows that say that they are not to be learned, such as `"label": false` or `"train": false`, are left out, as they
+    are from conversations, unless the templates have these columns.
 
     Args:
         source: A file, folder or glob of jsonl, json, csv, tsv, txt (with tabs) or parquet files, a Hub id,
@@ -104,7 +110,7 @@ def _read(
                     f"{table.where} has no column {missing[0]!r}; the templates of prompt and completion may name "
                     f"{', '.join(rows.column_names)}."
                 )
-            accepted = find_accepted(rows, wanted)
+            accepted, notes = _find_accepted(rows, wanted)
             pairs = list(_pairs(rows, templates, wanted, accepted.rows, rejected))
             found[str(split)] += pairs
             read = {**{name: name for name in wanted}, **accepted.columns}
@@ -115,12 +121,29 @@ def _read(
                 rows,
                 read,
                 len(pairs),
-                accepted.notes(),
+                notes,
                 rejected.reasons,
             )
             summary.log()
             summaries.append(summary)
     return found, summaries
+
+
+def _find_accepted(rows: Dataset, used: Collection[str]) -> tuple[Accepted, dict[str, int]]:
+    """Returns which rows neither a person nor a flag in the row excludes, and notes on the others."""
+    found = find_accepted(rows, used)
+    accepted, columns, notes = list(found.rows), dict(found.columns), Counter(found.notes())
+    for name in EXCLUDING:
+        if name in used or name not in rows.column_names:
+            continue
+        for index, value in enumerate(rows[name]):
+            excluded = is_excluded(name, value)
+            if excluded is not None:
+                columns[name] = "decision"
+            if excluded and accepted[index]:
+                accepted[index] = False
+                notes[f"rows with {name} {text_of(value)} were left out"] += 1
+    return Accepted(accepted, columns), dict(notes)
 
 
 def _pairs(

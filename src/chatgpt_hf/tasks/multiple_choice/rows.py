@@ -16,6 +16,8 @@ from ..tables import Rejected, Table, load_tables, split_rows
 logger = logging.getLogger(__name__)
 
 _QUESTIONS = ("query", "question", "ctx", "context", "prompt")
+# Columns with a text that the question is about.
+_CONTEXTS = ("premise", "article", "passage", "support", "paragraph", "story", "sentence", "context")
 _CHOICES = ("choices", "endings", "options")
 _LABELS = ("gold", "label", "answer", "answerKey")
 _OPTIONS = "context_options"
@@ -49,6 +51,21 @@ class _Columns(NamedTuple):
     question: str
     choices: tuple[str, ...]
     label: str
+    context: tuple[str, ...] = ()
+
+
+class _Choices(NamedTuple):
+    """The choices of a row.
+
+    Attributes:
+        texts: Without empty cells.
+        keys: Their letters or other names; a list may have fewer texts.
+        places: Their numbers, counted from 0 and with the empty cells.
+    """
+
+    texts: list[Any]
+    keys: Sequence[str]
+    places: Sequence[int]
 
 
 def load_choices(
@@ -67,10 +84,12 @@ def load_choices(
     - a question (`query`, `question`, `ctx`, `context` or `prompt`), a list of answers (`choices`, `endings` or
       `options`) and the right one (`gold`, `label`, `answer` or `answerKey`), which is a letter, the answer itself, or
       a number: from 0, or from 1 if 0 never occurs and the number of choices does;
-    - the same with a column for each answer, `choice0`, `choice1` ... or `A`, `B` ...; without a header the question
-      comes first and the right one last, as in MMLU's own csv files;
+    - the same with a column for each answer, `choice0`, `choice1` ... or `A`, `B` ..., of which some may be empty;
+      without a header the question comes first and the right one last, as in MMLU's own csv files;
     - `context_options`, a list of contexts, `continuation` and the right one, as in partial evaluation of WinoGrande
       (Trinh and Le 2018).
+
+    A text that the question is about (`premise`, `article`, `passage`, `support` ...) stands on the lines before it.
 
     Args:
         source: A file, folder or glob of jsonl, json, csv, tsv or parquet files, or a Hub id.
@@ -85,7 +104,8 @@ def load_choices(
 
     Raises:
         DataError: If columns are missing, a row has fewer than two choices or an empty one, the right one is not among
-            them, or it may be a number or the text of another choice; the message names the row.
+            them, it may be a number or the text of another choice, or numbers may count from 0 or from 1; the message
+            names the row or the file.
         ConfigError: If the template is invalid, or `test_fraction` is not between 0 and 1.
     """
     if template is not None:
@@ -133,7 +153,9 @@ def _read(
             found[str(split)] += usable
             has_template = template is not None and columns.choices != (_OPTIONS,)
             question = template_columns(template) if template and has_template else [columns.question]
+            context = () if has_template else columns.context
             used = {
+                **dict.fromkeys(context, "context"),
                 **dict.fromkeys(question, "question"),
                 **dict.fromkeys(columns.choices, "choice"),
                 columns.label: "right choice",
@@ -149,24 +171,27 @@ def _read(
 def _numbering(tables: Sequence[Table], source: str, first: int | None) -> _Numbering:
     """Finds out how the right choices of all rows are written."""
     indices: set[int] = set()
-    has_last = are_numbers = False
+    # Numbers that cannot count from 0; numbers that are known to do so.
+    has_last = are_numbers = is_known = False
     in_doubt: str | None = None
     all_are_texts = True
     for table in tables:
         for rows in table.splits.values():
             columns = _find_columns(table, rows)
+            # `gold` is an index in all data that has it.
+            is_known = is_known or columns.label == "gold" or columns.choices[0] in ("choice0", _OPTIONS)
             for number, row in enumerate(rows, start=1):
-                choices, keys = _choices_of(row, columns)
+                choices, keys, places = _choices_of(row, columns)
                 written = str(row[columns.label]).strip()
                 if written in keys or not written.isdecimal() or len(choices) < 2:
                     continue
                 index = int(written)
                 indices.add(index)
                 are_numbers = True
-                has_last = has_last or index == len(choices)
+                has_last = has_last or index == places[-1] + 1
                 if not isinstance(row[columns.label], str) or written not in choices:
                     all_are_texts = False
-                elif index < len(choices) and choices[index] != written and in_doubt is None:
+                elif index in places and choices[places.index(index)] != written and in_doubt is None:
                     in_doubt = f"Row {number} of {table.where}"
     if not are_numbers:
         return _Numbering(first, False)
@@ -178,6 +203,11 @@ def _numbering(tables: Sequence[Table], source: str, first: int | None) -> _Numb
         return _Numbering(None, True)
     if first is None:
         first = int(0 not in indices and has_last)
+        if not (first or is_known or 0 in indices):
+            raise DataError(
+                f"{source} has the right choices {', '.join(map(str, sorted(indices)[:5]))}, and it is unclear whether the "
+                f"first choice is 0 or 1: write letters (A, B ...) into {columns.label}, or name it gold if it counts from 0."
+            )
         if first:
             logger.info("%s: the choices are counted from 1.", source)
     return _Numbering(first, False)
@@ -199,7 +229,8 @@ def _find_columns(table: Table, rows: Dataset) -> _Columns:
             f"{table.where} has the columns {', '.join(names)}, but multiple choice needs one of {', '.join(_QUESTIONS)}; one "
             f"of {', '.join(_CHOICES)}, or choice0, choice1 ...; and one of {', '.join(_LABELS)}."
         )
-    return _Columns(question, choices, label)
+    context = () if question in ("ctx", "context") else tuple(name for name in _CONTEXTS if name in names)
+    return _Columns(question, choices, label, context)
 
 
 def _usable(
@@ -211,12 +242,16 @@ def _usable(
                 f"{rejected.where} has no column {name!r}; the template may name {', '.join(rows.column_names)}."
             )
     for number, row in enumerate(rows, start=1):
-        choices, keys = _choices_of(row, columns)
+        found = _choices_of(row, columns)
+        choices = found.texts
         question = row[columns.question]
         has_contexts = columns.choices == (_OPTIONS,)
         if template is not None and not has_contexts:
             question = fill_template(template, row, rejected.where)
-        label = _label_of(row[columns.label], choices, keys, numbers)
+        elif isinstance(question, str) and not is_blank(question):
+            before = [row[name] for name in columns.context]
+            question = "\n".join([*(text for text in before if isinstance(text, str) and text.strip()), question])
+        label = _label_of(row[columns.label], found, numbers)
         if not isinstance(question, str) or is_blank(question):
             rejected.add(number, f"its {columns.question} is empty")
         elif len(choices) < 2 or not all(isinstance(choice, str) and choice.strip() for choice in choices):
@@ -225,10 +260,11 @@ def _usable(
             )
         elif label is None:
             first = numbers.first or 0
+            last = found.places[-1] + first
             rejected.add(
                 number,
-                f"its {columns.label} is {row[columns.label]!r}, but must be one of {first} to "
-                f"{len(choices) - 1 + first} or a choice",
+                f"its {columns.label} is {row[columns.label]!r}, but must be one of {first} to {last} or a choice"
+                + (", and not an empty one" if last >= len(choices) + first else ""),
             )
         else:
             contexts = choices if has_contexts else [question] * len(choices)
@@ -240,19 +276,27 @@ def _usable(
             yield {"contexts": contexts, "continuations": continuations, "label": label}
 
 
-def _choices_of(row: Mapping[str, Any], columns: _Columns) -> tuple[list[Any], Sequence[str]]:
-    """Returns the choices of a row and their names."""
+def _choices_of(row: Mapping[str, Any], columns: _Columns) -> _Choices:
+    """Returns the choices of a row."""
     if len(columns.choices) > 1:
-        # A question with empty cells has fewer choices.
-        return [row[name] for name in columns.choices if not is_blank(row[name])], _LETTERS
+        # A letter or number means a column, also in a question with empty cells, which has fewer choices.
+        filled = [place for place, name in enumerate(columns.choices) if not is_blank(row[name])]
+        names = columns.choices if columns.choices[0] in _LETTERS else _LETTERS
+        texts = [row[columns.choices[place]] for place in filled]
+        return _Choices(texts, [names[place] for place in filled if place < len(names)], filled)
     value = row[columns.choices[0]]
+    keys: Sequence[str] = _LETTERS
     if isinstance(value, Mapping):  # as in ARC on the Hub
-        return list(value.get("text") or []), list(value.get("label") or [])
-    return (list(value), _LETTERS) if isinstance(value, list) else ([], _LETTERS)
+        keys = list(value.get("label") or [])
+        value = list(value.get("text") or [])
+    texts = list(value) if isinstance(value, list) else []
+    return _Choices(texts, keys, range(len(texts)))
 
 
-def _label_of(label: Any, choices: Sequence[Any], keys: Sequence[str], numbers: _Numbering) -> int | None:
-    """Returns the index of the right choice; None if it is not among the choices."""
+def _label_of(label: Any, choices: _Choices, numbers: _Numbering) -> int | None:
+    """Returns the index of the right choice among those that are not empty; None if it is not among them."""
+    texts, keys, places = choices
+    place: int | None = None
     index = -1
     if isinstance(label, str):
         label = label.strip()
@@ -260,11 +304,13 @@ def _label_of(label: Any, choices: Sequence[Any], keys: Sequence[str], numbers: 
         if label in keys:
             index = list(keys).index(label)
         elif label.isdecimal() and not numbers.are_texts:
-            index = int(label) - (numbers.first or 0)
-        elif label in choices:
-            index = list(choices).index(label)
+            place = int(label) - (numbers.first or 0)
+        elif label in texts:
+            index = list(texts).index(label)
         elif letter in keys:
             index = list(keys).index(letter)
     elif isinstance(label, int) and not isinstance(label, bool):
-        index = label - (numbers.first or 0)
-    return index if 0 <= index < len(choices) else None
+        place = label - (numbers.first or 0)
+    if place is not None:
+        index = list(places).index(place) if place in places else -1
+    return index if 0 <= index < len(texts) else None

@@ -12,6 +12,7 @@ from datasets import Dataset, Features, List, Value
 from ...data.corpus import load_rows
 from ...data.files import format_of, is_empty, source_files
 from ...data.json_rows import read_json
+from ...data.messages import FLAG_VALUES
 from ...data.splits import split_files
 from ...data.summary import RowSummary
 from ...errors import DataError
@@ -218,15 +219,20 @@ def _questions(row: Mapping[str, Any], where: str, unused: Counter[str]) -> Iter
             for paragraph in article.get("paragraphs", [article]):
                 count(paragraph, "qas", "context")
                 for question in paragraph["qas"]:
-                    has_answers = question.get("answers") or question.get("is_impossible")
-                    answers = question.get("answers", []) if has_answers else None
-                    if question.get("is_impossible"):
+                    answers = question.get("answers") or None
+                    if answers is None and _is_impossible(question):
                         answers = []
                     yield {**question, "context": paragraph["context"], "answers": answers}
     except (AttributeError, KeyError, TypeError) as error:
         raise DataError(
             f"{where} is not in SQuAD's format of nested data, paragraphs, context and qas ({error!r})."
         ) from error
+
+
+def _is_impossible(question: Mapping[str, Any]) -> bool | None:
+    """True if a question says that its context does not answer it; None if its `is_impossible` is neither."""
+    value = question.get("is_impossible")
+    return False if value in (None, "") else FLAG_VALUES.get(str(value).strip().lower())
 
 
 def _row(
@@ -252,6 +258,11 @@ def _row(
             None,
             f"{identity} has no answers: if there is none, give an empty list, with is_impossible in nested files",
         )
+    is_impossible = _is_impossible(question)
+    if is_impossible is None:
+        return None, f"{identity} has is_impossible {question['is_impossible']!r:.80}, but it must be true or false"
+    if is_impossible and answers:
+        return None, f"{identity} has answers although its is_impossible is true: give only one of them"
     kept: dict[str, list[Any]] = {"text": [], "answer_start": []}
     for answer in answers:
         text, start = (answer.get("text"), answer.get("answer_start")) if isinstance(answer, Mapping) else (None, None)

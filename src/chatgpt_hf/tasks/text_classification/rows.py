@@ -19,8 +19,10 @@ from ..labels import (
     Labelled,
     find_label_names,
     find_problem_type,
+    list_of_labels,
     number_of,
     read_numbered_names,
+    unlabelled,
 )
 from ..tables import Rejected, Table, find_accepted, load_tables, split_rows
 
@@ -63,6 +65,12 @@ _LABEL_COLUMNS = (
     *("topic", "rating", "stars"),
     *("标签", "类别", "分类", "情感", "情感倾向", "情绪", "类型", "意图", "主题", "评分", "星级", "得分", "分数"),
 )
+# Texts that come in pairs, whose data sets hide labels as -1.
+_PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("句子1", "句子2"))
+# Names of columns are short, and classes repeat.
+_LONGEST_NAME = 24
+_FEW = 4
+_MANY = 20
 _HEADER = {name for group in _TEXT_COLUMNS for name in group} | set(_LABEL_COLUMNS)
 
 
@@ -114,7 +122,9 @@ def load_labelled(
     """Loads labeled texts from files with or without a header, or from the Hub.
 
     In a file without a header, the label is in the first or the last column, whichever has fewer or else shorter
-    values; the other columns are text. Texts from several columns are joined by a line feed.
+    values; the other columns are text. Texts from several columns are joined by a line feed. Cells such as `NaN`,
+    `null` and `-` are no labels unless they are among the `label_names`, and a cell that is a list in JSON or Python
+    has several.
 
     Args:
         source: A file, folder or glob of csv, tsv, txt (with tabs), jsonl, json or parquet files, or a Hub id.
@@ -137,8 +147,8 @@ def load_labelled(
 
     Raises:
         DataError: If a column is missing, a row has no text or no label, a label is not among the names, all labels to
-            learn are the same, or numbers may be classes or quantities, or count from 0 or 1; the message names the
-            file and the row.
+            learn are the same, numbers may be classes or quantities, or count from 0 or 1, or a first line may be a
+            header; the message names the file and the row.
         ConfigError: If `problem_type` is unknown, or `test_fraction` is not between 0 and 1.
     """
     if problem_type not in ("auto", *PROBLEM_TYPES):
@@ -147,13 +157,22 @@ def load_labelled(
     tables = _load(source, given, label_column, encoding)
     columns = _find_columns(tables[0], given, label_column, problem_type)
     summaries: list[RowSummary] = []
-    rows = _read(tables, columns, skip_invalid, summaries)
+    given_names: list[str] = []
+    numbered = None
+    if label_names is not None and problem_type != "regression":
+        given_names, numbered = read_numbered_names(label_names)
+    rows = _read(tables, columns, given_names, skip_invalid, summaries)
     held_out = None
     if eval_source is not None:
         others = _load(eval_source, columns.text, columns.label, encoding)
-        held_out = _read(others, columns, skip_invalid, summaries)
+        held_out = _read(others, columns, given_names, skip_invalid, summaries)
     rows = split_rows(rows, held_out, test_fraction, lambda row: row.text, source)
     known = rows["train"] if eval_source is not None else rows["train"] + rows["test"]
+    # A file whose columns are named `column0`, `column1` ... has no header.
+    if is_training and not tables[0].has_header and not given_names and not (given and label_column):
+        _check_first_lines(known)
+        if label_column is None and problem_type != "regression":
+            _check_repeats(known, columns.label)
     if problem_type == "auto" and label_names is not None and not any(isinstance(row.label, list) for row in known):
         # Labels with names are classes, also if they are written as 1.0.
         problem_type = "single_label_classification"
@@ -161,12 +180,10 @@ def load_labelled(
     if problem_type == "regression":
         names: list[str] = []
     elif label_names is not None:
-        names, numbered = read_numbered_names(label_names)
+        names = given_names
         first_label = numbered if first_label is None else first_label
     else:
         names = _own_names(tables[0], columns.label) or find_label_names(known, problem_type)
-    if is_training and not tables[0].has_header and problem_type == "single_label_classification":
-        _check_first_line(known)
     encode = LabelEncoder(known, names, problem_type, first=first_label)
     features = Features({"text": Value("string"), "label": FEATURES[problem_type]})
     parts_of = {
@@ -251,7 +268,11 @@ def _find_columns(table: Table, text: tuple[str, ...], label: str | None, proble
 
 def _label_by_values(rows: Dataset, columns: list[str], problem_type: str) -> str | None:
     """Picks the first or last column: the one with fewer or else shorter values; for regression, with numbers."""
+    # Spreadsheets write empty columns to the right of a table.
+    columns = [name for name in columns if any(value.strip() for value in rows[name])]
     ends = {name: [value for value in rows[name][:] if value.strip()] for name in (*columns[:1], *columns[-1:])}
+    if not ends:
+        return None
     if problem_type == "regression":
         numbers = [name for name, values in ends.items() if all(number_of(value) is not None for value in values)]
         return numbers[0] if len(numbers) == 1 else None
@@ -279,7 +300,11 @@ def _own_names(table: Table, column: str) -> list[str] | None:
 
 
 def _read(
-    tables: Sequence[Table], columns: _Columns, skip_invalid: bool, summaries: list[RowSummary]
+    tables: Sequence[Table],
+    columns: _Columns,
+    names: Sequence[str],
+    skip_invalid: bool,
+    summaries: list[RowSummary],
 ) -> dict[str, list[Labelled]]:
     """Returns the usable rows by split, `train` or `test`, and adds a summary of each table."""
     used = (*columns.text, columns.label)
@@ -289,7 +314,7 @@ def _read(
             _check_columns(table.where, rows.column_names, used)
             rejected = Rejected(table.where, skip_invalid)
             accepted = find_accepted(rows, used)
-            usable = list(_usable(rows, columns, accepted.rows, rejected))
+            usable = list(_usable(rows, columns, names, accepted.rows, rejected))
             found[str(split)] += usable
             read = {**dict.fromkeys(columns.text, "text"), columns.label: "label", **accepted.columns}
             summary = summarize_rows(
@@ -300,9 +325,13 @@ def _read(
     return found
 
 
-def _usable(rows: Dataset, columns: _Columns, accepted: Sequence[bool], rejected: Rejected) -> Iterator[Labelled]:
+def _usable(
+    rows: Dataset, columns: _Columns, names: Sequence[str], accepted: Sequence[bool], rejected: Rejected
+) -> Iterator[Labelled]:
     """Yields the accepted rows with a text and a label."""
     own = _class_label(rows, columns.label)
+    is_pair = tuple(map(_plain, columns.text)) in _PAIRS
+    none = unlabelled([] if own else rows[columns.label][:], is_pair) - set(names)
     texts = [rows[name][:] for name in columns.text]
     for number, (label, *cells) in enumerate(zip(rows[columns.label][:], *texts, strict=True), start=1):
         if not accepted[number - 1]:
@@ -317,20 +346,55 @@ def _usable(rows: Dataset, columns: _Columns, accepted: Sequence[bool], rejected
         # Data sets on the Hub use -1 for a label that is kept secret.
         if label is None or (isinstance(label, str) and not label.strip()) or (own and label == -1):
             rejected.add(number, f"it has no label in the column {columns.label!r}")
+        elif not isinstance(label, list) and str(label).strip() in none:
+            rejected.add(number, f"{label!r} in the column {columns.label!r} is no label, unless --class_names has it")
+        elif not all(isinstance(item, (str, int, float)) for item in (label if isinstance(label, list) else [label])):
+            rejected.add(
+                number,
+                f"it has {label!r:.80} in the column {columns.label!r}, but a label is a name, a number or a list of these",
+            )
         elif not text:
             rejected.add(number, f"it has no text in the column {' or '.join(map(repr, columns.text))}")
         else:
-            label = label.strip() if isinstance(label, str) else own.int2str(label) if own else label
+            if isinstance(label, str):
+                several = None if label.strip() in names else list_of_labels(label)
+                label = label.strip() if several is None else several
+            elif own:
+                label = own.int2str(label)
             yield Labelled(rejected.where, number, text, label)
 
 
-def _check_first_line(rows: Sequence[Labelled]) -> None:
-    """Raises if a first line that was read as a row looks like a header: only its label occurs just once."""
-    counts = Counter(str(row.label) for row in rows)
-    first = next((row for row in rows if row.number == 1), None)
-    once = [label for label, count in counts.items() if count == 1]
-    if first is not None and once == [str(first.label)] and len(counts) > 2:
+def _check_first_lines(rows: Sequence[Labelled]) -> None:
+    """Raises if a first line that was read as a row may be a header: no row below it has its label."""
+    others = Counter(str(row.label) for row in rows if row.number > 1)
+    for first in rows:
+        if first.number > 1 or not others or str(first.label) in others:
+            continue
+        is_only_name = number_of(first.label) is None and all(number_of(label) is not None for label in others)
+        is_only_single = len(others) > 1 and min(others.values()) > 1
+        if is_only_name or is_only_single or all(map(_may_be_name, [*first.text.split("\n"), str(first.label)])):
+            raise DataError(
+                f"{first} has the label {first.label!r}, which no other row has, so it may be a header: if it is, name its "
+                "columns with --text_column and --label_column; if the file has no header, give --text_column and "
+                "--label_column as column0, column1 ..."
+            )
+
+
+def _may_be_name(cell: str) -> bool:
+    """True if a cell can be the name of a column: short, no number, and no sentence."""
+    width = sum(1 if character.isascii() else 2 for character in cell)
+    return width <= _LONGEST_NAME and number_of(cell) is None and not cell.rstrip().endswith(tuple(".!?。！？…"))
+
+
+def _check_repeats(rows: Sequence[Labelled], column: str) -> None:
+    """Raises if the column that was chosen by its values has identifiers rather than classes."""
+    labels = [row.label for row in rows]
+    if all(number_of(label) is not None for label in labels):
+        # These may be quantities.
+        return
+    count = len(set(map(str, labels)))
+    if count == len(labels) >= _FEW or (len(labels) >= _MANY and count > len(labels) / 2):
         raise DataError(
-            f"{first} has the label {first.label!r}, which no other row has, so it looks like a header: if it is, name its "
-            "columns with --text_column and --label_column; if not, leave it out."
+            f"{rows[0].where} has no header, and {count} of {len(labels)} values in {column} differ, so they are hardly "
+            "labels: name the columns with --label_column and --text_column (column0, column1 ...)."
         )

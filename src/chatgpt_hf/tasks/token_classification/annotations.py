@@ -14,6 +14,8 @@ _ENTITIES = ("entities", "spans", "label", "labels")
 _STARTS = ("start", "start_offset")
 _ENDS = ("end", "end_offset")
 _LABELS = ("label", "type", "entity", "entity_group")
+# The entity's own text. Rasa's `value` may also be another name of it.
+_WRITTEN = ("text", "word", "value")
 _READ = (_STARTS, _ENDS, _LABELS)
 # A character of a script without spaces, or what stands between spaces: dividing it further would add spaces.
 _WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
@@ -47,6 +49,12 @@ def words_of(text: Any, entities: Any) -> tuple[list[str], list[str]] | str:
         start, end, label = place
         if not 0 <= start < end <= len(text) or not text[start:end].strip():
             return f"its entity {label!r} from {start} to {end} is not in its text of {len(text)} characters"
+        if (written := _contradiction(entity, text, text[start:end])) is not None:
+            return (
+                f"its entity {label!r} from {start} to {end} is {text[start:end]!r:.60} in its text, but {written!r:.60} in "
+                "the entity: places count characters (Unicode code points) from 0, and the end is the place after the "
+                "last one"
+            )
         places.append(place)
     places.sort()
     for (_, end, label), (start, _, other) in pairwise(places):
@@ -66,10 +74,26 @@ def unread_keys(entities: Any, column: str) -> Iterator[str]:
     """Yields the keys of entities that nothing reads, as `spans[].id`."""
     for entity in entities if isinstance(entities, list) else ():
         if isinstance(entity, Mapping):
-            read = {next((name for name in names if entity.get(name) is not None), "") for names in _READ}
+            read = set(_WRITTEN) | {
+                next((name for name in names if entity.get(name) is not None), "") for names in _READ
+            }
             yield from (
                 f"{column}[].{name}" for name, value in entity.items() if name not in read and value is not None
             )
+
+
+def _contradiction(entity: Any, text: str, found: str) -> str | None:
+    """Returns the text that an entity gives itself, if another one is at its place; spaces and case may differ."""
+    for name in _WRITTEN if isinstance(entity, Mapping) else ():
+        written = entity.get(name)
+        is_other = isinstance(written, str) and written.strip() and _plain(written) != _plain(found)
+        if is_other and (name != "value" or _plain(written) in _plain(text)):
+            return str(written)
+    return None
+
+
+def _plain(text: str) -> str:
+    return "".join(text.split()).casefold()
 
 
 def _place(entity: Any) -> tuple[int, int, str] | None:

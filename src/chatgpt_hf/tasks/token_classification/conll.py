@@ -1,5 +1,6 @@
 """Reads CoNLL files: finds the columns of words and tags, and skips comments, document marks and index columns."""
 
+import csv
 import logging
 import re
 from collections import Counter
@@ -8,7 +9,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from ...data.files import has_content, open_text
+from ...data.files import format_of, has_content, open_text
 from ...errors import DataError
 from ..tables import Rejected
 from .tags import Scheme, find_scheme, is_bio, is_tag, scheme_name, tag_fault
@@ -20,6 +21,11 @@ logger = logging.getLogger(__name__)
 _SPACE = " \t\r\n\f\v"
 _WORD_NAMES = ("word", "words", "token", "tokens", "form", "text", "char", "character")
 _TAG_NAMES = ("tag", "tags", "ner", "ner_tag", "ner_tags", "label", "labels", "entity", "entities", "bio")
+# Columns that number sentences, in tables without blank lines.
+_SENTENCE_NAMES = (
+    *("sentence", "sentence #", "sentence#", "sentence id", "sentence no", "sentence number", "sentence_num"),
+    *("sentence_id", "sentence_no", "sentence_number", "sentence_idx", "sent", "sent_id", "sentid", "sentenceid"),
+)
 _COLUMN = re.compile(r"(?:column)?(\d+)")
 _ID = re.compile(r"\d+")
 # In CoNLL-U, `3-4` is a written word of two syntactic ones, and `5.1` is a word that is not in the text.
@@ -94,6 +100,9 @@ def read_conll(
 ) -> Read:
     """Reads the sentences of a file, and rejects those with a broken line.
 
+    Blank lines divide sentences, and also a column that the header names as `sentence_id`, `Sentence #` ..., where its
+    value changes; it may be empty below a sentence's first line. A csv file has commas or semicolons instead of tabs.
+
     Args:
         word_column: Name of the column of words in the file's header, or `column0`, `column1` ...; None to find it.
         tag_column: Likewise, of the tags.
@@ -111,6 +120,9 @@ def read_conll(
     header = _pop_header(sentences)
     if not sentences:
         raise DataError(f"{path} has no line with a word and a tag")
+    if separator in (",", ";") and sentences[0][0].fields[-1].startswith("["):
+        raise DataError(f"{path} has lists in its cells, which csv does not define: give them as jsonl or parquet")
+    sentences = _divided(sentences, header)
     layout = _find_layout(path, sentences, width, header, word_column, tag_column, has_numbers)
     found = [sentence for lines in sentences if (sentence := _sentence(lines, layout, rejected, left_out))]
     names = header or [f"column{column}" for column in range(width)]
@@ -121,12 +133,14 @@ def read_conll(
 
 
 def _first_line(path: Path, encoding: str | None) -> tuple[int, str | None]:
-    """Returns the number of fields of the first line, and the separator: a tab, or None for white space."""
+    """Returns the number of fields of the first line, and the separator: a tab, None for white space, or that of a csv file."""
     with open_text(path, encoding) as stream:
         for line in stream:
             # A line that begins with a space may lack its word.
             if line.strip(_SPACE) and not line.startswith(("#", "-DOCSTART-", " ")):
                 separator = "\t" if "\t" in line.strip(_SPACE) else None
+                if separator is None and format_of(path) == ".csv":
+                    separator = next((mark for mark in ",;" if mark in line), None)
                 return len(_fields(line, separator)), separator
     raise DataError(f"{path} has no line with a word and a tag")
 
@@ -136,7 +150,10 @@ def _fields(line: str, separator: str | None) -> list[str]:
         return []
     if separator is None:
         return re.split(r"[ \t\f\v]+", line.strip(_SPACE))
-    return [field.strip(_SPACE) for field in line.rstrip(_SPACE).split(separator)]
+    fields = line.rstrip(_SPACE).split("\t") if separator == "\t" else next(csv.reader([line], delimiter=separator))
+    fields = [field.strip(_SPACE) for field in fields]
+    # Spreadsheets write a blank line as separators only.
+    return fields if separator == "\t" or any(fields) else []
 
 
 def _blocks(
@@ -181,6 +198,24 @@ def _pop_header(sentences: list[list[Line]]) -> list[str] | None:
     if not sentences[0]:
         del sentences[0]
     return names
+
+
+def _divided(sentences: list[list[Line]], header: list[str] | None) -> list[list[Line]]:
+    """Divides sentences where the column that numbers them changes, if the header names one."""
+    column = next((header.index(name) for name in _SENTENCE_NAMES if name in header), None) if header else None
+    if column is None:
+        return sentences
+    divided: list[list[Line]] = []
+    for lines in sentences:
+        before = None
+        for line in lines:
+            value = line.fields[column].strip() if column < len(line.fields) else ""
+            # Some tables have it only in a sentence's first line.
+            if line is lines[0] or (value and value != before):
+                divided.append([])
+            before = value or before
+            divided[-1].append(line)
+    return divided
 
 
 def _find_layout(
