@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,7 +30,14 @@ from .errors import (
 )
 from .extras import EXTRAS, needed_by, require
 from .files import read_json
-from .stored import check_memory, check_storage, quantization_of, quantized_message, refuse_other_formats
+from .stored import (
+    check_memory,
+    check_storage,
+    quantization_of,
+    quantized_message,
+    read_header,
+    refuse_other_formats,
+)
 from .tokenization_chatgpt import load_tokenizer
 
 # Atomic writing and the folders of runs were here in release 0.1.
@@ -66,16 +72,7 @@ def load_model(
     folder = Path(name_or_path)
     if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
         return _load_adapter(folder, model_class, new_modules=new_modules, **kwargs)
-    refuse_other_formats(folder)
-    named_as_path = folder.is_absolute() or str(name_or_path).startswith((".", "~")) or len(folder.parts) > 2
-    if named_as_path and not folder.exists():
-        raise CheckpointError(f"There is no folder {folder}; name one that `save_pretrained` wrote, or a Hub id.")
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; name the folder that contains {CONFIG_NAME} and the weights.")
-    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
-        raise CheckpointError(
-            f"{folder} does not contain a model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
-        )
+    check_folder(name_or_path)
     if folder.is_dir():
         family = read_json(folder / CONFIG_NAME).get("model_type")
         if family is not None and family not in CONFIG_MAPPING:
@@ -132,6 +129,21 @@ def load_model(
     return model
 
 
+def check_folder(name_or_path: str | Path) -> None:
+    """Raises `CheckpointError` for a file, or a folder without a model; a Hub id passes. Reads no weights."""
+    folder = Path(name_or_path)
+    refuse_other_formats(folder)
+    named_as_path = folder.is_absolute() or str(name_or_path).startswith((".", "~")) or len(folder.parts) > 2
+    if named_as_path and not folder.exists():
+        raise CheckpointError(f"There is no folder {folder}; name one that `save_pretrained` wrote, or a Hub id.")
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; name the folder that contains {CONFIG_NAME} and the weights.")
+    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{folder} does not contain a model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
+        )
+
+
 def refuse_adapter(name_or_path: str | Path) -> None:
     """Raises `ConversionError` for a folder that contains an adapter and no model."""
     folder = Path(name_or_path)
@@ -181,15 +193,8 @@ def load_for_inference(
 
 
 def check_safetensors(file: Path) -> None:
-    """Raises `CheckpointError` if a safetensors file is truncated or not a safetensors file."""
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is not a complete safetensors file ({error}): writing or copying it was interrupted. "
-            "Use an earlier checkpoint, or save or copy it again."
-        ) from error
+    """Raises `CheckpointError` if a safetensors file is truncated or not a safetensors file; reads only its header."""
+    read_header(file)
 
 
 def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:

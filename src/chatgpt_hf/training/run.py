@@ -18,13 +18,19 @@ from transformers import (
     set_seed,
 )
 
-from ..checkpoints import BASE_SAMPLE_NAME, context_length, repair_generation_config
+from ..checkpoints import (
+    BASE_SAMPLE_NAME,
+    check_folder,
+    context_length,
+    refuse_adapter,
+    repair_generation_config,
+)
 from ..errors import CheckpointError, ConfigError, TrainingInterrupted
 from ..files import atomic_folder, clear_disk_errors, write_atomically
 from ..hub.connection import check_access
 from ..hub.push import push
 from ..reporting.report import Report, training_facts
-from ..stored import copy_licence, is_foreign, origin_of, refuse_other_formats
+from ..stored import copy_licence, is_foreign, origin_of
 from .arguments import ChatModelArguments, ModelArguments, OptimizerOptions
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
 from .recipe import resolve_recipe
@@ -131,7 +137,8 @@ class Run(ABC):
         chosen = self.model_arguments
         if chosen.model_name_or_path is None:
             return
-        refuse_other_formats(chosen.model_name_or_path)
+        refuse_adapter(chosen.model_name_or_path)
+        check_folder(chosen.model_name_or_path)
         adapters = isinstance(chosen, ChatModelArguments) and chosen.use_peft
         foreign = is_foreign(chosen.model_name_or_path)
         if foreign and isinstance(self.arguments, OptimizerOptions):
