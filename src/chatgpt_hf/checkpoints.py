@@ -4,6 +4,7 @@ import json
 import logging
 import warnings
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -254,8 +255,24 @@ def context_length(model: PreTrainedModel) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED_CONTEXT
 
 
+# Rows without a token that an embedding may have, because kernels like multiples of a power of two.
+_MOST_PADDING = 512
+
+
+@cache
+def _warn_of_small_tokenizer(tokens: int, rows: int) -> None:
+    """Warns once in a process: a session on each page of the chat makes the same check."""
+    logger.warning(
+        "The tokenizer has %d tokens and the model's `vocab_size` is %d: is it the tokenizer that the model was trained with?",
+        tokens,
+        rows,
+    )
+
+
 def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises `TokenizerError` if the tokenizer can produce ids beyond the model's embedding."""
+    """Raises `TokenizerError` if the tokenizer can produce ids beyond the model's embedding, and warns if it uses little of it."""
+    if 2 * len(tokenizer) < model.config.vocab_size - _MOST_PADDING:
+        _warn_of_small_tokenizer(len(tokenizer), model.config.vocab_size)
     if len(tokenizer) > model.config.vocab_size:
         raise TokenizerError(
             f"The tokenizer has {len(tokenizer)} tokens and the model's `vocab_size` is {model.config.vocab_size}: "

@@ -103,13 +103,8 @@ def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
             f"{folder} does not contain a model: {CONFIG_NAME} is missing, and there is no known torch file. Known families: "
             f"{known_families()}."
         )
-    config = _config(source)
-    name = config.get("model_type")
-    if name is not None and name != OURS and name not in MODEL_FAMILIES:
-        raise ConversionError(
-            f"{source} belongs to the family {name!r}, which is unknown here. Known families: {known_families()}."
-        )
-    family = MODEL_FAMILIES.get(name or OURS)
+    config = known_config(source)
+    family = MODEL_FAMILIES.get(config.get("model_type") or OURS)
     if family is None:
         model = load_model(source, ChatGPTForCausalLM)
         return model, model
@@ -242,12 +237,22 @@ def _build(
     return model.eval()
 
 
-def _config(source: str | Path) -> dict[str, Any]:
-    """The content of config.json; empty if it cannot be read: loading the model gives a better message."""
+def known_config(source: str | Path) -> dict[str, Any]:
+    """The content of config.json; empty if it cannot be read: loading the model gives a better message.
+
+    Raises:
+        ConversionError: If the model's family is unknown.
+    """
     try:
-        return PreTrainedConfig.get_config_dict(str(source))[0]
+        config = PreTrainedConfig.get_config_dict(str(source))[0]
     except (OSError, ValueError):
         return {}
+    name = config.get("model_type")
+    if name is not None and name != OURS and name not in MODEL_FAMILIES:
+        raise ConversionError(
+            f"{source} belongs to the family {name!r}, which is unknown here. Known families: {known_families()}."
+        )
+    return config
 
 
 def find_tokenizer(source: str | Path, named: str | Path | None = None) -> PreTrainedTokenizerBase | None:
