@@ -225,8 +225,8 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
             adapted = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, UserWarning, KeyError) as error:
         raise CheckpointError(
-            f"The adapter {folder} does not fit its base model {base}: {str(error).strip()[:300]}. Is {base} still the model "
-            "it was trained on?"
+            f"The adapter {folder} does not fit its base model {base}: {_first_line(error)}. Is {base} still the model it was "
+            "trained on?"
         ) from error
     if (folder / BASE_SAMPLE_NAME).is_file():
         trained_on = json.loads((folder / BASE_SAMPLE_NAME).read_text(encoding="utf-8"))
@@ -237,6 +237,13 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
                 "base model that it was trained on."
             )
     return adapted
+
+
+def _first_line(error: Exception) -> str:
+    """What a long error of PEFT's or torch's says first: they list every weight, one to a line."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    # torch's own first line is only a title.
+    return " ".join(lines[:2])[:300].rstrip(".:")
 
 
 def sample_of(model: PreTrainedModel) -> list[float]:

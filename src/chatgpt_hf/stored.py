@@ -41,6 +41,8 @@ _OTHER_FORMATS = {
 # Files with the terms under which a model may be used; they have to go along with what is made from it.
 _LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 CARD_NAME = "README.md"
+# The facts of the run that made a folder.
+REPORT_FILE = "report/report.json"
 # What reads a quantized folder, by the `quant_method` of its config.
 _READERS = {
     "gptq": "transformers with `pip install optimum gptqmodel`, and vLLM, read GPTQ",
@@ -186,7 +188,8 @@ def origin_of(source: str | Path) -> dict[str, Any]:
     """The name of a model, and its licence where its folder has a card that names one: what a model made from it says about it.
 
     Returns:
-        `name`, a Hub id or the name of a folder or file; and `license`, `license_name` and `license_link` as the card has them.
+        `name`, a Hub id or the name of a folder or file; and `license`, `license_name` and `license_link` as the card has them,
+        or else as they were known of the model that this one was trained from.
     """
     path = Path(source)
     if not path.exists():
@@ -198,8 +201,33 @@ def origin_of(source: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         card = None
     known = card if isinstance(card, dict) else {}
+    if not known.get("license"):
+        known = _origin_in_report(path)
     names = ("license", "license_name", "license_link")
     return {"name": path.resolve().name, **{name: known[name] for name in names if known.get(name)}}
+
+
+def carry_origin(config: PreTrainedConfig, source: str | Path, adapter: str | Path | None = None) -> None:
+    """Writes into the config of a model made from `source` what is known of the original, unless that is ours from the start.
+
+    Args:
+        config: The config of the new model, which still has what the source's config says.
+        source: The model whose weights it has.
+        adapter: The adapter that was merged into it: its card names a licence where the source names none.
+    """
+    known = getattr(config, ORIGIN_FIELD, None) or _origin_in_report(Path(source))
+    if not known and config.model_type == "chatgpt":
+        return
+    origin = origin_of(source)
+    if adapter is not None and "license" not in origin:
+        origin = {**origin_of(adapter), **origin}
+    setattr(config, ORIGIN_FIELD, {"model_type": config.model_type, **origin, **known})
+
+
+def _origin_in_report(folder: Path) -> dict[str, Any]:
+    """What the report of a run says of the foreign model that it started from."""
+    found = read_json(folder / REPORT_FILE).get("origin")
+    return found if isinstance(found, dict) else {}
 
 
 def copy_licence(source: str | Path | None, folder: Path) -> None:

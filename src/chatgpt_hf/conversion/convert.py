@@ -16,7 +16,7 @@ from ..errors import CheckpointError, ConversionError, TokenizerError
 from ..files import atomic_folder, check_new_folder
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
-from ..stored import ORIGIN_FIELD, copy_licence, origin_of
+from ..stored import ORIGIN_FIELD, carry_origin, copy_licence
 from ..tokenization_chatgpt import load_tokenizer
 from .characters import META_NAME, PICKLED_META_NAME, read_character_tokenizer, refuse_pickled_meta
 from .families import FAMILIES, MODEL_FAMILIES, find_file, known_families
@@ -64,8 +64,7 @@ def convert_checkpoint(
     if names_special_tokens and (loaded_tokenizer := find_tokenizer(source, tokenizer)) is not None:
         check_tokenizer_fits(model, loaded_tokenizer)
         _name_special_tokens(model, loaded_tokenizer)
-    if origin := getattr(model.config, ORIGIN_FIELD, None):
-        setattr(model.config, ORIGIN_FIELD, {**origin_of(source), **origin})
+    carry_origin(model.config, source)
     converted, save = write_checkpoint(model, to)
     difference = logits_difference(reference, converted, model.config)
     if not difference <= TOLERANCE:

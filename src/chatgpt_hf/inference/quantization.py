@@ -18,6 +18,7 @@ from ..errors import ConfigError, DataError
 from ..evaluation.scoring import negative_log_likelihoods
 from ..extras import require
 from ..files import atomic_folder, check_new_folder
+from ..stored import carry_origin, copy_licence
 from ..tokenization_chatgpt import encode_texts, load_tokenizer
 from .cpu.packed_linear import use_cpu_kernels
 from .four_bits import GROUP_SIZE, quantize_layers
@@ -218,9 +219,11 @@ def quantize_folder(
     seen, unseen = ([], []) if corpus is None else _halves(tokenizer, corpus, min(_ROW, context_length(model)))
     original = _perplexity(model, unseen) if unseen else 0.0
     quantize_model(model, quantization, seen)
+    carry_origin(model.config, source)
     with atomic_folder(target) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        copy_licence(source, temporary)
         # Before the folder appears: one that cannot be measured must not stay behind. The kernels pack the weights, so they
         # come after the weights are saved.
         quantized = _perplexity(use_cpu_kernels(model), unseen) if unseen else 0.0

@@ -194,10 +194,14 @@ class Run(ABC):
         self, trainer: Trainer, results: dict[str, Any], *, tokens_per_step: int | None = None, **own: Any
     ) -> None:
         """Writes the report into the run's folder; `own` are the fields of `Report` that differ between trainings."""
-        base = self.model_arguments.model_name_or_path
+        base, family = self.model_arguments.model_name_or_path, self.model.config.model_type
+        origin = origin_of(base) if base is not None and is_foreign(base) else {}
+        if origin and family != "chatgpt":
+            # The folder of an adapter has no config that says so.
+            origin["model_type"] = family
         Report(
             results=results,
-            origin=origin_of(base) if base is not None and is_foreign(base) else {},
+            origin=origin,
             log_history=trainer.state.log_history,
             training=training_facts(self.arguments, trainer.state, tokens_per_step=tokens_per_step),
             tokens_per_step=tokens_per_step,
