@@ -191,7 +191,11 @@ def test_families_that_trl_knows(family: str, kind: str, tokenizer_of: Callable[
         ("{{ messages[7].content }}", DataError, "has no element 7"),
         ("{{ 1 / 0 }}", DataError, "ZeroDivisionError"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", DataError, "RecursionError"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", TemplateTimeout, "loop for ever"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            TemplateTimeout,
+            "loop for ever",
+        ),
         ("{% for a in range(10 ** 9) %}x{% endfor %}", DataError, "OverflowError"),
         ("{% if false %}x{% endif %}\n ", DataError, "prints nothing"),
         ("{% for m in messages %}", TokenizerError, "not valid Jinja: line 1"),

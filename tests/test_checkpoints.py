@@ -165,9 +165,7 @@ def test_context_length() -> None:
     assert context_length(MambaForCausalLM(MambaConfig(**tiny))) == UNLIMITED_CONTEXT
 
 
-def test_a_tokenizer_that_is_much_too_small_is_named_once(
-    base_folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_tokenizer_that_is_much_too_small_is_named_once(base_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = load_tokenizer(base_folder)
     model, size = load_model(base_folder), len(tokenizer)
     for rows in (size, 2 * size, 2 * size + 512, 6 * size + 777, 6 * size + 777):

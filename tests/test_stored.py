@@ -178,7 +178,9 @@ def test_headers_that_are_not_whole(content: bytes, tmp_path: Path) -> None:
 def test_headers_of_every_dtype(tmp_path: Path) -> None:
     kinds = [torch.bool, torch.int8, torch.uint16, torch.int64, torch.float8_e5m2, torch.bfloat16, torch.complex64]
     weights = {str(kind): torch.ones(2, 3).to(kind) for kind in kinds}
-    save_file({**weights, "empty": torch.ones(0, 4), "one": torch.ones(())}, tmp_path / "a.safetensors", {"of": "a test"})
+    save_file(
+        {**weights, "empty": torch.ones(0, 4), "one": torch.ones(())}, tmp_path / "a.safetensors", {"of": "a test"}
+    )
     found = {name: (kind, shape) for name, kind, shape in read_header(tmp_path / "a.safetensors")}
     assert found["torch.bfloat16"] == ("BF16", (2, 3))
     assert (found["empty"][1], found["one"][1]) == ((0, 4), ())

@@ -320,7 +320,9 @@ def _within_time(function: Callable[[], Any]) -> Any:
     if not outcome:
         # The thread raises this at its next Python instruction, and ends.
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
-        raise TemplateTimeout(f"the chat template was not done after {RENDER_SECONDS:g} seconds: does it loop for ever?")
+        raise TemplateTimeout(
+            f"the chat template was not done after {RENDER_SECONDS:g} seconds: does it loop for ever?"
+        )
     result, error = outcome[0]
     if error is not None:
         raise error

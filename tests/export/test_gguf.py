@@ -376,7 +376,9 @@ def test_unknown_families_are_refused_before_they_are_loaded(
     config = BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2)
     BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
     capfd.readouterr()
-    with pytest.raises(ConversionError, match=r"belongs to the family 'bloom', which is unknown here\. Known families: "):
+    with pytest.raises(
+        ConversionError, match=r"belongs to the family 'bloom', which is unknown here\. Known families: "
+    ):
         export_model(tmp_path / "bloom", tmp_path / "out", export_format)
     assert "LOAD REPORT" not in "".join(capfd.readouterr()) + caplog.text
 

@@ -235,7 +235,9 @@ def test_a_setting_of_the_model_that_cannot_be_applied(chat_folder: Path, tmp_pa
     assert generate_file(folder, prompts, output, repetition_penalty=1, max_new_tokens=2) == 1
 
 
-def test_templates_that_do_not_end_or_are_not_there(tmp_path: Path, chat_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_templates_that_do_not_end_or_are_not_there(
+    tmp_path: Path, chat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = write(tmp_path / "prompts.jsonl", [ROWS[1]] * 2)
     tokenizer = load_tokenizer(chat_folder)
     tokenizer.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_for_generation, load_tokenizer, quantize_model
 from chatgpt_hf.errors import ChatGPTError, ConfigError, MissingDependency, OutputError

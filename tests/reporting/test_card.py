@@ -125,25 +125,24 @@ def test_an_adapter_of_another_family(base_is_there: bool, tmp_path: Path) -> No
     base, folder = llama_in(tmp_path / "base"), tmp_path / "lora"
     peft.get_peft_model(load_model(base), peft.LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(folder)
     (folder / "README.md").unlink()
-    origin = {**origin_of(base), "model_type": "llama"}
-    for facts in ({"origin": origin, "results": {"parameters": 900, "adapter_parameters": 64}, "base_model": None}, {}):
-        if facts:
-            reported(folder, **facts)
-            if not base_is_there:
-                shutil.rmtree(base)
-        elif not base_is_there:
-            break
-        else:
-            shutil.rmtree(folder / "report")
+    if base_is_there:
         card = make_card(folder, "mine")
-        assert "\nAn adapter of a llama model" in card
-        assert "import chatgpt_hf" not in card
-        assert "chatgpt model" not in card
+        assert "\nAn adapter of a llama model.\n" in card
         assert "| parameters of the adapter | 64 |" in card
-        assert ("| parameters | 900 |" in card) == bool(facts)
-        if facts:
-            assert "trained with chatgpt_hf from `base`: " in card
-            assert "It was made from `base`, whose licence, apache-2.0, applies to it too" in card
+        assert "| parameters |" not in card
+    origin = {**origin_of(base), "model_type": "llama"}
+    reported(folder, origin=origin, results={"parameters": 900, "adapter_parameters": 64}, base_model=None)
+    if not base_is_there:
+        shutil.rmtree(base)
+    card = make_card(folder, "mine")
+    for words in (
+        "\nAn adapter of a llama model, trained with chatgpt_hf from `base`: ",
+        "| parameters | 900 |\n| parameters of the adapter | 64 |",
+        "It was made from `base`, whose licence, apache-2.0, applies to it too",
+    ):
+        assert words in card
+    for absent in ("import chatgpt_hf", "chatgpt model"):
+        assert absent not in card
 
 
 def test_what_is_made_of_a_model_names_it(base_folder: Path, tmp_path: Path) -> None:

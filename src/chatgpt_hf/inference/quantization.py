@@ -110,13 +110,8 @@ def quantize_model(model: PreTrainedModel, quantization: str, rows: Sequence[Seq
             a layer's width is not a multiple of the group size.
         MissingDependency: If torchao is not installed.
     """
-    _check_name(quantization)
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise ConfigError("The model is already quantized: quantize the original instead.")
-    _check_layers(model)
+    _check_model(model, quantization)
     require("Quantizing", "torchao")
-    if quantization == "int4":
-        _check_groups(model)
     from torchao.quantization import quantize_
 
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -164,6 +159,16 @@ def _check_name(quantization: str) -> None:
         raise ConfigError(f"There is no quantization {quantization}; choose from {', '.join(QUANTIZATIONS)}.")
 
 
+def _check_model(model: PreTrainedModel, quantization: str) -> None:
+    """Raises `ConfigError` if a model cannot be quantized in that way."""
+    _check_name(quantization)
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ConfigError("The model is already quantized: quantize the original instead.")
+    _check_layers(model)
+    if quantization == "int4":
+        _check_groups(model)
+
+
 def _check_layers(model: PreTrainedModel) -> None:
     """Raises unless the model's layers are `nn.Linear`: the kernels replace its weights, which another `forward` may not take."""
     head = model.get_output_embeddings()
@@ -171,7 +176,9 @@ def _check_layers(model: PreTrainedModel) -> None:
     own = {type(module) for module in model.modules() if isinstance(module, nn.Linear)}
     own = {kind for kind in own if kind.forward is not nn.Linear.forward}
     if own or not plain:
-        layers = f"layers of its own ({', '.join(sorted(kind.__name__ for kind in own))})" if own else "no linear layers"
+        layers = (
+            f"layers of its own ({', '.join(sorted(kind.__name__ for kind in own))})" if own else "no linear layers"
+        )
         raise ConfigError(
             f"A {model.config.model_type} model cannot be quantized: it computes with {layers}, and only torch's own linear "
             "layers can be. Models of other families, such as llama, can."
@@ -216,6 +223,7 @@ def quantize_folder(
     tokenizer = load_tokenizer(str(source))
     model = load_model(source, dtype=torch.float32).eval()
     check_tokenizer_fits(model, tokenizer)
+    _check_model(model, quantization)
     seen, unseen = ([], []) if corpus is None else _halves(tokenizer, corpus, min(_ROW, context_length(model)))
     original = _perplexity(model, unseen) if unseen else 0.0
     quantize_model(model, quantization, seen)

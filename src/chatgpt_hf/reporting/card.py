@@ -259,7 +259,9 @@ def _metadata(folder: Path, name: str, facts: Mapping[str, Any], *, measured: bo
     origin = _origin(_config(folder, facts), facts) or {}
     base = facts.get("base_model") if facts else adapter.get("base_model_name_or_path") or origin.get("name")
     # The same weights in another form keep their licence; whoever trained them further names one for the result.
-    licence = {} if facts or _is_adapter(folder) else {name: origin[name] for name in _LICENCE_FIELDS if name in origin}
+    licence = (
+        {} if facts or _is_adapter(folder) else {name: origin[name] for name in _LICENCE_FIELDS if name in origin}
+    )
     task = facts.get("task") or _task(config, adapter)
     return ModelCardData(
         base_model=next(iter(hub_ids([base])), None),

@@ -195,10 +195,8 @@ class Run(ABC):
     ) -> None:
         """Writes the report into the run's folder; `own` are the fields of `Report` that differ between trainings."""
         base, family = self.model_arguments.model_name_or_path, self.model.config.model_type
-        origin = origin_of(base) if base is not None and is_foreign(base) else {}
-        if origin and family != "chatgpt":
-            # The folder of an adapter has no config that says so.
-            origin["model_type"] = family
+        # The family too, because the folder of an adapter has no config that says it.
+        origin = {**origin_of(base), "model_type": family} if base is not None and is_foreign(base) else {}
         Report(
             results=results,
             origin=origin,
