@@ -103,6 +103,8 @@ def test_a_model_larger_than_memory(
     message = refused("sft", "--model_name_or_path", folder, "--optim", "adamw_torch", "--output_dir", folder / "run")
     assert "to train (weights, gradients and the state of the optimizer)" in message
     assert "--use_peft true" in message
+    more = ("--optim", "adamw_torch", "--max_steps", "1", "--output_dir", folder / "run")
+    assert "use_peft" not in refused("pretrain", "--model_name_or_path", folder, *more)
     # Muon keeps one number for each weight, and adapters need the weights once.
     base = ModelArguments(model_name_or_path=str(folder))
     check_trainable(base, ChatSFTArguments(output_dir="unused", use_cpu=True), frozen=False)

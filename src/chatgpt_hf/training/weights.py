@@ -55,7 +55,8 @@ def check_trainable(chosen: ModelArguments, arguments: TrainingArguments, *, fro
         if frozen:
             return
         copies = next((count for name, count in _COPIES.items() if name in str(arguments.optim)), _FEWEST_COPIES)
-        hint = "Train adapters with --use_peft true, which hold one copy, or use a larger machine."
+        adapters = hasattr(chosen, "use_peft")  # pretraining has none
+        hint = "Train adapters with --use_peft true, which hold one copy, or use a larger machine." if adapters else ""
         check_memory(Path(base), dtype, copies=copies, hint=hint)
 
 
