@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model
-from chatgpt_hf.checkpoints import UNLIMITED_CONTEXT, context_length, load_for_inference
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, load_tokenizer
+from chatgpt_hf.checkpoints import UNLIMITED_CONTEXT, check_tokenizer_fits, context_length, load_for_inference
 from chatgpt_hf.errors import CheckpointError, ConfigError
 
 
@@ -163,3 +163,13 @@ def test_context_length() -> None:
         == 40
     )
     assert context_length(MambaForCausalLM(MambaConfig(**tiny))) == UNLIMITED_CONTEXT
+
+
+def test_a_tokenizer_that_is_much_too_small_is_named_once(base_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = load_tokenizer(base_folder)
+    model, size = load_model(base_folder), len(tokenizer)
+    for rows in (size, 2 * size, 2 * size + 512, 6 * size + 777, 6 * size + 777):
+        model.config.vocab_size = rows
+        check_tokenizer_fits(model, tokenizer)
+    (message,) = caplog.messages
+    assert f"The tokenizer has {size} tokens and the model's `vocab_size` is {6 * size + 777}: is it" in message

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from chatgpt_hf import load_model, stored
 from chatgpt_hf.errors import CheckpointError, ConfigError
-from chatgpt_hf.stored import check_memory, machine_memory, stored_dtype
+from chatgpt_hf.stored import check_memory, machine_memory, read_header, stored_dtype
 from chatgpt_hf.training.arguments import ChatSFTArguments, ModelArguments
 from chatgpt_hf.training.weights import check_trainable
 
@@ -103,11 +103,105 @@ def test_a_model_larger_than_memory(
     message = refused("sft", "--model_name_or_path", folder, "--optim", "adamw_torch", "--output_dir", folder / "run")
     assert "to train (weights, gradients and the state of the optimizer)" in message
     assert "--use_peft true" in message
+    more = ("--optim", "adamw_torch", "--max_steps", "1", "--output_dir", folder / "run")
+    assert "use_peft" not in refused("pretrain", "--model_name_or_path", folder, *more)
     # Muon keeps one number for each weight, and adapters need the weights once.
     base = ModelArguments(model_name_or_path=str(folder))
     check_trainable(base, ChatSFTArguments(output_dir="unused", use_cpu=True), frozen=False)
     has(1.1 * size)
     check_trainable(base, ChatSFTArguments(output_dir="unused", use_cpu=True), frozen=True)
+    # Adapters do not fit either.
+    has(0.9 * size)
+    message = refused("sft", "--model_name_or_path", folder, "--output_dir", folder / "run")
+    assert "GB of memory, and this machine has" in message
+    assert "use_peft" not in message
+
+
+def test_one_file_that_is_larger_than_memory(folder: Path, refused: Callable[..., str]) -> None:
+    """It has no blocks on the disk, and could not even be mapped into memory."""
+    file, size = folder / "model.safetensors", 2**43
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    with file.open("wb") as opened:
+        opened.write(len(header).to_bytes(8, "little") + header)
+        opened.truncate(8 + len(header) + size)
+    assert read_header(file) == [("w", "U8", (size,))]
+    for command in ("chat", "convert", "finetune", "quantize", "sft"):
+        new = str(folder / "new")
+        words = (word.replace("{new}", new).replace("{}", str(folder)) for word in COMMANDS[command])
+        assert "GB of memory, and this machine has" in refused(*words)
+
+
+def test_the_limit_of_the_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10**9, 10**9))
+    assert machine_memory() in (None, 10**9)
+
+
+def with_header(header: object, *, data: bytes = b"", length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x01",
+        with_header({}, length=2**64 - 1),
+        with_header({}, length=200_000_000),
+        with_header({}, length=3),
+        with_header(b"not JSON"),
+        with_header(b"\xff\xfe"),
+        with_header(b"[" * 200_000),
+        with_header([]),
+        with_header({"w": 1}),
+        with_header({"w": {"dtype": "F32"}}),
+        with_header({"w": ENTRY}, data=b"\0" * 7),
+        with_header({"w": ENTRY}, data=b"\0" * 9),
+        with_header({"w": {**ENTRY, "shape": [3]}}, data=b"\0" * 8),
+        with_header({"w": {**ENTRY, "shape": None}}, data=b"\0" * 8),
+        with_header({"w": {**ENTRY, "dtype": "Q4"}}, data=b"\0" * 8),
+        with_header({"w": {**ENTRY, "data_offsets": [8, 16]}}, data=b"\0" * 16),
+        with_header({"v": ENTRY, "w": ENTRY}, data=b"\0" * 8),
+    ],
+)
+def test_headers_that_are_not_whole(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a complete safetensors file"):
+        read_header(file)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a complete safetensors file"):
+        stored_dtype(tmp_path)
+
+
+def test_headers_of_every_dtype(tmp_path: Path) -> None:
+    kinds = [torch.bool, torch.int8, torch.uint16, torch.int64, torch.float8_e5m2, torch.bfloat16, torch.complex64]
+    weights = {str(kind): torch.ones(2, 3).to(kind) for kind in kinds}
+    save_file(
+        {**weights, "empty": torch.ones(0, 4), "one": torch.ones(())}, tmp_path / "a.safetensors", {"of": "a test"}
+    )
+    found = {name: (kind, shape) for name, kind, shape in read_header(tmp_path / "a.safetensors")}
+    assert found["torch.bfloat16"] == ("BF16", (2, 3))
+    assert (found["empty"][1], found["one"][1]) == ((0, 4), ())
+    assert len(found) == len(kinds) + 2
+
+
+def test_adapters_and_other_folders_are_refused_as_bases(folder: Path, refused: Callable[..., str]) -> None:
+    new = str(folder / "new")
+    (folder / "config.json").unlink()
+    for adapter in (False, True):
+        if adapter:
+            (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "nobody/nothing"}')
+        for command in ("finetune", "pretrain", "quantize", "sft"):
+            words = [word.replace("{new}", new).replace("{}", str(folder)) for word in COMMANDS[command]]
+            for more in ((), ("--use_peft", "true")) if command == "sft" else ((),):
+                message = refused(*words, *more)
+                wanted = "merge it into its base first" if adapter else "config.json is missing"
+                assert wanted in message
+                assert message.count("\n") == 1
 
 
 def test_the_dtype_that_weights_are_stored_in(folder: Path, tmp_path: Path) -> None:

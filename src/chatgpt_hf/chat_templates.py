@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .assistant_turns import Unmarked, derived_turns, has_generation_mark, training_template
-from .errors import DataError, TokenizerError
+from .errors import DataError, TemplateTimeout, TokenizerError
 from .text_encoding import text_encoder
 from .tokenization_chatgpt import load_tokenizer
 
@@ -77,8 +77,9 @@ def encode_conversation(
 
     Raises:
         TokenizerError: If the tokenizer is not a fast one, or has no chat template, or one that is not valid.
-        DataError: If there are no messages; if the template refuses or fails at them, as ours refuses an unknown role, prints
-            nothing or does not end; or if the assistant's words cannot be found in what it prints.
+        TemplateTimeout: If the template does not end.
+        DataError: If there are no messages; if the template refuses or fails at them, as ours refuses an unknown role, or
+            prints nothing; or if the assistant's words cannot be found in what it prints.
     """
     encoded = encode_turns(tokenizer, messages, add_generation_prompt, tools)
     return {"input_ids": encoded.input_ids, "assistant_masks": [int(turn > 0) for turn in encoded.turn]}
@@ -153,7 +154,11 @@ class _Rendering:
         try:
             self.template = tokenizer.get_chat_template(tools=tools or None)
         except ValueError as error:
-            raise TokenizerError(f"the tokenizer has no chat template, which conversations need: {error}") from error
+            if tokenizer.chat_template is None:
+                raise TokenizerError(
+                    "the tokenizer has no chat template, which conversations need: this is a base model"
+                ) from error
+            raise TokenizerError(f"the tokenizer's chat template cannot be chosen: {error}") from error
         self._tokenizer = tokenizer
         everything = self.template + json.dumps([messages, tools], ensure_ascii=False, default=str)
         self._encoder = text_encoder(tokenizer, [everything])
@@ -264,7 +269,7 @@ class _Rendering:
             raise TokenizerError(
                 f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
             ) from error
-        except DataError:
+        except TemplateTimeout:
             raise
         # A template can raise anything: not only what it refuses, but `KeyError` or `TypeError` at what it does not expect.
         except Exception as error:
@@ -315,7 +320,9 @@ def _within_time(function: Callable[[], Any]) -> Any:
     if not outcome:
         # The thread raises this at its next Python instruction, and ends.
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
-        raise DataError(f"the chat template was not done after {RENDER_SECONDS:g} seconds: does it loop for ever?")
+        raise TemplateTimeout(
+            f"the chat template was not done after {RENDER_SECONDS:g} seconds: does it loop for ever?"
+        )
     result, error = outcome[0]
     if error is not None:
         raise error

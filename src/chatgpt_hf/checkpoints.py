@@ -4,13 +4,13 @@ import json
 import logging
 import warnings
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,7 +31,14 @@ from .errors import (
 )
 from .extras import EXTRAS, needed_by, require
 from .files import read_json
-from .stored import check_memory, check_storage, quantization_of, quantized_message, refuse_other_formats
+from .stored import (
+    check_memory,
+    check_storage,
+    quantization_of,
+    quantized_message,
+    read_header,
+    refuse_other_formats,
+)
 from .tokenization_chatgpt import load_tokenizer
 
 # Atomic writing and the folders of runs were here in release 0.1.
@@ -66,16 +73,7 @@ def load_model(
     folder = Path(name_or_path)
     if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
         return _load_adapter(folder, model_class, new_modules=new_modules, **kwargs)
-    refuse_other_formats(folder)
-    named_as_path = folder.is_absolute() or str(name_or_path).startswith((".", "~")) or len(folder.parts) > 2
-    if named_as_path and not folder.exists():
-        raise CheckpointError(f"There is no folder {folder}; name one that `save_pretrained` wrote, or a Hub id.")
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; name the folder that contains {CONFIG_NAME} and the weights.")
-    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
-        raise CheckpointError(
-            f"{folder} does not contain a model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
-        )
+    check_folder(name_or_path)
     if folder.is_dir():
         family = read_json(folder / CONFIG_NAME).get("model_type")
         if family is not None and family not in CONFIG_MAPPING:
@@ -132,6 +130,21 @@ def load_model(
     return model
 
 
+def check_folder(name_or_path: str | Path) -> None:
+    """Raises `CheckpointError` for a file, or a folder without a model; a Hub id passes. Reads no weights."""
+    folder = Path(name_or_path)
+    refuse_other_formats(folder)
+    named_as_path = folder.is_absolute() or str(name_or_path).startswith((".", "~")) or len(folder.parts) > 2
+    if named_as_path and not folder.exists():
+        raise CheckpointError(f"There is no folder {folder}; name one that `save_pretrained` wrote, or a Hub id.")
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; name the folder that contains {CONFIG_NAME} and the weights.")
+    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{folder} does not contain a model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
+        )
+
+
 def refuse_adapter(name_or_path: str | Path) -> None:
     """Raises `ConversionError` for a folder that contains an adapter and no model."""
     folder = Path(name_or_path)
@@ -181,15 +194,8 @@ def load_for_inference(
 
 
 def check_safetensors(file: Path) -> None:
-    """Raises `CheckpointError` if a safetensors file is truncated or not a safetensors file."""
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is not a complete safetensors file ({error}): writing or copying it was interrupted. "
-            "Use an earlier checkpoint, or save or copy it again."
-        ) from error
+    """Raises `CheckpointError` if a safetensors file is truncated or not a safetensors file; reads only its header."""
+    read_header(file)
 
 
 def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
@@ -219,8 +225,8 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
             adapted = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, UserWarning, KeyError) as error:
         raise CheckpointError(
-            f"The adapter {folder} does not fit its base model {base}: {str(error).strip()[:300]}. Is {base} still the model "
-            "it was trained on?"
+            f"The adapter {folder} does not fit its base model {base}: {_first_line(error)}. Is {base} still the model it was "
+            "trained on?"
         ) from error
     if (folder / BASE_SAMPLE_NAME).is_file():
         trained_on = json.loads((folder / BASE_SAMPLE_NAME).read_text(encoding="utf-8"))
@@ -231,6 +237,13 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
                 "base model that it was trained on."
             )
     return adapted
+
+
+def _first_line(error: Exception) -> str:
+    """What a long error of PEFT's or torch's says first: they list every weight, one to a line."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    # torch's own first line is only a title.
+    return " ".join(lines[:2])[:300].rstrip(".:")
 
 
 def sample_of(model: PreTrainedModel) -> list[float]:
@@ -249,8 +262,24 @@ def context_length(model: PreTrainedModel) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED_CONTEXT
 
 
+# Rows without a token that an embedding may have, because kernels like multiples of a power of two.
+_MOST_PADDING = 512
+
+
+@cache
+def _warn_of_small_tokenizer(tokens: int, rows: int) -> None:
+    """Warns once in a process: a session on each page of the chat makes the same check."""
+    logger.warning(
+        "The tokenizer has %d tokens and the model's `vocab_size` is %d: is it the tokenizer that the model was trained with?",
+        tokens,
+        rows,
+    )
+
+
 def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises `TokenizerError` if the tokenizer can produce ids beyond the model's embedding."""
+    """Raises `TokenizerError` if the tokenizer can produce ids beyond the model's embedding, and warns if it uses little of it."""
+    if 2 * len(tokenizer) < model.config.vocab_size - _MOST_PADDING:
+        _warn_of_small_tokenizer(len(tokenizer), model.config.vocab_size)
     if len(tokenizer) > model.config.vocab_size:
         raise TokenizerError(
             f"The tokenizer has {len(tokenizer)} tokens and the model's `vocab_size` is {model.config.vocab_size}: "

@@ -17,6 +17,10 @@ class TokenizerError(ChatGPTError):
     """A tokenizer cannot be trained as requested, or does not fit the model."""
 
 
+class TemplateTimeout(TokenizerError):
+    """A chat template does not come to an end. It is not tried on the next conversation, which would take as long."""
+
+
 class ConfigError(ChatGPTError):
     """A recipe, argument or model configuration contradicts itself or names something unknown."""
 

@@ -1,16 +1,16 @@
 """What a model's folder holds, read without loading the model: the format, dtype, origin and size of its weights."""
 
+import json
 import math
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
-from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -29,6 +29,10 @@ ORIGIN_FIELD = "converted_from"
 
 # How safetensors names the kinds of floating-point numbers that a model can be trained and saved in.
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# The bits of a number in the names of safetensors' dtypes.
+_BITS = re.compile(r"BOOL|(?:F|BF|I|U|C)(\d+)(?:_\w+)?")
+# safetensors itself refuses a longer one.
+_LONGEST_HEADER = 100_000_000
 # Formats of other programs: what they are, and what reads them.
 _OTHER_FORMATS = {
     ".gguf": "a GGUF file, which llama.cpp reads. transformers' `from_pretrained(FOLDER, gguf_file=NAME)` makes a model of it",
@@ -37,6 +41,8 @@ _OTHER_FORMATS = {
 # Files with the terms under which a model may be used; they have to go along with what is made from it.
 _LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 CARD_NAME = "README.md"
+# The facts of the run that made a folder.
+REPORT_FILE = "report/report.json"
 # What reads a quantized folder, by the `quant_method` of its config.
 _READERS = {
     "gptq": "transformers with `pip install optimum gptqmodel`, and vLLM, read GPTQ",
@@ -75,14 +81,62 @@ def weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def stored_tensors(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, kind of number (as safetensors calls it) and shape of each tensor in a folder's safetensors; reads only headers."""
+class StoredTensor(NamedTuple):
+    """What a safetensors file says about a tensor: its name, kind of number (as safetensors calls it) and shape."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+def stored_tensors(folder: Path) -> Iterator[StoredTensor]:
+    """The tensors in a folder's safetensors; reads only headers, and raises like `read_header`."""
     for file in weight_files(folder):
         if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118
-                    tensor = weights.get_slice(name)
-                    yield name, tensor.get_dtype(), tuple(tensor.get_shape())
+            yield from read_header(file)
+
+
+def read_header(file: Path) -> list[StoredTensor]:
+    """The tensors of a safetensors file, from its header alone.
+
+    safetensors' own `safe_open` maps the whole file into memory, which fails for one that is larger than the memory.
+
+    Raises:
+        CheckpointError: If the file is truncated, or not a safetensors file.
+    """
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            size = os.fstat(opened.fileno()).st_size - 8 - length
+            if length > _LONGEST_HEADER or size < 0:
+                raise ValueError(f"a header of {length:,} bytes is not in it")
+            header = json.loads(opened.read(length).decode())
+        return _tensors_of(header, size)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"its header lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(
+            f"{file} is not a complete safetensors file ({reason}): writing or copying it was interrupted. "
+            "Use an earlier checkpoint, or save or copy it again."
+        ) from error
+
+
+def _tensors_of(header: dict[str, Any], size: int) -> list[StoredTensor]:
+    """The tensors in a header; raises `ValueError` unless they fill the `size` bytes after it without gaps."""
+    tensors, end = [], 0
+    entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
+    for name, entry in sorted(entries, key=lambda item: item[1]["data_offsets"]):
+        kind, shape, (begin, after) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        bits = _BITS.fullmatch(kind)
+        if bits is None:
+            raise ValueError(f"{name} has the unknown dtype {kind}")
+        wanted = math.prod(shape) * int(bits[1] or 8)
+        if begin != end or (after - begin) * 8 != wanted:
+            raise ValueError(f"{name} of shape {shape} does not fit its place in the file")
+        tensors.append(StoredTensor(name, kind, shape))
+        end = after
+    if end != size:
+        raise ValueError(f"the header describes {end:,} bytes of weights, and {size:,} follow it")
+    return tensors
 
 
 def config_of(name_or_path: str | Path) -> dict[str, Any]:
@@ -134,7 +188,8 @@ def origin_of(source: str | Path) -> dict[str, Any]:
     """The name of a model, and its licence where its folder has a card that names one: what a model made from it says about it.
 
     Returns:
-        `name`, a Hub id or the name of a folder or file; and `license`, `license_name` and `license_link` as the card has them.
+        `name`, a Hub id or the name of a folder or file; and `license`, `license_name` and `license_link` as the card has them,
+        or else as they were known of the model that this one was trained from.
     """
     path = Path(source)
     if not path.exists():
@@ -146,8 +201,33 @@ def origin_of(source: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         card = None
     known = card if isinstance(card, dict) else {}
+    if not known.get("license"):
+        known = _origin_in_report(path)
     names = ("license", "license_name", "license_link")
     return {"name": path.resolve().name, **{name: known[name] for name in names if known.get(name)}}
+
+
+def carry_origin(config: PreTrainedConfig, source: str | Path, adapter: str | Path | None = None) -> None:
+    """Writes into the config of a model made from `source` what is known of the original, unless that is ours from the start.
+
+    Args:
+        config: The config of the new model, which still has what the source's config says.
+        source: The model whose weights it has.
+        adapter: The adapter that was merged into it: its card names a licence where the source names none.
+    """
+    known = getattr(config, ORIGIN_FIELD, None) or _origin_in_report(Path(source))
+    if not known and config.model_type == "chatgpt":
+        return
+    origin = origin_of(source)
+    if adapter is not None and "license" not in origin:
+        origin = {**origin_of(adapter), **origin}
+    setattr(config, ORIGIN_FIELD, {"model_type": config.model_type, **origin, **known})
+
+
+def _origin_in_report(folder: Path) -> dict[str, Any]:
+    """What the report of a run says of the foreign model that it started from."""
+    found = read_json(folder / REPORT_FILE).get("origin")
+    return found if isinstance(found, dict) else {}
 
 
 def copy_licence(source: str | Path | None, folder: Path) -> None:
@@ -182,16 +262,27 @@ def check_memory(folder: Path, dtype: torch.dtype | None = None, *, copies: floa
 
 
 def machine_memory() -> int | None:
-    """Bytes of memory that this machine, or the container that the process runs in, has; None if the system does not say."""
+    """Bytes of memory that this process can have: the machine's, or less by the limit of its container or of `ulimit -v`.
+
+    None if the system does not say.
+    """
     try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, OSError, ValueError):
         return None
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
+        limits += [int(limit)] if limit.isdigit() else []
     except OSError:
-        return memory
-    return min(memory, int(limit)) if limit.isdigit() else memory
+        pass
+    try:
+        import resource  # not on Windows
+
+        limit_of_process, _ = resource.getrlimit(resource.RLIMIT_AS)
+        limits += [limit_of_process] if limit_of_process != resource.RLIM_INFINITY else []
+    except ImportError:
+        pass
+    return min(limits)
 
 
 def _bytes_of(folder: Path, dtype: torch.dtype | None) -> float:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from chatgpt_hf import chat_templates, load_tokenizer
+
 
 def write(file: Path, rows: list[Any]) -> Path:
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -110,3 +112,17 @@ def test_mistakes(options: list[str], message: str, refused: Callable[..., str],
 
 def test_nothing_can_be_read(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "no conversations to train on" in refused("data", "preview", write(tmp_path / "a.jsonl", [{"x": 1}]))
+
+
+def test_a_template_that_does_not_end_is_tried_once(
+    refused: Callable[..., str], chats: Path, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(base_folder)
+    tokenizer.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "loops")
+    monkeypatch.setattr(chat_templates, "RENDER_SECONDS", 0.2)
+    timed, waited = chat_templates._within_time, []
+    monkeypatch.setattr(chat_templates, "_within_time", lambda function: (waited.append(1), timed(function))[1])
+    message = refused("data", "preview", chats, "--tokenizer", tmp_path / "loops")
+    assert "the chat template was not done after 0.2 seconds: does it loop for ever?" in message
+    assert len(waited) == 1

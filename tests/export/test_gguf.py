@@ -15,7 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from chatgpt_hf import ChatGPTForCausalLM, ChatGPTForSequenceClassification, load_tokenizer, train_tokenizer
 from chatgpt_hf.errors import CheckpointError, ConversionError, MissingDependency, TokenizerError
@@ -360,6 +367,20 @@ def test_adapters_and_other_heads_are_refused(saved: Callable[..., Path], tmp_pa
     with pytest.raises(ConversionError, match="is a ChatGPTForSequenceClassification: only language models"):
         export_model(tmp_path / "classifier", tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("export_format", ["gguf", "onnx"])
+def test_unknown_families_are_refused_before_they_are_loaded(
+    export_format: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2)
+    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
+    capfd.readouterr()
+    with pytest.raises(
+        ConversionError, match=r"belongs to the family 'bloom', which is unknown here\. Known families: "
+    ):
+        export_model(tmp_path / "bloom", tmp_path / "out", export_format)
+    assert "LOAD REPORT" not in "".join(capfd.readouterr()) + caplog.text
 
 
 def test_arguments_are_checked_before_anything_is_read(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from chatgpt_hf import ChatGPTForCausalLM, load_model, load_tokenizer
-from chatgpt_hf.errors import ConfigError, DataError, OutputError
+from chatgpt_hf import ChatGPTForCausalLM, chat_templates, load_model, load_tokenizer
+from chatgpt_hf.errors import ConfigError, DataError, OutputError, TemplateTimeout
 from chatgpt_hf.inference import prompt_file as module
 from chatgpt_hf.inference.generate import encode_prompt
 from chatgpt_hf.inference.prompt_file import generate_file
@@ -206,3 +206,45 @@ def test_sampling_parameters_arrive(chat_folder: Path, tmp_path: Path) -> None:
     assert len({answer["completion"] for answer in read(tmp_path / "cold.jsonl").values()}) == 1
     with pytest.raises(DataError, match="cannot be read"):
         generate_file(chat_folder, tmp_path / "gone", tmp_path / "x.jsonl")
+
+
+def test_lines_that_fail_while_they_are_answered_are_counted_once(
+    chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: Any, rows: Any, *others: Any) -> Any:
+        yield from ((row, [], "no room") for row in rows)
+
+    monkeypatch.setattr(module, "answers", fail)
+    prompts = write(tmp_path / "prompts.jsonl", [ROWS[0], "no JSON", ROWS[1]])
+    with pytest.raises(DataError, match=r"3 of 3 lines were not answered: line 2: .*line 1: no room; line 3: no room"):
+        generate_file(chat_folder, prompts, tmp_path / "answers.jsonl")
+
+
+def test_a_setting_of_the_model_that_cannot_be_applied(chat_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    model = load_model(chat_folder)
+    model.generation_config.repetition_penalty = 1.1
+    model.save_pretrained(folder)
+    load_tokenizer(chat_folder).save_pretrained(folder)
+    prompts, output = write(tmp_path / "prompts.jsonl", ROWS[:1]), tmp_path / "answers.jsonl"
+    words = r"repetition_penalty \(1.1, from the model's generation_config.json\): .*give --repetition_penalty 1,"
+    with pytest.raises(ConfigError, match=words):
+        generate_file(folder, prompts, output)
+    with pytest.raises(ConfigError, match=r"cannot apply repetition_penalty: without"):
+        generate_file(folder, prompts, output, repetition_penalty=1.3)
+    assert generate_file(folder, prompts, output, repetition_penalty=1, max_new_tokens=2) == 1
+
+
+def test_templates_that_do_not_end_or_are_not_there(
+    tmp_path: Path, chat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [ROWS[1]] * 2)
+    tokenizer = load_tokenizer(chat_folder)
+    tokenizer.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(chat_templates, "RENDER_SECONDS", 0.3)
+    # Not tried on the second line, which would take as long.
+    with pytest.raises(TemplateTimeout, match=r"prompts.jsonl: line 1: .*loop for ever"):
+        module.read_prompts(prompts, tokenizer, 128, 4)
+    tokenizer.chat_template = None
+    _, faults = module.read_prompts(prompts, tokenizer, 128, 4)
+    assert faults[0] == "line 1: the tokenizer has no chat template, which conversations need: this is a base model"

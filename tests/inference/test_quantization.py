@@ -10,10 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_for_generation, load_tokenizer, quantize_model
-from chatgpt_hf.errors import ConfigError, MissingDependency, OutputError
+from chatgpt_hf.errors import ChatGPTError, ConfigError, MissingDependency, OutputError
+from chatgpt_hf.inference import quantization as module
 from chatgpt_hf.inference.quantization import QUANTIZATIONS, QuantizationCost, quantize_folder
 from chatgpt_hf.tokenization_chatgpt import encode_documents
 
@@ -133,6 +141,31 @@ def test_what_cannot_be_quantized(refused: Callable[..., str], folders: dict[str
     with pytest.raises(OutputError, match="not an empty folder"):
         quantize_folder(folders["int8"], small, "int8")
     assert not (tmp_path / "again").exists()
+
+
+def test_layers_with_their_own_forward_are_refused_by_name() -> None:
+    """torchao's weights have no transposition, which Falcon's layers ask for; GPT-2's are not linear layers at all."""
+    falcon = FalconForCausalLM(FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, n_positions=32))
+    for quantization in QUANTIZATIONS:
+        with pytest.raises(ConfigError, match=r"falcon model cannot be quantized: .* its own \(FalconLinear\)"):
+            quantize_model(falcon, quantization)
+        with pytest.raises(ConfigError, match="gpt2 model cannot be quantized: it computes with no linear layers"):
+            quantize_model(gpt2, quantization)
+
+
+def test_what_cannot_be_measured_is_not_written(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(model: PreTrainedModel) -> PreTrainedModel:
+        raise ChatGPTError("no kernel")
+
+    corpus = tmp_path / "own.txt"
+    corpus.write_text("\n".join(f"The dog number {number} runs around the garden." for number in range(400)))
+    monkeypatch.setattr(module, "use_cpu_kernels", fails)
+    with pytest.raises(ChatGPTError, match="no kernel"):
+        quantize_folder(base_folder, tmp_path / "int8", "int8", str(corpus))
+    assert [path.name for path in tmp_path.iterdir()] == ["own.txt"]
 
 
 def test_without_torchao(folders: dict[str, Path], base_folder: Path) -> None:

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from chatgpt_hf import load_model
 from chatgpt_hf.errors import CardError
 from chatgpt_hf.evaluation.record import Evaluation
 from chatgpt_hf.reporting.card import check_card, hub_ids, make_card, write_card
 from chatgpt_hf.reporting.footprint import assumed_watts
 from chatgpt_hf.reporting.report import Report
+from chatgpt_hf.stored import ORIGIN_FIELD, carry_origin, origin_of
 
 
 @pytest.fixture
@@ -98,8 +102,74 @@ def test_an_adapter(folder: Path) -> None:
     (folder / "config.json").unlink()
     adapter = {"base_model_name_or_path": "org/base", "task_type": "CAUSAL_LM"}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    data = ModelCard(make_card(folder, "mine")).data
+    card = ModelCard(make_card(folder, "mine"))
+    data = card.data
     assert (data.library_name, data.base_model, data.pipeline_tag) == ("peft", "org/base", "text-generation")
+    # Nothing says of which family it is.
+    assert "\nAn adapter.\n" in card.text
+    assert "chatgpt model" not in card.text
+    assert "import chatgpt_hf" not in card.text
+
+
+def llama_in(folder: Path) -> Path:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nA llama.\n")
+    return folder
+
+
+@pytest.mark.parametrize("base_is_there", [True, False])
+def test_an_adapter_of_another_family(base_is_there: bool, tmp_path: Path) -> None:
+    base, folder = llama_in(tmp_path / "base"), tmp_path / "lora"
+    peft.get_peft_model(load_model(base), peft.LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(folder)
+    (folder / "README.md").unlink()
+    if base_is_there:
+        card = make_card(folder, "mine")
+        assert "\nAn adapter of a llama model.\n" in card
+        assert "| parameters of the adapter | 64 |" in card
+        assert "| parameters |" not in card
+    origin = {**origin_of(base), "model_type": "llama"}
+    reported(folder, origin=origin, results={"parameters": 900, "adapter_parameters": 64}, base_model=None)
+    if not base_is_there:
+        shutil.rmtree(base)
+    card = make_card(folder, "mine")
+    for words in (
+        "\nAn adapter of a llama model, trained with chatgpt_hf from `base`: ",
+        "| parameters | 900 |\n| parameters of the adapter | 64 |",
+        "It was made from `base`, whose licence, apache-2.0, applies to it too",
+    ):
+        assert words in card
+    for absent in ("import chatgpt_hf", "chatgpt model"):
+        assert absent not in card
+
+
+def test_what_is_made_of_a_model_names_it(base_folder: Path, tmp_path: Path) -> None:
+    base, run = llama_in(tmp_path / "base"), tmp_path / "run"
+    config = load_model(base).config
+    carry_origin(config, base)
+    assert getattr(config, ORIGIN_FIELD) == {"model_type": "llama", "name": "base", "license": "apache-2.0"}
+    # The first one stays, whatever is made of it.
+    carry_origin(config, tmp_path / "later")
+    assert getattr(config, ORIGIN_FIELD)["name"] == "base"
+    config.save_pretrained(run)
+    card = make_card(run, "mine")
+    assert "license: apache-2.0" in card
+    assert "It was made from `base`, whose licence, apache-2.0, applies to it too" in card
+    # What a run knew of its base.
+    config = load_model(base).config
+    reported(run, origin=origin_of(base))
+    carry_origin(config, run)
+    assert getattr(config, ORIGIN_FIELD) == {"model_type": "llama", "name": "base", "license": "apache-2.0"}
+    # The licence that only the adapter names.
+    (base / "README.md").rename(run / "README.md")
+    config = load_model(base).config
+    carry_origin(config, base, run)
+    assert getattr(config, ORIGIN_FIELD) == {"model_type": "llama", "name": "base", "license": "apache-2.0"}
+    config = load_model(base_folder).config
+    carry_origin(config, base_folder)
+    assert not hasattr(config, ORIGIN_FIELD)
 
 
 def test_evaluations_come_with_their_commands(folder: Path) -> None:

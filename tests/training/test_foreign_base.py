@@ -20,7 +20,7 @@ from chatgpt_hf.conversion.convert import convert_checkpoint
 from chatgpt_hf.conversion.merge import merge_adapter
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.reporting.card import make_card
-from chatgpt_hf.stored import is_foreign, stored_dtype
+from chatgpt_hf.stored import is_foreign, read_header, stored_dtype
 from chatgpt_hf.tasks.arguments import TaskArguments
 from chatgpt_hf.training.arguments import (
     ArchitectureArguments,
@@ -176,6 +176,19 @@ def test_lora_merge_and_chat(llama: Path, options: list[str], tmp_path: Path, cl
     assert result.code == 0, result
     assert kinds(tmp_path / "merged") == {"BF16"}
     assert (tmp_path / "merged" / "LICENSE").is_file()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["parameters"] == load_model(llama).num_parameters()
+    stored = read_header(folder / "adapter_model.safetensors")
+    assert results["adapter_parameters"] == sum(math.prod(tensor.shape) for tensor in stored)
+    card = make_card(folder, "me/mine")
+    assert "An adapter of a llama model, trained with chatgpt_hf from `Tiny-Llama`: a chat model" in card
+    assert f"| parameters of the adapter | {results['adapter_parameters']:,} |" in card
+    assert "import chatgpt_hf" not in card
+    assert cli("quantize", tmp_path / "merged", tmp_path / "int8").code == 0
+    for made in ("merged", "int8"):
+        card = make_card(tmp_path / made, "me/mine")
+        assert "license: apache-2.0" in card
+        assert "made from `Tiny-Llama`, whose licence, apache-2.0, applies to it too; the text is in LICENSE." in card
     assert cli("merge", folder, tmp_path / "exact", "--dtype", "float32").code == 0
     assert kinds(tmp_path / "exact") == {"F32"}
     assert (

@@ -16,7 +16,7 @@ from ..errors import CheckpointError, ConversionError, TokenizerError
 from ..files import atomic_folder, check_new_folder
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
-from ..stored import ORIGIN_FIELD, copy_licence, origin_of
+from ..stored import ORIGIN_FIELD, carry_origin, copy_licence
 from ..tokenization_chatgpt import load_tokenizer
 from .characters import META_NAME, PICKLED_META_NAME, read_character_tokenizer, refuse_pickled_meta
 from .families import FAMILIES, MODEL_FAMILIES, find_file, known_families
@@ -64,8 +64,7 @@ def convert_checkpoint(
     if names_special_tokens and (loaded_tokenizer := find_tokenizer(source, tokenizer)) is not None:
         check_tokenizer_fits(model, loaded_tokenizer)
         _name_special_tokens(model, loaded_tokenizer)
-    if origin := getattr(model.config, ORIGIN_FIELD, None):
-        setattr(model.config, ORIGIN_FIELD, {**origin_of(source), **origin})
+    carry_origin(model.config, source)
     converted, save = write_checkpoint(model, to)
     difference = logits_difference(reference, converted, model.config)
     if not difference <= TOLERANCE:
@@ -103,13 +102,8 @@ def read_checkpoint(source: str | Path) -> tuple[ChatGPTForCausalLM, Reference]:
             f"{folder} does not contain a model: {CONFIG_NAME} is missing, and there is no known torch file. Known families: "
             f"{known_families()}."
         )
-    config = _config(source)
-    name = config.get("model_type")
-    if name is not None and name != OURS and name not in MODEL_FAMILIES:
-        raise ConversionError(
-            f"{source} belongs to the family {name!r}, which is unknown here. Known families: {known_families()}."
-        )
-    family = MODEL_FAMILIES.get(name or OURS)
+    config = known_config(source)
+    family = MODEL_FAMILIES.get(config.get("model_type") or OURS)
     if family is None:
         model = load_model(source, ChatGPTForCausalLM)
         return model, model
@@ -242,12 +236,22 @@ def _build(
     return model.eval()
 
 
-def _config(source: str | Path) -> dict[str, Any]:
-    """The content of config.json; empty if it cannot be read: loading the model gives a better message."""
+def known_config(source: str | Path) -> dict[str, Any]:
+    """The content of config.json; empty if it cannot be read: loading the model gives a better message.
+
+    Raises:
+        ConversionError: If the model's family is unknown.
+    """
     try:
-        return PreTrainedConfig.get_config_dict(str(source))[0]
+        config = PreTrainedConfig.get_config_dict(str(source))[0]
     except (OSError, ValueError):
         return {}
+    name = config.get("model_type")
+    if name is not None and name != OURS and name not in MODEL_FAMILIES:
+        raise ConversionError(
+            f"{source} belongs to the family {name!r}, which is unknown here. Known families: {known_families()}."
+        )
+    return config
 
 
 def find_tokenizer(source: str | Path, named: str | Path | None = None) -> PreTrainedTokenizerBase | None:

@@ -11,7 +11,7 @@ from ..checkpoints import ADAPTER_CONFIG_NAME, load_model, repair_generation_con
 from ..errors import ConversionError
 from ..extras import needed_by
 from ..files import atomic_folder, check_new_folder, read_json
-from ..stored import copy_licence, quantization_of, stored_dtype
+from ..stored import carry_origin, copy_licence, quantization_of, stored_dtype
 from ..tokenization_chatgpt import load_tokenizer
 from .convert import float32_logits, random_ids
 
@@ -70,6 +70,8 @@ def merge_adapter(source: str | Path, output_dir: str | Path, dtype: torch.dtype
         # Not `Module.to`, which would round the inverse frequencies of rotary positions too.
         parameter.data = parameter.data.to(dtype or stored_dtype(source))
     repair_generation_config(merged)
+    if base:
+        carry_origin(merged.config, base, source)
     with atomic_folder(folder) as temporary:
         merged.save_pretrained(temporary)
         load_tokenizer(source).save_pretrained(temporary)

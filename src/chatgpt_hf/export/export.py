@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..checkpoints import check_tokenizer_fits, load_model, refuse_adapter
-from ..conversion.convert import find_tokenizer
+from ..conversion.convert import find_tokenizer, known_config
 from ..errors import ConversionError, TokenizerError
 from ..files import atomic_folder, check_new_folder
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
@@ -118,9 +118,10 @@ def _read(source: str | Path) -> tuple[ChatGPTForCausalLM, PreTrainedTokenizerBa
     """Returns the language model in float32, and its tokenizer, if it has one.
 
     Raises:
-        ConversionError: If the source is an adapter, or a model with another head.
+        ConversionError: If the source is an adapter, a model of an unknown family, or one with another head.
     """
     refuse_adapter(source)
+    known_config(source)
     model = load_model(source, ChatGPTForCausalLM, dtype=torch.float32).eval()
     others = [name for name in model.config.architectures or () if not name.endswith(("CausalLM", "LMHeadModel"))]
     if others:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..errors import ConfigError
 from .cpu.attention import use_cpu_attention
@@ -27,8 +28,13 @@ def check_continuous_batching(model: PreTrainedModel, config: GenerationConfig, 
     """
     ignored = [name for name, neutral in _IGNORED.items() if getattr(config, name) not in (None, neutral)]
     if ignored:
-        other = ", or with --repetition_penalty 1" if ignored == ["repetition_penalty"] else ""
-        raise ConfigError(f"Continuous batching cannot apply {', '.join(ignored)}: {otherwise}{other}.")
+        named = []
+        for name in ignored:
+            value = getattr(config, name)
+            own = getattr(model.generation_config, name) == value
+            named.append(f"{name} ({value}, from the model's {GENERATION_CONFIG_NAME})" if own else name)
+        other = ", or give --repetition_penalty 1, which switches it off" if ignored == ["repetition_penalty"] else ""
+        raise ConfigError(f"Continuous batching cannot apply {', '.join(named)}: {otherwise}{other}.")
     if getattr(model.config, "conv_kernel_size", None) or getattr(model.config, "ngram_vocab_sizes", None):
         raise ConfigError(
             "Continuous batching keeps only keys and values, but a model with convolutions or n-grams needs more state: "

@@ -12,7 +12,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 
 from ..chat_templates import encode_chat_prompt
 from ..checkpoints import check_tokenizer_fits, context_length
-from ..errors import ChatGPTError, DataError, OutputError
+from ..errors import ChatGPTError, DataError, OutputError, TemplateTimeout
 from ..files import write_atomically
 from ..tokenization_chatgpt import load_tokenizer
 from .continuous import check_continuous_batching, prepare_batching
@@ -82,6 +82,7 @@ def generate_file(
     check_continuous_batching(model, config, "without --prompts, one text at a time is continued")
     context = context_length(model)
     rows, faults = read_prompts(Path(prompts), tokenizer, context, max_new_tokens)
+    total = len(rows) + len(faults)
     target = Path(output)
     done = read_output(target, {row.line: row.row for row in rows})
     left = [row for row in rows if row.line not in done]
@@ -107,7 +108,7 @@ def generate_file(
             progress.update()
     if faults:
         raise DataError(
-            f"{prompts}: {len(faults)} of {len(rows) + len(faults)} lines were not answered: {'; '.join(faults[:10])}{', and others' if len(faults) > 10 else ''}. "
+            f"{prompts}: {len(faults)} of {total} lines were not answered: {'; '.join(faults[:10])}{', and others' if len(faults) > 10 else ''}. "
             f"The other answers are in {output}; correct these lines, and run the same command again."
         )
     return len(rows)
@@ -120,6 +121,7 @@ def read_prompts(
 
     Raises:
         DataError: If the file cannot be read, or is empty.
+        TemplateTimeout: If the tokenizer's chat template does not end.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
@@ -142,6 +144,8 @@ def read_prompts(
             faults.append(f"line {number}: it nests lists and objects too deep")
         except UnicodeEncodeError:
             faults.append(f"line {number}: it contains half a character (a lone surrogate), which is not text")
+        except TemplateTimeout as error:
+            raise TemplateTimeout(f"{file}: line {number}: {error}") from error
         except (ChatGPTError, TemplateError) as error:
             faults.append(f"line {number}: {error}")
         else:

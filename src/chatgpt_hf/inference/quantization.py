@@ -13,11 +13,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TorchAoConfig
 from transformers.quantizers import AutoHfQuantizer
 
-from ..checkpoints import check_tokenizer_fits, context_length, load_model
+from ..checkpoints import check_tokenizer_fits, context_length, load_model, refuse_adapter
 from ..errors import ConfigError, DataError
 from ..evaluation.scoring import negative_log_likelihoods
 from ..extras import require
 from ..files import atomic_folder, check_new_folder
+from ..stored import carry_origin, copy_licence
 from ..tokenization_chatgpt import encode_texts, load_tokenizer
 from .cpu.packed_linear import use_cpu_kernels
 from .four_bits import GROUP_SIZE, quantize_layers
@@ -105,16 +106,12 @@ def quantize_model(model: PreTrainedModel, quantization: str, rows: Sequence[Seq
             `four_bit_weight`. Other quantizations need none.
 
     Raises:
-        ConfigError: If the quantization is unknown, the model is already quantized, or a layer's width is not a multiple of
-            the group size.
+        ConfigError: If the quantization is unknown, the model is already quantized, its layers are not plain linear ones, or
+            a layer's width is not a multiple of the group size.
         MissingDependency: If torchao is not installed.
     """
-    _check_name(quantization)
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise ConfigError("The model is already quantized: quantize the original instead.")
+    _check_model(model, quantization)
     require("Quantizing", "torchao")
-    if quantization == "int4":
-        _check_groups(model)
     from torchao.quantization import quantize_
 
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -162,6 +159,32 @@ def _check_name(quantization: str) -> None:
         raise ConfigError(f"There is no quantization {quantization}; choose from {', '.join(QUANTIZATIONS)}.")
 
 
+def _check_model(model: PreTrainedModel, quantization: str) -> None:
+    """Raises `ConfigError` if a model cannot be quantized in that way."""
+    _check_name(quantization)
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ConfigError("The model is already quantized: quantize the original instead.")
+    _check_layers(model)
+    if quantization == "int4":
+        _check_groups(model)
+
+
+def _check_layers(model: PreTrainedModel) -> None:
+    """Raises unless the model's layers are `nn.Linear`: the kernels replace its weights, which another `forward` may not take."""
+    head = model.get_output_embeddings()
+    plain = [module for module in model.modules() if type(module) is nn.Linear and module is not head]
+    own = {type(module) for module in model.modules() if isinstance(module, nn.Linear)}
+    own = {kind for kind in own if kind.forward is not nn.Linear.forward}
+    if own or not plain:
+        layers = (
+            f"layers of its own ({', '.join(sorted(kind.__name__ for kind in own))})" if own else "no linear layers"
+        )
+        raise ConfigError(
+            f"A {model.config.model_type} model cannot be quantized: it computes with {layers}, and only torch's own linear "
+            "layers can be. Models of other families, such as llama, can."
+        )
+
+
 def _check_groups(model: PreTrainedModel) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module.in_features % GROUP_SIZE:
@@ -188,6 +211,7 @@ def quantize_folder(
 
     Raises:
         ConfigError: If `quantize_model` raises it.
+        ConversionError: If the source is an adapter.
         CheckpointError: If there is no model, or it is incomplete.
         DataError: If the corpus cannot be read, or is too short to measure on.
         TokenizerError: If there is no tokenizer, or it does not fit the model.
@@ -195,20 +219,25 @@ def quantize_folder(
     """
     _check_name(quantization)
     target = check_new_folder(folder)
+    refuse_adapter(source)
     tokenizer = load_tokenizer(str(source))
     model = load_model(source, dtype=torch.float32).eval()
     check_tokenizer_fits(model, tokenizer)
+    _check_model(model, quantization)
     seen, unseen = ([], []) if corpus is None else _halves(tokenizer, corpus, min(_ROW, context_length(model)))
     original = _perplexity(model, unseen) if unseen else 0.0
     quantize_model(model, quantization, seen)
+    carry_origin(model.config, source)
     with atomic_folder(target) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        copy_licence(source, temporary)
+        # Before the folder appears: one that cannot be measured must not stay behind. The kernels pack the weights, so they
+        # come after the weights are saved.
+        quantized = _perplexity(use_cpu_kernels(model), unseen) if unseen else 0.0
     if not unseen:
         return None
-    return QuantizationCost(
-        quantization, original, _perplexity(use_cpu_kernels(model), unseen), sum(len(row) - 1 for row in unseen)
-    )
+    return QuantizationCost(quantization, original, quantized, sum(len(row) - 1 for row in unseen))
 
 
 def _halves(tokenizer: PreTrainedTokenizerBase, corpus: str, length: int) -> tuple[list[list[int]], list[list[int]]]:

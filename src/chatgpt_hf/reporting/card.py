@@ -17,10 +17,10 @@ from .. import __version__
 from ..errors import CardError
 from ..files import read_json, write_atomically
 from ..stored import CARD_NAME as CARD_NAME
-from ..stored import ORIGIN_FIELD, quantization_of, stored_tensors
+from ..stored import ORIGIN_FIELD, config_of, is_foreign, quantization_of, read_header, stored_tensors
+from ..stored import REPORT_FILE as REPORT_FILE
 from .footprint import KILOGRAMS_PER_KILOWATT_HOUR, WATTS_PER_CORE, estimate
 
-REPORT_FILE = "report/report.json"
 # Metadata fields that a person may give; the others come from the folder.
 GIVEN_FIELDS = ("license", "language", "datasets", "base_model")
 
@@ -126,7 +126,8 @@ def render_card(
     data = _metadata(folder, name, facts, measured=step is None)
     for key, value in (metadata or {}).items():
         data[key] = value
-    config = read_json(folder / CONFIG_NAME)
+    config, is_adapter = _config(folder, facts), _is_adapter(folder)
+    family = config.get("model_type")
     origin = _origin(config, facts)
     title = name.rpartition("/")[2]
     evaluations = [] if step is not None else _evaluations(folder)
@@ -157,11 +158,11 @@ def render_card(
         recipe=(folder / "recipe.yaml").is_file() or "description" in facts,
         report="description" in facts,
         chat=facts["chat"] if "chat" in facts else (folder / "chat_template.jinja").is_file(),
-        own=config.get("model_type", "chatgpt") == "chatgpt",
-        model_type=config.get("model_type", "chatgpt"),
+        own=family == "chatgpt",
+        what=("An adapter" + (f" of a {family} model" if family else "")) if is_adapter else f"A {family} model",
         origin=origin,
         licence_files=[file.name for file in sorted(folder.glob("LICEN[SC]E*")) if file.is_file()],
-        remote_code="auto_map" in config,
+        remote_code="auto_map" in config and not is_adapter,
     )
     body = card.text.rstrip()
     mark = f"<!-- Made by chatgpt-hf from this folder. A text that is changed is kept. {_digest(body)} -->"
@@ -253,20 +254,21 @@ def card_template() -> Path:
 
 def _metadata(folder: Path, name: str, facts: Mapping[str, Any], *, measured: bool = True) -> ModelCardData:
     adapter = read_json(folder / ADAPTER_CONFIG_NAME)
-    alone = bool(adapter) and not (folder / CONFIG_NAME).is_file()
-    # The run checked whether its base was a folder. Later or elsewhere, a relative path would look like an id.
     config = read_json(folder / CONFIG_NAME)
-    origin = _origin(config, facts) or {}
+    # The run checked whether its base was a folder. Later or elsewhere, a relative path would look like an id.
+    origin = _origin(_config(folder, facts), facts) or {}
     base = facts.get("base_model") if facts else adapter.get("base_model_name_or_path") or origin.get("name")
     # The same weights in another form keep their licence; whoever trained them further names one for the result.
-    licence = {} if facts else {name: origin[name] for name in _LICENCE_FIELDS if name in origin}
+    licence = (
+        {} if facts or _is_adapter(folder) else {name: origin[name] for name in _LICENCE_FIELDS if name in origin}
+    )
     task = facts.get("task") or _task(config, adapter)
     return ModelCardData(
         base_model=next(iter(hub_ids([base])), None),
         datasets=facts.get("datasets") or None,
         language=facts.get("language"),
         **licence,
-        library_name="peft" if alone else "transformers",
+        library_name="peft" if _is_adapter(folder) else "transformers",
         pipeline_tag=task,
         tags=["chatgpt_hf"],
         model_name=name.rpartition("/")[2],
@@ -333,25 +335,50 @@ def _interval(figure: Mapping[str, Any]) -> str:
     return f"{figure['value']:.4g} [{figure['low']:.4g}, {figure['high']:.4g}]"
 
 
+def _is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file()
+
+
+def _config(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's config; for an adapter that of its base, with at least `model_type` if the run or a folder says it."""
+    if not _is_adapter(folder):
+        return {"model_type": "chatgpt", **read_json(folder / CONFIG_NAME)}
+    base = read_json(folder / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
+    if isinstance(base, str) and Path(base).is_dir() and (found := config_of(base)):
+        named = {ORIGIN_FIELD: {"name": Path(base).resolve().name, **(found.get(ORIGIN_FIELD) or {})}}
+        return {**found, **(named if is_foreign(base) else {})}
+    if facts:
+        # A run names the origin of every base that is not ours.
+        return {"model_type": (facts.get("origin") or {"model_type": "chatgpt"}).get("model_type")}
+    return {ORIGIN_FIELD: {"name": base}}
+
+
 def _origin(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns what is known about the model that this one was made from, if that was not made with this package.
 
     Keys are `name`, `model_type`, `license` and its relatives, as far as known; None for a model that is ours from the start.
     """
     converted = config.get(ORIGIN_FIELD) or {}
-    if not converted and not facts.get("origin") and config.get("model_type", "chatgpt") == "chatgpt":
+    if not converted and not facts.get("origin") and config.get("model_type") == "chatgpt":
         return None
     known = {"model_type": config.get("model_type"), **converted, **(facts.get("origin") or {})}
     return {name: value for name, value in known.items() if value}
 
 
 def _shape(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = (facts.get("results") or {}).get("parameters")
-    if parameters is None and quantization_of(folder) is None:
+    results = facts.get("results") or {}
+    parameters, adapters = results.get("parameters"), results.get("adapter_parameters")
+    if _is_adapter(folder):
+        stored = [tensor for file in folder.glob("adapter_model*.safetensors") for tensor in read_header(file)]
+        adapters = adapters or sum(math.prod(tensor.shape) for tensor in stored) or None
+        # Runs counted both together before they named the adapter's.
+        parameters = parameters if "adapter_parameters" in results else None
+    elif parameters is None and quantization_of(folder) is None:
         # One of two tied weights is stored.
         parameters = sum(math.prod(shape) for _, _, shape in stored_tensors(folder)) or None
+    counts = {"parameters": parameters, "parameters of the adapter": adapters}
     found = {title: config.get(key) for key, title in _SHAPE.items()}
-    return {key: value for key, value in {"parameters": parameters, **found}.items() if value is not None}
+    return {key: value for key, value in {**counts, **found}.items() if value is not None}
 
 
 def _kept(card: ModelCard | None) -> dict[str, Any]:

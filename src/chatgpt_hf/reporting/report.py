@@ -35,6 +35,7 @@ _GROUPS = {
     "train_": "Training",
     "epoch": "Training",
     "parameters": "Model",
+    "adapter_parameters": "Model",
 }
 
 

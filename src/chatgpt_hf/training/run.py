@@ -18,13 +18,19 @@ from transformers import (
     set_seed,
 )
 
-from ..checkpoints import BASE_SAMPLE_NAME, context_length, repair_generation_config
+from ..checkpoints import (
+    BASE_SAMPLE_NAME,
+    check_folder,
+    context_length,
+    refuse_adapter,
+    repair_generation_config,
+)
 from ..errors import CheckpointError, ConfigError, TrainingInterrupted
 from ..files import atomic_folder, clear_disk_errors, write_atomically
 from ..hub.connection import check_access
 from ..hub.push import push
 from ..reporting.report import Report, training_facts
-from ..stored import copy_licence, is_foreign, origin_of, refuse_other_formats
+from ..stored import copy_licence, is_foreign, origin_of
 from .arguments import ChatModelArguments, ModelArguments, OptimizerOptions
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
 from .recipe import resolve_recipe
@@ -131,7 +137,8 @@ class Run(ABC):
         chosen = self.model_arguments
         if chosen.model_name_or_path is None:
             return
-        refuse_other_formats(chosen.model_name_or_path)
+        refuse_adapter(chosen.model_name_or_path)
+        check_folder(chosen.model_name_or_path)
         adapters = isinstance(chosen, ChatModelArguments) and chosen.use_peft
         foreign = is_foreign(chosen.model_name_or_path)
         if foreign and isinstance(self.arguments, OptimizerOptions):
@@ -187,10 +194,12 @@ class Run(ABC):
         self, trainer: Trainer, results: dict[str, Any], *, tokens_per_step: int | None = None, **own: Any
     ) -> None:
         """Writes the report into the run's folder; `own` are the fields of `Report` that differ between trainings."""
-        base = self.model_arguments.model_name_or_path
+        base, family = self.model_arguments.model_name_or_path, self.model.config.model_type
+        # The family too, because the folder of an adapter has no config that says it.
+        origin = {**origin_of(base), "model_type": family} if base is not None and is_foreign(base) else {}
         Report(
             results=results,
-            origin=origin_of(base) if base is not None and is_foreign(base) else {},
+            origin=origin,
             log_history=trainer.state.log_history,
             training=training_facts(self.arguments, trainer.state, tokens_per_step=tokens_per_step),
             tokens_per_step=tokens_per_step,

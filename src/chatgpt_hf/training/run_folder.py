@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -13,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..checkpoints import check_safetensors
 from ..errors import CheckpointError, OutputError
 from ..files import SAVING_PREFIX, clear_disk_errors, read_json
+from ..stored import read_header
 
 # A folder that contains a resolved recipe is a run of ours.
 RECIPE_NAME = "recipe.yaml"
@@ -134,8 +134,7 @@ def check_checkpoint_fits(checkpoint: Path, model: PreTrainedModel) -> None:
     stored: dict[str, tuple[int, ...]] = {}
     # PEFT itself checks the weights of adapters.
     for file in checkpoint.glob("model*.safetensors"):
-        with safe_open(file, framework="pt") as weights:
-            stored |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        stored |= {name: shape for name, _, shape in read_header(file)}
     state = model.state_dict()
     # Only one of several tied weights is stored.
     there = {state[name].data_ptr() for name in stored if name in state}

@@ -38,7 +38,7 @@ def check_trainable(chosen: ModelArguments, arguments: TrainingArguments, *, fro
 
     Raises:
         ConfigError: If its weights are quantized.
-        CheckpointError: If weights, gradients and the optimizer's state need more memory than the machine has.
+        CheckpointError: If the weights, with gradients and the optimizer's state unless frozen, need more memory than there is.
     """
     base = str(chosen.model_name_or_path)
     method = quantization_of(base)
@@ -48,10 +48,16 @@ def check_trainable(chosen: ModelArguments, arguments: TrainingArguments, *, fro
             "with --use_peft true."
         )
     # Several processes may share the weights among them, and a GPU has its own memory.
-    if Path(base).is_dir() and arguments.device.type == "cpu" and arguments.world_size == 1 and not frozen:
+    if Path(base).is_dir() and arguments.device.type == "cpu" and arguments.world_size == 1:
+        dtype = trained_dtype(chosen)
+        # Adapters and heads need the weights once, and so does everything else: larger ones get no advice to train adapters.
+        check_memory(Path(base), dtype)
+        if frozen:
+            return
         copies = next((count for name, count in _COPIES.items() if name in str(arguments.optim)), _FEWEST_COPIES)
-        hint = "Train adapters with --use_peft true, which hold one copy, or use a larger machine."
-        check_memory(Path(base), trained_dtype(chosen), copies=copies, hint=hint)
+        adapters = hasattr(chosen, "use_peft")  # pretraining has none
+        hint = "Train adapters with --use_peft true, which hold one copy, or use a larger machine." if adapters else ""
+        check_memory(Path(base), dtype, copies=copies, hint=hint)
 
 
 def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
