@@ -113,7 +113,10 @@ def test_a_run_resumes(folder: str, earlier: Path, tmp_path: Path) -> None:
     found = resume(root, folder)
     _, first, last = RUNS[folder]
     assert {entry["step"] for entry in found["logs"]} == set(range(first + 1, last + 1))
-    assert_same(found, EXPECTED["resumed"][folder])
+    expected = EXPECTED["resumed"][folder]
+    # Runs report more figures today.
+    found["results"] = {name: found["results"][name] for name in expected["results"]}
+    assert_same(found, expected)
     assert_same(final_weights(root, folder), weights)
 
 

@@ -131,7 +131,7 @@ def test_an_adapter_of_another_family(base_is_there: bool, tmp_path: Path) -> No
         assert "| parameters of the adapter | 64 |" in card
         assert "| parameters |" not in card
     origin = {**origin_of(base), "model_type": "llama"}
-    reported(folder, origin=origin, results={"parameters": 900, "adapter_parameters": 64}, base_model=None)
+    reported(folder, origin=origin, results={"parameters": 964, "adapter_parameters": 64}, base_model=None)
     if not base_is_there:
         shutil.rmtree(base)
     card = make_card(folder, "mine")

@@ -177,11 +177,13 @@ def test_lora_merge_and_chat(llama: Path, options: list[str], tmp_path: Path, cl
     assert kinds(tmp_path / "merged") == {"BF16"}
     assert (tmp_path / "merged" / "LICENSE").is_file()
     results = json.loads((folder / "results.json").read_text())
-    assert results["parameters"] == load_model(llama).num_parameters()
     stored = read_header(folder / "adapter_model.safetensors")
     assert results["adapter_parameters"] == sum(math.prod(tensor.shape) for tensor in stored)
+    base_parameters = load_model(llama).num_parameters()
+    assert results["parameters"] == base_parameters + results["adapter_parameters"]
     card = make_card(folder, "me/mine")
     assert "An adapter of a llama model, trained with chatgpt_hf from `Tiny-Llama`: a chat model" in card
+    assert f"| parameters | {base_parameters:,} |" in card
     assert f"| parameters of the adapter | {results['adapter_parameters']:,} |" in card
     assert "import chatgpt_hf" not in card
     assert cli("quantize", tmp_path / "merged", tmp_path / "int8").code == 0

@@ -371,8 +371,8 @@ def _shape(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) ->
     if _is_adapter(folder):
         stored = [tensor for file in folder.glob("adapter_model*.safetensors") for tensor in read_header(file)]
         adapters = adapters or sum(math.prod(tensor.shape) for tensor in stored) or None
-        # Runs counted both together before they named the adapter's.
-        parameters = parameters if "adapter_parameters" in results else None
+        # A run counts both together.
+        parameters = parameters - adapters if parameters and adapters else None
     elif parameters is None and quantization_of(folder) is None:
         # One of two tied weights is stored.
         parameters = sum(math.prod(shape) for _, _, shape in stored_tensors(folder)) or None

@@ -259,8 +259,6 @@ class SFTRun(Run):
         arguments.chat_template_path = None
         arguments.remove_unused_columns = False
         self.adapter = lora_config(self.model_arguments, self.model, added=self.added_tokens)
-        # PEFT puts the adapter's weights among the model's.
-        self.parameters = self.model.num_parameters()
         # TRL's fused head cannot use a head that PEFT has wrapped for new tokens (TRL 1.16).
         own_loss = isinstance(self.model, ChatGPTForCausalLM) or (self.adapter is not None and self.added_tokens)
         trainer_class = ModelLossSFTTrainer if own_loss else ChatTrainer
@@ -284,7 +282,8 @@ class SFTRun(Run):
 
     def measure(self, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
         results: dict[str, Any] = {
-            "parameters": self.parameters,
+            # PEFT puts the adapter's weights among the model's.
+            "parameters": self.model.num_parameters(),
             **({"adapter_parameters": self.model.num_parameters(only_trainable=True)} if self.adapter else {}),
             "share_of_tokens_learned": self.share_learned,
             **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
