@@ -1,4 +1,4 @@
-"""Where the assistant speaks in what a chat template printed, if the template does not mark it with `{% generation %}`.
+"""Finds the assistant's turns in a rendered conversation whose template does not mark them with `{% generation %}`.
 
 TRL has training templates for some families, the originals with these marks. For others the conversation is rendered message
 by message: what the template adds for an assistant's message, after what it puts before an answer, is what the assistant says.
@@ -94,7 +94,7 @@ def derived_turns(
 
 
 def _start(before: str, content: str, text: str) -> int:
-    """Where the answer begins: after what the model gets before it generates the answer."""
+    """Returns where the answer begins: after the prompt that the model gets before it answers."""
     if text.startswith(before):
         return len(before)
     # The prompt may end with more than the answer in a conversation has before it, such as an opened thought.
@@ -108,7 +108,7 @@ def _start(before: str, content: str, text: str) -> int:
 
 
 def _end(after: str, content: str, text: str, start: int) -> int:
-    """Where the answer ends, with its end mark."""
+    """Returns where the answer ends, with its end mark."""
     if text.startswith(after):
         return len(after)
     # A template may print the last message otherwise than the same message within a conversation.

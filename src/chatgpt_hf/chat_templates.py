@@ -20,7 +20,7 @@ from .errors import DataError, TemplateTimeout, TokenizerError
 from .text_encoding import text_encoder
 from .tokenization_chatgpt import load_tokenizer
 
-# A template takes milliseconds; Jinja's sandbox has no limit of its own.
+# A template takes milliseconds; Jinja's sandbox has no time limit.
 RENDER_SECONDS = 30.0
 # transformers marks the assistant's words with one object per template.
 _MARKING = threading.Lock()

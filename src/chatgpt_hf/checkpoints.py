@@ -240,7 +240,7 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    """What a long error of PEFT's or torch's says first: they list every weight, one to a line."""
+    """Returns the first sentence of an error of PEFT or torch, which list every weight on a line."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     # torch's own first line is only a title.
     return " ".join(lines[:2])[:300].rstrip(".:")

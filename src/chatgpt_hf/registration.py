@@ -7,7 +7,7 @@ the tables in which transformers looks models up, and whatever needs a class imp
 - `transformers serve` and TRL call `getattr(transformers, "ChatGPTForCausalLM")`;
 - any import of a module of `chatgpt_hf.model`.
 
-PEFT looks up in tables of its own which layers of a model type get adapters. Importing PEFT takes a second, so they are filled
+PEFT looks up in tables which layers of a model type get adapters. Importing PEFT takes a second, so they are filled
 in when somebody else imports it.
 """
 

@@ -1,4 +1,4 @@
-"""What a model's folder holds, read without loading the model: the format, dtype, origin and size of its weights."""
+"""Reads the format, dtype, origin and size of a folder's weights without loading the model."""
 
 import json
 import math
@@ -82,7 +82,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 class StoredTensor(NamedTuple):
-    """What a safetensors file says about a tensor: its name, kind of number (as safetensors calls it) and shape."""
+    """Name, kind of number (as safetensors calls it) and shape of a tensor in a safetensors file."""
 
     name: str
     kind: str
@@ -225,7 +225,7 @@ def carry_origin(config: PreTrainedConfig, source: str | Path, adapter: str | Pa
 
 
 def _origin_in_report(folder: Path) -> dict[str, Any]:
-    """What the report of a run says of the foreign model that it started from."""
+    """Returns the facts for a run's report about the foreign model that it started from."""
     found = read_json(folder / REPORT_FILE).get("origin")
     return found if isinstance(found, dict) else {}
 

@@ -298,7 +298,7 @@ def _faithful(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokeni
 
 
 def _parts(backend: Tokenizer) -> dict[str, Any]:
-    """What decides about a tokenizer's ids, except for the vocabulary itself."""
+    """Returns all parts of a tokenizer that decide about ids, except for the vocabulary."""
     processor = backend.post_processor
     parts: dict[str, Any] = {
         "normalizer": backend.normalizer,

@@ -56,7 +56,7 @@ def register(app: typer.Typer, panel: str) -> None:
 
 
 def pruned_figures(root: "Path", pruned: "Pruned") -> dict[str, Any]:
-    """What `--prune --json` prints."""
+    """Returns the object that `--prune --json` prints."""
 
     def rows(entries: "list[Entry]") -> list[dict[str, Any]]:
         return [{**asdict(entry), "path": str(entry.path)} for entry in entries]
@@ -70,7 +70,7 @@ def pruned_figures(root: "Path", pruned: "Pruned") -> dict[str, Any]:
 
 
 def pruned_text(root: "Path", pruned: "Pruned") -> str:
-    """What `--prune` prints."""
+    """Returns the text that `--prune` prints."""
     from chatgpt_hf.cache import readable
 
     lines = [f"{readable(entry.bytes):>12}  {entry.kind:<10}  {entry.path}" for entry in pruned.removed]

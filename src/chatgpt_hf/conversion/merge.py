@@ -80,7 +80,7 @@ def merge_adapter(source: str | Path, output_dir: str | Path, dtype: torch.dtype
 
 
 def _separate_tied_weights(model: Any) -> None:
-    """Gives the head a weight of its own if an adapter changes it or the embedding: each gets what its own adapter adds."""
+    """Unties the head if an adapter changes it or the embedding: each gets what its own adapter adds."""
     with needed_by("Merging"):
         from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -105,7 +105,7 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 class _Head:
-    """What a model does after its body, for some positions at a time: head, soft capping, scaling.
+    """Applies all that follows a model's body, for some positions at a time: head, soft capping, scaling.
 
     It is the model's own forward, in which the body returns the given hidden states instead of computing them.
 

@@ -120,7 +120,7 @@ def _plain(template: str) -> str:
 
 
 def _begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether every command puts bos before a plain text.
+    """Returns True if every command puts bos before a plain text.
 
     Raises:
         ConversionError: If a text gets other marks than bos and eos.

@@ -102,7 +102,7 @@ class ChatSession:
 
     @property
     def cut_by(self) -> str | None:
-        """What cut the last answer: `max_new_tokens`, `context` or None, if the model ended it."""
+        """Returns the limit that cut the last answer, `max_new_tokens` or `context`; None if the model ended it."""
         if self.ending.finish_reason != "length":
             return None
         used = len(self.ending.prompt_ids) + len(self.ending.answer_ids)

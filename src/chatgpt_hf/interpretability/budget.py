@@ -1,4 +1,4 @@
-"""How long the parts of an explanation will take, from the time of one forward pass."""
+"""Estimates how long the parts of an explanation will take, from the time of one forward pass."""
 
 import time
 from collections.abc import Callable, Collection, Mapping

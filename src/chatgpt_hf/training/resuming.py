@@ -1,4 +1,4 @@
-"""What a resumed run must share with the run that it continues, and what it may change: the number of steps and the optimizer's settings."""
+"""Checks that a resumed run shares with the run it continues what it must; steps and optimizer settings may change."""
 
 import hashlib
 import json
@@ -70,7 +70,7 @@ def template_fingerprint(template: str | Mapping[str, str] | None) -> str | None
 
 
 def order_of(arguments: TrainingArguments) -> dict[str, Any]:
-    """What decides, apart from the rows and the seed, which rows a step takes; part of a run's record."""
+    """Returns the settings that decide, besides rows and seed, which rows a step takes; part of a run's record."""
     return {
         "data_seed": arguments.seed if arguments.data_seed is None else arguments.data_seed,
         "train_sampling_strategy": arguments.train_sampling_strategy,
