@@ -225,7 +225,9 @@ def carry_origin(config: PreTrainedConfig, source: str | Path, adapter: str | Pa
 
 
 def _origin_in_report(folder: Path) -> dict[str, Any]:
-    """Returns the facts for a run's report about the foreign model that it started from."""
+    """Returns the facts in a run's report about the foreign model that it started from; none for a file."""
+    if not folder.is_dir():
+        return {}
     found = read_json(folder / REPORT_FILE).get("origin")
     return found if isinstance(found, dict) else {}
 
