@@ -651,7 +651,7 @@ def test_options_that_cannot_be(refused, chat_folder, make_engine, tmp_path):
     (tmp_path / "no tokenizer").mkdir()
     load_model(chat_folder).save_pretrained(tmp_path / "no tokenizer")
     assert "no tokenizer" in refused("serve", tmp_path / "no tokenizer")
-    with pytest.raises(ConfigError, match=r"cannot apply repetition_penalty: .*or with --repetition_penalty 1\."):
+    with pytest.raises(ConfigError, match=r"cannot apply repetition_penalty: .*or give --repetition_penalty 1,"):
         make_engine(continuous_batching=True, repetition_penalty=1.3)
 
 
