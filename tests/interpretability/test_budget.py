@@ -66,12 +66,15 @@ def test_the_estimate_counts_what_is_computed(monkeypatch: pytest.MonkeyPatch) -
     assert found["attribution"].least / 2 < took < found["attribution"].most
 
 
-def test_the_time_is_measured() -> None:
-    small, large = (
-        estimate(llama(), 16, lens_tokens=80, ablation_tokens=tokens, parts=["ablation"]) for tokens in (80, 8000)
-    )
-    assert list(small) == ["ablation"]
-    assert large["ablation"].least > 10 * small["ablation"].least > 0
+def test_the_time_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"lens_tokens": 80, "parts": ["ablation"]}
+    measured = estimate(llama(), 16, ablation_tokens=80, **options)
+    assert list(measured) == ["ablation"]
+    assert measured["ablation"].least > 0
+    # Two measurements on a busy machine may differ by any factor.
+    monkeypatch.setattr(budget, "_seconds_per_token", lambda model: (1e-3, 1e-4))
+    small, large = (estimate(llama(), 16, ablation_tokens=tokens, **options) for tokens in (80, 8000))
+    assert large["ablation"].least == pytest.approx(100 * small["ablation"].least)
     # Models that are built in another way are refused by the parts themselves.
     mamba = MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1))
     assert estimate(mamba, 4, lens_tokens=1, ablation_tokens=1, parts=PARTS) == {}
