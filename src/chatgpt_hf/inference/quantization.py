@@ -176,9 +176,7 @@ def _check_layers(model: PreTrainedModel) -> None:
     own = {type(module) for module in model.modules() if isinstance(module, nn.Linear)}
     own = {kind for kind in own if kind.forward is not nn.Linear.forward}
     if own or not plain:
-        layers = (
-            f"layers of its own ({', '.join(sorted(kind.__name__ for kind in own))})" if own else "no linear layers"
-        )
+        layers = f"custom layers ({', '.join(sorted(kind.__name__ for kind in own))})" if own else "no linear layers"
         raise ConfigError(
             f"A {model.config.model_type} model cannot be quantized: it computes with {layers}, and only torch's own linear "
             "layers can be. Models of other families, such as llama, can."
