@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ._compile import CompileOption, report_compilation
 from ._moderation import (
     ModerationLabelsOption,
     ModerationLogTextOption,
@@ -64,6 +65,7 @@ def register(app: typer.Typer, panel: str) -> None:
             int | None, typer.Option("--seed", help="Random seed: the same seed gives the same answers.")
         ] = None,
         quantize: QuantizeOption = None,
+        compile: CompileOption = False,
         bad_words: Annotated[
             list[str] | None,
             typer.Option("--bad_words", help="Words that the model must not generate, separated by commas."),
@@ -97,6 +99,8 @@ def register(app: typer.Typer, panel: str) -> None:
         session = ChatSession.from_pretrained(
             model,
             quantize=quantize,
+            compile=compile,
+            report=report_compilation,
             system_prompt=system,
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             max_new_tokens=max_new_tokens,

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ._compile import CompileOption
 from ._moderation import split_commas
 from ._paths import check_file, check_model
 from ._quantize import QuantizeOption
@@ -52,12 +53,7 @@ def register(app: typer.Typer, panel: str) -> None:
             ),
         ] = None,
         quantize: QuantizeOption = None,
-        compile: Annotated[
-            bool,
-            typer.Option(
-                "--compile", help="Compile the model first. Takes 10 to 30 seconds, so it pays for long texts."
-            ),
-        ] = False,
+        compile: CompileOption = False,
         seed: Annotated[
             int | None, typer.Option("--seed", help="Random seed: the same seed gives the same text.")
         ] = None,

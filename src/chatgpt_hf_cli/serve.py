@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from ._compile import CompileOption, report_compilation
 from ._moderation import (
     ModerationLabelsOption,
     ModerationLogTextOption,
@@ -69,6 +70,7 @@ def register(app: typer.Typer, panel: str) -> None:
             ),
         ] = None,
         quantize: QuantizeOption = None,
+        compile: CompileOption = False,
         bad_words: Annotated[
             list[str] | None,
             typer.Option("--bad_words", help="Words that the model must not generate, separated by commas."),
@@ -95,10 +97,13 @@ def register(app: typer.Typer, panel: str) -> None:
         """
         if log_level not in LOG_LEVELS:
             raise UsageMistake(f"--log_level is {log_level}; use debug, info, warning, error or critical.")
+        if compile and continuous_batching:
+            raise UsageMistake("--compile is for one request at a time: leave out --compile or --continuous_batching.")
         check_moderation(moderation, moderation_labels)
         check_model(model)
         from rich.console import Console
 
+        from chatgpt_hf.inference.compiling import compiled_prefix
         from chatgpt_hf.inference.loading import load_for_generation
         from chatgpt_hf.inference.parameters import restrictions
         from chatgpt_hf.serving.engine import Engine
@@ -106,10 +111,12 @@ def register(app: typer.Typer, panel: str) -> None:
         from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 
         tokenizer = load_tokenizer(model)
+        loaded = load_for_generation(model, quantize)
         engine = Engine(
             served_model_name or model,
-            load_for_generation(model, quantize),
+            loaded,
             tokenizer,
+            prefix=compiled_prefix(loaded.eval(), report_compilation) if compile else None,
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             continuous_batching=continuous_batching,
             max_concurrent=max_concurrent,

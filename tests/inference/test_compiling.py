@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import CompileConfig, GenerationConfig, MambaConfig, MambaForCausalLM, StaticCache
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, compile_config
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatSession, compile_config, load_model, load_tokenizer
 from chatgpt_hf.errors import ConfigError
-from chatgpt_hf.inference.compiling import missing_compiler
+from chatgpt_hf.inference import compiling
+from chatgpt_hf.inference.cache import PrefixCache
+from chatgpt_hf.inference.compiling import CompiledPrefix, missing_compiler
 from chatgpt_hf.inference.cpu import packed_linear as kernels
 from chatgpt_hf.inference.cpu.attention import use_cpu_attention
 from chatgpt_hf.inference.generate import stream_text
@@ -35,7 +37,79 @@ def test_the_same_text(chat_folder: Path, monkeypatch: pytest.MonkeyPatch, quant
     before = graphs["unique_graphs"]
     assert "".join(stream_text(chat_folder, "A cat number", compile=True, report=said.append, **options)) == expected
     assert graphs["unique_graphs"] == before + 1
-    assert not said
+    assert said == ["Compiling the model's step: 10 to 60 seconds, less when repeated."]
+
+
+@pytest.fixture
+def exactly(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Compiles with PyTorch's operations instead of inductor's, so that the ids are exactly those of uncompiled steps."""
+
+    def config() -> CompileConfig:
+        config = compile_config()
+        config.backend, config.mode = "aot_eager", None
+        return config
+
+    monkeypatch.setattr(compiling, "compile_config", config)
+    torch.compiler.reset()
+    return torch._dynamo.utils.counters["stats"]
+
+
+@pytest.mark.parametrize("context", [64, 600], ids=["a kernel reads the cache", "attention reads what is filled"])
+@pytest.mark.parametrize("window", [None, 6])
+def test_one_compilation_for_all_answers(exactly: Any, context: int, window: int | None) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 101, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": context}
+    model = ChatGPTForCausalLM(ChatGPTConfig(**sizes, sliding_window=window, initializer_range=0.2)).eval()
+    use_cpu_attention(model)
+    config = GenerationConfig(max_new_tokens=8, do_sample=False)
+    plain, compiled = PrefixCache(model), CompiledPrefix(model)
+    before = exactly["unique_graphs"]
+    compiled.warm_up()
+    graphs = exactly["unique_graphs"]
+    assert graphs > before
+    ids = torch.randint(101, (1, 9))
+    # The second prompt continues the first text, the third shares only its beginning, and the last is new and short.
+    answer, other = model.generate(ids, generation_config=config), torch.randint(101, (1, 4))
+    for prompt in (ids, torch.cat((answer, other), 1), torch.cat((answer[:, :11], other), 1), other[:, :3]):
+        expected = plain.generate(prompt, generation_config=config)
+        assert compiled.generate(prompt, generation_config=config).equal(expected)
+    if window is None:
+        assert exactly["unique_graphs"] == graphs
+        assert compiled.processed_tokens == plain.processed_tokens
+
+
+def test_a_cache_for_longer_texts(exactly: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_POSITIONS", 16)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 101, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = ChatGPTForCausalLM(ChatGPTConfig(**sizes, max_position_embeddings=50, initializer_range=0.2)).eval()
+    config = GenerationConfig(max_new_tokens=40, do_sample=False)
+    ids = torch.randint(101, (1, 9))
+    expected = model.generate(ids, generation_config=config)
+    compiled = CompiledPrefix(model)
+    short = GenerationConfig(max_new_tokens=5, do_sample=False)
+    assert compiled.generate(ids, generation_config=short).equal(expected[:, :14])
+    assert compiled.generate(ids, generation_config=config).equal(expected)
+
+
+def test_a_conversation(exactly: Any, chat_folder: Path) -> None:
+    model, tokenizer = load_model(chat_folder), load_tokenizer(str(chat_folder))
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 20}
+    plain = ChatSession(model, tokenizer, **options)
+    compiled = ChatSession(model, tokenizer, prefix=CompiledPrefix(model.eval()), **options)
+    for message in ("A cat number", "And more", "What else?"):
+        assert compiled.reply(message) == plain.reply(message)
+        assert compiled.ending == plain.ending
+    assert compiled.processed_tokens == plain.processed_tokens
+
+
+def test_a_model_without_keys() -> None:
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    with pytest.raises(
+        ConfigError, match="--compile needs a model that caches keys and values, which MambaForCausalLM"
+    ):
+        CompiledPrefix(MambaForCausalLM(MambaConfig(**sizes)))
 
 
 @pytest.mark.parametrize("window", [None, 6])

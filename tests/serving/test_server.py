@@ -21,6 +21,7 @@ import pytest
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatSession, load_model, load_tokenizer
 from chatgpt_hf.errors import ConfigError, ContentFiltered
+from chatgpt_hf.inference.cache import PrefixCache
 from chatgpt_hf.serving.engine import Ended, Engine
 
 # Only ends a test that hangs; far longer than an answer takes on a slow and busy machine.
@@ -270,6 +271,18 @@ def test_a_base_model_completes_and_does_not_chat(base_folder, client, running):
         assert one.completions.create(model="base", prompt="A", max_tokens=3).usage.completion_tokens <= 3
         with pytest.raises(openai.BadRequestError, match="no chat template"):
             one.chat.completions.create(model="base", messages=HELLO)
+
+
+def test_an_engine_that_keeps_what_it_computed(make_engine, client, running):
+    # With PyTorch's own kernels compiled steps are tested in tests/inference/test_compiling.py.
+    engine = make_engine()
+    prefix = PrefixCache(engine.model)
+    with running(Engine("tiny", engine.model, engine.tokenizer, prefix=prefix, do_sample=False)) as address:
+        one = client(address)
+        for question, answer in KNOWN.items():
+            assert ask(one, question).choices[0].message.content == answer
+            assert said(ask(one, question, stream=True)) == answer
+    assert prefix.processed_tokens > 0
 
 
 def test_the_api_key(make_engine, client, running):
@@ -641,6 +654,8 @@ def test_a_port_in_use(refused, chat_folder):
 
 def test_options_that_cannot_be(refused, chat_folder, make_engine, tmp_path):
     assert "--log_level is loud" in refused("serve", chat_folder, "--log_level", "loud")
+    both = refused("serve", chat_folder, "--compile", "--continuous_batching")
+    assert "leave out --compile or --continuous_batching" in both
     assert "Cannot listen on no.such.host.invalid" in refused("serve", chat_folder, "--host", "no.such.host.invalid")
     config = ChatGPTConfig(
         vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, conv_kernel_size=3

@@ -96,6 +96,14 @@ def growing_cache(model: PreTrainedModel) -> dict[str, GrowingCache]:
     return {CACHE_NAME: GrowingCache(model.config)} if keeps_keys_and_values(model) else {}
 
 
+def shared_length(ids: list[int], prompt: list[int]) -> int:
+    """The number of tokens with which a computed text and a prompt begin, at most all but the prompt's last token.
+
+    The last token must be computed again, because its logits are not kept.
+    """
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt[:-1], strict=False)))
+
+
 class PrefixCache:
     """Keeps keys and values between calls, so that a prompt that begins like the last one costs only its new tokens.
 
@@ -134,13 +142,18 @@ class PrefixCache:
     def take(self, prompt: list[int]) -> GrowingCache:
         """Returns a cache with the known beginning of the prompt, at most all but its last token."""
         cache, ids, self._cache = self._cache, self._ids, None
-        # The last token must be computed again, because its logits are not kept.
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt[:-1], strict=False)))
+        common = shared_length(ids, prompt)
         if cache is not None and common:
             try:
                 cache.crop(common - len(ids))
             except RuntimeError:
                 # A sliding window has already dropped the earlier positions.
+                common = 0
+            # Cropping also drops what a window had kept before it, and a later crop beyond that is not refused.
+            if any(
+                layer.is_sliding and layer.keys.shape[-2] < min(common, layer.sliding_window - 1)
+                for layer in cache.layers
+            ):
                 common = 0
         if cache is None or not common:
             cache, common = GrowingCache(self._model.config), 0

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ConfigError
 from ..tokenization_chatgpt import check_text, encode_prompts, load_tokenizer
-from .compiling import StaticPrefix, compile_config, missing_compiler
+from .compiling import compiled_prefix
 from .loading import load_for_generation
 from .parameters import generation_config_with, restrictions, sampling
 from .speculation import make_speculation
@@ -37,9 +37,8 @@ def stream_text(
         watermark: See `restrictions`.
         speculate: See `make_speculation`.
         quantize: See `load_for_generation`.
-        compile: Compile the steps, which takes ten to thirty seconds; without a compiler, calls `report` and
-            continues.
-        report: Called with a sentence if the steps cannot be compiled, and at the end with the success of `speculate`.
+        compile: See `compiled_prefix`.
+        report: Called with a sentence about `compile`, and at the end with the success of `speculate`.
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
     Raises:
@@ -52,9 +51,6 @@ def stream_text(
     if compile and speculate is not None:
         raise ConfigError("--compile works only with one token per step: leave --speculate out.")
     model = load_for_generation(name_or_path, quantize)
-    if compile and (missing := missing_compiler(model.device)):
-        report(f"Not compiled, because {missing} is missing: the text is the same.")
-        compile = False
     tokenizer = load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
     check_text("--prompt", prompt)
@@ -66,8 +62,7 @@ def stream_text(
             "shorten the prompt."
         )
     max_new_tokens = min(max_new_tokens, limit - len(ids))
-    length = len(ids) + max_new_tokens
-    speculation = make_speculation(speculate, tokenizer, model, length)
+    speculation = make_speculation(speculate, tokenizer, model, len(ids) + max_new_tokens)
     config = generation_config_with(
         model.generation_config,
         max_new_tokens=max_new_tokens,
@@ -76,10 +71,7 @@ def stream_text(
         **restrictions(tokenizer, bad_words, watermark),
         **parameters,
     )
-    prefix = None
-    if compile:
-        config.compile_config = compile_config()
-        prefix = StaticPrefix(model, length)
+    prefix = compiled_prefix(model.eval(), report) if compile else None
     if seed is not None:
         set_seed(seed)
     yield prompt

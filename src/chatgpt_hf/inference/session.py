@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from ..errors import ConfigError, DataError, TokenizerError
 from ..files import write_atomically
 from ..tokenization_chatgpt import check_text, load_tokenizer
 from .cache import PrefixCache
+from .compiling import compiled_prefix
 from .filters import TextFilter
 from .loading import load_for_generation
 from .parameters import generation_config_with
@@ -41,6 +42,7 @@ class ChatSession:
         tokenizer: Its tokenizer, with a chat template.
         system_prompt: Opens the conversation and is never dropped.
         moderation: Checks messages, and filters answers before anyone reads them.
+        prefix: Keeps what the model computed between answers; a new `PrefixCache` if not given.
         **generation: Fields of `GenerationConfig`, such as `temperature`, `max_new_tokens` or `stop_strings`.
 
     Attributes:
@@ -61,6 +63,7 @@ class ChatSession:
         *,
         system_prompt: str | None = None,
         moderation: "Moderator | None" = None,
+        prefix: PrefixCache | None = None,
         **generation: Any,
     ) -> None:
         if tokenizer.chat_template is None:
@@ -76,14 +79,32 @@ class ChatSession:
         self.name_or_path: str | None = None
         self.generation_config = generation_config_with(model.generation_config, **generation)
         self.messages: list[dict[str, Any]] = []
-        self._prefix = PrefixCache(model)
+        self._prefix = prefix or PrefixCache(model)
         self._cancelled = Event()
         self.reset()
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, quantize: str | None = None, **kwargs: Any) -> "ChatSession":
-        """Loads model and tokenizer from a folder or Hub id; see `load_for_generation` for `quantize`."""
-        session = cls(load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path)), **kwargs)
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        quantize: str | None = None,
+        *,
+        compile: bool = False,
+        report: Callable[[str], object] = lambda sentence: None,
+        **kwargs: Any,
+    ) -> "ChatSession":
+        """Loads model and tokenizer from a folder or Hub id.
+
+        Args:
+            name_or_path: Folder or Hub id.
+            quantize: See `load_for_generation`.
+            compile: See `compiled_prefix`.
+            report: Called with a sentence about `compile`.
+            **kwargs: Passed to `ChatSession`.
+        """
+        model, tokenizer = load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path))
+        prefix = compiled_prefix(model.eval(), report) if compile else None
+        session = cls(model, tokenizer, prefix=prefix, **kwargs)
         session.name_or_path = str(name_or_path)
         return session
 

@@ -21,6 +21,7 @@ from transformers.utils.chat_parsing import ResponseParser
 
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ConfigError
+from ..inference.cache import PrefixCache
 from ..inference.continuous import check_continuous_batching, prepare_batching
 from ..inference.filters import FilterChain, StopStrings, TextFilter
 from ..inference.parameters import generation_config_with, sampling
@@ -71,6 +72,8 @@ class Engine:
             penalties, `min_p` or `logit_bias` are refused, because transformers applies only temperature, top_k and
             top_p per request.
         max_concurrent: Number of requests that fit into the paged cache.
+        prefix: Generates the answers without continuous batching, and keeps what the last one computed; the model
+            itself if not given.
         moderation: Checks every incoming message, and every answer before it is sent.
         **generation: Fields of `GenerationConfig` that override the model's own.
     """
@@ -84,6 +87,7 @@ class Engine:
         continuous_batching: bool = False,
         max_concurrent: int = 16,
         moderation: Moderator | None = None,
+        prefix: PrefixCache | None = None,
         **generation: Any,
     ) -> None:
         check_tokenizer_fits(model, tokenizer)
@@ -95,6 +99,7 @@ class Engine:
         self._defaults = generation_config_with(model.generation_config, **generation)
         if self._defaults.max_new_tokens is None:
             self._defaults.max_new_tokens = MAX_TOKENS
+        self._generator: Any = prefix or self.model
         self.batching: ContinuousBatching | None = None
         self._one_by_one: GenerateManager | None = None
         if continuous_batching:
@@ -211,7 +216,7 @@ class Engine:
             # Set the seed on the generating thread, right before it generates.
             self._one_by_one.submit(set_torch_seed, seed)
         return self._one_by_one.generate_streaming(
-            self.model,
+            self._generator,
             self.tokenizer,
             {"input_ids": inputs, "attention_mask": torch.ones_like(inputs)},
             config,

@@ -137,3 +137,37 @@ def test_a_model_with_kernels_is_batched_continuously_from_python() -> None:
     sizes = ContinuousBatchingConfig(use_cuda_graph=False, page_size=32, num_blocks=16, max_batch_tokens=256)
     found = use_cpu_kernels(model).generate_batch(prompts, generation, continuous_batching_config=sizes)
     assert [answer.generated_tokens for answer in found.values()] == alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_filled_part_of_a_cache(dtype: torch.dtype, heads: int, padded: bool) -> None:
+    query = torch.randn(3, 4, 1, 8, dtype=dtype)
+    key, value = torch.randn(2, 3, heads, 300, 8, dtype=dtype)
+    mask = torch.zeros(3, 1, 1, 300, dtype=torch.bool)
+    mask[..., :20] = True
+    if padded:
+        mask[1, ..., :7] = False
+    output = attention._to_filled(query, key, value, mask, None)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, enable_gqa=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(output, expected, atol=1e-6 if dtype == torch.float32 else 1e-2, rtol=1.6e-2)
+    torch.library.opcheck(attention._to_filled, (query, key, value, mask, None))
+
+
+def test_a_prompt_in_a_cache_of_fixed_size(calls: list[Any]) -> None:
+    query = torch.randn(3, 4, 5, 8)
+    key, value = torch.randn(2, 3, 2, 300, 8)
+    mask = torch.zeros(3, 1, 5, 300, dtype=torch.bool)
+    mask[..., :20] = torch.ones(5, 20, dtype=torch.bool).tril(15)
+    # A row of padding sees nothing.
+    mask[2, 0, 0] = False
+    seen = attention._filled(key, value, mask)
+    assert [part.shape[2 if part.dtype != torch.bool else 3] for part in seen if part is not None] == [20, 20, 20]
+    module: Any = SimpleNamespace(num_key_value_groups=2, training=False, is_causal=True)
+    output, _ = attend_on_cpu(module, query, key, value, mask)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    torch.testing.assert_close(output[:2], expected[:2].transpose(1, 2))
+    assert calls == [(3, 4, 5, 8)]

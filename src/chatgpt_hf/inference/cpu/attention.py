@@ -12,6 +12,9 @@ from transformers.masking_utils import sdpa_mask
 # If "flash" is in the name, transformers builds no mask over all requests; any other custom implementation it excludes
 # from continuous batching.
 ATTENTION = "flash_on_cpu"
+# Caches of fixed size with more positions than this may be mostly empty: attention reads what is filled. A shorter one is
+# read whole by a kernel that `torch.compile` makes.
+_SHORT_CACHE = 256
 # The most keys, in numbers, that explicit operations in bfloat16 read: they make a copy of that size.
 _MOST_KEYS = 2**24
 
@@ -57,14 +60,68 @@ def attend_on_cpu(
     if cu_seq_lens_q is not None and "read_index" in kwargs:
         return _by_request(module, query, key, value, scaling, cache, cu_seq_lens_q, **kwargs), None
     plain = not module.training and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
-    if query.shape[2] == 1 and plain and (attention_mask is None or attention_mask.dtype == torch.bool):
+    masked = attention_mask is not None and attention_mask.dtype == torch.bool
+    if query.shape[2] == 1 and plain and (masked or attention_mask is None):
         if torch.compiler.is_compiling():
+            if masked and key.shape[2] > _SHORT_CACHE:
+                return _to_filled(query, key, value, attention_mask, scaling), None
             return _to_compile(query, key, value, attention_mask, scaling), None
         if query.shape[1] > key.shape[1]:
             return _of_groups(query, key, value, attention_mask, scaling), None
         if attention_mask is None and _explicit_is_faster(key):
             return _from_one(query, key, value, scaling), None
+    elif (
+        attention_mask is not None
+        and masked
+        and plain
+        and key.shape[2] > max(_SHORT_CACHE, query.shape[2])
+        and not torch.compiler.is_compiling()
+    ):
+        key, value, attention_mask = _filled(key, value, attention_mask)
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def _filled(
+    key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Keys, values and mask without the positions behind the last that a query sees; no mask where one query sees all.
+
+    Args:
+        key: (batch, num_key_value_heads, seq, head_dim).
+        value: Shaped like the keys.
+        mask: (batch, 1, new, seq), True for visible keys.
+    """
+    # Any row may be the one that sees most: a row of padding sees nothing.
+    visible = mask.any(2).any(0).flatten() if mask.shape[0] > 1 or mask.shape[2] > 1 else mask.flatten()
+    length = int(visible.nonzero()[-1]) + 1 if visible.any() else key.shape[2]
+    key, value, mask = key.narrow(2, 0, length), value.narrow(2, 0, length), mask.narrow(3, 0, length)
+    return key, value, None if mask.shape[2] == 1 and mask.all() else mask
+
+
+@torch.library.custom_op("chatgpt_hf::attend_to_filled", mutates_args=())
+def _to_filled(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Attention of one query in a compiled step, without the empty end of a cache of fixed size.
+
+    How much is filled changes with every token, so it is not compiled: with 8,192 positions and 100 of them filled, the
+    compiled kernel would read 80 times as much. Arguments as for `_to_compile`.
+    """
+    key, value, visible = _filled(key, value, mask)
+    if query.shape[1] > key.shape[1]:
+        return _of_groups(query, key, value, visible, scaling).contiguous()
+    if visible is None and key.dtype == torch.bfloat16 and _explicit_is_faster(key):
+        return _from_one(query, key, value, scaling).contiguous()
+    output = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scaling)
+    return output.transpose(1, 2).contiguous()
+
+
+@_to_filled.register_fake
+def _(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    batch, heads, _, size = query.shape
+    return query.new_empty((batch, 1, heads, size))
 
 
 def _explicit_is_faster(key: torch.Tensor) -> bool:

@@ -1,0 +1,20 @@
+"""The option to compile a model's step."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the model's step first: takes 10 to 60 seconds, and pays for long texts or many answers.",
+    ),
+]
+
+
+def report_compilation(sentence: str) -> None:
+    """Prints a sentence about compilation to stderr."""
+    sys.stderr.write(sentence + "\n")
+    sys.stderr.flush()
