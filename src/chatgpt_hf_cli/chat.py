@@ -20,6 +20,7 @@ from ._moderation import (
 )
 from ._paths import check_model
 from ._quantize import QuantizeOption
+from ._terminal import Visible, visible, write
 from .errors import UsageMistake
 from .help import Command
 
@@ -122,8 +123,7 @@ def answer(session: "ChatSession", pieces: Iterator[str], longer: str = "/set ma
             render(pieces)
         else:
             for piece in pieces:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+                write(piece)
     except KeyboardInterrupt:
         sys.stdout.write(" [stopped]")
     sys.stdout.write("\n")
@@ -158,7 +158,8 @@ def render(pieces: Iterator[str]) -> None:
         try:
             for piece in pieces:
                 text += piece
-                live.update(Markdown(hard_breaks(text)))
+                # Links show where they lead.
+                live.update(Visible(Markdown(hard_breaks(visible(text)), hyperlinks=False)))
         finally:
             # While it streams, rich cuts what does not fit the screen; at the end all of it is shown.
             live.vertical_overflow = "visible"
@@ -192,14 +193,14 @@ def converse(session: "ChatSession") -> None:
                 answer(session, session.regenerate())
             elif command in COMMANDS:
                 done = COMMANDS[command](session, rest.strip())
-                console.print(done, style="dim", markup=False, soft_wrap=True)
+                console.print(visible(done), style="dim", markup=False, soft_wrap=True)
             elif message.startswith("/"):
                 console.print(HELP, style="dim", markup=False, soft_wrap=True)
             else:
                 sys.stdout.write("gpt> " if interactive and not sys.stdout.isatty() else "")
                 answer(session, session.stream(message))
         except (ChatGPTError, UsageMistake, OSError) as error:
-            console.print(f"error: {error}", markup=False, style="red", soft_wrap=True)
+            console.print(visible(f"error: {error}"), markup=False, style="red", soft_wrap=True)
 
 
 def read_message(interactive: bool) -> str | None:

@@ -15,6 +15,7 @@ from ._moderation import (
 )
 from ._paths import check_model
 from ._quantize import QuantizeOption
+from ._terminal import visible
 from .errors import UsageMistake
 from .help import Command
 
@@ -119,7 +120,7 @@ def register(app: typer.Typer, panel: str) -> None:
         console = Console(stderr=True)
 
         def ready(address: str) -> None:
-            console.print(f"{engine.name} is served at {address}/v1", markup=False, soft_wrap=True)
+            console.print(visible(f"{engine.name} is served at {address}/v1"), markup=False, soft_wrap=True)
 
         run(
             engine,
