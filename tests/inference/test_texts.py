@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from chatgpt_hf.errors import ContentFiltered
 from chatgpt_hf.inference.texts import SEPARATOR, message_texts, request_texts, texts_of, together, unescaped
 from chatgpt_hf.moderation import WordList
-from chatgpt_hf.moderation.words import LONGEST_GAP
+from chatgpt_hf.moderation.scanner import LONGEST_GAP
 
 BAD = "twit"
 ESCAPED = "\\u0074\\u0077\\u0069\\u0074"
