@@ -1,9 +1,4 @@
-"""Disguises of listed words, streamed in single characters; and ordinary text, which passes."""
-
-import json
-import sys
-import sysconfig
-from pathlib import Path
+"""Disguises of listed words, streamed in single characters."""
 
 import pytest
 

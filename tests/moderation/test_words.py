@@ -382,12 +382,13 @@ def certain_at(word: str, letters: list, chars: list[str], spaces: list[bool], w
         if joined and number == 0 and in_word and not cjk:
             return None
         numbers = any(chars[p].isdigit() and chars[p] != letters[n][0] for piece in pieces for p, n in piece)
+        numbers = numbers or (number == 0 and before == "%")
         if len(letters) <= 3 and numbers and between:
             return None
         if spaced and not cjk:
             if number == 0 and in_word:
                 return None
-            if ((inside and number == 0) or bare) and max(lengths) > 1:
+            if ((inside and number == 0) or bare or len(letters) <= 3) and max(lengths) > 1:
                 return None
             if max(lengths) > 2 and min(lengths) > 1:
                 return None

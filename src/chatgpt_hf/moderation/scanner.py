@@ -89,7 +89,7 @@ class _State(NamedTuple):
         gaps: Number of gaps; 2 means 2 or more.
         tail: If the first gap is an apostrophe, the letters around it.
         joined: The only gap so far is something that joins names in code.
-        number: A digit stands for a letter of a short word.
+        number: A digit stands for a letter of a short word, or it begins like `%s`.
         stop: In the current gap between two words of a phrase, a part of a sentence ended.
     """
 
@@ -127,7 +127,9 @@ class _State(NamedTuple):
         longest, single = max(self.longest, self.fragment), self.single or self.fragment == 1
         if self.in_word:
             return False
-        return longest == 1 if self.inside or not self.letter else longest <= 2 or single
+        if self.inside or self.node.short or not self.letter:
+            return longest == 1  # "for s in text" is no sin
+        return longest <= 2 or single
 
 
 class Scanner:
@@ -236,7 +238,7 @@ class Scanner:
         root, root_open = roots
         for node in root.moves.get(char, ()):
             in_word = self._same_word(node, kind, self._before, style)
-            # `%4$s` prints an argument, and so does the s of `as %s`.
+            # In a format, `%4$s` is an argument.
             if not in_word and not (node.short and self._char_before == "%" and char.isdigit()):
                 self._begin_at(states, node, char, False)
         for node in root_open.moves.get(char, ()):
@@ -244,7 +246,8 @@ class Scanner:
 
     def _begin_at(self, states: dict[_State, tuple[int, int]], node: Node, char: str, in_word: bool) -> None:
         letter = char in node.evident
-        state = _State(node, letter, self._inside, in_word, letter=letter, number=_is_number(node, char))
+        number = _is_number(node, char) or (node.short and self._char_before == "%")
+        state = _State(node, letter, self._inside, in_word, letter=letter, number=number)
         states.setdefault(state, (self._position, 0))
 
     def _same_word(self, node: Node, own: Kind, neighbor: Kind, style: str) -> bool:

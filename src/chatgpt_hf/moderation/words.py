@@ -16,15 +16,18 @@ class WordList:
     """A moderator that blocks a list of words and phrases.
 
     It finds whole words: in upper or lower case, with accents, in full-width or other decorated letters, in look-alike
-    letters of other alphabets, with digits and symbols for letters, with repeated letters, and with gaps between
-    letters. Symbols and invisible characters always count as gaps. White space (and dashes of a sentence) counts only
-    if all pieces have at most two letters or one piece has a single letter, so it finds "p e n i s" and "p enis" but
-    not "pen is". Words in scripts without spaces, such as Chinese, are found anywhere, even with spaces and symbols
-    between the characters, but not across punctuation of sentences. A gap may have at most 16 characters, a match at
-    most 400.
+    letters of other alphabets, with digits and symbols for letters, with repeated letters, written as in HTML or JSON,
+    in reverse after a bidirectional override, and with gaps between letters. Symbols, unusual spaces and invisible
+    characters always count as gaps. White space (and dashes of a sentence) counts only if all pieces have at most two
+    letters or one piece has a single letter, so it finds "p e n i s" and "p enis" but not "pen is"; in a word of three
+    letters, only if all pieces have one. The words of a phrase may be separated by white space and symbols, but not by
+    the end of a sentence or of a part of it, unless the list has this punctuation. Words in scripts without spaces,
+    such as Chinese, are found anywhere, even with spaces and symbols between the characters, but not across punctuation
+    of sentences. A gap may have at most 16 characters, a match at most 400.
 
-    Look-alike letters are those that Unicode calls confusable (UTS #39). So an English word also matches a word of
-    another language that looks the same.
+    Look-alike letters are those that Unicode calls confusable (UTS #39) and those of common fancy alphabets. So an
+    English word also matches a word of another language that looks the same. Names in code that only touch, as in
+    `r.append` and `lines_hit`, are not parts of one word.
 
     Args:
         words: The words; `*` at the beginning or end of a word stands for any beginning or ending.
