@@ -56,11 +56,13 @@ def message_texts(message: Mapping[str, Any]) -> list[str]:
         rest.append(message.get("role"))
     if isinstance(content, list):
         # Templates join the parts of a text.
-        said = "".join(part["text"] for part in content if isinstance(part, Mapping) and _is_text(part.get("text")))
+        said = "".join(
+            part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+        )
         rest += [part for part in content if not (isinstance(part, Mapping) and set(part) <= {"type", "text"})]
     else:
-        said = content if _is_text(content) else ""
-        rest += [] if _is_text(content) else [content]
+        said = content if isinstance(content, str) else ""
+        rest += [] if said else [content]
     named = [value for value in rest if value]
     return [*([said] if said else []), *together(named)]
 
@@ -80,7 +82,3 @@ def request_texts(request: Mapping[str, Any]) -> Iterator[str]:
         yield from together([tool])
     others = {name: value for name, value in request.items() if name not in _NOT_TEXT}
     yield from together(value for value in others.values() if isinstance(value, str | list | Mapping))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
