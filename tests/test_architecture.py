@@ -35,6 +35,7 @@ FLOORS = [
     ("stored",),
     ("cache",),
     ("files",),
+    ("terminal",),
     ("extras",),
     ("errors",),
     ("_moved",),

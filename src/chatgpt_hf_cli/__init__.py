@@ -4,6 +4,7 @@ Importing anything from `chatgpt_hf` registers the model, which takes seconds of
 beside it, and nothing here imports the library until a command runs: help and usage errors come at once.
 """
 
+import logging
 import os
 import sys
 
@@ -35,6 +36,7 @@ from . import (
     tokenizer,
     ui,
 )
+from ._terminal import VisibleFormatter, say_aside
 from .errors import message_of
 from .help import Group
 
@@ -75,6 +77,9 @@ def make_app() -> typer.Typer:
 
 def main() -> None:
     """Runs the command line. A user's mistake is one line on stderr and exit code 2, without a traceback."""
+    if logging.lastResort is not None:
+        # It prints the warnings of commands that set up no logging.
+        logging.lastResort.setFormatter(VisibleFormatter())
     try:
         code = _run(sys.argv[1:] or ["--help"])
     except typer.Abort:
@@ -87,7 +92,7 @@ def main() -> None:
         message = message_of(error)
         if message is None:
             raise
-        sys.stderr.write(f"error: {message}\n")
+        say_aside(f"error: {message}")
         sys.exit(2)
     if code:
         sys.exit(code)

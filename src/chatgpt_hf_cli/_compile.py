@@ -1,6 +1,5 @@
 """The option to compile a model's step."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -12,9 +11,3 @@ CompileOption = Annotated[
         help="Compile the model's step first: takes 10 to 60 seconds, and pays for long texts or many answers.",
     ),
 ]
-
-
-def report_compilation(sentence: str) -> None:
-    """Prints a sentence about compilation to stderr."""
-    sys.stderr.write(sentence + "\n")
-    sys.stderr.flush()

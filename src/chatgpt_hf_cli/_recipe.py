@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from ._terminal import VisibleFormatter, say_aside, visible
 from .fields import check_recipe, fields_help, imported_types
 from .help import Command
 
@@ -68,7 +69,9 @@ def train(function: str) -> Callable[[tuple[Any, ...]], None]:
     def run(parsed: tuple[Any, ...]) -> None:
         from chatgpt_hf.errors import TrainingInterrupted
 
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(VisibleFormatter())
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
         # The Hub's client logs a line for each request.
         logging.getLogger("httpx2").setLevel(logging.WARNING)
         module, _, name = function.partition(":")
@@ -76,7 +79,7 @@ def train(function: str) -> Callable[[tuple[Any, ...]], None]:
             results = getattr(import_module(module), name)(*parsed)
         except TrainingInterrupted as stopped:
             # Not a mistake: the exit code is that of a process that the signal ended.
-            typer.echo(f"stopped: {stopped}", err=True)
+            say_aside(f"stopped: {stopped}")
             raise typer.Exit(128 + signal.SIGTERM) from stopped
         print_results(results, parsed[-1].output_dir)
 
@@ -87,12 +90,16 @@ def print_results(results: dict[str, Any], output_dir: str) -> None:
     """Prints the run's figures, and where the model and the report are."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("figure", "value", box=None, header_style="bold")
     for name, value in results.items():
         if isinstance(value, list | dict):
             continue
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else f"{value}")
+        shown = f"{value:.4g}" if isinstance(value, float) else visible(str(value))
+        # A label or a file may be named in markup of rich's.
+        table.add_row(Text(visible(name)), Text(shown))
     console = Console()
     console.print(table)
-    console.print(f"Model folder: {output_dir}   Report: {output_dir}/report/report.md", soft_wrap=True)
+    line = f"Model folder: {output_dir}   Report: {output_dir}/report/report.md"
+    console.print(visible(line), soft_wrap=True, markup=False)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ._terminal import say, say_aside
 from .help import Command
 
 
@@ -52,10 +53,10 @@ def register(app: typer.Typer, panel: str) -> None:
             "base_model": _one_or_more(base_model),
         }
         text = make_card(folder, repo_id or folder.resolve().name, given)
-        typer.echo(text)
+        say(text)
         if write:
             write_card(folder, text)
-            typer.echo(f"Written to {folder / CARD_NAME}", err=True)
+            say_aside(f"Written to {folder / CARD_NAME}")
 
 
 def _one_or_more(values: list[str] | None) -> str | list[str] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._compile import CompileOption, report_compilation
+from ._compile import CompileOption
 from ._moderation import (
     ModerationLabelsOption,
     ModerationLogTextOption,
@@ -21,6 +21,7 @@ from ._moderation import (
 )
 from ._paths import check_model
 from ._quantize import QuantizeOption
+from ._terminal import say_aside, Visible, visible, write
 from .errors import UsageMistake
 from .help import Command
 
@@ -100,7 +101,7 @@ def register(app: typer.Typer, panel: str) -> None:
             model,
             quantize=quantize,
             compile=compile,
-            report=report_compilation,
+            report=say_aside,
             system_prompt=system,
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             max_new_tokens=max_new_tokens,
@@ -126,8 +127,7 @@ def answer(session: "ChatSession", pieces: Iterator[str], longer: str = "/set ma
             render(pieces)
         else:
             for piece in pieces:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+                write(piece)
     except KeyboardInterrupt:
         sys.stdout.write(" [stopped]")
     sys.stdout.write("\n")
@@ -162,7 +162,8 @@ def render(pieces: Iterator[str]) -> None:
         try:
             for piece in pieces:
                 text += piece
-                live.update(Markdown(hard_breaks(text)))
+                # Links show where they lead.
+                live.update(Visible(Markdown(hard_breaks(visible(text)), hyperlinks=False)))
         finally:
             # While it streams, rich cuts what does not fit the screen; at the end all of it is shown.
             live.vertical_overflow = "visible"
@@ -196,14 +197,14 @@ def converse(session: "ChatSession") -> None:
                 answer(session, session.regenerate())
             elif command in COMMANDS:
                 done = COMMANDS[command](session, rest.strip())
-                console.print(done, style="dim", markup=False, soft_wrap=True)
+                console.print(visible(done), style="dim", markup=False, soft_wrap=True)
             elif message.startswith("/"):
                 console.print(HELP, style="dim", markup=False, soft_wrap=True)
             else:
                 sys.stdout.write("gpt> " if interactive and not sys.stdout.isatty() else "")
                 answer(session, session.stream(message))
         except (ChatGPTError, UsageMistake, OSError) as error:
-            console.print(f"error: {error}", markup=False, style="red", soft_wrap=True)
+            console.print(visible(f"error: {error}"), markup=False, style="red", soft_wrap=True)
 
 
 def read_message(interactive: bool) -> str | None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ._terminal import visible
 from .help import Command
 
 
@@ -28,8 +29,8 @@ def register(app: typer.Typer, panel: str) -> None:
         Example: chatgpt-hf compare runs/sst2 runs/sst2-scratch --out runs/compare
         """
         from rich.console import Console
-        from rich.markup import escape
         from rich.table import Column, Table
+        from rich.text import Text
 
         from chatgpt_hf.evaluation.compare import PAGE_NAME, PLOT_NAME, compare_folders, write
 
@@ -39,11 +40,14 @@ def register(app: typer.Typer, panel: str) -> None:
         for title, comparison in comparisons.items():
             head, *rows = comparison.rows()
             table = Table(
-                *(Column(name, overflow="fold") for name in head), title=escape(title), box=None, header_style="bold"
+                *(Column(Text(visible(name)), overflow="fold") for name in head),
+                title=Text(visible(title)),
+                box=None,
+                header_style="bold",
             )
             for row in rows:
-                table.add_row(*map(escape, row))
+                table.add_row(*(Text(visible(cell)) for cell in row))
             console.print(table)
             for note in comparison.notes:
-                console.print(escape(note), soft_wrap=True)
-        console.print(f"{out / PAGE_NAME}   {out / PLOT_NAME}", soft_wrap=True, markup=False)
+                console.print(visible(note), soft_wrap=True, markup=False)
+        console.print(visible(f"{out / PAGE_NAME}   {out / PLOT_NAME}"), soft_wrap=True, markup=False)

@@ -7,6 +7,7 @@ import typer
 
 from ._choices import CONVERSION_TARGETS, check_choice
 from ._paths import check_model
+from ._terminal import say
 from .help import Command
 
 
@@ -49,6 +50,6 @@ def register(app: typer.Typer, panel: str) -> None:
         from chatgpt_hf.conversion.convert import convert_checkpoint
 
         difference = convert_checkpoint(source, output_dir, to, tokenizer=tokenizer)
-        typer.echo(f"Written to {output_dir}; largest difference of the logits: {difference:.1e}")
+        say(f"Written to {output_dir}; largest difference of the logits: {difference:.1e}")
         if not (Path(output_dir) / "tokenizer_config.json").is_file():
-            typer.echo("The source has no tokenizer, so the folder has none either; give one with --tokenizer.")
+            say("The source has no tokenizer, so the folder has none either; give one with --tokenizer.")

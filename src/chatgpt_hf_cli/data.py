@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._choices import PREVIEW_PURPOSES, check_choice
+from ._terminal import say, visible
 from .errors import UsageMistake
 from .help import Command, Group
 
@@ -114,7 +115,7 @@ def register(app: typer.Typer, panel: str) -> None:
             else:
                 found = preview_conversations(parsed, named=PairColumns(prompt_column, completion_column), **shown)
         if as_json:
-            typer.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+            say(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
         else:
             show(found)
 
@@ -122,16 +123,15 @@ def register(app: typer.Typer, panel: str) -> None:
 def show(preview: "Preview") -> None:
     """Prints a preview for people."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for table in preview.tables:
-        console.print(Text(str(table["source"]), style="bold"))
+        console.print(visible(str(table["source"])), style="bold")
         for name, value in table.items():
             if name != "source" and value not in ("", "-"):
-                console.print(f"  {name}: {escape(str(value))}")
-    console.print(Text("\nExamples", style="bold"))
+                console.print(visible(f"  {name}: {value}"))
+    console.print("\nExamples", style="bold")
     held_out = preview.splits.get("test", 0)
     console.print(f"  train: {preview.splits['train']}; held out: {held_out}")
     if preview.duplicates or preview.overlap:
@@ -147,19 +147,20 @@ def show(preview: "Preview") -> None:
     console.print(f"  scripts: {scripts or 'no letters'}")
     if preview.labels:
         labels = ", ".join(f"{label}: {count}" for label, count in list(preview.labels.items())[:20])
-        console.print(f"  labels: {escape(labels)}")
+        console.print(visible(f"  labels: {labels}"))
     if preview.dropped:
-        console.print(Text("\nChanged or left out", style="bold"))
+        console.print("\nChanged or left out", style="bold")
         if preview.unusable:
             console.print(f"  {preview.unusable} rows would stop a training; --skip_invalid leaves them out")
         for reason, count in list(preview.dropped.items())[:10]:
-            console.print(f"  {count} x {escape(reason)}")
+            console.print(visible(f"  {count} x {reason}"))
         if len(preview.dropped) > 10:
             console.print(f"  and {len(preview.dropped) - 10} other reasons")
     for number, example in enumerate(preview.examples, start=1):
         console.rule(f"example {number}")
         text = Text()
         for piece, is_learned in example:
+            piece = visible(piece)
             short = piece if len(piece) <= SHOWN_CHARACTERS else f"{piece[:SHOWN_CHARACTERS]} …"
             if is_learned:
                 text.append(short if console.color_system else f"⟦{short}⟧", style="bold green")

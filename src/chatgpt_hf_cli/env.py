@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ._terminal import say
 from .errors import UsageMistake
 from .help import Command
 
@@ -47,12 +48,12 @@ def register(app: typer.Typer, panel: str) -> None:
 
             root = cache_root()
             pruned = empty(root, older_than=older_than or 0)
-            typer.echo(json.dumps(pruned_figures(root, pruned), indent=2) if as_json else pruned_text(root, pruned))
+            say(json.dumps(pruned_figures(root, pruned), indent=2) if as_json else pruned_text(root, pruned))
             return
         from chatgpt_hf.environment import environment
 
         found = environment()
-        typer.echo(json.dumps(found, indent=2) if as_json else text(found))
+        say(json.dumps(found, indent=2) if as_json else text(found))
 
 
 def pruned_figures(root: "Path", pruned: "Pruned") -> dict[str, Any]:

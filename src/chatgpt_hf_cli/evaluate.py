@@ -9,6 +9,7 @@ import typer
 
 from ._moderation import split_commas
 from ._paths import check_model
+from ._terminal import visible
 from .errors import UsageMistake, did_you_mean
 from .fields import check_recipe
 from .help import Command
@@ -216,15 +217,16 @@ def print_figures(figures: dict[str, Any]) -> None:
     """Prints every figure with its confidence interval."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from chatgpt_hf.evaluation.figures import measured_with
 
     table = Table("evaluation", "figure", "value", "95 % interval", box=None, header_style="bold")
     for name, found in figures.items():
         for figure, value in found.items():
-            table.add_row(name, figure, value.shown(), value.interval())
+            table.add_row(Text(visible(name)), Text(visible(figure)), value.shown(), value.interval())
     console = Console()
     console.print(table)
     for found in figures.values():
         for line in measured_with({figure: value.signature for figure, value in found.items()}):
-            console.print(f"measured with  {line}", markup=False, highlight=False, soft_wrap=True)
+            console.print(visible(f"measured with  {line}"), markup=False, highlight=False, soft_wrap=True)

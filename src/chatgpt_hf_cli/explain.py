@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from ._moderation import split_commas
+from ._terminal import say, say_aside
 from .help import Command
 
 
@@ -47,9 +48,9 @@ def register(app: typer.Typer, panel: str) -> None:
         from chatgpt_hf.explain import write_explanation
 
         def report(sentence: str) -> None:
-            typer.echo(sentence, err=True)
+            say_aside(sentence)
 
         page = write_explanation(
             model, out, text=text, prompt=prompt, corpus=corpus, without=split_commas(without), report=report
         )
-        typer.echo(f"Written to {page}")
+        say(f"Written to {page}")

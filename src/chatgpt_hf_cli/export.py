@@ -7,6 +7,7 @@ import typer
 
 from ._choices import EXPORT_FORMATS, GGUF_TYPES, check_choice
 from ._paths import check_model
+from ._terminal import say
 from .help import Command
 
 
@@ -54,8 +55,8 @@ def register(app: typer.Typer, panel: str) -> None:
         folder = output_dir or f"{Path(model).resolve().name}-{kind}"
         done = export_model(model, folder, export_format, outtype=outtype, max_cache_len=max_cache_len, check=check)
         size = sum(file.stat().st_size for file in done.files)
-        typer.echo(f"Written to {folder}: {size / 1e6:.1f} MB, most of it in {done.files[0].name}.")
+        say(f"Written to {folder}: {size / 1e6:.1f} MB, most of it in {done.files[0].name}.")
         if done.error is None:
-            typer.echo("Not checked: the exported graph has not been run.")
+            say("Not checked: the exported graph has not been run.")
         else:
-            typer.echo(f"Checked in its own runtime: the logits differ from the model's by {done.error:.1e}.")
+            say(f"Checked in its own runtime: the logits differ from the model's by {done.error:.1e}.")

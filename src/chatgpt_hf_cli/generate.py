@@ -9,6 +9,7 @@ from ._compile import CompileOption
 from ._moderation import split_commas
 from ._paths import check_file, check_model
 from ._quantize import QuantizeOption
+from ._terminal import say, say_aside, write
 from .errors import UsageMistake
 from .help import Command
 
@@ -92,7 +93,7 @@ def register(app: typer.Typer, panel: str) -> None:
             from chatgpt_hf.inference.prompt_file import generate_file
 
             count = generate_file(model, prompts, output, max_new_tokens=max_new_tokens, quantize=quantize, **sampling)
-            typer.echo(f"{count} answers in {output}")
+            say(f"{count} answers in {output}")
             return
         if output is not None:
             raise UsageMistake("--output is for the answers to --prompts; a single text is printed.")
@@ -107,7 +108,7 @@ def register(app: typer.Typer, panel: str) -> None:
                 sys.stdout.write("\n")
                 sys.stdout.flush()
                 in_line = False
-            typer.echo(sentence, err=True)
+            say_aside(sentence)
 
         pieces = stream_text(
             model,
@@ -123,8 +124,7 @@ def register(app: typer.Typer, panel: str) -> None:
             **sampling,
         )
         for piece in pieces:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            write(piece)
             in_line = True
         if in_line:
             sys.stdout.write("\n")

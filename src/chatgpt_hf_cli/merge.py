@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from ._choices import DTYPES, check_choice
+from ._terminal import say
 from .help import Command
 
 
@@ -34,4 +35,4 @@ def register(app: typer.Typer, panel: str) -> None:
         from chatgpt_hf.conversion.merge import merge_adapter
 
         difference = merge_adapter(source, output_dir, getattr(torch, dtype) if dtype else None)
-        typer.echo(f"Written to {output_dir}; largest difference of the logits: {difference:.1e}")
+        say(f"Written to {output_dir}; largest difference of the logits: {difference:.1e}")

@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from ._recipe import recipe_command
+from ._terminal import say
 
 TYPES = (
     "training.arguments:ModelArguments",
@@ -37,7 +38,7 @@ def run(parsed: tuple[Any, ...]) -> None:
 
     figures = make_plan(*parsed)
     if parsed[-2].json:
-        typer.echo(json.dumps(figures, indent=2))
+        say(json.dumps(figures, indent=2))
     else:
         print_plan(figures)
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ._terminal import say
 from .help import Command
 
 
@@ -31,7 +32,7 @@ def register(app: typer.Typer, panel: str) -> None:
 
         pulled = bring(repo_id, folder, revision=revision)
         for name, size in pulled.files.items():
-            typer.echo(f"{size:>15,}  {name}")
+            say(f"{size:>15,}  {name}")
         if pulled.left_out:
-            typer.echo(f"Not downloaded: {', '.join(pulled.left_out)}")
-        typer.echo(f"Written to {folder}; commit {pulled.commit[:12]}")
+            say(f"Not downloaded: {', '.join(pulled.left_out)}")
+        say(f"Written to {folder}; commit {pulled.commit[:12]}")

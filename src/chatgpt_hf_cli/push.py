@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ._terminal import say
 from .help import Command
 
 
@@ -69,19 +70,17 @@ def register(app: typer.Typer, panel: str) -> None:
             exclude=exclude or [],
         )
         for name, size in pushed.files.items():
-            typer.echo(f"{size:>15,}  {name}")
-        typer.echo(f"{sum(pushed.files.values()):>15,}  bytes in {len(pushed.files)} files")
+            say(f"{size:>15,}  {name}")
+        say(f"{sum(pushed.files.values()):>15,}  bytes in {len(pushed.files)} files")
         if pushed.left_out:
-            typer.echo(f"Not uploaded: {', '.join(pushed.left_out)}")
+            say(f"Not uploaded: {', '.join(pushed.left_out)}")
         if dry_run:
             branches = [pushed.revision, *(f"step-{step}" for step in pushed.steps)]
-            typer.echo(
-                f"Would be uploaded to {pushed.repo_id}, {', '.join(branches)}, with this card:\n\n{pushed.card}"
-            )
+            say(f"Would be uploaded to {pushed.repo_id}, {', '.join(branches)}, with this card:\n\n{pushed.card}")
             return
         for branch, commit in pushed.commits.items():
-            typer.echo(f"{pushed.url}/tree/{branch}  commit {commit[:12]}")
+            say(f"{pushed.url}/tree/{branch}  commit {commit[:12]}")
         if "\nlicense:" not in pushed.card:
-            typer.echo(
+            say(
                 f"The card names no license. Add one and push again: chatgpt-hf card {folder} --license apache-2.0 --write"
             )

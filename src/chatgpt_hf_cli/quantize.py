@@ -8,6 +8,7 @@ import typer
 from ._choices import QUANTIZATIONS, check_choice
 from ._paths import check_model
 from ._quantize import QUANTIZE_HELP
+from ._terminal import say
 from .help import Command
 
 
@@ -39,8 +40,8 @@ def register(app: typer.Typer, panel: str) -> None:
 
         cost = quantize_folder(model, output_dir, to, corpus)
         size = sum(file.stat().st_size for file in Path(output_dir).glob("*.safetensors"))
-        typer.echo(f"Written to {output_dir}: {size / 1e6:.1f} MB of weights.")
+        say(f"Written to {output_dir}: {size / 1e6:.1f} MB of weights.")
         if cost is None:
-            typer.echo("What this costs is not measured: --corpus FILE measures it on your text.")
+            say("What this costs is not measured: --corpus FILE measures it on your text.")
         else:
-            typer.echo(f"What this costs: {cost}")
+            say(f"What this costs: {cost}")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ._compile import CompileOption, report_compilation
+from ._compile import CompileOption
 from ._moderation import (
     ModerationLabelsOption,
     ModerationLogTextOption,
@@ -16,6 +16,7 @@ from ._moderation import (
 )
 from ._paths import check_model
 from ._quantize import QuantizeOption
+from ._terminal import say_aside, visible
 from .errors import UsageMistake
 from .help import Command
 
@@ -116,7 +117,7 @@ def register(app: typer.Typer, panel: str) -> None:
             served_model_name or model,
             loaded,
             tokenizer,
-            prefix=compiled_prefix(loaded.eval(), report_compilation) if compile else None,
+            prefix=compiled_prefix(loaded.eval(), say_aside) if compile else None,
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             continuous_batching=continuous_batching,
             max_concurrent=max_concurrent,
@@ -126,7 +127,7 @@ def register(app: typer.Typer, panel: str) -> None:
         console = Console(stderr=True)
 
         def ready(address: str) -> None:
-            console.print(f"{engine.name} is served at {address}/v1", markup=False, soft_wrap=True)
+            console.print(visible(f"{engine.name} is served at {address}/v1"), markup=False, soft_wrap=True)
 
         run(
             engine,

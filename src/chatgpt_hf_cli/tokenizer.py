@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from ._terminal import say
 from .help import Command, Group
 
 
@@ -53,7 +54,7 @@ def register(app: typer.Typer, panel: str) -> None:
             text_column=text_column,
             encoding=encoding,
         )
-        typer.echo(f"{len(trained)} tokens, written to {output_dir}")
+        say(f"{len(trained)} tokens, written to {output_dir}")
 
     @group.command(cls=Command)
     def show(
@@ -68,4 +69,4 @@ def register(app: typer.Typer, panel: str) -> None:
 
         loaded = load_tokenizer(tokenizer)
         for token in loaded(text, add_special_tokens=False)["input_ids"]:
-            typer.echo(f"{token}\t{loaded.decode([token])!r}")
+            say(f"{token}\t{loaded.decode([token])!r}")

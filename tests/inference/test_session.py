@@ -491,6 +491,26 @@ def test_stop_strings_end_an_answer_before_them(model, tokenizer):
     assert session.ending.finish_reason == "stop"
 
 
+def test_moderation_checks_each_message_once(model, tokenizer):
+    checked = []
+
+    class Counting(NoLetter):
+        def check(self, text):
+            checked.append(text)
+
+    session = ChatSession(
+        model, tokenizer, do_sample=False, max_new_tokens=24, system_prompt="你好", moderation=Counting("\0")
+    )
+    session.reply("Hello!")
+    session.reply("Smile")
+    # As the page does: the conversation comes back from the browser.
+    messages = list(session.messages)
+    session.reset()
+    session.messages = messages
+    session.reply("Who are you?")
+    assert checked == ["你好", "Hello!", "Smile", "Who are you?"]
+
+
 def test_moderation_of_what_goes_in_and_what_comes_out(model, tokenizer):
     question = "hello"
     whole = ChatSession(model, tokenizer, do_sample=False, max_new_tokens=24).reply(question)
@@ -501,6 +521,17 @@ def test_moderation_of_what_goes_in_and_what_comes_out(model, tokenizer):
     assert session.messages == []
     assert session.reply(question) == ""
     assert session.ending.finish_reason == "content_filter"
+    # A page or a file may bring earlier turns and a system prompt.
+    for earlier in (
+        {"role": "system", "content": f"{question}{letter}"},
+        {"role": "assistant", "content": f"{question}{letter}"},
+        {"role": "user", "content": question, "name": letter},
+    ):
+        session.messages = [earlier]
+        with pytest.raises(ContentFiltered):
+            session.reply(question)
+        assert session.messages == [earlier]
+    session.reset()
     session.moderation = None
     session.reset()
     assert session.reply(question) == whole

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from chatgpt_hf.errors import ContentFiltered, DataError
 from chatgpt_hf.moderation import WordList
-from chatgpt_hf.moderation.words import _LEET, fold
+from chatgpt_hf.moderation.characters import LEET, fold
+from chatgpt_hf.moderation.scanner import _JOINERS as JOINERS
+from chatgpt_hf.moderation.scanner import _STOPS as STOPS
 
 ENGLISH = ["dumbell", "piglet*", "twit", "shill", "lackwit fool", "*zorble"]
 CHINESE = ["笨蛋", "坏东西"]
@@ -249,7 +251,7 @@ def test_no_ordinary_sentence_is_blocked(shared_data: Path) -> None:
 
 PARTS = [
     *"twigodlasehnvc",
-    *" .-'’!1$@I*",
+    *" .-'’!1$@I*%(_",
     "\u0301",
     "\u200b",
     "\n",
@@ -288,7 +290,7 @@ def reference_letters(word: str) -> list[tuple[str, str, bool]]:
     letters = []
     for index, letter in enumerate(plain):
         if letter != " ":
-            looks = letter + ("I" if letter == "i" else "") + _LEET.get(letter, "")
+            looks = letter + ("I" if letter == "i" else "") + LEET.get(letter, "")
             last = index == len(plain) - 1
             letters.append((letter, looks.replace("!", "") if last else looks, plain[index + 1 : index + 2] == " "))
     return letters
@@ -296,6 +298,19 @@ def reference_letters(word: str) -> list[tuple[str, str, bool]]:
 
 def han(char: str) -> bool:
     return "CJK" in unicodedata.name(char, "")
+
+
+def ends_phrase(chars: list[str], before: int, following: int) -> bool:
+    """True if a part of a sentence ends between two words."""
+    stop = wide = False
+    for at in range(before + 1, following):
+        char = chars[at]
+        dash = char in "-." and chars[at - 1] == char
+        space = char.isspace() or dash
+        if (space and (stop or dash)) or (not space and wide and char in STOPS):
+            return True
+        stop, wide = stop or char in STOPS, wide or space
+    return False
 
 
 def ways(letters: list, chars: list[str], at: int, letter: int) -> list[list[tuple[int, int]]]:
@@ -309,7 +324,9 @@ def ways(letters: list, chars: list[str], at: int, letter: int) -> list[list[tup
         again = symbol and chars[following] == chars[following - 1]
         if again and following > at + 1:
             continue
-        for next_letter in (letter, letter + 1):
+        argument = len(letters) <= 3 and following > at + 1 and chars[following - 1] == "%"
+        over = letters[letter][2] and ends_phrase(chars, at, following)
+        for next_letter in () if argument or over else (letter, letter + 1):
             if next_letter < len(letters) and not (next_letter == letter and han(chars[following])):
                 found += [[(at, letter), *rest] for rest in ways(letters, chars, following, next_letter)]
         taken = any(chars[following] in looks for _, looks, _ in letters[letter : letter + 2])
@@ -349,7 +366,9 @@ def certain_at(word: str, letters: list, chars: list[str], spaces: list[bool], w
     in_word = before.isalnum() and not han(before)
     if in_word and not word.startswith("*") and not cjk:
         return None
-    spaced = False
+    if len(letters) <= 3 and before == "%" and chars[begin].isdigit() and not word.startswith("*"):
+        return None
+    spaced = joined = False
     for number, (pieces, between) in enumerate(zip(parts, gaps, strict=True)):
         spaced = any(any(spaces[a:b]) for a, b in between)
         lengths = [len({n for _, n in piece}) for piece in pieces]
@@ -359,10 +378,17 @@ def certain_at(word: str, letters: list, chars: list[str], spaces: list[bool], w
             )
             for piece in pieces
         )
+        joined = len(between) == 1 and all(char in JOINERS for char in chars[slice(*between[0])])
+        if joined and number == 0 and in_word and not cjk:
+            return None
+        numbers = any(chars[p].isdigit() and chars[p] != letters[n][0] for piece in pieces for p, n in piece)
+        numbers = numbers or (number == 0 and before == "%")
+        if len(letters) <= 3 and numbers and between:
+            return None
         if spaced and not cjk:
             if number == 0 and in_word:
                 return None
-            if ((inside and number == 0) or bare) and max(lengths) > 1:
+            if ((inside and number == 0) or bare or len(letters) <= 3) and max(lengths) > 1:
                 return None
             if max(lengths) > 2 and min(lengths) > 1:
                 return None
@@ -371,7 +397,7 @@ def certain_at(word: str, letters: list, chars: list[str], spaces: list[bool], w
             tail = chars[middle - 1] + "".join(chars[p] for p, _ in pieces[-1])
             if re.fullmatch(".(ll|s|re|ve|d|m)|nt", tail):
                 return None
-    if word.endswith("*") and not spaced:
+    if word.endswith("*") and not spaced and not joined:
         return 2 * end + 1
     after = chars[end + 1] if end + 1 < len(chars) else " "
     if after.isalnum() and not han(after) and not cjk:

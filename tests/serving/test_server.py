@@ -18,11 +18,12 @@ import httpx
 import openai
 import psutil
 import pytest
+from transformers.cli.serving.utils import ToolCall
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatSession, load_model, load_tokenizer
 from chatgpt_hf.errors import ConfigError, ContentFiltered
 from chatgpt_hf.inference.cache import PrefixCache
-from chatgpt_hf.serving.engine import Ended, Engine
+from chatgpt_hf.serving.engine import Ended, Engine, _passes
 
 # Only ends a test that hangs; far longer than an answer takes on a slow and busy machine.
 PATIENCE = 900
@@ -487,6 +488,12 @@ def test_moderation(make_engine, client, running):
         assert error.value.code == "content_filter"
         with pytest.raises(openai.BadRequestError):
             one.completions.create(model="tiny", prompt="a model")
+        tool = {"type": "function", "function": {"name": "add", "description": "a m\\u006fdel"}}
+        for fields in ({"tools": [tool]}, {"user": "model"}, {"stop": ["model"]}, {"metadata": {"model": "a"}}):
+            with pytest.raises(openai.BadRequestError, match="does not pass"):
+                ask(one, "Hello!", **fields)
+        with pytest.raises(openai.BadRequestError, match="does not pass"):
+            one.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hi", "mood": "model"}])
         whole = ask(one, "Who are you?")
         assert whole.choices[0].message.content == "I am a tiny "
         assert whole.choices[0].finish_reason == "content_filter"
@@ -495,8 +502,24 @@ def test_moderation(make_engine, client, running):
         assert chunks[-1].choices[0].finish_reason == "content_filter"
         assert ask(one, "Smile").choices[0].message.content == KNOWN["Smile"]
         counted = metrics(address)
-        assert counted['chatgpt_hf_filtered_total{where="input"}'] == 2
+        assert counted['chatgpt_hf_filtered_total{where="input"}'] == 7
         assert counted['chatgpt_hf_filtered_total{where="output"}'] == 2
+
+
+def test_tool_calls_are_moderated_as_their_reader_decodes_them():
+    word = NoWord("model")
+    assert _passes(word, ToolCall("add", '{"a": "mode", "b": "l"}'))
+    for call in (
+        ToolCall("model", "{}"),
+        ToolCall("add", '{"a": "a model"}'),
+        ToolCall("add", '{"model": 1}'),
+        ToolCall("add", '{"a": "\\u006d\\u006Fdel"}'),
+        ToolCall("add", json.dumps({"a": json.dumps("m\\u006fdel")})),
+    ):
+        assert not _passes(word, call)
+    chinese = ToolCall("add", json.dumps({"a": "模型"}))
+    assert "模" not in chinese.arguments
+    assert not _passes(NoWord("模型"), chinese)
 
 
 def test_tool_calls_come_apart_from_the_text(base_folder, tmp_path, client, running):

@@ -150,7 +150,7 @@ def test_the_terminal_is_not_steered(
 ) -> None:
     monkeypatch.setattr("chatgpt_hf.training.samples.sample_text", lambda *_, **__: ["\x1b[2Jred\nnext\r你好"])
     train(tmp_path, [SampleText(load_tokenizer(base_folder), [""])], max_steps=2, save_strategy="no")
-    assert "[step 2] �[2Jred\nnext�你好\n" in capsys.readouterr().out
+    assert "[step 2] ␛[2Jred\nnext␍你好\n" in capsys.readouterr().out
     assert read_samples(tmp_path)[0]["text"] == "\x1b[2Jred\nnext\r你好", "the file has it as it was"
 
 

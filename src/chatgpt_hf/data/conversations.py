@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..chat_templates import encode_turns
 from ..errors import DataError
+from ..terminal import visible
 from .conversation_rows import ConversationReader
 from .json_rows import written_json
 from .messages import is_blank, is_empty
@@ -331,7 +332,7 @@ def show_masks(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
         text = Text()
         spans = groupby(zip(row["input_ids"], row["labels"], strict=True), lambda pair: pair[1] != IGNORE_INDEX)
         for is_learned, pairs in spans:
-            piece = tokenizer.decode([token for token, _ in pairs], skip_special_tokens=False)
+            piece = visible(tokenizer.decode([token for token, _ in pairs], skip_special_tokens=False))
             if is_learned:
                 text.append(piece if console.color_system else f"⟦{piece}⟧", style="bold green")
             else:

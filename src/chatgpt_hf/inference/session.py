@@ -21,6 +21,7 @@ from .filters import TextFilter
 from .loading import load_for_generation
 from .parameters import generation_config_with
 from .streaming import Ending, stream_tokens
+from .texts import message_texts
 
 if TYPE_CHECKING:
     from ..moderation import Moderator
@@ -41,7 +42,7 @@ class ChatSession:
         model: Any causal language model.
         tokenizer: Its tokenizer, with a chat template.
         system_prompt: Opens the conversation and is never dropped.
-        moderation: Checks messages, and filters answers before anyone reads them.
+        moderation: Checks messages, earlier ones too, and filters answers before anyone reads them.
         prefix: Keeps what the model computed between answers; a new `PrefixCache` if not given.
         **generation: Fields of `GenerationConfig`, such as `temperature`, `max_new_tokens` or `stop_strings`.
 
@@ -81,6 +82,8 @@ class ChatSession:
         self.messages: list[dict[str, Any]] = []
         self._prefix = prefix or PrefixCache(model)
         self._cancelled = Event()
+        # Texts that moderation let pass.
+        self._passed: set[str] = set()
         self.reset()
 
     @classmethod
@@ -161,12 +164,12 @@ class ChatSession:
         Raises:
             ConfigError: If the message does not fit into the context even without earlier turns.
             DataError: If the message contains bytes that are not UTF-8.
-            ContentFiltered: If the moderator blocks the message; the conversation stays unchanged.
+            ContentFiltered: If the moderator blocks the message or an earlier one, also the system prompt; the conversation stays unchanged.
         """
         check_text("The message", text)
         filters: list[TextFilter] = []
         if self.moderation is not None:
-            self.moderation.check(text)
+            self._moderate([*self.messages, {"role": "user", "content": text}])
             filters.append(self.moderation.filter())
         messages = self._forget_to_fit([*self.messages, {"role": "user", "content": text}])
         answer, whole, self.ending, self._cancelled = "", False, Ending(), Event()
@@ -183,8 +186,18 @@ class ChatSession:
             # An empty answer is an answer too, if the model ended it.
             if answer or whole:
                 self.messages = [*messages, {"role": "assistant", "content": answer.strip()}]
+                self._passed.add(answer.strip())
             else:
                 self.ending = Ending()
+
+    def _moderate(self, messages: list[dict[str, Any]]) -> None:
+        """Checks all messages that were not checked or generated here: a page or a file may bring a whole conversation."""
+        assert self.moderation is not None
+        texts = [text for message in messages for text in message_texts(message)]
+        for text in texts:
+            if text not in self._passed:
+                self.moderation.check(text)
+        self._passed = set(texts)
 
     def stop(self) -> None:
         """Ends the answer that another thread is streaming, within one token; the answer so far is kept.

@@ -25,6 +25,7 @@ from ..inference.cache import PrefixCache
 from ..inference.continuous import check_continuous_batching, prepare_batching
 from ..inference.filters import FilterChain, StopStrings, TextFilter
 from ..inference.parameters import generation_config_with, sampling
+from ..inference.texts import together
 from ..moderation import Moderator
 from ..tokenization_chatgpt import CHAT_TEMPLATE, RESPONSE_TEMPLATE
 
@@ -172,7 +173,7 @@ class Engine:
                 if isinstance(item, ToolCall):
                     called = True
                     # The client may act on the call, so moderation checks it like complete text.
-                    if self.moderation is not None and not _passes(self.moderation, f"{item.name} {item.arguments}"):
+                    if self.moderation is not None and not await asyncio.to_thread(_passes, self.moderation, item):
                         chain.finish_reason = "content_filter"
                     else:
                         yield item
@@ -235,11 +236,12 @@ class Engine:
             self.batching.close()
 
 
-def _passes(moderation: Moderator, text: str) -> bool:
+def _passes(moderation: Moderator, call: ToolCall) -> bool:
     from ..errors import ContentFiltered
 
     try:
-        moderation.check(text)
+        for text in together([call.name, call.arguments]):
+            moderation.check(text)
     except ContentFiltered:
         return False
     return True

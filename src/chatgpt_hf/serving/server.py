@@ -15,9 +15,10 @@ from ..chat_templates import encode_chat_prompt
 from ..errors import ChatGPTError, ConfigError, ContentFiltered
 from ..extras import needed_by
 from ..inference.generate import encode_prompt
+from ..inference.texts import request_texts
 from .engine import ContextTooLong, Ended, Engine, GenerationFailed, Item
 from .limits import Limits, Metrics, error_response
-from .requests import ChatRequest, CompletionRequest, Message, Sampling
+from .requests import ChatRequest, CompletionRequest, Sampling
 
 with needed_by("The server"):
     import uvicorn
@@ -158,7 +159,7 @@ class _Answers:
         engine = self._engine
         if engine.tokenizer.chat_template is None:
             raise ConfigError("The model has no chat template: it is a base model; use /v1/completions.")
-        await self._moderate(_text_of(message) for message in body.messages)
+        await self._moderate(body)
         tools = body.tools if body.tool_choice != "none" else None
         messages = [message.model_dump(exclude_none=True) for message in body.messages]
         ids = await asyncio.to_thread(encode_chat_prompt, engine.tokenizer, messages, tools)
@@ -220,7 +221,7 @@ class _Answers:
     async def complete(self, request: Request, body: CompletionRequest) -> Response:
         if body.model not in (None, self._engine.name):
             return self.unknown_model(str(body.model))
-        await self._moderate([body.prompt])
+        await self._moderate(body)
         ids = await asyncio.to_thread(encode_prompt, self._engine.tokenizer, body.prompt)
         items = self._items(ids, body.max_tokens, body, None)
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._engine.name}
@@ -260,10 +261,10 @@ class _Answers:
         message = f"There is no model {name!r} here; this server has {self._engine.name!r}."
         return error_response(404, message, param="model", code="model_not_found")
 
-    async def _moderate(self, texts: Any) -> None:
+    async def _moderate(self, body: Sampling) -> None:
         if self._engine.moderation is None:
             return
-        for text in texts:
+        for text in request_texts(body.model_dump(exclude_none=True)):
             try:
                 await asyncio.to_thread(self._engine.moderation.check, text)
             except ContentFiltered:
@@ -371,12 +372,6 @@ def _usage(ids: list[int], ended: Ended) -> CompletionUsage:
 def _tool_call(call: ToolCall) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
-
-
-def _text_of(message: Message) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    return "".join(part.text for part in message.content or [])
 
 
 def _token(engine: Engine, index: str) -> int:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, IterableDataset
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, default_data_collator
 
 from ..checkpoints import check_tokenizer_fits, load_model
@@ -24,6 +24,7 @@ from ..errors import ConfigError
 from ..evaluation.language_modeling import evaluate_language_modeling
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
+from ..terminal import visible
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
 from .run import Run, check_block_size
@@ -261,7 +262,7 @@ def _show(rows: TrainingRows) -> None:
     for source in rows.statistics:
         # A path may contain text that rich would read as markup.
         table.add_row(
-            *(f"{value:,.2f}" if isinstance(value, float) else escape(str(value)) for value in source.values())
+            *(f"{value:,.2f}" if isinstance(value, float) else Text(visible(str(value))) for value in source.values())
         )
     console = Console()
     console.print(table)

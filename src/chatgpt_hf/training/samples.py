@@ -23,6 +23,7 @@ from ..evaluation.mode import evaluating
 from ..evaluation.padding import pad
 from ..files import write_atomically
 from ..reporting.report import FOLDER_NAME, SAMPLES_HISTORY_NAME, read_samples
+from ..terminal import visible
 from ..tokenization_chatgpt import encode_prompts
 
 
@@ -132,7 +133,7 @@ class SampleText(TrainerCallback):
         ]
         _write_samples(folder, [row for row in read_samples(folder) if row["step"] != state.global_step] + rows)
         for text in texts:
-            tqdm.write(f"[step {state.global_step}] {_printable(text)}")
+            tqdm.write(f"[step {state.global_step}] {visible(text)}")
 
 
 def _write_samples(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -140,8 +141,3 @@ def _write_samples(folder: Path, rows: list[dict[str, Any]]) -> None:
     write_atomically(
         folder / FOLDER_NAME / SAMPLES_HISTORY_NAME, lambda path: path.write_text(lines, encoding="utf-8")
     )
-
-
-def _printable(text: str) -> str:
-    """Replaces characters that would control the terminal: an untrained model writes any byte."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
