@@ -21,7 +21,7 @@ from ._moderation import (
 )
 from ._paths import check_model
 from ._quantize import QuantizeOption
-from ._terminal import say_aside, Visible, visible, write
+from ._terminal import Visible, say_aside, visible, write
 from .errors import UsageMistake
 from .help import Command
 
