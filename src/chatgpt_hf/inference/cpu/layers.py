@@ -220,6 +220,36 @@ class Int4WeightLinear(PackedLinear):
         return product if self.bias is None else product + self.bias
 
 
+class Int8Embedding(nn.Module):
+    """An embedding with int8 weights per row, of which torchao would convert all rows for each call.
+
+    Args:
+        embedding: Its weight is torchao's `Int8Tensor`.
+    """
+
+    levels: torch.Tensor
+    scales: torch.Tensor
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        weight: Any = embedding.weight.detach()
+        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        self.register_buffer("levels", weight.qdata, persistent=False)
+        self.register_buffer("scales", weight.scale, persistent=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(num_embeddings, embedding_dim), computed anew."""
+        return self.levels * self.scales
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """(...) ids to (..., embedding_dim)."""
+        return nn.functional.embedding(ids, self.levels) * nn.functional.embedding(ids, self.scales)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:
     """Concatenates the rows of all parts; does not copy a single part."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)

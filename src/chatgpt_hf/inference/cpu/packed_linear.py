@@ -14,6 +14,7 @@ from .layers import (
     FloatLinear,
     Int4WeightLinear,
     Int8DynamicLinear,
+    Int8Embedding,
     Int8WeightLinear,
     PackedLinear,
     Shared,
@@ -57,6 +58,8 @@ def use_cpu_kernels(model: PreTrainedModel) -> PreTrainedModel:
                 setattr(parent, name, GELUTanh())
             if (packed := _packed_class(child)) is not None:
                 setattr(parent, name, packed(child))
+            elif type(child) is nn.Embedding and type(child.weight.data).__name__ == "Int8Tensor":
+                setattr(parent, name, Int8Embedding(child))
     use_cpu_attention(model)
     use_fast_layers(model)
     packed_layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
