@@ -86,6 +86,19 @@ def test_hidden_states_and_eight_bits_are_the_same() -> None:
     torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=0.02 * expected.logits.abs().max().item())
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU does not multiply bfloat16")
+@torch.no_grad()
+def test_bfloat16_is_as_exact_as_before() -> None:
+    ids = torch.randint(101, (2, 7), generator=torch.Generator().manual_seed(1))
+    exact = make("ours")(ids).logits
+    fast = use_cpu_kernels(make("ours").bfloat16())
+    assert fast_layers(fast) == 2
+    found = fast(ids).logits
+    expected = slow(fast)(ids).logits
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - exact).norm() < 1.2 * (expected.float() - exact).norm()
+
+
 @torch.no_grad()
 def test_who_looks_into_a_layer_gets_its_own_forward() -> None:
     """A hook on an attention layer, or attention that returns its weights, still sees what the model computes."""

@@ -45,7 +45,7 @@ class _Rotation:
 
 
 class _Norm:
-    """Root mean square norm of the last dimension in four operations instead of eight.
+    """Root mean square norm of the last dimension in four operations instead of eight, computed in float32.
 
     Args:
         weight: (size,), or (heads, size) for heads with different weights.
@@ -55,12 +55,13 @@ class _Norm:
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         size = weight.shape[-1]
         # x / sqrt(mean(x²) + eps) = sqrt(size) * x / sqrt(|x|² + size * eps).
-        self._weight = weight.detach() * size**0.5
+        self._weight = weight.detach().float() * size**0.5
         self._least = torch.tensor((eps * size) ** 0.5)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True).hypot_(self._least)
-        return (states / length).mul_(self._weight)
+        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32).hypot_(self._least)
+        normed = (states / length).mul_(self._weight)
+        return normed if states.dtype == torch.float32 else normed.to(states.dtype)
 
 
 class FastLayer:
@@ -106,7 +107,6 @@ class FastLayer:
         if (
             torch.compiler.is_compiling()
             or position_embeddings is None
-            or hidden_states.dtype != torch.float32
             or self._config._attn_implementation != ATTENTION
             or kwargs.get("cu_seq_lens_q") is not None
             or not (cache is None or isinstance(cache, Cache))
