@@ -9,13 +9,13 @@ several. Answers are greedy, after prompts of 16 tokens; prefill is the time to 
 The floor is the time to read every weight of the layers and the head once, at the bandwidth of a sum over 400 MB.
 
     python benchmarks/decode.py --json decode.json --plot decode.png
+    python benchmarks/decode.py --model smollm2 --tokens 32 --rounds 3 --text wikitext2_valid.txt --arms "ours int8" "llama.cpp q8_0"
 
 The script names what it leaves out: CTranslate2 and llama.cpp where they are not installed (pip install ctranslate2
 llama-cpp-python), and compiled steps where there is no C++ compiler.
 """
 
 import contextlib
-import json
 import os
 import random
 import re
@@ -24,7 +24,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -32,178 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from engines import ARMS, load_engine, weights_read, write_copies, write_weights
 
-# The package of an engine that is not ours, and bytes per weight.
-ARMS = {
-    "stock float32": (None, 4.0),
-    "stock bfloat16": (None, 2.0),
-    "plain float32": (None, 4.0),
-    "plain bfloat16": (None, 2.0),
-    "ours float32": (None, 4.0),
-    "ours bfloat16": (None, 2.0),
-    "ours int8": ("torchao", 1.0),
-    "ours int8-weight-only": ("torchao", 1.0),
-    # 4 bits, and a scale and a middle of 16 bits for 32 weights; the head has 8 bits.
-    "ours int4": ("torchao", 0.5 + 4 / 32),
-    "compiled float32": (None, 4.0),
-    "compiled bfloat16": (None, 2.0),
-    "compiled int8": ("torchao", 1.0),
-    "compiled int4": ("torchao", 0.5 + 4 / 32),
-    "ctranslate2 float32": ("ctranslate2", 4.0),
-    "ctranslate2 int8": ("ctranslate2", 1.0),
-    "llama.cpp float32": ("llama_cpp", 4.0),
-    "llama.cpp q8_0": ("llama_cpp", 1.0 + 2 / 32),
-}
 QUICK = ("stock float32", "ours float32", "ours bfloat16", "ours int8")
 REFERENCE = "stock float32"
 PROMPT, PREFILL, MOST = 16, 512, 32
 
 # Batch, prompt tokens, new tokens.
 Case = tuple[int, int, int]
-Answer = Callable[[list[list[int]], int], list[list[int]]]
-
-
-def write_weights(folder: Path, arms: list[str], small: bool) -> None:
-    """Saves the same weights for all engines: `ours`, `stock` in GPT-2's layout, and those of the chosen arms."""
-    import torch
-    from transformers import PreTrainedTokenizerFast
-
-    from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, convert_checkpoint, load_builtin, train_tokenizer
-
-    torch.manual_seed(0)
-    sizes = {**harness.TINY, "vocab_size": 2048} if small else {}
-    model = ChatGPTForCausalLM(ChatGPTConfig.gpt2("gpt2", **sizes))
-    # Large weights, so that the likeliest tokens stand out: otherwise sums in another order choose others.
-    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.2)
-    texts = load_builtin("builtin:python-docs")["train"]["text"][:300]
-    tokenizer = train_tokenizer(texts, 1024, max_digits=3, show_progress=False)
-    model.save_pretrained(folder / "ours")
-    tokenizer.save_pretrained(folder / "ours")
-    convert_checkpoint(folder / "ours", folder / "stock", "gpt2")
-    write_quantized(folder, arms)
-    if any(arm.startswith("ctranslate2") for arm in arms):
-        from ctranslate2.converters import TransformersConverter
-        from tokenizers import Tokenizer
-        from tokenizers.models import WordLevel
-
-        # CTranslate2 takes strings: each id becomes its digits.
-        words = {str(index): index for index in range(model.config.vocab_size)}
-        names = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer(WordLevel(words, unk_token="0")), unk_token="0", bos_token="0", eos_token="1"
-        )
-        for file in (folder / "stock").glob("tokenizer*"):
-            file.unlink()
-        names.save_pretrained(folder / "stock")
-        for kind in ("float32", "int8"):
-            TransformersConverter(str(folder / "stock")).convert(str(folder / f"ct2-{kind}"), quantization=kind)
-    write_gguf(folder, arms)
-
-
-def write_copies(folder: Path, model: str, arms: list[str]) -> None:
-    """Saves the weights of a model folder of a family that all engines know, such as Llama, for all engines."""
-    from chatgpt_hf import load_model, load_tokenizer
-
-    loaded = load_model(model)
-    for name in ("ours", "stock"):
-        loaded.save_pretrained(folder / name)
-        load_tokenizer(model).save_pretrained(folder / name)
-    del loaded
-    write_quantized(folder, arms)
-    if any(arm.startswith("ctranslate2") for arm in arms):
-        from ctranslate2.converters import TransformersConverter
-
-        for kind in ("float32", "int8"):
-            TransformersConverter(str(folder / "stock")).convert(str(folder / f"ct2-{kind}"), quantization=kind)
-    write_gguf(folder, arms)
-
-
-def write_quantized(folder: Path, arms: list[str]) -> None:
-    """Saves what the arms with quantized weights need."""
-    from chatgpt_hf.inference.quantization import quantize_folder
-
-    for name in sorted({arm.split()[1] for arm in arms if arm.startswith(("ours int", "compiled int"))}):
-        quantize_folder(folder / "ours", folder / name, name)
-
-
-def write_gguf(folder: Path, arms: list[str]) -> None:
-    """Saves what llama.cpp's arms need."""
-    from chatgpt_hf.export.export import export_model
-
-    kinds = {arm.split()[1] for arm in arms if arm.startswith("llama.cpp")}
-    for kind in sorted({"f32" if kind == "float32" else kind for kind in kinds}):
-        export_model(folder / "ours", folder / f"gguf-{kind}", "gguf", outtype=kind, check=False)
-
-
-def load_ours(folder: Path, means: str, kind: str) -> Answer:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from chatgpt_hf import GrowingCache, use_cpu_kernels
-    from chatgpt_hf.inference.compiling import StaticPrefix, compile_config
-
-    name = "stock" if means == "stock" else kind if kind.startswith("int") else "ours"
-    options = {} if kind.startswith("int") else {"dtype": getattr(torch, kind)}
-    model = AutoModelForCausalLM.from_pretrained(folder / name, **options).eval()
-    if means in ("ours", "compiled"):
-        use_cpu_kernels(model)
-    # A compiled step is for a cache of one size, which is kept for the next answer.
-    caches: dict[tuple[int, int], StaticPrefix] = {}
-
-    def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
-        ids = torch.tensor(prompts)
-        config = harness.greedy(count)
-        cache: Any = None
-        if means == "ours":
-            cache = GrowingCache(model.config)
-        elif means == "compiled":
-            config.compile_config = compile_config()
-            config.compile_config.dynamic = False
-            cache = caches.setdefault(
-                (len(ids), ids.shape[1] + count), StaticPrefix(model, ids.shape[1] + count)
-            ).take([])
-        found = model.generate(
-            ids, attention_mask=torch.ones_like(ids), generation_config=config, past_key_values=cache
-        )
-        return found[:, ids.shape[1] :].tolist()
-
-    return answer
-
-
-def load_ctranslate2(folder: Path, kind: str, threads: int) -> Answer:
-    import ctranslate2
-
-    model = ctranslate2.Generator(str(folder / f"ct2-{kind}"), intra_threads=threads, compute_type=kind)
-    names = json.loads((folder / f"ct2-{kind}" / "vocabulary.json").read_text("utf-8"))
-
-    def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
-        words = [[names[token] for token in prompt] for prompt in prompts]
-        options = {"sampling_topk": 1, "include_prompt_in_result": False, "end_token": [names[2]]}
-        found = model.generate_batch(words, max_length=count, min_length=count, **options)
-        return [result.sequences_ids[0] for result in found]
-
-    return answer
-
-
-def load_llama_cpp(folder: Path, kind: str, threads: int) -> Answer:
-    from llama_cpp import Llama
-
-    file = next((folder / f"gguf-{kind}").glob("*.gguf"))
-    model = Llama(str(file), n_ctx=1024, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
-
-    def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
-        (prompt,) = prompts
-        return [harness.llama_answer(model, prompt, count)]
-
-    return answer
-
-
-def load(arm: str, folder: Path, threads: int) -> Answer:
-    means, kind = arm.split()
-    if means == "ctranslate2":
-        return load_ctranslate2(folder, kind, threads)
-    if means == "llama.cpp":
-        return load_llama_cpp(folder, {"float32": "f32"}.get(kind, kind), threads)
-    return load_ours(folder, means, kind)
 
 
 def own_memory() -> float:
@@ -213,7 +48,11 @@ def own_memory() -> float:
 
 
 def work(arm: str, folder: Path, threads: int, pipe: Connection) -> None:
-    """Runs one arm in this process: takes (prompts, count), answers with `Timed` ids, and at the end with its peak in MB."""
+    """Runs one arm in this process.
+
+    Takes (prompts, count) and answers with `Timed` ids; takes None and answers with its peak in MB; takes rows of text and
+    answers with their perplexity.
+    """
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
@@ -233,27 +72,24 @@ def work(arm: str, folder: Path, threads: int, pipe: Connection) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    answer = load(arm, folder, threads)
+    engine = load_engine(arm, folder, threads)
     pipe.send("ready")
     while (task := pipe.recv()) is not None:
         # Processor time of one thread is free of waiting for other programs.
         clock = time.process_time if threads == 1 else time.perf_counter
         begun = clock()
-        result = answer(*task)
+        result = engine.answer(*task)
         pipe.send(harness.Timed(result, clock() - begun))
     ended.set()
     watcher.join()
     pipe.send(peak - before)
+    rows = pipe.recv()
+    pipe.send(engine.perplexity(rows) if rows else None)
 
 
-def weights_read(folder: Path) -> int:
-    """The weights that a token reads: those of all linear layers, of which the head may be tied to the embedding."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    return sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+def tokens_of(case: Case) -> int:
+    """The tokens that a case's speed counts: new ones, or for a prefill those of the prompt."""
+    return case[0] * (case[2] if case[2] > 1 else case[1])
 
 
 def label(case: Case) -> str:
@@ -261,38 +97,47 @@ def label(case: Case) -> str:
 
 
 def measure(
-    arms: list[str], cases: list[Case], folder: Path, threads: int, rounds: int, vocab: int
+    arms: list[str], cases: list[Case], folder: Path, threads: int, rounds: int, vocab: int, rows: list[list[int]]
 ) -> dict[str, dict[str, Any]]:
-    """Returns the seconds of every round, the ids and the peak memory of each arm."""
+    """Returns the seconds of every round, the ids, the peak memory and the perplexity of each arm.
+
+    Prints each case as soon as it is measured, so that an interrupted run was not in vain.
+    """
     draw = random.Random(0)
-    prompts = {case: [[draw.randrange(8, vocab) for _ in range(case[1])] for _ in range(case[0])] for case in cases}
     workers: dict[str, tuple[Any, Connection]] = {}
     for arm in arms:
+        print(f"Loading {arm}", file=sys.stderr)
         workers[arm] = harness.start_worker("spawn", work, arm, folder, threads)
         # One after another: the next one waits until this one has its model.
         harness.receive(arm, workers[arm][1])
 
-    def ask(arm: str, case: Case) -> harness.Timed[list[list[int]]]:
+    def ask(arm: str, prompts: list[list[int]], count: int) -> harness.Timed[list[list[int]]]:
         pipe = workers[arm][1]
-        pipe.send((prompts[case], case[2]))
+        pipe.send((prompts, count))
         return harness.receive(arm, pipe)
 
-    # llama.cpp's Python package answers one prompt at a time.
-    turns = {
-        (arm, case): partial(ask, arm, case)
-        for case in cases
-        for arm in arms
-        if case[0] == 1 or not arm.startswith("llama.cpp")
-    }
-    answers = harness.in_turn(turns, rounds, warm_up=True)
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {arm: {"seconds": {}, "ids": {}} for arm in arms}
+    for case in cases:
+        prompts = [[draw.randrange(8, vocab) for _ in range(case[1])] for _ in range(case[0])]
+        # llama.cpp's Python package answers one prompt at a time.
+        taking_part = [arm for arm in arms if case[0] == 1 or not arm.startswith("llama.cpp")]
+        for arm in taking_part:
+            # Two tokens make an engine compile what it compiles; a compiled step also depends on the length.
+            ask(arm, prompts, case[2] if arm.startswith("compiled") else min(case[2], 2))
+        turns = {arm: partial(ask, arm, prompts, case[2]) for arm in taking_part}
+        for arm, timed in harness.in_turn(turns, rounds).items():
+            results[arm]["seconds"][label(case)] = [one.seconds for one in timed]
+            results[arm]["ids"][label(case)] = timed[-1].result
+            speed = tokens_of(case) / harness.median_seconds(timed)
+            print(f"{label(case)}: {arm} {speed:.0f} tokens/s", file=sys.stderr)
     for arm, (process, pipe) in workers.items():
         pipe.send(None)
-        results[arm] = {"seconds": {}, "ids": {}, "peak_mb": harness.receive(arm, pipe)}
+        results[arm]["peak_mb"] = harness.receive(arm, pipe)
+        pipe.send(rows)
+        results[arm]["perplexity"] = harness.receive(arm, pipe)
+        if rows:
+            print(f"perplexity: {arm} {results[arm]['perplexity']:.3f}", file=sys.stderr)
         process.join()
-    for (arm, case), timed in answers.items():
-        results[arm]["seconds"][label(case)] = [one.seconds for one in timed]
-        results[arm]["ids"][label(case)] = timed[-1].result
     return results
 
 
@@ -301,7 +146,7 @@ def report(results: dict[str, dict[str, Any]], cases: list[Case], rate: float, w
     first = results[REFERENCE]["seconds"]
     figures: dict[str, Any] = {}
     names = [label(case) for case in cases]
-    print(harness.markdown_head("", *names, "of the floor", "peak, MB (allowed)", "ids"))
+    print(harness.markdown_head("", *names, "of the floor", "peak, MB (allowed)", "ids", "perplexity"))
     for arm, result in results.items():
         figures[arm] = {}
         cells = []
@@ -312,18 +157,23 @@ def report(results: dict[str, dict[str, Any]], cases: list[Case], rate: float, w
                 continue
             middle = statistics.median(seconds)
             ratio = statistics.median(harness.round_ratios(first[label(case)], seconds))
-            speed = case[0] * (case[2] if case[2] > 1 else case[1]) / middle
+            speed = tokens_of(case) / middle
             figures[arm][label(case)] = {"tokens_per_second": speed, "ratio": ratio}
             cells.append(f"{speed:.0f} ({ratio:.2f})")
         floor = weights * ARMS[arm][1] / rate
-        one = next(case for case in cases if case[0] == 1 and case[2] > 1)
-        share = floor * figures[arm][label(one)]["tokens_per_second"]
+        share = floor * figures[arm].get("batch 1", {}).get("tokens_per_second", float("nan"))
         # 400 MB more: the embedding stays in full precision where the head is quantized or packed.
         allowed = weights * ARMS[arm][1] / 1e6 + cache_mb + 400
         same = [result["ids"][name] == results[REFERENCE]["ids"][name] for name in names if name in result["ids"]]
         figures[arm] |= {"share_of_floor": share, "peak_mb": result["peak_mb"], "allowed_mb": allowed, "same": same}
         equal = "the same" if all(same) else f"{sum(same)} of {len(same)}"
-        print(harness.markdown_row(arm, *cells, f"{share:.0%}", f"{result['peak_mb']:.0f} ({allowed:.0f})", equal))
+        peak = f"{result['peak_mb']:.0f} ({allowed:.0f})"
+        cost = result["perplexity"]
+        figures[arm]["perplexity"] = cost
+        if cost is not None:
+            exact = results[REFERENCE]["perplexity"]
+            cost = f"{cost:.3f}" if arm == REFERENCE else f"{cost:.3f} ({cost / exact - 1:+.2%})"
+        print(harness.markdown_row(arm, *cells, f"{share:.0%}", peak, equal, cost or ""))
     return figures
 
 
@@ -342,7 +192,7 @@ def profile(arm: str, folder: Path, cases: list[Case], threads: int, vocab: int)
     import torch
 
     torch.set_num_threads(threads)
-    answer = load(arm, folder, threads)
+    answer = load_engine(arm, folder, threads).answer
     names = [*KINDS, "other operations", "Python"]
     table: dict[str, list[float]] = {name: [] for name in names}
     for batch, length, tokens in cases:
@@ -401,6 +251,11 @@ def main() -> None:
     parser.add_argument(
         "--model", metavar="FOLDER", help="the weights of this model, of a family that all engines know"
     )
+    parser.add_argument(
+        "--cases", nargs="*", metavar="CASE", help="measure only these, such as 'batch 1' or 'prefill 512'"
+    )
+    parser.add_argument("--text", type=Path, help="also measure the perplexity on the beginning of this file")
+    parser.add_argument("--rows", type=int, default=6, help="rows of 512 tokens of it (default: %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the ratios, as a PNG")
     args = parser.parse_args()
@@ -422,7 +277,12 @@ def main() -> None:
         if missing is not None:
             print(f"Left out: {arm}; {missing} is missing.", file=sys.stderr)
             arms.remove(arm)
-    cases: list[Case] = [(1, PROMPT, tokens), (8, PROMPT, tokens), (MOST, PROMPT, tokens), (1, PREFILL, 1)]
+    cases: list[Case] = [(1, PROMPT, tokens), (1, PREFILL, 1), (8, PROMPT, tokens), (MOST, PROMPT, tokens)]
+    if args.cases:
+        known = {label(case): case for case in cases}
+        if unknown := [name for name in args.cases if name not in known]:
+            parser.error(f"--cases {unknown[0]}: choose from {', '.join(known)}")
+        cases = [known[name] for name in args.cases]
     with tempfile.TemporaryDirectory() as work_folder:
         folder = Path(work_folder)
         print("Writing the weights", file=sys.stderr)
@@ -438,7 +298,13 @@ def main() -> None:
         config = AutoConfig.from_pretrained(folder / "ours")
         weights = weights_read(folder / "ours")
         cache = 8e-6 * MOST * (PROMPT + tokens) * config.num_hidden_layers * config.hidden_size
-        results = measure(arms, cases, folder, args.threads, rounds, min(config.vocab_size, 1000))
+        rows: list[list[int]] = []
+        if args.text:
+            ids = chatgpt_hf.load_tokenizer(folder / "ours")(args.text.read_text("utf-8")[: args.rows * 10_000])[
+                "input_ids"
+            ]
+            rows = [ids[begin : begin + 512] for begin in range(0, len(ids) - 511, 512)][: args.rows]
+        results = measure(arms, cases, folder, args.threads, rounds, min(config.vocab_size, 1000), rows)
         harness.prepare(args.threads)
         rate = harness.read_bandwidth()
         if args.profile:

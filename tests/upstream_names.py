@@ -53,7 +53,10 @@ PRIVATE: dict[str, dict[str, str]] = {
         "_test": "as well",
         "_xx": "as well",
     },
-    "inference/cpu/attention.py": {"_attn_implementation": ATTENTION},
+    "inference/cpu/attention.py": {
+        "_attn_implementation": ATTENTION,
+        "mkldnn._linear_pointwise.default": OPERATOR,
+    },
     "inference/cache.py": {
         "_is_stateful": "transformers says nowhere else that a model keeps a state of its own kind",
         "_supports_default_dynamic_cache": "what `generate` itself asks; there is no other list of such models",
@@ -64,20 +67,24 @@ PRIVATE: dict[str, dict[str, str]] = {
         "torch._inductor.exc.InvalidCxxCompiler": "what the function before raises",
         "torch.utils._triton.has_triton": "whether `torch.compile` can use Triton on this device is said nowhere else",
     },
-    "inference/cpu/packed_linear.py": {
+    "inference/cpu/decoder_layer.py": {"_attn_implementation": ATTENTION, "_forward_hooks": HOOKS},
+    "inference/cpu/layers.py": {
         "_apply": "`Module.to` and `Module.half` ask nothing else of a module",
-        "_forward_hooks": HOOKS,
-        "_forward_pre_hooks": HOOKS,
         "aten._convert_weight_to_int4pack_for_cpu": OPERATOR,
         "aten._weight_int4pack_mm_for_cpu": OPERATOR,
         "aten._weight_int8pack_mm": OPERATOR,
-        "mkldnn._is_mkldnn_bf16_supported": "oneDNN's answer, which its environment variables change; no public name",
         "mkldnn._linear_pointwise.default": OPERATOR,
         "mkldnn._reorder_linear_weight": OPERATOR,
         "quantized.linear_dynamic.default._op": f"{OPERATOR}; by `_op` since `torch.ops` adds 6 microseconds to each call",
+        "quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default._op": f"{OPERATOR}; see above",
         "quantized.linear_prepack": OPERATOR,
         "torch._make_per_channel_quantized_tensor": "`torch.quantize_per_channel` wants the weight in float first",
         "torch.cpu._is_vnni_supported": "`torch.cpu.get_capabilities` is not in PyTorch 2.6, the oldest that is allowed",
+    },
+    "inference/cpu/packed_linear.py": {
+        "_forward_hooks": HOOKS,
+        "_forward_pre_hooks": HOOKS,
+        "mkldnn._is_mkldnn_bf16_supported": "oneDNN's answer, which its environment variables change; no public name",
     },
     "interpretability/attention_maps.py": {"_attn_implementation": ATTENTION},
     "model/modeling_chatgpt.py": {

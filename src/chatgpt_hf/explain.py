@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from .checkpoints import load_for_inference
 from .errors import ConfigError
-from .inference.cpu.packed_linear import PackedLinear
+from .inference.cpu.layers import PackedLinear
 from .inference.session import ChatSession
 from .interpretability.budget import estimate, sentence
 from .interpretability.explanation import PARTS, Texts, check_parts, corpus_texts, explain

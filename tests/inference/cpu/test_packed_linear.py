@@ -14,13 +14,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_for_generation, quantize_model, use_cpu_kernels
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.inference.cpu import packed_linear as kernels
-from chatgpt_hf.inference.cpu.packed_linear import (
+from chatgpt_hf.inference.cpu.layers import (
     FloatLinear,
     Int4WeightLinear,
     Int8DynamicLinear,
     Int8WeightLinear,
     PackedLinear,
 )
+from chatgpt_hf.inference.cpu.operators import operator
 from chatgpt_hf.model.configuration_chatgpt import GPT2_ARCHITECTURE
 
 # The layers of the models here are smaller than this.
@@ -61,7 +62,8 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("variant", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("dtype", "error"),
-    [(torch.float32, 1e-5), pytest.param(torch.bfloat16, 1e-2, marks=needs_bfloat16)],
+    # Two results in bfloat16, each about 0.7 % from that in float32.
+    [(torch.float32, 1e-5), pytest.param(torch.bfloat16, 1.5e-2, marks=needs_bfloat16)],
     ids=str,
 )
 @torch.no_grad()
@@ -272,7 +274,7 @@ def test_commands_load_by_it(chat_folder: Path) -> None:
 
 def test_a_pytorch_without_an_operator_fails_for_the_layers_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = quantize_model(make(), "int8")
-    kernels._operator.cache_clear()
+    operator.cache_clear()
     monkeypatch.setattr(torch.ops, "quantized", SimpleNamespace())
     assert isinstance(use_cpu_kernels(make()).lm_head, FloatLinear)
     with pytest.raises(ConfigError, match=r"PyTorch 2\S* has no operator quantized.linear_prepack.*`load_model`"):
