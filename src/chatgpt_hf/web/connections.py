@@ -195,7 +195,7 @@ class _Dampened(logging.Filter):
         self._counts[text] = count = self._counts.get(text, 0) + 1
         if count > 10:
             record.msg = f"{record.msg} ({count} times so far)"
-        return count <= 10 or set(str(count)[1:]) == {"0"}
+        return count <= 10 or count == 10 ** (len(str(count)) - 1)
 
 
 _DAMPENED = _Dampened()
