@@ -19,7 +19,7 @@ with needed_by("The server"):
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # asyncio accepts as many connections at a time; more could use up all files before the oldest ones are closed.
-_ACCEPTED_AT_ONCE = 64
+_ACCEPTED_AT_ONCE = 16
 # As many can wait in the system to be accepted.
 BACKLOG = 2048
 
@@ -79,6 +79,13 @@ class _Guarded(H11Protocol):
         # May already begin with the next request, if the client sent several at once.
         super().on_response_complete()
         self.wait()
+
+    def shutdown(self) -> None:
+        if self.is_answering and self in self.waiting:
+            # The rest of the request would delay the end.
+            self.abort()
+        else:
+            super().shutdown()
 
     def pause_writing(self) -> None:
         super().pause_writing()
