@@ -9,16 +9,17 @@ from ..inference.parameters import MAX_PENALTY, MIN_PENALTY
 
 with needed_by("The server"):
     from pydantic import (
+        AfterValidator,
         BaseModel,
         BeforeValidator,
         ConfigDict,
         Field,
         GetPydanticSchema,
+        PlainSerializer,
         StringConstraints,
         field_validator,
         model_validator,
     )
-    from pydantic_core import CoreSchema, core_schema
 
 # Schemas of tools have a few levels; pydantic and templates recurse.
 MAX_DEPTH = 100
@@ -125,9 +126,8 @@ def _checked_as(kind: type[BaseModel]) -> GetPydanticSchema:
     def given(found: BaseModel) -> dict[str, Any]:
         return found.model_dump(exclude_unset=True)
 
-    def schema(_: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
-        as_it_is = core_schema.plain_serializer_function_ser_schema(lambda value: value)
-        return core_schema.no_info_after_validator_function(given, handler(kind), serialization=as_it_is)
+    def schema(_: Any, handler: Callable[[Any], Any]) -> Any:
+        return handler(Annotated[kind, AfterValidator(given), PlainSerializer(lambda value: value)])
 
     return GetPydanticSchema(schema)
 
