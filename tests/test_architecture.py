@@ -14,6 +14,7 @@ PACKAGE = Path(chatgpt_hf.__file__).parent
 FLOORS = [
     ("quickstart", "explain", "evaluate", "preview", "environment"),
     ("ui/", "serving/"),
+    ("web/",),
     ("moderation/",),
     ("training/", "inference/"),
     ("tasks/",),

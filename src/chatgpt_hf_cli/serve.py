@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from ._compile import CompileOption
+from ._hosts import AllowedHostsOption
 from ._moderation import (
     ModerationLabelsOption,
     ModerationLogTextOption,
@@ -35,6 +36,7 @@ def register(app: typer.Typer, panel: str) -> None:
         port: Annotated[
             int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes any free one.")
         ] = 8000,
+        allowed_hosts: AllowedHostsOption = None,
         served_model_name: Annotated[
             str | None, typer.Option("--served_model_name", help="Name of the model for clients; MODEL if not given.")
         ] = None,
@@ -133,6 +135,7 @@ def register(app: typer.Typer, panel: str) -> None:
             engine,
             host=host,
             port=port,
+            allowed_hosts=split_commas(allowed_hosts) or (),
             api_key=api_key,
             max_concurrent=max_concurrent,
             max_body_bytes=max_body_bytes,

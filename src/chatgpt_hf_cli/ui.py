@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from ._hosts import AllowedHostsOption
 from ._moderation import (
     ModerationLabelsOption,
     ModerationLogTextOption,
@@ -11,6 +12,7 @@ from ._moderation import (
     ModerationThresholdOption,
     check_moderation,
     moderator,
+    split_commas,
 )
 from ._paths import check_model
 from ._quantize import QuantizeOption
@@ -27,6 +29,7 @@ def register(app: typer.Typer, panel: str) -> None:
             str, typer.Option("--host", help="Address to listen on; 0.0.0.0 opens the page to the network.")
         ] = "127.0.0.1",
         port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 7860,
+        allowed_hosts: AllowedHostsOption = None,
         system: Annotated[str | None, typer.Option("--system", help="System prompt of new conversations.")] = None,
         max_new_tokens: Annotated[
             int | None,
@@ -61,6 +64,7 @@ def register(app: typer.Typer, panel: str) -> None:
             model,
             host=host,
             port=port,
+            allowed_hosts=split_commas(allowed_hosts) or (),
             quantize=quantize,
             system_prompt=system,
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),

@@ -12,13 +12,13 @@ pytest.importorskip("fastapi", reason="needs the [serve] extra")
 @contextmanager
 def serving(engine: Any, **limits: Any) -> Iterator[str]:
     """Runs a server in a thread of this process; yields its address."""
-    import uvicorn
-
     from chatgpt_hf.serving.server import bind, build_app
+    from chatgpt_hf.web.connections import DEFAULT_LIMITS, Server
 
+    connection_limits = limits.pop("connection_limits", DEFAULT_LIMITS)
     # The socket already listens, so clients that connect before the server runs wait for it.
     bound = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(build_app(engine, **limits), log_level="error"))
+    server = Server(build_app(engine, **limits), connection_limits, log_level="error")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     try:

@@ -23,7 +23,7 @@ from transformers.cli.serving.utils import ToolCall
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatSession, load_model, load_tokenizer
 from chatgpt_hf.errors import ConfigError, ContentFiltered
 from chatgpt_hf.inference.cache import PrefixCache
-from chatgpt_hf.serving.engine import Ended, Engine, _passes
+from chatgpt_hf.serving.engine import Ended, Engine, GenerationFailed, _passes
 
 # Only ends a test that hangs; far longer than an answer takes on a slow and busy machine.
 PATIENCE = 900
@@ -423,6 +423,48 @@ def test_answers_that_take_too_long(make_engine, client, batched, running, gate)
         assert work_of_another_answer(engine, held, 40) <= 2 + prompt + 2
 
 
+def test_requests_that_arrive_slowly_do_not_keep_others_out(make_engine, client, running):
+    with running(make_engine(), max_concurrent=1) as address:
+        host, port = address.removeprefix("http://").split(":")
+        slow = [socket.create_connection((host, int(port)), timeout=PATIENCE) for _ in range(3)]
+        for connection in slow:
+            connection.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 32\r\n\r\n{"
+            )
+        assert ask(client(address), "Hello!").choices[0].finish_reason == "stop"
+        # They can still finish, one at a time.
+        for connection in slow:
+            connection.sendall(b'"prompt": "A", "max_tokens": 1}')
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+            connection.close()
+
+
+def test_batching_that_has_ended_answers_no_more(make_engine, monkeypatch):
+    engine = make_engine(continuous_batching=True)
+    manager = engine.batching.manager
+    add = manager.add_request
+
+    def late(*args, **options):
+        # The thread ends between the check and the request, which transformers then drops without a word.
+        manager.stop(block=True)
+        return add(*args, **options)
+
+    async def answer() -> None:
+        async for _ in engine.generate([1], engine.config(1, 1)):
+            pass
+
+    monkeypatch.setattr(manager, "add_request", late)
+    assert engine.healthy
+    with pytest.raises(GenerationFailed, match="stopping"):
+        asyncio.run(answer())
+    assert not engine.healthy
+    monkeypatch.undo()
+    with pytest.raises(GenerationFailed, match="stopping"):
+        asyncio.run(answer())
+    assert manager.output_router.result_handlers == {}
+
+
 def test_more_requests_than_there_may_be(make_engine, client, running, gate, wait_until):
     engine = make_engine(**ENDLESS)
     held = gate(engine.model)
@@ -679,7 +721,9 @@ def test_options_that_cannot_be(refused, chat_folder, make_engine, tmp_path):
     assert "--log_level is loud" in refused("serve", chat_folder, "--log_level", "loud")
     both = refused("serve", chat_folder, "--compile", "--continuous_batching")
     assert "leave out --compile or --continuous_batching" in both
-    assert "Cannot listen on no.such.host.invalid" in refused("serve", chat_folder, "--host", "no.such.host.invalid")
+    # An address of documentation, and a label that is too long for a name: neither waits for a name server.
+    for host in ("192.0.2.1", "a" * 70):
+        assert f"Cannot listen on {host}:8000" in refused("serve", chat_folder, "--host", host)
     config = ChatGPTConfig(
         vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, conv_kernel_size=3
     )

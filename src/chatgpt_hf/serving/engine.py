@@ -270,7 +270,7 @@ class ContinuousBatching:
     @property
     def healthy(self) -> bool:
         """True if the generation thread is alive."""
-        return self.manager.background_thread_status.fatal_error is None
+        return self.manager.background_thread_status.can_accept_new_requests() is None
 
     def close(self) -> None:
         """Stops the generation thread."""
@@ -320,10 +320,9 @@ class ContinuousBatching:
             A queue of pieces, which ends with None or a `Failure`, and a streamer that can cancel the request.
 
         Raises:
-            GenerationFailed: If an earlier failure ended the generation thread.
+            GenerationFailed: If the generation thread has ended.
         """
-        if (error := self.manager.background_thread_status.fatal_error) is not None:
-            raise GenerationFailed(str(error))
+        self._check_thread()
         pieces: asyncio.Queue = asyncio.Queue()
         rust_tokenizer = tokenizer.backend_tokenizer
         streamer = _Streamer(self.manager, request, rust_tokenizer, asyncio.get_running_loop(), pieces, parser)
@@ -348,7 +347,18 @@ class ContinuousBatching:
             eos_token_id=config.eos_token_id,
             **self.sampling(config),
         )
+        try:
+            # A thread that ended since the first check drops the request, or has failed the others before it arrived.
+            self._check_thread()
+        except GenerationFailed:
+            streamer.cancel()
+            raise
         return pieces, streamer
+
+    def _check_thread(self) -> None:
+        status = self.manager.background_thread_status
+        if (denial := status.can_accept_new_requests()) is not None:
+            raise GenerationFailed(str(status.fatal_error or denial))
 
 
 class _Streamer(CBStreamer):

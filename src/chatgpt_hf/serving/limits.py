@@ -1,32 +1,19 @@
 """API key, request limits and metrics."""
 
-import asyncio
 import hmac
 import time
 from typing import Any
 
 from ..extras import needed_by
+from ..web.bodies import Bodies, replay
+from ..web.errors import error_response
 
 with needed_by("The server"):
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models")
-
-
-def error_response(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
-    """An error in OpenAI's format."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    headers = {
-        401: {"WWW-Authenticate": "Bearer"},
-        429: {"Retry-After": "1"},
-        # The rest of the request is not read.
-        408: {"Connection": "close"},
-        413: {"Connection": "close"},
-    }.get(status)
-    content = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return JSONResponse(content, status_code=status, headers=headers)
 
 
 class Metrics:
@@ -67,9 +54,8 @@ class Limits:
 
     Args:
         api_key: Key that requests to /v1 must send as `Authorization: Bearer KEY`; None means no key is needed.
-        max_concurrent: Maximum number of requests in progress; further ones get 429.
-        max_body_bytes: Maximum size of a body; larger ones get 413, before the rest is read.
-        body_seconds: Time limit for receiving a body; slower ones get 408.
+        max_concurrent: Maximum number of complete requests in progress; further ones get 429.
+        max_body_bytes, body_seconds: See `Bodies`.
     """
 
     def __init__(
@@ -86,8 +72,7 @@ class Limits:
         self._metrics = metrics
         self._api_key = api_key
         self._max_concurrent = max_concurrent
-        self._max_body_bytes = max_body_bytes
-        self._body_seconds = body_seconds
+        self._bodies = Bodies(max_body_bytes, body_seconds)
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,6 +107,12 @@ class Limits:
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
+        # A request is in progress once it is complete: clients that send slowly must not keep others out.
+        body = await self._bodies.read(scope, receive)
+        if isinstance(body, Response):
+            await body(scope, receive, send)
+        if not isinstance(body, bytes):
+            return
         if self._running >= self._max_concurrent:
             message = f"{self._max_concurrent} requests are in progress, the maximum of this server: try again soon."
             await error_response(429, message, code="rate_limit_exceeded")(scope, receive, send)
@@ -129,49 +120,7 @@ class Limits:
         self._running += 1
         self._metrics.running.inc()
         try:
-            body = await self._body(headers, receive)
-            if isinstance(body, Response):
-                await body(scope, receive, send)
-            elif body is not None:
-                await self.app(scope, _replay(body, receive), send)
+            await self.app(scope, replay(body, receive), send)
         finally:
             self._running -= 1
             self._metrics.running.dec()
-
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | Response | None:
-        """Reads the whole body; returns an error response if a limit is exceeded, and None if the client left."""
-        too_large = error_response(
-            413, f"The request is larger than {self._max_body_bytes:,} bytes, the maximum of this server."
-        )
-        length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self._max_body_bytes:
-            return too_large
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self._body_seconds):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    body += message.get("body", b"")
-                    if len(body) > self._max_body_bytes:
-                        return too_large
-                    more = message.get("more_body", False)
-        except TimeoutError:
-            return error_response(408, f"The complete request did not arrive within {self._body_seconds:g} seconds.")
-        return bytes(body)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that returns the body again, then later messages."""
-    given = False
-
-    async def replay() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay

@@ -5,7 +5,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,12 +16,14 @@ from ..errors import ChatGPTError, ConfigError, ContentFiltered
 from ..extras import needed_by
 from ..inference.generate import encode_prompt
 from ..inference.texts import request_texts
+from ..web.connections import BACKLOG, DEFAULT_LIMITS, ConnectionLimits, Server, within_open_files
+from ..web.errors import error_response
+from ..web.hosts import Hosts, is_loopback
 from .engine import ContextTooLong, Ended, Engine, GenerationFailed, Item
-from .limits import Limits, Metrics, error_response
+from .limits import Limits, Metrics
 from .requests import ChatRequest, CompletionRequest, Sampling
 
 with needed_by("The server"):
-    import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -49,9 +51,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The request cannot be answered; the message names the field.",
         401: "The API key is missing or wrong.",
+        403: "The request comes from another site's page.",
         404: "There is no such model.",
         408: "The complete request did not arrive in time.",
         413: "The request is too large.",
+        421: "The server does not answer to the name in the Host header.",
         429: "Too many requests are in progress.",
         504: "The answer was not finished in time.",
     }.items()
@@ -65,6 +69,8 @@ def build_app(
     max_concurrent: int = 16,
     max_body_bytes: int = 1_000_000,
     request_seconds: float = 300,
+    listens: str | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> FastAPI:
     """Builds the application for any ASGI server.
 
@@ -74,6 +80,7 @@ def build_app(
         max_concurrent: Maximum number of requests in progress; further ones get 429, which OpenAI's client retries.
         max_body_bytes: Maximum size of a request.
         request_seconds: Time limit for one answer, in seconds.
+        listens, allowed_hosts: The address that the server listens on, and names that it answers to; see `Hosts`.
     """
 
     @asynccontextmanager
@@ -91,6 +98,7 @@ def build_app(
         max_body_bytes=max_body_bytes,
         body_seconds=min(60, request_seconds),
     )
+    app.add_middleware(Hosts, listens=listens, allowed=allowed_hosts)
     answers = _Answers(engine, metrics, request_seconds)
 
     @app.exception_handler(RequestValidationError)
@@ -258,7 +266,7 @@ class _Answers:
         return await self._unless_gone(request, whole())
 
     def unknown_model(self, name: str) -> Response:
-        message = f"There is no model {name!r} here; this server has {self._engine.name!r}."
+        message = f"There is no model {name[:200]!r} here; this server has {self._engine.name!r}."
         return error_response(404, message, param="model", code="model_not_found")
 
     async def _moderate(self, body: Sampling) -> None:
@@ -375,8 +383,11 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 
 
 def _token(engine: Engine, index: str) -> int:
-    if not index.isascii() or not index.isdigit() or int(index) >= len(engine.tokenizer):
-        raise ConfigError(f"logit_bias: {index!r} is not a token id; they go from 0 to {len(engine.tokenizer) - 1}.")
+    # Python reads no number of thousands of digits, and a token id has few.
+    if not (index.isascii() and index.isdigit() and len(index) < 20 and int(index) < len(engine.tokenizer)):
+        raise ConfigError(
+            f"logit_bias: {index[:20]!r} is not a token id; they go from 0 to {len(engine.tokenizer) - 1}."
+        )
     return int(index)
 
 
@@ -387,29 +398,40 @@ def serve(
     port: int = 8000,
     request_seconds: float = 300,
     log_level: str = "warning",
+    connection_limits: ConnectionLimits = DEFAULT_LIMITS,
+    allowed_hosts: Sequence[str] = (),
     ready: Callable[[str], None] | None = None,
     **limits: Any,
 ) -> None:
     """Serves until SIGINT or SIGTERM, then finishes the requests in progress.
 
     Args:
+        allowed_hosts: Names that the server answers to besides its own; see `Hosts`.
         ready: Called with the address once it is bound; for port 0, it contains the port that the system chose.
         **limits: See `build_app`.
 
     Raises:
         ConfigError: If the server cannot listen on the address.
     """
-    app = build_app(engine, request_seconds=request_seconds, **limits)
     bound = bind(host, port)
-    config = uvicorn.Config(
-        app, log_level=log_level, timeout_graceful_shutdown=int(request_seconds) + 1, server_header=False
+    address = bound.getsockname()[0]
+    if is_loopback(address):
+        # A name for this machine, perhaps.
+        allowed_hosts = [*allowed_hosts, host]
+    app = build_app(engine, request_seconds=request_seconds, listens=address, allowed_hosts=allowed_hosts, **limits)
+    server = Server(
+        app,
+        within_open_files(connection_limits),
+        log_level=log_level,
+        timeout_graceful_shutdown=int(request_seconds) + 1,
     )
+    # uvicorn shuts down cleanly on these signals, and then raises them again for the previous handlers. Until it runs, they
+    # must not get lost.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
     if ready is not None:
         ready(f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn shuts down cleanly on these signals, and then raises them again for the previous handlers.
-        signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[bound])
+    server.run(sockets=[bound])
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -420,8 +442,8 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError, UnicodeError) as error:
         raise ConfigError(
             f"Cannot listen on {host}:{port} ({error}): choose another with --port or --host."
         ) from error

@@ -2,7 +2,7 @@
 
 import signal
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 from inspect import signature
@@ -21,16 +21,24 @@ from ..inference.parameters import sampling
 from ..inference.session import ChatSession
 from ..interpretability.surprise import token_probabilities
 from ..tokenization_chatgpt import load_tokenizer
+from ..web.connections import DEFAULT_LIMITS, ConnectionLimits, dampen_logs, guarded_protocol, within_open_files
+from ..web.hosts import Hosts
+from .gate import Gate
 from .tokens import tokens_html
 
 with needed_by("The page"):
     import gradio as gr
+    from starlette.middleware import Middleware
 
 if TYPE_CHECKING:
     from ..moderation import Moderator
 
 History = list[dict[str, Any]]
 
+# How many answers can wait.
+QUEUE = 32
+# Pages whose state Gradio keeps; a stranger can open any number.
+_PAGES = 64
 # How long an open page may delay the end.
 _CLOSING_SECONDS = 3
 NOTICES = {
@@ -128,7 +136,8 @@ class Handlers:
         self._writing = session
         try:
             if seed is not None:
-                set_seed(int(seed))
+                # NumPy's seeds have 32 bits.
+                set_seed(int(seed) % 2**32)
             chosen = {"top_p": top_p, "top_k": int(top_k)} if temperature else {}
             session.set(max_new_tokens=int(max_new_tokens), **sampling(temperature), **chosen)
             for piece in session.stream(text):
@@ -367,6 +376,8 @@ def build_page(
             handlers.tokens, wanted, tokens, **quiet
         )
         page.unload(sessions.drop)
+    # Answers wait in a queue, and can be asked for in no other way.
+    page.queue(max_size=QUEUE, api_open=False)
     return page
 
 
@@ -376,8 +387,19 @@ PANEL_HEAD = """<h3>Token probabilities</h3>
 alternatives.</p>"""
 
 
-def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
+def launch_page(
+    page: gr.Blocks,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    *,
+    allowed_hosts: Sequence[str] = (),
+    connection_limits: ConnectionLimits = DEFAULT_LIMITS,
+) -> str:
     """Starts a page in the background and returns its address.
+
+    Args:
+        allowed_hosts: Names that the page answers to besides its own; see `Hosts`.
+        connection_limits: Deadlines and maximum number of the server's connections.
 
     Raises:
         ConfigError: If the port is in use or the host is not an address of this machine.
@@ -391,6 +413,11 @@ def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> s
     )
     # Turns off Gradio's own copy of every conversation in the browser; early releases of Gradio 6 have no such copy.
     history: dict[str, Any] = {"run_history": False} if "run_history" in signature(page.launch).parameters else {}
+    limits = within_open_files(connection_limits)
+    middleware = [
+        Middleware(Hosts, listens=host, allowed=allowed_hosts),
+        Middleware(Gate, functions=page.fns),
+    ]
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -406,6 +433,9 @@ def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> s
             ),
             css=(folder / "page.css").read_text(encoding="utf-8"),
             head=head,
+            state_session_capacity=_PAGES,
+            enable_monitoring=False,
+            app_kwargs={"middleware": middleware},
             **history,
         )
     except OSError as error:
@@ -413,6 +443,9 @@ def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> s
             f"The page cannot be served at {host}, port {port}: the port is in use, or the host is not an address of this "
             "machine. Choose another with --port or --host."
         ) from error
+    # Gradio makes its own server, and this is where the server looks when a connection comes.
+    page.server.config.http_protocol_class = guarded_protocol(limits)
+    dampen_logs()
     return str(address)
 
 
@@ -424,6 +457,7 @@ def serve_page(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
+    allowed_hosts: Sequence[str] = (),
     quantize: str | None = None,
     started: Callable[[str], None] = print,
     **options: Any,
@@ -431,6 +465,7 @@ def serve_page(
     """Serves the page of a chat model, from a folder or Hub id, until SIGINT or SIGTERM; for the main thread.
 
     Args:
+        allowed_hosts: See `launch_page`.
         quantize: See `load_for_generation`.
         started: Called with the address once the page is ready.
         **options: Options of `build_page`.
@@ -439,7 +474,7 @@ def serve_page(
         "title", Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)
     )
     page = build_page(load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path)), **options)
-    address = launch_page(page, host, port)
+    address = launch_page(page, host, port, allowed_hosts=allowed_hosts)
     # Gradio's own `block_thread` misses a signal that comes before it waits, and lets open pages delay the end.
     ended = Event()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}

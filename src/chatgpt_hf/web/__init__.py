@@ -1,0 +1,1 @@
+"""What every HTTP server of this package holds: deadlines, sizes and who may ask."""
