@@ -1,7 +1,12 @@
-"""Hostile programs: each counts as a failed sample and has no other effect, for root and for ordinary users."""
+"""Hostile programs: each counts as a failed sample and has no other effect, for root and for ordinary users.
 
+`test_verdict.py` has the programs that are after the verdict of their test.
+"""
+
+import errno
 import multiprocessing
 import os
+import platform
 import re
 import shutil
 import socket
@@ -13,13 +18,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from chatgpt_hf.errors import ConfigError
-from chatgpt_hf.evaluation.sandbox import run_program
-from chatgpt_hf.evaluation.sandbox.run import Outcome
+from chatgpt_hf.evaluation.sandbox import Outcome, confined, run_program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux alone")
 
@@ -30,6 +35,13 @@ PATIENCE = 300
 # A unique name, so that no other file has it in the places where the programs try to write.
 NEW = f"new-{uuid4().hex}"
 Run = Callable[..., Outcome]
+
+
+def run_alone(source: str, **options: Any) -> Outcome:
+    """Runs a program that passes if it comes to its end."""
+    source = f"{source}\n\ndef at_its_end():\n    return 42\n"
+    test = "def check(candidate):\n    assert candidate() == 42\n"
+    return run_program(source, entry_point="at_its_end", test=test, **options)
 
 
 def become_nobody(folder: str) -> None:
@@ -65,7 +77,7 @@ def base() -> Iterator[Path]:
 @pytest.fixture(scope="module", params=["as we are", "as nobody"])
 def run(request: pytest.FixtureRequest, base: Path) -> Iterator[Run]:
     if request.param == "as we are":
-        yield lambda source, **options: run_program(source, **{"timeout": PATIENCE, **options})
+        yield lambda source, **options: run_alone(source, **{"timeout": PATIENCE, **options})
         return
     if os.getuid():
         pytest.skip("we have no privileges to give up")
@@ -75,7 +87,7 @@ def run(request: pytest.FixtureRequest, base: Path) -> Iterator[Run]:
     with ProcessPoolExecutor(1, mp_context=context, initializer=become_nobody, initargs=(str(base),)) as pool:
         assert pool.submit(os.getuid).result() == NOBODY
         common = {"python": python, "timeout": PATIENCE}
-        yield lambda source, **options: pool.submit(run_program, source, **{**common, **options}).result()
+        yield lambda source, **options: pool.submit(run_alone, source, **{**common, **options}).result()
 
 
 @pytest.fixture
@@ -124,6 +136,9 @@ def fails(run: Run, outside: Path, base: Path) -> Callable[..., Outcome]:
 
 # Hostile programs, each with the reason of its failure.
 REFUSED = "PermissionError"
+# The judge ends a program that has closed its end of their pipes, if that has not ended yet.
+CLOSED = "left with exit code 1|died of SIGKILL"
+FULL = "OSError.*No space left on device"
 HOSTILE = {
     "fork": ("import os\nwhile True: os.fork()", REFUSED),
     "fork that ignores errors": (
@@ -175,9 +190,42 @@ HOSTILE = {
     "sparse file": ("open('a', 'wb').truncate(1 << 40)", "OSError.*File too large"),
     "many large files": (
         "n = 0\nwhile True:\n n += 1\n with open(str(n), 'wb') as f: f.write(bytes(8 << 20))",
-        "wrote too many files",
+        FULL,
     ),
-    "many small files": ("n = 0\nwhile True:\n n += 1\n open(str(n), 'wb').close()", "wrote too many files"),
+    "many small files": ("n = 0\nwhile True:\n n += 1\n open(str(n), 'wb').close()", FULL),
+    "deleted files": (
+        "import os\nfiles = []\nwhile True:\n files.append(open('a', 'wb', buffering=0))\n os.unlink('a')\n"
+        " assert files[-1].write(bytes(4 << 20)) == 4 << 20, 'No space left'",
+        "No space left",
+    ),
+    "deleted files under a memory map": (
+        "import mmap, os\nmaps = []\nwhile True:\n with open('a', 'w+b') as f:\n  os.posix_fallocate(f.fileno(), 0, 4 << 20)\n"
+        "  maps.append(mmap.mmap(f.fileno(), 4 << 20))\n os.unlink('a')",
+        FULL,
+    ),
+    "files without a name": (
+        "import os\nwhile True: os.posix_fallocate(os.open('.', os.O_TMPFILE | os.O_RDWR), 0, 4 << 20)",
+        FULL,
+    ),
+    "fallocate": (
+        "import os\nn = 0\nwhile True:\n n += 1\n with open(str(n), 'wb') as f: os.posix_fallocate(f.fileno(), 0, 8 << 20)",
+        FULL,
+    ),
+    "fallocate beyond the end": (
+        "import ctypes, os\nlibc, n = ctypes.CDLL(None, use_errno=True), 0\nwhile True:\n n += 1\n with open(str(n), 'wb') as f:\n"
+        "  if libc.fallocate(f.fileno(), 1, ctypes.c_long(0), ctypes.c_long(8 << 20)):\n"
+        "   raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))",
+        FULL,
+    ),
+    "copies of files": (
+        "import os\nn, one = 0, open('0', 'w+b')\none.write(bytes(4 << 20))\none.flush()\nwhile True:\n n += 1\n"
+        " with open(str(n), 'wb') as f: assert os.copy_file_range(one.fileno(), f.fileno(), 4 << 20, 0, 0), 'No space left'",
+        "No space left",
+    ),
+    "space for names": (
+        "n = 0\nwhile True:\n n += 1\n open(f'{n:0>255}', 'wb').close()",
+        FULL,
+    ),
     "many open files": ("x = [open('a', 'w') for _ in range(100)]", "OSError.*Too many open files"),
     "tcp": ("import socket; socket.create_connection(('127.0.0.1', PORT))", REFUSED),
     "udp": ("import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))", REFUSED),
@@ -210,17 +258,12 @@ HOSTILE = {
         "import os, threading\nthreading.Thread(target=os._exit, args=(0,)).start()\nwhile True: pass",
         "left with exit code 0 before its end",
     ),
-    "say so": ("import os; print('passed'); os.write(1, b'passed'); os._exit(0)", "left with exit code 0"),
-    "say so everywhere": (
-        "import os\nfor f in range(64):\n try: os.write(f, b'passed\\n')\n except OSError: pass\nos._exit(0)",
-        "passed",
-    ),
-    "close everything": ("import os; os.closerange(0, 1000); assert False", "before its end"),
-    "close everything and end": ("import os; os.closerange(0, 1000)", "left with exit code 1"),
+    "close everything": ("import os; os.closerange(0, 1000); assert False", CLOSED),
+    "close everything and end": ("import os; os.closerange(0, 1000)", CLOSED),
     "read everything": (
-        "import os\nos.set_blocking(0, False)\nfor f in range(64):\n for t in (os.read,):\n  try: s = t(f, 1000)\n"
-        "  except OSError: continue\n  assert not s, s\nassert False",
-        "AssertionError:$",
+        "import os\nfor f in range(64):\n try:\n  os.set_blocking(f, False)\n  s = os.read(f, 1000)\n"
+        " except OSError: continue\n assert not s, s\nassert False",
+        f"AssertionError:$|{CLOSED}",
     ),
     "signal mask": (
         "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
@@ -230,36 +273,33 @@ HOSTILE = {
     "builtins": (
         "import builtins, os, sys\nbuiltins.BaseException = builtins.str = builtins.type = type('x', (), {})\n"
         "os.write = os._exit = sys.exit = lambda *a: None\nassert False",
-        "AssertionError|TypeError|left with exit code 1",
-    ),
-    "frames": ("import sys; sys._getframe(1).f_locals", "ValueError"),
-    "frames of an error": (
-        "try: 1 / 0\nexcept Exception as e: s = e.__traceback__.tb_frame.f_back.f_locals",
-        "ValueError",
-    ),
-    "frames of a generator": ("g = (g.gi_frame.f_back for _ in 'a')\nnext(g)", "ValueError"),
-    "frames by tracing": ("import sys; sys.settrace(print)", "ValueError"),
-    "frames of threads": ("import sys; sys._current_frames()", "ValueError"),
-    "what began it": (
-        "for c in object.__subclasses__():\n"
-        " for f in vars(c).values():\n"
-        "  assert 'confine' not in getattr(f, '__globals__', ()), 'found'\n"
-        "import sys; import __main__; assert not hasattr(__main__, 'confine') and 'ctypes' not in sys.modules\nassert False",
-        "AssertionError:$",
-    ),
-    "objects": ("import gc; gc.get_objects()", "ValueError"),
-    "ctypes": ("import ctypes; ctypes.CDLL(None)", "ImportError"),
-    "ctypes under another name": (
-        "class N(str):\n def startswith(self, *a): return False\n__import__(N('_ctypes'))",
-        "ImportError",
+        f"AssertionError|TypeError|{CLOSED}",
     ),
     "error that lies": (
         "class E(Exception):\n def __str__(self):\n  import os\n  os._exit(0)\nraise E",
-        "left with exit code 0",
+        "^E:$",
     ),
     "deep recursion": (
         "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f()\nf()",
         "SIGSEGV|MemoryError|timed out",
+    ),
+    "raw system calls": (
+        "import ctypes, os\nlibc, parent = ctypes.CDLL(None, use_errno=True), os.getppid()\n"
+        # ptrace's attach and seize, process_vm_readv and writev, pidfd_open and getfd, unshare, setns, mount, bpf, io_uring,
+        # kcmp, keyctl, prctl, rt_tgsigqueueinfo, setsid, 32-bit numbers.
+        "calls = [(101, 16, parent), (101, 0x4206, parent), (310, parent), (311, parent), (434, parent, 0), (438, 3, 1), "
+        "(272, 0x10000000), (308, 3, 0), (165, 0, b'/'), (321, 0), (425, 1, 0), (312, parent), (250, 0), (157, 4, 1), "
+        "(297, parent, parent, 9), (112,), (0x40000000 + 39,)]\n"
+        "if os.uname().machine == 'x86_64':\n for call in calls:\n  assert libc.syscall(*call) == -1, call\n"
+        "  assert ctypes.get_errno() == 1, (call, ctypes.get_errno())\nraise PermissionError",
+        REFUSED,
+    ),
+    "calls of 32 bits": (
+        "import ctypes, mmap, os\nif os.uname().machine != 'x86_64': os.abort()\n"
+        # mov eax, 2; int 0x80; ret: fork in the other numbering.
+        "code = mmap.mmap(-1, 4096, prot=7)\ncode.write(b'\\xb8\\x02\\0\\0\\0\\xcd\\x80\\xc3')\n"
+        "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()",
+        "died of SIG",
     ),
     "broken source": ("def f(:", "SyntaxError"),
     "zero byte": ("a = '\0'", "SyntaxError|ValueError"),
@@ -441,27 +481,26 @@ def test_output_is_what_was_printed(run: Run) -> None:
 def test_it_dies_with_its_parent(base: Path, wait_until: Callable[..., None]) -> None:
     """A run whose supervisor is killed leaves no process."""
     supervisor = multiprocessing.get_context("fork").Process(
-        target=run_program, args=("open('here', 'w').close()\nwhile True: pass",), kwargs={"timeout": 3600}
+        target=run_alone, args=("while True: pass",), kwargs={"timeout": 3600}
     )
     supervisor.start()
-    # The program's file shows that it is running, and so confined.
-    wait_until(lambda: list(base.glob("*/here")))
-    (folder, _) = remains(base)
+    # Its folder, the judge's process and the program's.
+    wait_until(lambda: len(remains(base)) == 3)
+    (folder,) = [each for each in remains(base) if not each.isdecimal()]
     supervisor.kill()
     supervisor.join()
-    wait_until(lambda: len(remains(base)) == 1)
-    assert remains(base) == [folder]
+    wait_until(lambda: remains(base) == [folder])
     shutil.rmtree(folder)
 
 
-def test_without_confinement_nothing_runs_unless_it_is_said(outside: Path) -> None:
-    """Without Landlock (a seccomp filter hides it), a program runs only with `unsafe_unconfined`."""
-    wrapper = outside / "python"
+def python_without(call: int, error: int, folder: Path) -> str:
+    """Returns an interpreter for which a system call fails, by a seccomp filter."""
+    wrapper = folder / f"python-{call}"
     wrapper.write_text(
         f"""#!{sys.executable}
 import ctypes, os, struct, sys
 libc = ctypes.CDLL(None)
-steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x00050026), (0x06, 0, 0, 0x7FFF0000)]
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, {call}), (0x06, 0, 0, 0x00050000 + {error}), (0x06, 0, 0, 0x7FFF0000)]
 code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
 libc.prctl(38, 1, 0, 0, 0)
 assert libc.prctl(22, 2, struct.pack("HxxxxxxP", 4, ctypes.addressof(code)), 0, 0) == 0
@@ -469,28 +508,39 @@ os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
 """
     )
     wrapper.chmod(0o755)
+    return str(wrapper)
+
+
+def test_without_confinement_nothing_runs_unless_it_is_said(outside: Path) -> None:
+    """Without Landlock, a program runs only with `unsafe_unconfined`."""
     source = f"open({str(outside / 'new')!r}, 'w').close()"
     with pytest.raises(ConfigError, match=r"No program was run.*Function not implemented.*unsafe_unconfined=True"):
-        run_program(source, python=str(wrapper))
+        run_alone(source, python=python_without(444, errno.ENOSYS, outside))
     assert not (outside / "new").exists()
-    # The programs above would also succeed if nothing stopped them.
-    freely = {"timeout": PATIENCE, "unsafe_unconfined": True}
-    assert run_program(source, python=str(wrapper), **freely).passed
+    freely = {"unsafe_unconfined": True, "timeout": PATIENCE}
+    assert run_alone(source, **freely).passed
     assert (outside / "new").exists()
     unconfined = "import os, socket; socket.socket(); os.fork() or os._exit(0); os.chmod('.', 0o700)"
-    assert run_program(unconfined, **freely).passed
-    assert not run_program("while True: pass", timeout=0.5, unsafe_unconfined=True).passed
-    assert run_program("bytearray(1 << 30)", **freely).reason.startswith("MemoryError")
+    assert run_alone(unconfined, **freely).passed
+    assert not run_alone("while True: pass", timeout=0.5, unsafe_unconfined=True).passed
+    assert run_alone("bytearray(1 << 30)", **freely).reason.startswith("MemoryError")
 
 
-def test_other_systems_run_nothing(run: Run) -> None:
-    from chatgpt_hf.evaluation.sandbox import confined as sandboxed
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the call has another number")
+def test_without_a_limited_file_system_no_file_is_written(outside: Path) -> None:
+    """Without mount namespaces, a program can write no files, and the outcome says so."""
+    python = python_without(272, errno.EPERM, outside)
+    outcome = run_alone("import os; assert os.listdir() == []", python=python, timeout=PATIENCE)
+    assert outcome.passed
+    assert outcome.no_files == "[Errno 1] unshare: Operation not permitted"
+    for source in ("open('a', 'w')", "import os; os.open('.', os.O_TMPFILE | os.O_RDWR)"):
+        assert run_alone(source, python=python, timeout=PATIENCE).reason.startswith(REFUSED)
 
-    source = Path(sandboxed.__file__).read_text(encoding="utf-8")
-    source = source.replace("import ctypes\n", "")
-    fake = "import sys; sys.platform = 'darwin'\n" + source.replace('if __name__ == "__main__":\n    main()\n', "")
-    outcome = run(fake + "confine('/tmp', 1)", unsafe_unconfined=True)
-    assert "programs cannot be confined on darwin" in outcome.reason
+
+def test_other_systems_run_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(OSError, match="programs cannot be confined on darwin"):
+        confined.restrict("/tmp", 1, writable=True)
 
 
 @pytest.mark.parametrize(
@@ -505,4 +555,4 @@ def test_other_systems_run_nothing(run: Run) -> None:
 )
 def test_arguments_without_sense(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        run_program("pass", **options)  # type: ignore[arg-type]
+        run_alone("pass", **options)
