@@ -2,6 +2,7 @@
 
 import ast
 import json
+import logging
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,8 @@ from .figures import Measure
 from .generation import generate_completions
 from .record import Evaluation
 from .sandbox import Outcome, run_program
+
+logger = logging.getLogger(__name__)
 
 # Strings that end the body of a function (Chen et al. 2021, section 2.1).
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
@@ -159,7 +162,8 @@ def score_completions(
         num_workers: How many programs run at a time; with more workers than cores, correct programs may time out.
 
     Returns:
-        Measures `pass@1` ..., over the problems; each example has all completions of its problem and their outcomes.
+        Measures `pass@1` ..., over the problems; each example has all completions of its problem and their outcomes. If
+        programs could write no files, the settings say why (`no_files`), and so does the log.
 
     Raises:
         DataError: If there is no problem, or the number of lists of completions is not the number of problems.
@@ -183,6 +187,10 @@ def score_completions(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    settings: dict[str, Any] = {"timeout": timeout, "memory_mb": memory_mb}
+    if reasons := sorted({outcome.no_files for outcome in found} - {""}):
+        settings["no_files"] = reasons[0]
+        logger.warning("Programs could write no files, so those that need one failed: %s.", reasons[0])
     outcomes = iter(found)
     examples, counts = [], []
     for problem, written in zip(problems, completions, strict=True):
@@ -196,7 +204,7 @@ def score_completions(
         f"pass@{k}": Measure("mean", np.array([[pass_at_k(samples, passed, k), 1] for samples, passed in counts]))
         for k in ks
     }
-    return Evaluation("code", data, measures, examples, {"timeout": timeout, "memory_mb": memory_mb})
+    return Evaluation("code", data, measures, examples, settings)
 
 
 def _check(ks: Sequence[int], samples: int, num_workers: int) -> None:

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-LARGEST = 1 << 26  # Bytes of one message.
+LARGEST = 1 << 24  # Bytes of one message.
 _CHUNK = 1 << 16
 _WORD = 1 << 63
 _STANDARD = {
@@ -247,8 +247,10 @@ class Channel:
         if isinstance(value, type):
             return self._encode_class(value)
         if isinstance(value, BaseException):
-            classes = [f"{each.__module__}.{each.__qualname__}" for each in kind.__mro__[:-1]]
-            return ["error", classes, self._encode(value.args, table), self._encode({**vars(value)}, table)]
+            classes = [[each.__module__, each.__qualname__] for each in kind.__mro__[:-1]]
+            # Only so does an error of the system name its file.
+            args = OSError.__reduce__(value)[1] if isinstance(value, OSError) else value.args
+            return ["error", classes, self._encode(args, table), self._encode({**vars(value)}, table)]
         if self._is_known(name := f"{kind.__module__}.{kind.__qualname__}", kind):
             return self._encode_object(value, name, table)
         for base in _DATA:
@@ -356,14 +358,13 @@ class Channel:
         """Makes an exception of the first class that is known here, and of the name of its own."""
         classes, args, state = node
         found: type = Exception
-        for name in classes:
-            module, _, rest = name.rpartition(".")
-            names = self.names if module == "__main__" else vars(sys.modules.get(module, builtins))
-            kind = names.get(rest)
+        for module, name in classes:
+            names = self.names if module == "__main__" else getattr(sys.modules.get(module), "__dict__", {})
+            kind = names.get(name)
             if isinstance(kind, type) and issubclass(kind, BaseException):
                 found = kind
                 break
-        own = classes[0].rpartition(".")[2]
+        own = classes[0][1].rpartition(".")[2]
         if found.__name__ != own:
             found = type(own, (found,), {})
         args, state = self._decode(args, table), self._decode(state, table)
