@@ -79,6 +79,13 @@ def limit(limits: dict[str, int], *, strict: bool) -> None:
                 raise
 
 
+def check_system() -> None:
+    """Raises `OSError` on systems for which this module has no rules."""
+    machine = os.uname().machine
+    if sys.platform != "linux" or machine not in ARCHITECTURES:
+        raise OSError(f"programs cannot be confined on {sys.platform} with {machine}")
+
+
 def give_files(folder: str, size: int, number: int) -> str:
     """Puts an empty file system over a folder, in memory, whose size and number of files the kernel limits.
 
@@ -121,9 +128,6 @@ def restrict(folder: str, parent: int, *, writable: bool) -> None:
     Raises:
         OSError: If the system cannot enforce it.
     """
-    machine = os.uname().machine
-    if sys.platform != "linux" or machine not in ARCHITECTURES:
-        raise OSError(f"programs cannot be confined on {sys.platform} with {machine}")
     libc = _Libc()
     # Without capabilities, limits and permissions bind root as well: version 3, this process, six empty sets.
     libc("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))

@@ -13,7 +13,7 @@ import sys
 from typing import Any, NoReturn
 
 from .channel import Channel, RemoteOfProgram
-from .confined import confine, die_with, give_files, limit, restrict
+from .confined import check_system, confine, die_with, give_files, limit, restrict
 
 PASSED = "passed"
 _REPORTED = 300  # Characters of a reason.
@@ -26,6 +26,7 @@ def main() -> None:
     files = ""
     try:
         if confined:
+            check_system()
             files = give_files(folder, settings["disk"], settings["files"])
         limit(settings["limits"], strict=confined)
         if confined:

@@ -212,13 +212,13 @@ class _Watch:
                         selector.unregister(key.fd)
                 if not self.ready and self._begins():
                     deadline = time.monotonic() + self.timeout
-                if len(self.output) > _MAX_OUTPUT:
+                if max(len(self.output), len(self.told)) > _MAX_OUTPUT:
                     return "printed too much"
                 if ended:
                     return ""
                 if time.monotonic() >= deadline:
                     return "timed out"
-                if self._program and self._threads() > _MAX_THREADS:
+                if max(map(_threads, (self.process.pid, self._program))) > _MAX_THREADS:
                     return "started too many threads"
                 if not selector.get_map():
                     with suppress(subprocess.TimeoutExpired):
@@ -234,7 +234,7 @@ class _Watch:
             # A program that outlives its judge is no child of this process, so `wait` cannot await it.
             with open(self._ending, "rb", buffering=0), selectors.DefaultSelector() as selector:
                 selector.register(self._ending, selectors.EVENT_READ)
-                selector.select()
+                selector.select(_STARTING)
 
     def _begins(self) -> bool:
         """Reads the line with which the judge begins: `ready`, the program's process, and why it can write no files."""
@@ -248,10 +248,12 @@ class _Watch:
                     self._ending = os.pidfd_open(self._program)
         return self.ready
 
-    def _threads(self) -> int:
-        with suppress(OSError):
-            return len(os.listdir(f"/proc/{self._program}/task"))
-        return 0
+
+def _threads(process: int) -> int:
+    """Returns how many threads a process has, as far as the system tells."""
+    with suppress(OSError):
+        return len(os.listdir(f"/proc/{process}/task"))
+    return 0
 
 
 def _reason(returncode: int, told: bytes) -> str:
