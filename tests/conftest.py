@@ -74,6 +74,7 @@ def _beside(name: str) -> ModuleType:
 
 
 _beside("foreign_tokenizers")
+_beside("hostile_programs")
 
 
 def pytest_report_header() -> str:

@@ -48,11 +48,6 @@ PRIVATE: dict[str, dict[str, str]] = {
         "_extract_corpus_statistics": f"{STATISTICS} together with the warning of cut texts"
     },
     "evaluation/metrics/chrf.py": {"_extract_corpus_statistics": STATISTICS},
-    "evaluation/sandbox/confined.py": {
-        "_interp": "beginning of the names of Python's modules that the sandbox keeps out",
-        "_test": "as well",
-        "_xx": "as well",
-    },
     "inference/cpu/attention.py": {
         "_attn_implementation": ATTENTION,
         "mkldnn._linear_pointwise.default": OPERATOR,

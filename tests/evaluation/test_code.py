@@ -115,6 +115,31 @@ def test_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Evaluation.load(tmp_path / "evaluation").examples == found.examples
 
 
+def test_helpers_are_those_of_the_prompt() -> None:
+    """As in HumanEval's problems 32, 38 and 50; a program that replaces the helper gains nothing."""
+    problem = Problem(
+        "Test/2",
+        'def turn(text):\n    return text[1:] + text[:1]\n\n\ndef turn_back(text):\n    """Undoes turn."""\n',
+        "turn_back",
+        "def check(candidate):\n    assert candidate(turn('abc')) == 'abc'\n    assert turn_back is candidate\n",
+    )
+    written = ["    return text[-1:] + text[:-1]\n", "    return text\n\n\ndef turn(text):\n    return text\n"]
+    found = score_completions([problem], [written], timeout=PATIENCE, progress=False)
+    assert [sample["reason"] for sample in found.examples[0]["samples"]] == ["passed", "AssertionError:"]
+
+
+def test_programs_that_could_write_no_file_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def without_files(*_arguments: Any, **_options: Any) -> Outcome:
+        return Outcome(True, "passed", "", "unshare: Operation not permitted")
+
+    monkeypatch.setattr(code, "run_program", without_files)
+    found = score_completions([ADD], solutions([ADD]), timeout=PATIENCE, progress=False)
+    assert found.settings["no_files"] == "unshare: Operation not permitted"
+    assert "could write no files" in caplog.text
+
+
 @pytest.mark.parametrize(("samples", "passed"), [(5, 0), (5, 2), (5, 4), (5, 5), (7, 3)])
 def test_pass_at_k_is_the_share_of_draws_with_one_that_passes(samples: int, passed: int) -> None:
     for k in range(1, samples + 1):

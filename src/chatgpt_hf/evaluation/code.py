@@ -2,11 +2,11 @@
 
 import ast
 import json
+import logging
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from ..tokenization_chatgpt import encode_prompts
 from .figures import Measure
 from .generation import generate_completions
 from .record import Evaluation
-from .sandbox import run_program
+from .sandbox import Outcome, run_program
+
+logger = logging.getLogger(__name__)
 
 # Strings that end the body of a function (Chen et al. 2021, section 2.1).
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
@@ -55,8 +57,23 @@ class Problem:
     canonical_solution: str | None = None
 
     def program(self, completion: str) -> str:
-        """Returns the program: the prompt, its completion, and the test."""
-        return f"{self.prompt}{completion}\n{self.test}\ncheck({self.entry_point})\n"
+        """Returns the program, without its test: the prompt and its completion."""
+        return f"{self.prompt}{completion}\n"
+
+    def given(self) -> str:
+        """Returns the prompt as a module that can be run, for the test: it may define helper functions."""
+        return self.prompt if self.ends_in_a_body() else f"{self.prompt}    pass\n"
+
+    def ends_in_a_body(self) -> bool:
+        """Returns whether the prompt's function is complete; a docstring is a body."""
+        try:
+            ast.parse(self.prompt)
+        except (SyntaxError, ValueError):
+            return False
+        return True
+
+
+_EMPTY = Problem("", "def nothing():\n", "nothing", "def check(candidate):\n    candidate()\n")
 
 
 def read_problems(path: Path) -> list[Problem]:
@@ -112,6 +129,17 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
     return float(1 - np.prod(1 - k / np.arange(samples - passed + 1, samples + 1)))
 
 
+def judge(problem: Problem, completion: str, **limits: Any) -> Outcome:
+    """Runs the test of a problem on a completion of its prompt; takes the options of `run_program`, and raises its errors."""
+    return run_program(
+        problem.program(completion),
+        entry_point=problem.entry_point,
+        test=problem.test,
+        given=problem.given(),
+        **limits,
+    )
+
+
 def score_completions(
     problems: Sequence[Problem],
     completions: Sequence[Sequence[str]],
@@ -134,7 +162,8 @@ def score_completions(
         num_workers: How many programs run at a time; with more workers than cores, correct programs may time out.
 
     Returns:
-        Measures `pass@1` ..., over the problems; each example has all completions of its problem and their outcomes.
+        Measures `pass@1` ..., over the problems; each example has all completions of its problem and their outcomes. If
+        programs could write no files, the settings say why (`no_files`), and so does the log.
 
     Raises:
         DataError: If there is no problem, or the number of lists of completions is not the number of problems.
@@ -146,17 +175,22 @@ def score_completions(
         )
     _check(ks, min(map(len, completions)), num_workers)
     programs = [
-        problem.program(completion)
-        for problem, written in zip(problems, completions, strict=True)
-        for completion in written
+        (problem, completion) for problem, written in zip(problems, completions, strict=True) for completion in written
     ]
-    run = partial(run_program, timeout=timeout, memory_mb=memory_mb, unsafe_unconfined=unsafe_unconfined)
+
+    def run(program: tuple[Problem, str]) -> Outcome:
+        return judge(*program, timeout=timeout, memory_mb=memory_mb, unsafe_unconfined=unsafe_unconfined)
+
     with ThreadPoolExecutor(num_workers) as pool:
         try:
             found = list(tqdm(pool.map(run, programs), total=len(programs), desc="Running", disable=not progress))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    settings: dict[str, Any] = {"timeout": timeout, "memory_mb": memory_mb}
+    if reasons := sorted({outcome.no_files for outcome in found} - {""}):
+        settings["no_files"] = reasons[0]
+        logger.warning("Programs could write no files, so those that need one failed: %s.", reasons[0])
     outcomes = iter(found)
     examples, counts = [], []
     for problem, written in zip(problems, completions, strict=True):
@@ -170,7 +204,7 @@ def score_completions(
         f"pass@{k}": Measure("mean", np.array([[pass_at_k(samples, passed, k), 1] for samples, passed in counts]))
         for k in ks
     }
-    return Evaluation("code", data, measures, examples, {"timeout": timeout, "memory_mb": memory_mb})
+    return Evaluation("code", data, measures, examples, settings)
 
 
 def _check(ks: Sequence[int], samples: int, num_workers: int) -> None:
@@ -225,7 +259,7 @@ def evaluate_code(
             "pass@1 and 0.8 for pass@100 are usual."
         )
     # Fails before hours of generation if this system cannot confine programs.
-    run_program("", timeout=timeout, memory_mb=memory_mb, unsafe_unconfined=unsafe_unconfined)
+    judge(_EMPTY, "    pass", timeout=timeout, memory_mb=memory_mb, unsafe_unconfined=unsafe_unconfined)
     if chat:
         prompts = [_chat_prompt(tokenizer, problem) for problem in problems]
     else:
@@ -286,9 +320,5 @@ def _after_prompt(problem: Problem, code: str) -> str:
     """Returns code from a chat model's answer as a completion of the problem's prompt."""
     if not re.search(rf"^def {problem.entry_point}\b", code, flags=re.MULTILINE):
         return code
-    try:
-        # A docstring is a body: the function of the prompt is complete, and the answer's replaces it.
-        ast.parse(problem.prompt)
-    except (SyntaxError, ValueError):
-        return f"    pass\n\n\n{code}"
-    return f"\n\n{code}"
+    # The answer's function replaces the prompt's.
+    return f"\n\n{code}" if problem.ends_in_a_body() else f"    pass\n\n\n{code}"

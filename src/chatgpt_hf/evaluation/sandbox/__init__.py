@@ -1,4 +1,4 @@
-"""Runs programs that a model wrote: `run.py` starts and watches them, `confined.py` runs inside the sandbox."""
+"""Judges programs that a model wrote: `run.py` starts and watches them, the other modules run inside the sandbox."""
 
 from .run import Outcome, run_program
 

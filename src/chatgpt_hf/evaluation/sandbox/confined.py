@@ -1,17 +1,16 @@
-"""Runs inside the sandbox: gives up all rights that the program does not need, runs the program, and reports.
+"""Gives up all rights that a program does not need.
 
-`run.py` starts this file's text in a bare interpreter, so it imports only the standard library. Nothing can be undone:
-the kernel enforces Landlock rules, a seccomp filter and lowered hard limits for the rest of a process' life.
+This module runs in the sandbox, so it imports only the standard library. Nothing can be undone: the kernel enforces Landlock
+rules, a seccomp filter and lowered hard limits for the rest of a process' life.
 """
 
 import ctypes
-import json
 import os
 import resource
 import signal
 import struct
 import sys
-import types
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -35,6 +34,7 @@ faccessat 269 48  pselect6 270 72  ppoll 271 73  set_robust_list 273 99  falloca
 getcpu 309 168  renameat2 316 276  getrandom 318 278  membarrier 324 283  copy_file_range 326 285  statx 332 291
 rseq 334 293  close_range 436 436  faccessat2 439 439
 """
+_NEW_MOUNTS, _NEW_USER = 0x20000, 0x10000000
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 # The file rights of Landlock's first version; newer versions are not needed.
@@ -79,41 +79,96 @@ def limit(limits: dict[str, int], *, strict: bool) -> None:
                 raise
 
 
-def confine(folder: str, parent: int) -> None:
-    """Restricts this process to reading its libraries, writing plain files into its folder, and computing.
+def check_system() -> None:
+    """Raises `OSError` on systems for which this module has no rules."""
+    machine = os.uname().machine
+    if sys.platform != "linux" or machine not in ARCHITECTURES:
+        raise OSError(f"programs cannot be confined on {sys.platform} with {machine}")
+
+
+def give_files(folder: str, size: int, number: int) -> str:
+    """Puts an empty file system over a folder, in memory, whose size and number of files the kernel limits.
+
+    Only this process and its children see it, and it ends with them. This needs a mount namespace: as an ordinary user one
+    of a user namespace, which some systems do not allow.
+
+    Returns:
+        Why the system does not allow it, or "".
+    """
+    libc, user, group = _Libc(), os.getuid(), os.getgid()
+    why = ""
+    for flags in (_NEW_USER | _NEW_MOUNTS, _NEW_MOUNTS):
+        try:
+            libc("unshare", flags)
+            if flags & _NEW_USER:
+                for name, text in (
+                    ("setgroups", "deny"),
+                    ("uid_map", f"{user} {user} 1"),
+                    ("gid_map", f"{group} {group} 1"),
+                ):
+                    with open(f"/proc/self/{name}", "w") as file:
+                        file.write(text)
+            libc("mount", None, b"/", None, 1 << 18 | 1 << 14, None)  # MS_PRIVATE, MS_REC
+            options = f"size={size},nr_inodes={number},mode=700".encode()
+            libc(
+                "mount", b"files", folder.encode(), b"tmpfs", 1 << 1 | 1 << 2 | 1 << 3, options
+            )  # no suid, devices, programs
+            os.chdir(folder)
+            with open("here", "x"):
+                os.unlink("here")
+            return ""
+        except OSError as error:
+            why = why or str(error)
+    return why
+
+
+def restrict(folder: str, parent: int, *, writable: bool) -> None:
+    """Restricts this process and its children to reading their libraries, and to plain files in one folder.
 
     Raises:
         OSError: If the system cannot enforce it.
     """
-    machine = os.uname().machine
-    if sys.platform != "linux" or machine not in ARCHITECTURES:
-        raise OSError(f"programs cannot be confined on {sys.platform} with {machine}")
     libc = _Libc()
     # Without capabilities, limits and permissions bind root as well: version 3, this process, six empty sets.
     libc("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
     libc("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    libc("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    die_with(parent)
+    _restrict_files(libc, folder, writable)
+
+
+def die_with(parent: int) -> None:
+    """Ends this process when its parent ends."""
+    _Libc()("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)
-    _restrict_files(libc, folder)
-    code = _filter(machine, os.getpid())
+
+
+def confine(folder: str, killable: Collection[int]) -> None:
+    """Restricts this process to computing, and to sending signals to `killable`.
+
+    Raises:
+        OSError: If the system cannot enforce it.
+    """
+    libc = _Libc()
+    code = _filter(os.uname().machine, killable)
     buffer = ctypes.create_string_buffer(code)
     program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     libc("prctl", 22, 2, program, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
     _check(libc, folder)
 
 
-def _restrict_files(libc: _Libc, folder: str) -> None:
+def _restrict_files(libc: _Libc, folder: str, writable: bool) -> None:
     """Restricts file access by Landlock (Salaün 2017-2021, https://docs.kernel.org/userspace-api/landlock.html).
 
-    The program cannot create subfolders or links, so that its folder is easy to measure and safe to remove.
+    The program cannot create subfolders or links.
     """
     ruleset = libc("syscall", 444, struct.pack("=Q", ALL_RIGHTS), 8, 0)
     own = {
         os.path.join(prefix, name) for prefix in (sys.base_prefix, sys.base_exec_prefix) for name in ("lib", "lib64")
     }
     rights = dict.fromkeys([*own, *LIBRARIES, "/dev/urandom"], READ_FILE | READ_DIR)
-    rights |= {os.devnull: READ_FILE | WRITE_FILE, folder: READ_FILE | READ_DIR | WRITE_FILE | REMOVE_FILE | MAKE_REG}
+    write = WRITE_FILE | REMOVE_FILE | MAKE_REG if writable else 0
+    rights |= {os.devnull: READ_FILE | WRITE_FILE, folder: READ_FILE | READ_DIR | write}
     for path, access in rights.items():
         if os.path.exists(path):
             beneath = os.open(path, os.O_PATH)
@@ -124,7 +179,7 @@ def _restrict_files(libc: _Libc, folder: str) -> None:
     os.close(ruleset)
 
 
-def _filter(machine: str, own: int) -> bytes:
+def _filter(machine: str, killable: Collection[int]) -> bytes:
     """Returns the seccomp filter as classic BPF: 8 bytes per instruction, over `struct seccomp_data`."""
     column, architecture = ARCHITECTURES[machine]
     allow, refuse, missing, kill = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000  # refuse: EPERM, missing: ENOSYS
@@ -145,7 +200,7 @@ def _filter(machine: str, own: int) -> bytes:
             emit(equal, int(number), false=1)
             emit(give, allow)
 
-    def allow_if(numbers: tuple[int, int], argument: int, values: list[int], test: int = equal) -> None:
+    def allow_if(numbers: tuple[int, int], argument: int, values: Collection[int], test: int = equal) -> None:
         emit(equal, numbers[column], false=2 * len(values) + 2)
         emit(load, 16 + 8 * argument)
         for value in values:
@@ -154,8 +209,8 @@ def _filter(machine: str, own: int) -> bytes:
         emit(give, refuse)
 
     allow_if((56, 220), 0, [0x10000], any_bit)  # clone, for threads only
-    allow_if((62, 129), 0, [own])  # kill
-    allow_if((234, 131), 0, [own])  # tgkill
+    allow_if((62, 129), 0, killable)  # kill
+    allow_if((234, 131), 0, killable)  # tgkill
     allow_if((302, 261), 0, [0])  # prlimit64
     # fcntl without F_SETOWN, which makes the kernel send signals, and those ioctls that `open` and `isatty` use.
     allow_if((72, 25), 1, [0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030])
@@ -182,66 +237,3 @@ def _check(libc: _Libc, folder: str) -> None:
         done.append("open sockets")
     if done:
         raise OSError(f"with all restrictions in place, a process can still {' and '.join(done)}")
-
-
-def _hide_frames() -> None:
-    """Removes everything by which the program could find the secret in the frames below its own."""
-    for name in [name for name in sys.modules if name.split(".")[0] in ("ctypes", "_ctypes")]:
-        del sys.modules[name]
-    hidden = {"sys._getframe", "sys._current_frames", "sys._current_exceptions", "sys.settrace", "sys.setprofile"}
-    hidden |= {
-        "sys.monitoring.register_callback",
-        "gc.get_objects",
-        "gc.get_referrers",
-        "gc.get_referents",
-    }
-    # Modules for raw memory, the interpreter's own tests, and further interpreters, which would lack this hook.
-    modules = ("ctypes", "_ctypes", "_test", "_xx", "_interp", "concurrent.interpreters")
-    starts = str.startswith  # The name may belong to a subclass of str that overrides the method.
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        # After a ValueError, namedtuple, typing and logging manage without a frame.
-        if event in hidden or (event == "object.__getattr__" and arguments[1][-5:] == "frame"):
-            raise ValueError(f"{event} cannot be used in the sandbox.")
-        if event[:7] == "ctypes." or (event == "import" and starts(arguments[0], modules)):
-            raise ImportError("Raw memory and other interpreters cannot be used in the sandbox.")
-
-    sys.addaudithook(hook)
-
-
-def main() -> None:
-    """Reads the setup as JSON from standard input; reports `ready`, then the secret or what failed."""
-    with open(0, "rb", closefd=False) as stdin:
-        setup = json.load(stdin)
-    source, secret, report = setup.pop("source"), setup.pop("secret").encode(), setup.pop("report")
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    try:
-        limit(setup["limits"], strict=not setup["unsafe"])
-        if not setup["unsafe"]:
-            confine(setup["folder"], setup["parent"])
-    except (OSError, ValueError, AttributeError) as error:
-        os.write(report, f"{error}".encode())
-        os._exit(1)
-    # The program may rebind names, and can find the functions of this module by their classes.
-    write, leave, quiet, system = os.write, os._exit, suppress, sys
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"], sys.argv = module, [""]
-    del setup
-    _hide_frames()
-    write(report, b"ready\n")
-    globals().clear()
-    try:
-        exec(compile(source, "<program>", "exec"), module.__dict__)
-    except BaseException as error:
-        secret = b""
-        write(report, f"{type(error).__name__}: {error}"[:300].encode(errors="replace"))
-    with quiet(BaseException):
-        system.stdout.flush()
-    write(report, secret)
-    leave(0)
-
-
-if __name__ == "__main__":
-    main()
