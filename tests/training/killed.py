@@ -91,7 +91,7 @@ class Stop:
             return
         if self.moment == "removing":
             if event == "shutil.rmtree" and (self.file / "trainer_state.json").exists():
-                self.removing = Path(arguments[0]).name.startswith("checkpoint-")
+                self.removing = Path(arguments[0]).name.startswith(".saving-checkpoint-")
             elif event == "os.remove" and self.removing:
                 self.count -= 1
                 if self.count < 0:
@@ -111,6 +111,8 @@ class Stop:
 
 # As in an ordinary process: workers of a data loader end with it.
 multiprocessing.set_start_method("fork", force=True)
+# Killing a process loses nothing that it has written, so nothing has to wait for the disk.
+os.fsync = lambda descriptor: None
 sys.stderr = open(job["log"], "a")  # noqa: SIM115
 os.environ |= job["environment"]
 torch.set_num_threads(1)
