@@ -11,12 +11,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from datasets import Dataset
+from torch import distributed, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import CheckpointError, OutputError
 from .recipe import default_arguments
-from .run_folder import RECIPE_NAME, TRAINER_STATE_NAME, last_whole_checkpoint, read_data_record
+from .run_folder import (
+    RECIPE_NAME,
+    TRAINER_STATE_NAME,
+    begin_checkpoint,
+    last_whole_checkpoint,
+    read_data_record,
+    remove_old_checkpoints,
+    seal_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -232,13 +242,30 @@ def check_steps_left(checkpoint: Path, arguments: TrainingArguments) -> None:
 
 
 class ResumableTrainer(Trainer):
-    """`Trainer` that remembers the settings of its optimizer before it loads those of a checkpoint.
+    """`Trainer` that seals its checkpoints, and remembers the settings of its optimizer before it loads those of one.
 
     Attributes:
         settings: Of each parameter group, what the arguments ask for.
     """
 
     settings: list[dict[str, Any]]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            begin_checkpoint(folder)
+        # `Trainer` removes old checkpoints by the times of their folders, and before the new one is on the disk.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.world_size > 1:
+            # The other processes write files too.
+            distributed.barrier()
+        if self.args.should_save:
+            seal_checkpoint(folder)
+            remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
         """As in `Trainer`, which loads the checkpoint next."""
