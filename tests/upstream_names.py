@@ -115,6 +115,7 @@ PRIVATE: dict[str, dict[str, str]] = {
     },
     "training/resuming.py": {
         "_get_output_dir": "where a trial of a hyperparameter search saves",
+        "_load_best_model": "Trainer has no public event before it loads the best checkpoint",
         "_save_checkpoint": CHECKPOINT,
     },
     "training/run.py": {

@@ -16,6 +16,7 @@ import pytest
 import torch
 from power_cut import PowerCuts, write
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from chatgpt_hf.errors import CheckpointError
 from chatgpt_hf.training import resuming
@@ -173,8 +174,8 @@ def test_checkpoints_of_earlier_versions(run: Path, caplog: pytest.LogCaptureFix
     for name, kinds in {
         "model.safetensors": (truncate, zero, empty),
         "optimizer.pt": KINDS,
-        "scheduler.pt": (truncate, zero, flip, empty),
-        "rng_state.pth": (truncate, zero, flip, empty),
+        "scheduler.pt": (truncate, zero, empty),
+        "rng_state.pth": (truncate, zero, empty),
         "trainer_state.json": (truncate, zero, empty, remove),
     }.items():
         file = run / "checkpoint-4" / name
@@ -224,6 +225,24 @@ def test_without_another_checkpoint_the_run_is_refused(earlier: bool, run: Path,
     named = refused(*resume(run)[:-1], "--resume_from_checkpoint", run / "checkpoint-2")
     assert "is not a complete checkpoint" in named
     assert "checkpoint-2/optimizer.pt is damaged" in named
+
+
+@pytest.mark.parametrize(("name", "kind"), [("recipe.yaml", empty), ("recipe.yaml", zero), ("data.json", empty)])
+def test_damage_beside_the_checkpoints(name: str, kind: Any, run: Path, refused: Any, resume: Any) -> None:
+    damage(run / name, kind)
+    message = refused(*resume(run))
+    assert str(run / name) in message
+
+
+def test_the_best_checkpoint_is_damaged(run: Path) -> None:
+    """Its model would be taken at the end of the training, without being resumed from."""
+    trainer = ResumableTrainer.__new__(ResumableTrainer)
+    trainer.state = TrainerState(best_model_checkpoint=str(run / "checkpoint-2"))
+    damage(run / "checkpoint-2" / "model.safetensors", flip)
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors is damaged: .* the best of this run. Copy the file back"
+    ):
+        trainer._load_best_model()
 
 
 def test_a_second_run_is_kept_out(run: Path, refused: Any, resume: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from chatgpt_hf import load_model
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, load_tokenizer
 from chatgpt_hf.training.run_folder import last_whole_checkpoint
 
 resource = pytest.importorskip("resource", reason="limits on file sizes are POSIX's")
@@ -107,6 +107,48 @@ def test_full_while_the_model_is_saved(
     assert set(after) == set(before)
     load_model(folder)
     assert cli("sft", *more, "--resume_from_checkpoint", "true").code == 0
+
+
+@pytest.fixture(scope="module")
+def model_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that GGUF can express."""
+    folder = tmp_path_factory.mktemp("gated")
+    config = ChatGPTConfig.from_pretrained(base_folder, gated_mlp=True, hidden_act="silu", qk_norm=False)
+    ChatGPTForCausalLM(config).save_pretrained(folder)
+    load_tokenizer(str(base_folder)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "room"),
+    [
+        (["convert", "{model}", "{out}", "--to", "chatgpt"], ROOM_FOR_NEITHER),
+        (["quantize", "{model}", "{out}"], 50_000),
+        (["export", "{model}", "--output_dir", "{out}", "--format", "gguf", "--no-check"], ROOM_FOR_NEITHER),
+        (["evaluate", "{model}", "--corpus", "{corpus}", "--out", "{out}"], 1_000),
+    ],
+)
+def test_full_while_a_folder_is_written(
+    command: list[str],
+    room: int,
+    model_folder: Path,
+    corpus_file: Path,
+    cli: Callable[..., Any],
+    refused: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    def into(name: str) -> list[str]:
+        return [part.format(model=model_folder, corpus=corpus_file, out=tmp_path / name / "out") for part in command]
+
+    # Also fills the caches, which have their own messages.
+    assert cli(*into("before")).code == 0
+    with files_no_larger_than(room):
+        message = refused(*into("run"))
+    assert f"Could not write to {tmp_path / 'run' / 'out'}" in message
+    assert REMEDY in message
+    assert contents(tmp_path / "run") == {}
+    assert cli(*into("run")).code == 0
+    assert contents(tmp_path / "run").keys() == contents(tmp_path / "before").keys()
 
 
 @pytest.mark.e2e

@@ -22,6 +22,7 @@ from .run_folder import (
     RECIPE_NAME,
     TRAINER_STATE_NAME,
     begin_checkpoint,
+    find_fault,
     last_whole_checkpoint,
     read_data_record,
     remove_old_checkpoints,
@@ -267,6 +268,15 @@ class ResumableTrainer(Trainer):
             seal_checkpoint(folder)
             remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
 
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        if (fault := find_fault(best)) is not None:
+            raise CheckpointError(
+                f"{fault.reason}, and its model is the best of this run. Copy the file back and add --resume, or resume "
+                "without --load_best_model_at_end to take the model of the last step."
+            )
+        super()._load_best_model()
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
         """As in `Trainer`, which loads the checkpoint next."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
@@ -373,7 +383,14 @@ def _settings_before(checkpoint: Path, arguments: TrainingArguments) -> dict[str
     file = checkpoint.parent / RECIPE_NAME
     if not file.is_file():
         return {name: _plain(value) for name, value in vars(arguments).items()}
-    recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise CheckpointError(
+            f"{file} is damaged: it is not the recipe that the run wrote. Copy it back, or name another --output_dir to start again."
+        )
     defaults = vars(default_arguments(type(arguments)))
     return {name: _plain(value) for name, value in defaults.items()} | recipe
 

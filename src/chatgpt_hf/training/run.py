@@ -278,13 +278,15 @@ class Run(ABC):
         trainer.add_callback(DivergenceGuard(first_loss=self.first_loss()))
         if trainer.pop_callback(ProgressCallback) is not None:
             trainer.add_callback(ProgressFromResume())
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Any] = {}
         with clear_disk_errors(self.folder):
             if checkpoint is None or not _is_finished(trainer, checkpoint):
                 try:
                     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics)
                 finally:
                     stop.restore()
+            else:
+                metrics["epoch"] = trainer.state.epoch
         if stop.stopped_at is not None:
             raise TrainingInterrupted(
                 f"SIGTERM at step {stop.stopped_at}; {last_whole_checkpoint(self.folder)} is complete. Add --resume to continue "
