@@ -21,6 +21,7 @@ from transformers import TrainerState
 from chatgpt_hf.errors import CheckpointError
 from chatgpt_hf.training import resuming
 from chatgpt_hf.training.resuming import ResumableTrainer
+from chatgpt_hf.training.run import correct_runtime
 from chatgpt_hf.training.run_folder import (
     CHECKSUMS_NAME,
     LOCK_NAME,
@@ -285,6 +286,17 @@ def test_the_clock_is_set_back(pretrain_options: list[str], cli: Any, tmp_path: 
         )
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-6"]
     assert same_weights(folder, whole)
+
+
+def test_the_time_of_a_run_whose_clock_was_set(caplog: pytest.LogCaptureFixture) -> None:
+    right = {"train_runtime": 9.5, "train_samples_per_second": 20.0, "train_loss": 3.0}
+    assert correct_runtime(right, 10.0) == right
+    assert said(caplog) == []
+    for counted in (-1e6, 1e6):
+        wrong = {"train_runtime": counted, "train_samples_per_second": 200 / counted, "train_loss": 3.0}
+        corrected = correct_runtime(wrong, 10.0)
+        assert corrected == pytest.approx({"train_runtime": 10.0, "train_samples_per_second": 20.0, "train_loss": 3.0})
+        assert "The clock was set during the training: it took 10 seconds" in said(caplog)[0]
 
 
 def test_which_old_checkpoints_are_removed(tmp_path: Path) -> None:

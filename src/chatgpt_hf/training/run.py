@@ -3,6 +3,7 @@
 import json
 import logging
 import shlex
+import time
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
@@ -281,10 +282,12 @@ class Run(ABC):
         metrics: dict[str, Any] = {}
         with clear_disk_errors(self.folder):
             if checkpoint is None or not _is_finished(trainer, checkpoint):
+                began = time.monotonic()
                 try:
                     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics)
                 finally:
                     stop.restore()
+                metrics = correct_runtime(metrics, time.monotonic() - began)
             else:
                 metrics["epoch"] = trainer.state.epoch
         if stop.stopped_at is not None:
@@ -348,6 +351,23 @@ def write_base_sample(folder: Path, sample: list[float]) -> None:
     """Writes some weights of an adapter's base next to the adapter, so that `load_model` can recognize the base."""
     content = json.dumps(sample)
     write_atomically(folder / BASE_SAMPLE_NAME, lambda file: file.write_text(content, encoding="utf-8"))
+
+
+def correct_runtime(metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """`Trainer`'s metrics, with the right time and speed if the clock was set during the training.
+
+    Args:
+        metrics: They count the time of day.
+        seconds: What a clock that cannot be set has counted, from a little before to a little after.
+    """
+    counted = metrics.get("train_runtime")
+    # Rounded to 0.1 milliseconds.
+    if counted is None or 0 < counted <= seconds + 1e-3:
+        return metrics
+    logger.warning("The clock was set during the training: it took %.0f seconds and not %.0f.", seconds, counted)
+    speeds = ("train_samples_per_second", "train_steps_per_second")
+    corrected = {name: metrics[name] * counted / seconds for name in speeds if name in metrics}
+    return {**metrics, **corrected, "train_runtime": seconds}
 
 
 def resumes(arguments: TrainingArguments) -> bool:
