@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, load_tokenizer
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, train_tokenizer
 from chatgpt_hf.training.run_folder import last_whole_checkpoint
 
 resource = pytest.importorskip("resource", reason="limits on file sizes are POSIX's")
@@ -113,9 +113,10 @@ def test_full_while_the_model_is_saved(
 def model_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that GGUF can express."""
     folder = tmp_path_factory.mktemp("gated")
-    config = ChatGPTConfig.from_pretrained(base_folder, gated_mlp=True, hidden_act="silu", qk_norm=False)
-    ChatGPTForCausalLM(config).save_pretrained(folder)
-    load_tokenizer(str(base_folder)).save_pretrained(folder)
+    tokenizer = train_tokenizer(["Once upon a time there were 123 cats."] * 4, 270, max_digits=3, show_progress=False)
+    tokenizer.save_pretrained(folder)
+    own = {"vocab_size": len(tokenizer), "gated_mlp": True, "hidden_act": "silu", "qk_norm": False}
+    ChatGPTForCausalLM(ChatGPTConfig.from_pretrained(base_folder, **own)).save_pretrained(folder)
     return folder
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, load_tokenizer
+from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, load_tokenizer, train_tokenizer
 from chatgpt_hf.training.run_folder import find_fault
 
 pytestmark = pytest.mark.skipif(
@@ -52,21 +52,26 @@ RUN = [
     "--disable_tqdm",
     "true",
 ]
+# With small corpora and models, and without the conversation at the end.
 SMALL_QUICKSTART = """
 import importlib
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
-def first(name, load=importlib.import_module("chatgpt_hf.data.builtin").load_builtin):
-    parts = {{"train": 40, "test": 4}}
-    return DatasetDict({{part: rows.select(range(parts[part])) for part, rows in load(name).items()}})
+def corpus(name):
+    texts = [f"Number {{number}} comes after {{number - 1}}." for number in range(1, 41)]
+    turns = [[{{"role": "user", "content": "Number?"}}, {{"role": "assistant", "content": text}}] for text in texts]
+    rows = {{"messages": turns}} if name.endswith("-qa") else {{"text": texts}}
+    rows = Dataset.from_dict({{"name": texts, **rows}})
+    return DatasetDict({{"train": rows.select(range(36)), "test": rows.select(range(36, 40))}})
 
 for module in ("quickstart", "data.builtin", "data.corpus"):
-    importlib.import_module(f"chatgpt_hf.{{module}}").load_builtin = first
-small = "--max_steps 2 --save_steps 1 --block_size 192 --per_device_train_batch_size 1 --disable_tqdm true".split()
-model = "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --vocab_size 300 --eval_strategy no".split()
-importlib.import_module("chatgpt_hf.quickstart").quickstart(
-    {folder!r}, print, [*small, *model], [*small, "--evaluate_answers", "0", "--evaluate_base", "false", "--eval_strategy", "no"]
-)
+    importlib.import_module(f"chatgpt_hf.{{module}}").load_builtin = corpus
+quickstart = importlib.import_module("chatgpt_hf.quickstart")
+quickstart.QUESTIONS = ()
+common = "--max_steps 2 --save_steps 1 --block_size 64 --eval_strategy no --disable_tqdm true".split()
+model = "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --vocab_size 300".split()
+answers = "--evaluate_answers 0 --evaluate_base false".split()
+quickstart.quickstart({folder!r}, print, [*common, *model], [*common, *answers])
 """
 
 
@@ -200,9 +205,10 @@ def test_quickstart(commands: Commands, tmp_path: Path) -> None:
 def model_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that GGUF can express."""
     folder = tmp_path_factory.mktemp("gated")
-    config = ChatGPTConfig.from_pretrained(base_folder, gated_mlp=True, hidden_act="silu", qk_norm=False)
-    ChatGPTForCausalLM(config).save_pretrained(folder)
-    load_tokenizer(str(base_folder)).save_pretrained(folder)
+    tokenizer = train_tokenizer(["Once upon a time there were 123 cats."] * 4, 270, max_digits=3, show_progress=False)
+    tokenizer.save_pretrained(folder)
+    own = {"vocab_size": len(tokenizer), "gated_mlp": True, "hidden_act": "silu", "qk_norm": False}
+    ChatGPTForCausalLM(ChatGPTConfig.from_pretrained(base_folder, **own)).save_pretrained(folder)
     return folder
 
 
@@ -227,7 +233,7 @@ def adapter(base_folder: Path, tmp_path: Path) -> Path:
             "before .saving-*/out/*.gguf",
         ),
         (["evaluate", "{model}", "--corpus", "{corpus}", "--out", "{out}"], "before out/*/examples.jsonl"),
-        (["tokenizer", "train", "{corpus}", "{out}", "--vocab_size", "270"], "before out"),
+        (["tokenizer", "train", "--corpus", "{corpus}", "--output_dir", "{out}", "--vocab_size", "270"], "before out"),
     ],
 )
 def test_commands_that_write_a_folder(
