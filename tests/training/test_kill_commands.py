@@ -64,7 +64,7 @@ def corpus(name):
     rows = Dataset.from_dict({{"name": texts, **rows}})
     return DatasetDict({{"train": rows.select(range(36)), "test": rows.select(range(36, 40))}})
 
-for module in ("quickstart", "data.builtin", "data.corpus"):
+for module in ("quickstart", "data.builtin", "data.corpus", "data.tables"):
     importlib.import_module(f"chatgpt_hf.{{module}}").load_builtin = corpus
 quickstart = importlib.import_module("chatgpt_hf.quickstart")
 quickstart.QUESTIONS = ()
