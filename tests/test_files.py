@@ -67,6 +67,7 @@ def test_a_failure_leaves_the_old_files(tmp_path: Path, error: BaseException) ->
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EFBIG, "File too large"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError("4096 requested and 1544 written"),
         PermissionError(errno.EACCES, "Permission denied"),
         RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
         Exception("SafetensorError: I/O error: No space left on device (os error 28)"),

@@ -207,13 +207,14 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
     except Exception as error:
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         refused = isinstance(error, OSError) and error.errno in (*full, errno.EROFS, errno.EACCES, errno.EPERM)
-        # safetensors and torch.save report the same problems as other exception classes.
+        # safetensors, torch.save and NumPy report the same problems as other exception classes.
         texts = (
             "No space left on device",
             "File too large",
             "Disk quota exceeded",
             "PytorchStreamWriter",
             "unexpected pos",
+            "requested and",
         )
         if not refused and not any(text in str(error) for text in texts):
             raise
