@@ -41,6 +41,9 @@ os.environ.update(
     MPLBACKEND="Agg",
     TOKENIZERS_PARALLELISM="false",
 )
+# Tests write thousands of files, and nobody pulls the plug: waiting for the disk would take minutes. The tests of what
+# is synced record the calls.
+os.fsync = lambda descriptor: None
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread per worker: several workers with a thread per core would only slow each other down.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -75,6 +78,7 @@ def _beside(name: str) -> ModuleType:
 
 _beside("foreign_tokenizers")
 _beside("hostile_programs")
+_beside("power_cut")
 
 
 def pytest_report_header() -> str:

@@ -115,6 +115,11 @@ PRIVATE: dict[str, dict[str, str]] = {
         "torch._foreach_lerp_": FOREACH,
         "torch._foreach_mul_": FOREACH,
     },
+    "training/resuming.py": {
+        "_get_output_dir": "where a trial of a hyperparameter search saves",
+        "_load_best_model": "Trainer has no public event before it loads the best checkpoint",
+        "_save_checkpoint": CHECKPOINT,
+    },
     "training/run.py": {
         "_load_from_checkpoint": "a finished run takes its last checkpoint without a step more; `Trainer.train` takes one"
     },
@@ -122,7 +127,6 @@ PRIVATE: dict[str, dict[str, str]] = {
         "torch._subclasses.fake_tensor.FakeTensorMode": "PyTorch documents it by this name (torch.compiler_fake_tensor)"
     },
     "training/trainer.py": {
-        "_get_output_dir": "where a trial of a hyperparameter search saves",
         "_save_checkpoint": CHECKPOINT,
         "_save_rng_state": CHECKPOINT,
         "_train_batch_size": "rows of a batch as `auto_find_batch_size` set them; `args` keeps the number that was given",

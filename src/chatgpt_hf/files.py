@@ -1,4 +1,8 @@
-"""Files and folders written completely or not at all, and JSON read with errors that name the file."""
+"""Files and folders written completely or not at all, and JSON read with errors that name the file.
+
+A process may be killed, and a machine lose its power, between any two writes. So everything is written under a temporary
+name, synced to the disk, and renamed: the name then stands for the old content or for the new one.
+"""
 
 import errno
 import json
@@ -12,20 +16,34 @@ from typing import Any
 
 from .errors import ChatGPTError, CheckpointError, OutputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 # Prefix of temporary folders that are still being written.
 SAVING_PREFIX = ".saving-"
+# Without these files nothing is a model, so they come last where files are moved one by one.
+_MOVED_LAST = ("config.json", "adapter_config.json")
 
 
 def check_new_folder(path: str | Path) -> Path:
-    """Returns the path if it does not exist yet or is an empty folder.
+    """Returns the path if it does not exist yet or is an empty folder; what a killed process left does not count.
 
     Raises:
         OutputError: If it is a file or a folder that is not empty.
     """
     folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is not an empty folder. Nothing was written; name another one.")
-    return folder
+    if not folder.exists():
+        return folder
+    content = [child.name for child in folder.iterdir()] if folder.is_dir() else [folder.name]
+    if all(name.startswith(SAVING_PREFIX) for name in content):
+        return folder
+    if any(name.startswith(SAVING_PREFIX) for name in content):
+        raise OutputError(
+            f"{folder} holds what a killed process had begun to write. Nothing was written; remove it, or name another folder."
+        )
+    raise OutputError(f"{folder} is not an empty folder. Nothing was written; name another one.")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -46,30 +64,137 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 @contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder`, in one step, if the block ends without an error.
+
+    A folder that exists stays the same folder, because a shell may be in it or a disk be mounted there; then the files are
+    moved into it one by one. See `check_new_folder`.
+
+    Raises:
+        OutputError: If the disk is full, or another process has written the folder meanwhile; nothing remains.
+    """
+    if folder.exists():
+        with atomic_folder(folder) as temporary:
+            yield temporary
+        return
+    with clear_disk_errors(folder), _temporary(folder.parent, f"{SAVING_PREFIX}{folder.name}-") as temporary:
+        # Inside, because the temporary folder itself cannot be read by others.
+        written = temporary / folder.name
+        written.mkdir()
+        yield written
+        _sync_tree(written, folders=True)
+        try:
+            written.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            raise OutputError(f"Another process has written {folder} meanwhile: name another folder.") from error
+        sync(folder.parent)
+
+
+@contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files replace those of the same names in `folder` if the block ends without an error.
+
+    Each file is replaced in one step, in the order of the names; config.json is the last of a model.
 
     Raises:
         OutputError: If the disk is full; `folder` is unchanged.
     """
     made = not folder.exists()
-    with clear_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=SAVING_PREFIX, dir=folder))
     try:
-        with clear_disk_errors(folder):
+        with clear_disk_errors(folder), _temporary(folder, SAVING_PREFIX) as temporary:
             yield temporary
-            for path in sorted(temporary.rglob("*")):
+            _sync_tree(temporary, folders=False)
+            paths = sorted(temporary.rglob("*"), key=lambda path: (path.name in _MOVED_LAST, path))
+            for path in paths:
                 target = folder / path.relative_to(temporary)
                 if path.is_dir():
                     target.mkdir(exist_ok=True)
                 else:
                     os.replace(path, target)
+            for changed in {folder, *(folder / path.relative_to(temporary).parent for path in paths)}:
+                sync(changed)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         if made:
             with suppress(OSError):
                 folder.rmdir()
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a folder and its parents, if they are missing, so that a loss of power does not take them away."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: If the disk refuses them.
+    """
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
+        # Windows opens no folders.
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems of a network sync no folders.
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _temporary(parent: Path, prefix: str) -> Iterator[Path]:
+    """A folder that is removed at the end; first removes those that killed processes left."""
+    make_folder(parent)
+    for path in list(parent.iterdir()):
+        if path.name.startswith(prefix) and (descriptor := _lock(path)) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(descriptor)
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        descriptor = _lock(temporary, wait=True)
+        if temporary.exists():
+            break
+        # Another process took it for a leftover before it was locked.
+        if descriptor is not None:
+            os.close(descriptor)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(folder: Path, *, wait: bool = False) -> int | None:
+    """Locks a folder until the descriptor is closed, or the process ends; None if that is not possible."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        # Some file systems have no locks: then nothing says that the process has ended.
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _sync_tree(folder: Path, *, folders: bool) -> None:
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file() or (folders and path.is_dir()):
+            sync(path)
 
 
 @contextmanager
@@ -82,13 +207,14 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
     except Exception as error:
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         refused = isinstance(error, OSError) and error.errno in (*full, errno.EROFS, errno.EACCES, errno.EPERM)
-        # safetensors and torch.save report the same problems as other exception classes.
+        # safetensors, torch.save and NumPy report the same problems as other exception classes.
         texts = (
             "No space left on device",
             "File too large",
             "Disk quota exceeded",
             "PytorchStreamWriter",
             "unexpected pos",
+            "requested and",
         )
         if not refused and not any(text in str(error) for text in texts):
             raise

@@ -1,6 +1,6 @@
-"""A training run that reaches a chosen moment, reports it through a pipe, and waits to be killed; run by test_kill.py.
+"""A command that reaches a chosen moment, reports it through a pipe, and waits to be killed; run by test_kill*.py.
 
-The test passes two names: `job` says what to run and when to stop, `pipe` takes the report. Without a stop, the run
+The test passes two names: `job` says what to run and when to stop, `pipe` takes the report. Without a stop, the command
 finishes. Moments are callbacks of `Trainer`, Python's audit events for files, and the two functions that write files
 without audit events, so the package needs no code for the test.
 """
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ class Stop:
     Args:
         folder: The run's folder.
         step: The step of the moment.
-        moment: A method of `TrainerCallback`; `before NAME` or `within NAME`, for a file that is written; or
-            `removing`, while files of an old checkpoint are deleted.
+        moment: A method of `TrainerCallback`; `before NAME` or `within NAME`, for a file that is written, where NAME
+            may have wildcards; or `removing`, while files of an old checkpoint are deleted.
         count: Number of files that are already deleted at the moment.
         share: Share of the file that is already written at the moment.
         sigterm: True if the process sends itself SIGTERM and continues. Otherwise it waits to be killed.
@@ -79,11 +80,14 @@ class Stop:
 
         def written(*args: Any, **kwargs: Any) -> None:
             write(*args, **kwargs)
-            if self.moment == "within" and Path(args[index]) == self.file:
-                os.truncate(self.file, int(self.share * self.file.stat().st_size))
+            if self.moment == "within" and self._is_meant(args[index]):
+                os.truncate(args[index], int(self.share * os.stat(args[index]).st_size))
                 self.come()
 
         return written
+
+    def _is_meant(self, path: Any) -> bool:
+        return fnmatch(os.path.abspath(path), str(self.file))
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Python calls this before each file operation of this process."""
@@ -91,7 +95,7 @@ class Stop:
             return
         if self.moment == "removing":
             if event == "shutil.rmtree" and (self.file / "trainer_state.json").exists():
-                self.removing = Path(arguments[0]).name.startswith("checkpoint-")
+                self.removing = Path(arguments[0]).name.startswith(".saving-checkpoint-")
             elif event == "os.remove" and self.removing:
                 self.count -= 1
                 if self.count < 0:
@@ -99,22 +103,27 @@ class Stop:
             return
         opened = event == "open" and "w" in str(arguments[1]) and isinstance(arguments[0], (str, os.PathLike))
         target = arguments[0] if opened else arguments[1] if event == "os.rename" else None
-        if target is None or Path(target) != self.file:
+        if target is None or not self._is_meant(target):
             return
         if self.moment == "within":
             self.came = True
             text = b'{\n  "best_global_step": null,\n  "processes": 1, "state": {'
-            self.file.write_bytes(text[: int(self.share * len(text))])
+            Path(target).write_bytes(text[: int(self.share * len(text))])
             self.came = False
         self.come()
 
 
 # As in an ordinary process: workers of a data loader end with it.
 multiprocessing.set_start_method("fork", force=True)
+# Killing a process loses nothing that it has written, so nothing has to wait for the disk.
+os.fsync = lambda descriptor: None
 sys.stderr = open(job["log"], "a")  # noqa: SIM115
 os.environ |= job["environment"]
 torch.set_num_threads(1)
 if job["stop"] is not None:
     Stop(**job["stop"])
-sys.argv = ["chatgpt-hf", *job["arguments"]]
-importlib.import_module(job["cli"]).main()
+if "code" in job:
+    exec(job["code"], {"__name__": "__main__"})
+else:
+    sys.argv = ["chatgpt-hf", *job["arguments"]]
+    importlib.import_module(job["cli"]).main()

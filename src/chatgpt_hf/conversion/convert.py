@@ -13,7 +13,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..checkpoints import check_tokenizer_fits, load_model, refuse_adapter
 from ..errors import CheckpointError, ConversionError, TokenizerError
-from ..files import atomic_folder, check_new_folder
+from ..files import check_new_folder, new_folder
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..stored import ORIGIN_FIELD, carry_origin, copy_licence
@@ -75,7 +75,7 @@ def convert_checkpoint(
     if not names_special_tokens:
         # Only now, because a large one takes as much memory as the logits.
         loaded_tokenizer = find_tokenizer(source)
-    with atomic_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         save(temporary)
         if loaded_tokenizer is not None:
             loaded_tokenizer.save_pretrained(temporary)

@@ -10,7 +10,7 @@ from torch import nn
 from ..checkpoints import ADAPTER_CONFIG_NAME, load_model, repair_generation_config
 from ..errors import ConversionError
 from ..extras import needed_by
-from ..files import atomic_folder, check_new_folder, read_json
+from ..files import check_new_folder, new_folder, read_json
 from ..stored import carry_origin, copy_licence, quantization_of, stored_dtype
 from ..tokenization_chatgpt import load_tokenizer
 from .convert import float32_logits, random_ids
@@ -72,7 +72,7 @@ def merge_adapter(source: str | Path, output_dir: str | Path, dtype: torch.dtype
     repair_generation_config(merged)
     if base:
         carry_origin(merged.config, base, source)
-    with atomic_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         merged.save_pretrained(temporary)
         load_tokenizer(source).save_pretrained(temporary)
         copy_licence(base, temporary)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ..checkpoints import check_tokenizer_fits, load_model, refuse_adapter
 from ..conversion.convert import find_tokenizer, known_config
 from ..errors import ConversionError, TokenizerError
-from ..files import atomic_folder, check_new_folder
+from ..files import check_new_folder, new_folder
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from .gguf import OUTTYPES, check_gguf, check_llama_cpp, round_weights, run_gguf, write_gguf
 from .graphs import GRAPH_FORMATS, check_graph, export_graph, graph_logits, load_graph
@@ -88,7 +88,7 @@ def export_model(
     with torch.inference_mode():
         expected = model(ids).logits[0]
     error = None
-    with atomic_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         if tokenizer is not None and export_format == "gguf":
             kind = "f32 with GELU" if outtype == "f32" and "gelu" in model.config.hidden_act else outtype
             file = temporary / f"model-{outtype.upper()}.gguf"

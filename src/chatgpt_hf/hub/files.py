@@ -19,7 +19,7 @@ from ..checkpoints import BASE_SAMPLE_NAME, check_safetensors
 from ..errors import CheckpointError, ConfigError
 from ..files import read_json
 from ..reporting.card import CARD_NAME
-from ..training.run_folder import DATA_NAME, RECIPE_NAME, is_whole_checkpoint, last_whole_checkpoint
+from ..training.run_folder import DATA_NAME, RECIPE_NAME, is_whole_checkpoint
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -130,10 +130,6 @@ def checkpoint_files(folder: Path) -> dict[int, dict[str, Path]]:
     Raises:
         ConfigError: If there is none.
     """
-    if last_whole_checkpoint(folder) is None:
-        raise ConfigError(
-            f"--checkpoints: {folder} has no complete checkpoint-N. Leave it out to send only the model."
-        )
     run = {
         name: path
         for name, path in published_files(folder).files.items()
@@ -147,6 +143,10 @@ def checkpoint_files(folder: Path) -> dict[int, dict[str, Path]]:
         check_model_folder(checkpoint)
         own = {name: path for name, path in published_files(checkpoint).files.items() if name != CARD_NAME}
         found[int(step)] = {**run, **own}
+    if not found:
+        raise ConfigError(
+            f"--checkpoints: {folder} has no complete checkpoint-N. Leave it out to send only the model."
+        )
     return dict(sorted(found.items()))
 
 

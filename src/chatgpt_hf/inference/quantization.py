@@ -17,7 +17,7 @@ from ..checkpoints import check_tokenizer_fits, context_length, load_model, refu
 from ..errors import ConfigError, DataError
 from ..evaluation.scoring import negative_log_likelihoods
 from ..extras import require
-from ..files import atomic_folder, check_new_folder
+from ..files import check_new_folder, new_folder
 from ..stored import carry_origin, copy_licence
 from ..tokenization_chatgpt import encode_texts, load_tokenizer
 from .cpu.packed_linear import use_cpu_kernels
@@ -231,7 +231,7 @@ def quantize_folder(
     original = _perplexity(model, unseen) if unseen else 0.0
     quantize_model(model, quantization, seen)
     carry_origin(model.config, source)
-    with atomic_folder(target) as temporary:
+    with new_folder(target) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         copy_licence(source, temporary)

@@ -19,8 +19,7 @@ from .adaptation import adapt
 from .adapters import adapter_record, lora_config
 from .arguments import FinetuneArguments, TaskModelArguments
 from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint
-from .run import Run, check_block_size, resumes, write_base_sample
-from .run_folder import last_whole_checkpoint
+from .run import Run, check_block_size, write_base_sample
 from .weights import loading
 
 # Inside the run's folder: only the adapters, if adapters were trained. The run's folder contains the merged model.
@@ -94,8 +93,8 @@ class FinetuneRun(Run):
             dropout=chosen.dropout,
             **loading(chosen),
         )
-        if resumes(self.arguments) and (checkpoint := last_whole_checkpoint(self.folder)):
-            task.resume_target(model, checkpoint)
+        if self.checkpoint is not None:
+            task.resume_target(model, self.checkpoint)
         check_tokenizer_fits(model, self.tokenizer)
         check_block_size(wanted.max_length, model, field="max_length")
         task.prepare_tokenizer(self.tokenizer)

@@ -11,12 +11,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from datasets import Dataset
+from torch import distributed, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import CheckpointError, OutputError
 from .recipe import default_arguments
-from .run_folder import RECIPE_NAME, TRAINER_STATE_NAME, last_whole_checkpoint, read_data_record
+from .run_folder import (
+    RECIPE_NAME,
+    TRAINER_STATE_NAME,
+    begin_checkpoint,
+    find_fault,
+    last_whole_checkpoint,
+    read_data_record,
+    remove_old_checkpoints,
+    seal_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -232,13 +243,39 @@ def check_steps_left(checkpoint: Path, arguments: TrainingArguments) -> None:
 
 
 class ResumableTrainer(Trainer):
-    """`Trainer` that remembers the settings of its optimizer before it loads those of a checkpoint.
+    """`Trainer` that seals its checkpoints, and remembers the settings of its optimizer before it loads those of one.
 
     Attributes:
         settings: Of each parameter group, what the arguments ask for.
     """
 
     settings: list[dict[str, Any]]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            begin_checkpoint(folder)
+        # `Trainer` removes old checkpoints by the times of their folders, and before the new one is on the disk.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.world_size > 1:
+            # The other processes write files too.
+            distributed.barrier()
+        if self.args.should_save:
+            seal_checkpoint(folder)
+            remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        if (fault := find_fault(best)) is not None:
+            raise CheckpointError(
+                f"{fault.reason}, and its model is the best of this run. Copy the file back and add --resume, or resume "
+                "without --load_best_model_at_end to take the model of the last step."
+            )
+        super()._load_best_model()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
         """As in `Trainer`, which loads the checkpoint next."""
@@ -346,7 +383,14 @@ def _settings_before(checkpoint: Path, arguments: TrainingArguments) -> dict[str
     file = checkpoint.parent / RECIPE_NAME
     if not file.is_file():
         return {name: _plain(value) for name, value in vars(arguments).items()}
-    recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise CheckpointError(
+            f"{file} is damaged: it is not the recipe that the run wrote. Copy it back, or name another --output_dir to start again."
+        )
     defaults = vars(default_arguments(type(arguments)))
     return {name: _plain(value) for name, value in defaults.items()} | recipe
 

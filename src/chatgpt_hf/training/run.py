@@ -3,11 +3,14 @@
 import json
 import logging
 import shlex
+import time
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+from accelerate.utils import broadcast_object_list
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,8 +28,8 @@ from ..checkpoints import (
     refuse_adapter,
     repair_generation_config,
 )
-from ..errors import CheckpointError, ConfigError, TrainingInterrupted
-from ..files import atomic_folder, clear_disk_errors, write_atomically
+from ..errors import CheckpointError, ConfigError, OutputError, TrainingInterrupted
+from ..files import atomic_folder, clear_disk_errors, make_folder, write_atomically
 from ..hub.connection import check_access
 from ..hub.push import push
 from ..reporting.report import Report, training_facts
@@ -52,8 +55,10 @@ from .run_folder import (
     TRAINER_STATE_NAME,
     check_checkpoint_fits,
     check_output_dir,
-    is_whole_checkpoint,
+    checkpoint_to_resume,
+    find_fault,
     last_whole_checkpoint,
+    only_run,
     prepare_output_dir,
     read_data_record,
 )
@@ -72,6 +77,7 @@ class Run(ABC):
         arguments: The arguments of `Trainer`.
         model_arguments: Which model the training starts from.
         folder: `arguments.output_dir`.
+        checkpoint: Where the run resumes; None if it starts at the beginning. Set by `check`.
         model, tokenizer: Set by `prepare`.
         data: Facts for data.json that must not change when the run resumes; set by `prepare`. The rows stand in it
             as a fingerprint. See `check_same_data`.
@@ -83,12 +89,15 @@ class Run(ABC):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     data: dict[str, Any]
+    checkpoint: Path | None = None
 
     def __init__(self, arguments: TrainingArguments, *groups: Any) -> None:
         """Takes the arguments of `Trainer`, and the recipe's other dataclasses in their order."""
         self.arguments = arguments
         self.folder = Path(arguments.output_dir)
         self._groups = groups
+        self._lock = ExitStack()
+        self._is_locked = False
 
     def execute(self) -> dict[str, Any]:
         """Runs all steps.
@@ -97,28 +106,32 @@ class Run(ABC):
             The run's figures, as in its results.json.
 
         Raises:
-            CheckpointError: If the checkpoint to resume from is incomplete, or belongs to another model, optimizer or
-                data.
-            OutputError: If the folder cannot be used, or the disk is full; earlier checkpoints are intact.
+            CheckpointError: If the checkpoint to resume from is incomplete or damaged, or belongs to another model,
+                optimizer or data.
+            OutputError: If the folder cannot be used, another run writes into it, or the disk is full; earlier
+                checkpoints are intact.
             TrainingDiverged: If loss or gradients do not recover; the last sound checkpoint is kept.
             TrainingInterrupted: If SIGTERM ended the run; it saved a checkpoint but no final model.
             ChatGPTError: If other input cannot be used.
         """
-        self.check()
-        self.prepare()
-        # A model that cannot be saved must not be trained.
-        repair_generation_config(self.model)
-        self._start()
-        trainer = self.make_trainer()
-        metrics = self._train(trainer)
-        if trainer.is_world_process_zero():
-            self.save(trainer)
-        results = self.measure(trainer, metrics)
-        if trainer.is_world_process_zero():
-            self.report(trainer, results)
-            self._save_results(results)
-            self._push()
-        return results
+        with self._lock:
+            if (self.folder / RECIPE_NAME).is_file():
+                self._keep_others_out()
+            self.check()
+            self.prepare()
+            # A model that cannot be saved must not be trained.
+            repair_generation_config(self.model)
+            self._start()
+            trainer = self.make_trainer()
+            metrics = self._train(trainer)
+            if trainer.is_world_process_zero():
+                self.save(trainer)
+            results = self.measure(trainer, metrics)
+            if trainer.is_world_process_zero():
+                self.report(trainer, results)
+                self._save_results(results)
+                self._push()
+            return results
 
     def check(self) -> None:
         """Sets the seed, and raises early if the arguments or the run's folder cannot be used. Writes nothing."""
@@ -128,9 +141,19 @@ class Run(ABC):
             if self.arguments.push_to_hub:
                 # Find a wrong token before the training, not after it.
                 check_access(self._hub_name(), self.arguments.hub_token)
-            checkpoint = _checkpoint(self.arguments, check_output_dir(self.folder, resume=resumes(self.arguments)))
+            check_output_dir(self.folder, resume=resumes(self.arguments))
+            self.checkpoint = _checkpoint(self.arguments, self.folder)
             if resumes(self.arguments):
-                check_same_run(self.folder, self.command, Path(checkpoint) if checkpoint else None)
+                check_same_run(self.folder, self.command, self.checkpoint)
+        if self.arguments.world_size > 1:
+            # The first process has read all files of the checkpoint; the others need not.
+            (self.checkpoint,) = broadcast_object_list([self.checkpoint])
+
+    def _keep_others_out(self) -> None:
+        """Locks the run's folder until `execute` ends. The first process does it for all of a run."""
+        if self.arguments.process_index == 0:
+            self._lock.enter_context(only_run(self.folder))
+            self._is_locked = True
 
     def _check_base(self) -> None:
         """Chooses the optimizer for the base model, and raises if the base cannot be trained on this machine."""
@@ -209,16 +232,14 @@ class Run(ABC):
 
     def check_resumed(self, data: dict[str, Any]) -> None:
         """Raises early if part of `data` differs from the record of the run to resume."""
-        checkpoint = _checkpoint(self.arguments, self.folder)
-        if checkpoint is not None and read_data_record(Path(checkpoint).parent):
-            check_same_data(Path(checkpoint), data)
+        if self.checkpoint is not None and read_data_record(self.checkpoint.parent):
+            check_same_data(self.checkpoint, data)
 
     def _start(self) -> None:
         """Creates the output folder with the resolved recipe in it, after checking the checkpoint to resume from."""
         dtype = str(trained_dtype(self.model_arguments)).removeprefix("torch.")
         data = {"command": self.command, "dtype": dtype, **self.data, **order_of(self.arguments)}
-        if found := _checkpoint(self.arguments, self.folder):
-            checkpoint = Path(found)
+        if (checkpoint := self.checkpoint) is not None:
             check_same_data(checkpoint, data)
             check_same_optimizer(checkpoint, self.arguments)
             check_checkpoint_fits(checkpoint, self.model)
@@ -233,6 +254,13 @@ class Run(ABC):
                 self.arguments.learning_rate,
                 dtype,
             )
+            if not self._is_locked:
+                check_output_dir(self.folder, resume=resumes(self.arguments))
+                with clear_disk_errors(self.folder):
+                    make_folder(self.folder)
+                self._keep_others_out()
+                if (self.folder / RECIPE_NAME).is_file():
+                    raise OutputError(f"Another run has begun in {self.folder} meanwhile: name another folder.")
             prepare_output_dir(self.folder, resume=resumes(self.arguments))
             # Recipe first: it marks the folder as ours, so a run that is killed before the next file can be resumed.
             recipe = yaml.safe_dump(resolve_recipe(*self._groups, self.arguments), sort_keys=False, allow_unicode=True)
@@ -242,22 +270,26 @@ class Run(ABC):
 
     def _train(self, trainer: ResumableTrainer) -> dict[str, float]:
         """Trains, from the newest complete checkpoint when resuming; returns `Trainer`'s training metrics."""
-        checkpoint = _checkpoint(trainer.args, self.folder)
+        checkpoint = self.checkpoint
         if checkpoint is not None:
-            trainer.add_callback(ContinuedSchedule(trainer, Path(checkpoint)))
+            trainer.add_callback(ContinuedSchedule(trainer, checkpoint))
         stop = StopOnSigterm()
         trainer.add_callback(stop)
         # After the others, so that it has the last word on what is saved.
         trainer.add_callback(DivergenceGuard(first_loss=self.first_loss()))
         if trainer.pop_callback(ProgressCallback) is not None:
             trainer.add_callback(ProgressFromResume())
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Any] = {}
         with clear_disk_errors(self.folder):
-            if checkpoint is None or not _is_finished(trainer, Path(checkpoint)):
+            if checkpoint is None or not _is_finished(trainer, checkpoint):
+                began = time.monotonic()
                 try:
-                    metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+                    metrics = dict(trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics)
                 finally:
                     stop.restore()
+                metrics = correct_runtime(metrics, time.monotonic() - began)
+            else:
+                metrics["epoch"] = trainer.state.epoch
         if stop.stopped_at is not None:
             raise TrainingInterrupted(
                 f"SIGTERM at step {stop.stopped_at}; {last_whole_checkpoint(self.folder)} is complete. Add --resume to continue "
@@ -321,6 +353,23 @@ def write_base_sample(folder: Path, sample: list[float]) -> None:
     write_atomically(folder / BASE_SAMPLE_NAME, lambda file: file.write_text(content, encoding="utf-8"))
 
 
+def correct_runtime(metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """`Trainer`'s metrics, with the right time and speed if the clock was set during the training.
+
+    Args:
+        metrics: They count the time of day.
+        seconds: What a clock that cannot be set has counted, from a little before to a little after.
+    """
+    counted = metrics.get("train_runtime")
+    # Rounded to 0.1 milliseconds.
+    if counted is None or 0 < counted <= seconds + 1e-3:
+        return metrics
+    logger.warning("The clock was set during the training: it took %.0f seconds and not %.0f.", seconds, counted)
+    speeds = ("train_samples_per_second", "train_steps_per_second")
+    corrected = {name: metrics[name] * counted / seconds for name in speeds if name in metrics}
+    return {**metrics, **corrected, "train_runtime": seconds}
+
+
 def resumes(arguments: TrainingArguments) -> bool:
     """True if the run resumes from a checkpoint."""
     return str(arguments.resume_from_checkpoint).lower() not in ("none", "false", "")
@@ -338,16 +387,16 @@ def _is_finished(trainer: Trainer, checkpoint: Path) -> bool:
     return True
 
 
-def _checkpoint(arguments: TrainingArguments, folder: Path) -> str | None:
+def _checkpoint(arguments: TrainingArguments, folder: Path) -> Path | None:
+    """The checkpoint that the arguments resume from, after reading all of it."""
     if not resumes(arguments):
         return None
     wanted = str(arguments.resume_from_checkpoint)
-    if wanted.lower() != "true":
-        if not is_whole_checkpoint(Path(wanted)):
-            raise CheckpointError(
-                f"--resume_from_checkpoint {wanted} is not a complete checkpoint: name a folder checkpoint-N, or say "
-                "true for the newest one in --output_dir."
-            )
-        return wanted
-    newest = last_whole_checkpoint(folder)
-    return str(newest) if newest else None
+    if wanted.lower() == "true":
+        return checkpoint_to_resume(folder)
+    if (fault := find_fault(Path(wanted))) is not None:
+        raise CheckpointError(
+            f"--resume_from_checkpoint {wanted} is not a complete checkpoint: {fault.reason}. Name another folder "
+            "checkpoint-N, or say true for the newest complete one in --output_dir."
+        )
+    return Path(wanted)

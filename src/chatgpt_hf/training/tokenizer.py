@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ..data.corpus import load_corpus
-from ..files import atomic_folder, check_new_folder
+from ..files import check_new_folder, new_folder
 from ..tokenization_chatgpt import MAX_DIGITS, train_tokenizer
 
 
@@ -28,6 +28,6 @@ def train_tokenizer_on_corpus(
     folder = check_new_folder(output_dir)
     texts = load_corpus(corpus, text_column=text_column, encoding=encoding)["train"]["text"]
     tokenizer = train_tokenizer(texts, vocab_size, max_digits=max_digits)
-    with atomic_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         tokenizer.save_pretrained(temporary)
     return tokenizer

@@ -11,8 +11,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import SchedulerType
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import CheckpointError
 from ..extras import needed_by
@@ -20,7 +18,7 @@ from .callbacks import EpochOfStream
 from .hardware import matmul_peak
 from .optim import hidden_matrices
 from .resuming import ResumableTrainer
-from .run_folder import last_whole_checkpoint, read_data_state, write_data_state
+from .run_folder import checkpoint_to_resume, read_data_state, write_data_state
 from .samples import separate_randomness
 
 with needed_by("Training"):
@@ -71,7 +69,7 @@ class PretrainTrainer(ResumableTrainer):
             CheckpointError: If there is none, or the stream's position is missing.
         """
         if resume_from_checkpoint is True:
-            newest = last_whole_checkpoint(Path(self.args.output_dir))
+            newest = checkpoint_to_resume(Path(self.args.output_dir))
             if newest is None:
                 raise CheckpointError(f"{self.args.output_dir} contains no complete checkpoint to resume from.")
             resume_from_checkpoint = str(newest)
@@ -123,10 +121,6 @@ class PretrainTrainer(ResumableTrainer):
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:
-            # This file marks a complete checkpoint, so remove it before an old checkpoint is overwritten.
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         with self._clock.stopped():
             super()._save_checkpoint(model, trial)
 
@@ -136,9 +130,6 @@ class PretrainTrainer(ResumableTrainer):
             write_data_state(
                 Path(output_dir), self._stream.state_dict(), self.args.process_index, self.args.world_size
             )
-        if self.args.world_size > 1:
-            # Next, the first process writes the file that marks a complete checkpoint.
-            torch.distributed.barrier()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in `Trainer`, with speed added for training, and perplexity and bits per byte for held-out text.
