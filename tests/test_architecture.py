@@ -36,6 +36,7 @@ FLOORS = [
     ("cache",),
     ("files",),
     ("extras",),
+    ("parsing",),
     ("errors",),
     ("_moved",),
 ]

@@ -7,7 +7,6 @@
 A key is 32 hexadecimal digits. Nothing else in the folder is ours, and nothing else is removed.
 """
 
-import json
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from typing import IO
 from .errors import OutputError
 from .extras import needed_by
 from .files import SAVING_PREFIX, atomic_folder
+from .parsing import parse_json, read_file
 
 with needed_by("The cache"):
     from filelock import FileLock, Timeout
@@ -402,7 +402,7 @@ def _begins(file: Path, content: bytes) -> bool:
 
 def _json(file: Path) -> dict[str, object]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(read_file(file))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -17,6 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .assistant_turns import Unmarked, derived_turns, has_generation_mark, training_template
 from .errors import DataError, TemplateTimeout, TokenizerError
+from .parsing import read_file
 from .text_encoding import text_encoder
 from .tokenization_chatgpt import load_tokenizer
 
@@ -113,7 +114,7 @@ def read_chat_template(path: str, tokenizer: PreTrainedTokenizerBase) -> str | d
     file = Path(path).expanduser()
     if file.is_file():
         try:
-            return file.read_text(encoding="utf-8")
+            return read_file(file)
         except (OSError, ValueError) as error:
             raise TokenizerError(f"the chat template {file} cannot be read: {error}") from error
     if file.suffix in (".jinja", ".j2"):
@@ -149,6 +150,10 @@ class _Rendering:
     ) -> None:
         if not messages:
             raise DataError("the conversation has no messages: give at least one, with a role and its content")
+        if isinstance(messages, str) or not isinstance(messages, Sequence):
+            raise DataError(f"the messages are {messages!r:.80}, not a list of mappings with a role and its content")
+        if wrong := [each for each in messages if not isinstance(each, Mapping)]:
+            raise DataError(f"a message is {wrong[0]!r:.80}, not a mapping with a role and its content")
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise TokenizerError("conversations need a fast tokenizer, one that tokenizer.json describes")
         try:

@@ -1,7 +1,6 @@
-"""Files and folders written completely or not at all, and JSON read with errors that name the file."""
+"""Files and folders written completely or not at all, and JSON and YAML read with errors that name the file."""
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ChatGPTError, CheckpointError, OutputError
+from .parsing import parse_json, parse_yaml, read_file
 
 # Prefix of temporary folders that are still being written.
 SAVING_PREFIX = ".saving-"
@@ -34,14 +34,27 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file cannot be read, or its content is not an object.
     """
+    return _read_mapping(file, parse_json, "a JSON object")
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, such as a run's recipe; an empty one if the file does not exist.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or its content is not a mapping.
+    """
+    return _read_mapping(file, parse_yaml, "`field: value` lines")
+
+
+def _read_mapping(file: Path, parse: Callable[[str], Any], kind: str) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse(read_file(file))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}. Save or copy it again.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} does not hold a JSON object. Save or copy it again.")
+        raise CheckpointError(f"{file} does not hold {kind}. Save or copy it again.")
     return content
 
 

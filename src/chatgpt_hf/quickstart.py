@@ -1,6 +1,5 @@
 """Makes a small ChatGPT from nothing, step by step: tokenizer, pretraining, chat fine-tuning, evaluation, a conversation."""
 
-import json
 import os
 import shlex
 import shutil
@@ -11,6 +10,7 @@ from typing import Any
 
 from .data.builtin import load_builtin
 from .evaluation.language_modeling import xz_bits_per_byte
+from .files import read_json
 from .inference.session import ChatSession
 from .training.arguments import (
     ArchitectureArguments,
@@ -143,7 +143,7 @@ def _stage(
     """Runs a recipe into `folder`, unless it is finished there; resumes it if it was started."""
     finished = folder / RESULTS_NAME
     if finished.is_file():
-        return json.loads(finished.read_text(encoding="utf-8"))
+        return read_json(finished)
     begun = (folder / RECIPE_NAME).is_file()
     arguments = ["--output_dir", str(folder), *overrides, *(["--resume_from_checkpoint", "true"] if begun else [])]
     return run(*parse_recipe(types, recipe, arguments))

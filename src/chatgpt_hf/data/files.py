@@ -6,7 +6,6 @@ import gzip
 import io
 import os
 import re
-import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO, TextIO, cast
 import pyarrow as pa
 
 from ..errors import DataError
+from ..parsing import refuse_special
 from .encodings import MARKS, check_encoding, encoding_by_mark, is_surely_utf8, likely_encodings, looks_like_utf16
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -25,14 +25,6 @@ FORMATS = ", ".join(suffix[1:] for suffix in SUFFIXES) + " (all but parquet also
 # only files that are both larger and more repetitive than that are refused.
 EXPANSION_LIMIT = 200
 EXPANSION_BYTES = 1 << 30
-
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def format_of(path: Path) -> str | None:
@@ -96,10 +88,7 @@ def faults_named(path: Path, encoding: str | None = None) -> Iterator[None]:
 def check_regular(path: Path) -> None:
     """Raises `DataError` if a path is a folder, pipe, socket or device: reading one may never end."""
     with faults_named(path):
-        mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "something else")
-        raise DataError(f"{path} cannot be read: it is {kind}, not a file")
+        refuse_special(path)
 
 
 def open_bytes(path: Path) -> BinaryIO:

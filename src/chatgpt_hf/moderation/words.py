@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..errors import ContentFiltered, DataError
 from ..extras import needed_by
+from ..parsing import read_file
 
 with needed_by("A word list"):
     from confusable_homoglyphs.confusables import is_confusable
@@ -400,7 +401,7 @@ class WordList:
             DataError: If the file cannot be read, is not UTF-8 or has no words.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
+            text = read_file(Path(path), "utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"The word list {path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
         except OSError as error:

@@ -13,6 +13,7 @@ from datasets import List, Value
 
 from ..data.files import has_content, read_text
 from ..errors import DataError
+from ..parsing import parse_json
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 FEATURES = {
@@ -173,10 +174,10 @@ def list_of_labels(label: str) -> list[Any] | None:
     text = label.strip()
     if not (text.startswith("[") and text.endswith("]")) or _NO_COMMA.search(text):
         return None
-    for read in (json.loads, ast.literal_eval):
+    for read in (parse_json, ast.literal_eval):
         try:
             found = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
         return found if all(isinstance(item, (str, int, float)) for item in found) else None
     return None

@@ -9,12 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import CheckpointError, OutputError
+from ..files import read_yaml
 from .recipe import default_arguments
 from .run_folder import RECIPE_NAME, TRAINER_STATE_NAME, last_whole_checkpoint, read_data_record
 
@@ -346,7 +346,7 @@ def _settings_before(checkpoint: Path, arguments: TrainingArguments) -> dict[str
     file = checkpoint.parent / RECIPE_NAME
     if not file.is_file():
         return {name: _plain(value) for name, value in vars(arguments).items()}
-    recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    recipe = read_yaml(file)
     defaults = vars(default_arguments(type(arguments)))
     return {name: _plain(value) for name, value in defaults.items()} | recipe
 
