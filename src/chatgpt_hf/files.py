@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,15 @@ from .errors import ChatGPTError, CheckpointError, OutputError
 
 # Prefix of temporary folders that are still being written.
 SAVING_PREFIX = ".saving-"
+# Larger than any tokenizer or index. A few bytes on the disk can be a file of any size, and text is read as a whole.
+_LARGEST_TEXT = 2**29
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
 
 
 def check_new_folder(path: str | Path) -> Path:
@@ -28,6 +38,34 @@ def check_new_folder(path: str | Path) -> Path:
     return folder
 
 
+def check_regular(file: Path) -> None:
+    """Raises `CheckpointError` unless a path leads to a regular file: reading a pipe or a device may never end.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+    """
+    mode = stat.S_IFMT(file.stat().st_mode)
+    if mode != stat.S_IFREG:
+        raise CheckpointError(
+            f"{file} is {_KINDS.get(mode, 'something else')} and not a file. Replace it by a copy of the file that it stands for."
+        )
+
+
+def read_text(file: Path, encoding: str = "utf-8") -> str:
+    """The text of a file that a model's folder brings.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        CheckpointError: If it is not a regular file, or larger than any text of a model.
+        OSError, ValueError: If it cannot be read, or is not text.
+    """
+    check_regular(file)
+    size = file.stat().st_size
+    if size > _LARGEST_TEXT:
+        raise CheckpointError(f"{file} has {size / 1e9:,.1f} GB, more than any text of a model: is it another file?")
+    return file.read_text(encoding=encoding)
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one if the file does not exist.
 
@@ -35,9 +73,11 @@ def read_json(file: Path) -> dict[str, Any]:
         CheckpointError: If the file cannot be read, or its content is not an object.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
     except FileNotFoundError:
         return {}
+    except RecursionError as error:
+        raise CheckpointError(f"{file} cannot be read: it is nested too deeply. Save or copy it again.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}. Save or copy it again.") from error
     if not isinstance(content, dict):
