@@ -78,8 +78,8 @@ TEXTS = [
 ]
 CHATS = [
     {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello!"}], "source": "x"},
-    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
-     + [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": '{"a": [1.50]}'}}]},
+    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": '{"a": [1.50]}'}}]},
         {"role": "tool", "content": "2", "name": "f"}, {"role": "assistant", "content": "Two.", "weight": 1}],
      "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}}]},
 ]  # fmt: skip
@@ -241,7 +241,7 @@ def _sources(folder: Path) -> None:
 
 
 def _recipe(folder: Path) -> None:
-    from chatgpt_hf.training.arguments import CorpusArguments, ModelArguments, PretrainArguments
+    from chatgpt_hf.training import arguments
     from chatgpt_hf.training.recipe import parse_recipe, resolve_recipe
     from chatgpt_hf_cli.fields import check_recipe
 
@@ -250,8 +250,6 @@ def _recipe(folder: Path) -> None:
     before = dict(os.environ)
     try:
         check_recipe(types, _only(folder), [])
-        from chatgpt_hf.training import arguments
-
         parsed = parse_recipe(
             [getattr(arguments, name) for name in names], _only(folder), ["--output_dir", str(folder / "out")]
         )
@@ -259,7 +257,6 @@ def _recipe(folder: Path) -> None:
     finally:
         os.environ.clear()
         os.environ.update(before)
-    assert (CorpusArguments, ModelArguments, PretrainArguments)
 
 
 @cache

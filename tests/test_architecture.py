@@ -32,6 +32,7 @@ FLOORS = [
     ("registration",),
     ("conversion/families/",),
     ("model/",),
+    ("untrusted",),
     ("stored",),
     ("cache",),
     ("files",),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ChatGPTError, CheckpointError, OutputError
-from .parsing import parse_json, parse_yaml, read_file
+from .parsing import parse_json, parse_yaml, read_file, special_kind
 
 # Prefix of temporary folders that are still being written.
 SAVING_PREFIX = ".saving-"
@@ -26,6 +26,28 @@ def check_new_folder(path: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is not an empty folder. Nothing was written; name another one.")
     return folder
+
+
+def check_regular(file: Path) -> None:
+    """Raises `CheckpointError` unless a path leads to a regular file: reading a pipe or a device may never end.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+    """
+    if kind := special_kind(file):
+        raise CheckpointError(f"{file} is {kind} and not a file. Replace it by a copy of the file that it stands for.")
+
+
+def read_text(file: Path, encoding: str = "utf-8") -> str:
+    """The text of a file that a model's folder brings.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        CheckpointError: If it is not a regular file.
+        OSError, ValueError: If it cannot be read, is larger than any text of a model, or is not text.
+    """
+    check_regular(file)
+    return read_file(file, encoding)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -48,7 +70,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def _read_mapping(file: Path, parse: Callable[[str], Any], kind: str) -> dict[str, Any]:
     try:
-        content = parse(read_file(file))
+        content = parse(read_text(file))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

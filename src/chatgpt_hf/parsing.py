@@ -30,12 +30,16 @@ _KINDS = (
 )
 
 
-def refuse_special(file: Path) -> None:
-    """Raises `OSError` if a path is no file, but a folder, pipe, socket or device: reading one may never end."""
+def special_kind(file: Path) -> str | None:
+    """Says what a path is if it is no file, such as `a named pipe`: reading one may never end. None for a file.
+
+    Raises:
+        OSError: If there is nothing, or it cannot be reached.
+    """
     mode = os.stat(file).st_mode
-    if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "something else")
-        raise OSError(f"it is {kind}, not a file")
+    if stat.S_ISREG(mode):
+        return None
+    return next((name for test, name in _KINDS if test(mode)), "something else")
 
 
 def read_file(file: Path, encoding: str = "utf-8", *, largest: int = LARGEST) -> str:
@@ -45,7 +49,8 @@ def read_file(file: Path, encoding: str = "utf-8", *, largest: int = LARGEST) ->
         OSError: If it cannot be read, is no regular file, or has more bytes than `largest`.
         ValueError: If its text is not in the encoding.
     """
-    refuse_special(file)
+    if kind := special_kind(file):
+        raise OSError(f"it is {kind}, not a file")
     if (size := file.stat().st_size) > largest:
         raise OSError(f"it has {size:,} bytes, and at most {largest:,} are read")
     return file.read_text(encoding=encoding)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TextIO, cast
 import pyarrow as pa
 
 from ..errors import DataError
-from ..parsing import refuse_special
+from ..parsing import special_kind
 from .encodings import MARKS, check_encoding, encoding_by_mark, is_surely_utf8, likely_encodings, looks_like_utf16
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -88,7 +88,9 @@ def faults_named(path: Path, encoding: str | None = None) -> Iterator[None]:
 def check_regular(path: Path) -> None:
     """Raises `DataError` if a path is a folder, pipe, socket or device: reading one may never end."""
     with faults_named(path):
-        refuse_special(path)
+        kind = special_kind(path)
+    if kind is not None:
+        raise DataError(f"{path} cannot be read: it is {kind}, not a file")
 
 
 def open_bytes(path: Path) -> BinaryIO:

@@ -15,7 +15,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from .. import __version__
 from ..errors import CardError
-from ..files import read_json, write_atomically
+from ..files import read_json, read_text, write_atomically
 from ..stored import CARD_NAME as CARD_NAME
 from ..stored import ORIGIN_FIELD, config_of, is_foreign, quantization_of, read_header, stored_tensors
 from ..stored import REPORT_FILE as REPORT_FILE
@@ -85,7 +85,7 @@ def make_card(folder: Path, name: str, given: Mapping[str, Any] | None = None) -
     if before is None or _is_made(before):
         text = render_card(folder, name, read_facts(folder), metadata={**_kept(before), **given})
     elif not given and before.data.to_dict():
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file, "utf-8-sig")
     else:
         made = read_facts(folder)
         data = before.data if before.data.to_dict() else _metadata(folder, name, made)
@@ -194,13 +194,13 @@ def read_card(file: Path) -> ModelCard:
     Raises:
         CardError: If its metadata are not YAML or not a mapping, or its model-index is malformed.
     """
-    return _parse(file.read_text(encoding="utf-8-sig"), file)
+    return _parse(read_text(file, "utf-8-sig"), file)
 
 
 def _parse(text: str, file: Path) -> ModelCard:
     try:
         return ModelCard(text)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CardError(f"{file}: the metadata between the --- lines cannot be read: {error}") from error
 
 
