@@ -74,6 +74,8 @@ def _beside(name: str) -> ModuleType:
 
 
 _beside("foreign_tokenizers")
+_beside("mutations")
+_beside("fuzz")
 
 
 def pytest_report_header() -> str:

@@ -174,6 +174,17 @@ def _only(folder: Path) -> str:
     return str(next(iter(sorted(folder.iterdir()))))
 
 
+def _lines(file: Path) -> list[str]:
+    """Texts that are given on a command line or stand in a cell, one in each line of a file."""
+    from chatgpt_hf.errors import DataError
+    from chatgpt_hf.parsing import read_file
+
+    try:
+        return read_file(file).split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
 def _all_rows(folder: Path) -> None:
     from chatgpt_hf.data.json_rows import written_json
     from chatgpt_hf.data.tables import read_rows
@@ -234,7 +245,7 @@ def _task(loader: str, **options: Any) -> Callable[[Path], Any]:
 def _sources(folder: Path) -> None:
     from chatgpt_hf.data.sources import fill_template, parse_sources, template_columns
 
-    for text in (folder / "sources.txt").read_text("utf-8", "surrogateescape").split("\n"):
+    for text in _lines(folder / "sources.txt"):
         for source in parse_sources([text or "a"]):
             if source.template is not None:
                 fill_template(source.template, dict.fromkeys(template_columns(source.template), "x"), "row 1")
@@ -480,7 +491,7 @@ def _make_stored(random: Random) -> Files:
 def _labels(folder: Path) -> None:
     from chatgpt_hf.tasks.labels import list_of_labels, number_of, read_numbered_names
 
-    for line in (folder / "labels.txt").read_text("utf-8", "replace").split("\n"):
+    for line in _lines(folder / "labels.txt"):
         list_of_labels(line)
         list_of_labels(f"[{line}]")
         number_of(line)

@@ -276,7 +276,7 @@ def table(random: Random, rows: Sequence[dict[str, Any]], separator: str | None 
     rows = [altered(random, row) if random.randrange(3) == 0 else row for row in rows]
     rows = [row if isinstance(row, dict) else {"a": row} for row in rows]
     if random.randrange(4):
-        writer.writerow(list(rows[0]))
+        writer.writerow(list(rows[0]) if any(rows[0]) else ["x"])
     for row in rows:
         cells = [item if isinstance(item, str) else json.dumps(item) for item in row.values()]
         # A writer without quotation marks refuses an empty line.

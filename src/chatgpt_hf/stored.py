@@ -22,7 +22,7 @@ from transformers.utils import (
 
 from .errors import CheckpointError
 from .files import read_json, read_text
-from .parsing import parse_yaml
+from .parsing import parse_yaml, special_kind
 
 # In the config of a model whose weights come from another family: that family, and what else is known about the original.
 ORIGIN_FIELD = "converted_from"
@@ -166,9 +166,11 @@ def config_of(name_or_path: str | Path) -> dict[str, Any]:
         base = base_of(name_or_path)
         return config_of(base) if base else {}
     try:
-        return PreTrainedConfig.get_config_dict(str(name_or_path))[0]
-    except (OSError, ValueError, RecursionError):
+        found = PreTrainedConfig.get_config_dict(str(name_or_path))[0]
+    # transformers looks into what should be an object.
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_adapter(name_or_path: str | Path) -> bool:
@@ -389,6 +391,8 @@ def pickle_message(folder: Path) -> str:
 
 def _begins_with(file: Path, magic: bytes) -> bool:
     try:
+        if special_kind(file):
+            return False
         with file.open("rb") as opened:
             return opened.read(len(magic)) == magic
     except OSError:

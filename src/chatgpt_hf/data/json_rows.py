@@ -65,7 +65,7 @@ def written_json(value: Any) -> str:
         return "{" + ", ".join(items) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(written_json, value)) + "]"
-    return str(value) if isinstance(value, WrittenFloat) else json.dumps(value, ensure_ascii=False)
+    return str(value) if isinstance(value, WrittenFloat) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def check_surrogates(value: Any, text: str, subject: str = "it", place: str = "") -> None:

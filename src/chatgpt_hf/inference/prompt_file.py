@@ -14,7 +14,7 @@ from ..chat_templates import encode_chat_prompt
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ChatGPTError, DataError, OutputError, TemplateTimeout
 from ..files import write_atomically
-from ..parsing import parse_json, read_file
+from ..parsing import parse_json, read_file, special_kind
 from ..tokenization_chatgpt import load_tokenizer
 from .continuous import check_continuous_batching, prepare_batching
 from .generate import encode_prompt
@@ -158,6 +158,8 @@ def read_output(file: Path, rows: dict[int, dict[str, Any]]) -> set[int]:
     """
     if not file.exists():
         return set()
+    if kind := special_kind(file):
+        raise OutputError(f"{file} is {kind}, not a file: name another --output.")
     *whole, cut = file.read_bytes().split(b"\n")
     done = set()
     for text in whole:

@@ -18,6 +18,8 @@ with needed_by("A word list"):
 
 logger = logging.getLogger("chatgpt_hf.moderation")
 
+_LONGEST_LINE = 1000
+
 # Both limit how much text is held back.
 LONGEST_GAP = 16
 LONGEST_MATCH = 400
@@ -406,7 +408,14 @@ class WordList:
             raise DataError(f"The word list {path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
         except OSError as error:
             raise DataError(f"The word list {path} cannot be read: {error.strerror or error}.") from error
-        return cls(text.splitlines(), str(path), log_text)
+        lines = text.splitlines()
+        for number, line in enumerate(lines, 1):
+            # The letters of a word are folded one by one, in all their forms.
+            if len(line) > _LONGEST_LINE and not line.startswith("#"):
+                raise DataError(
+                    f"The word list {path} has {len(line):,} characters in line {number}: write one word or phrase per line."
+                )
+        return cls(lines, str(path), log_text)
 
     def check(self, text: str) -> None:
         """Raises `ContentFiltered` if the text contains one of the words."""

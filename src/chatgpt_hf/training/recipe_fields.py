@@ -103,7 +103,7 @@ class FieldParser(argparse.ArgumentParser):
         raw = {}
         for name, value in content.items():
             if name == "env":
-                if not isinstance(value, Mapping):
+                if not isinstance(value, Mapping) or not all(map(_is_variable, value.items())):
                     raise RecipeMistake(f"{path}: env must hold `NAME: value` lines.")
                 continue
             if name not in self.fields:
@@ -133,6 +133,13 @@ class FieldParser(argparse.ArgumentParser):
         if rest:
             raise RecipeMistake(f"Unknown argument {rest[0].partition('=')[0]}.{self.nearest(rest[0])}")
         return {name: value for name, value in vars(namespace).items() if value is not _UNSET}
+
+
+def _is_variable(item: tuple[Any, Any]) -> bool:
+    """True for a name and a value that an environment can have."""
+    name, value = item
+    is_name = isinstance(name, str) and name != "" and not set(name) & set("=\0")
+    return is_name and isinstance(value, str | int | float) and "\0" not in str(value)
 
 
 def find_recipe(recipe: str | Path) -> Path:

@@ -280,17 +280,25 @@ def _choices_of(row: Mapping[str, Any], columns: _Columns) -> _Choices:
     """Returns the choices of a row."""
     if len(columns.choices) > 1:
         # A letter or number means a column, also in a question with empty cells, which has fewer choices.
-        filled = [place for place, name in enumerate(columns.choices) if not is_blank(row[name])]
+        filled = [place for place, name in enumerate(columns.choices) if not _is_empty(row[name])]
         names = columns.choices if columns.choices[0] in _LETTERS else _LETTERS
         texts = [row[columns.choices[place]] for place in filled]
         return _Choices(texts, [names[place] for place in filled if place < len(names)], filled)
     value = row[columns.choices[0]]
     keys: Sequence[str] = _LETTERS
     if isinstance(value, Mapping):  # as in ARC on the Hub
-        keys = list(value.get("label") or [])
-        value = list(value.get("text") or [])
-    texts = list(value) if isinstance(value, list) else []
+        keys, value = _list(value.get("label")), value.get("text")
+    texts = _list(value)
     return _Choices(texts, keys, range(len(texts)))
+
+
+def _is_empty(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, str) and is_blank(cell))
+
+
+def _list(value: Any) -> list[Any]:
+    """Returns a list as it is; an empty one for anything else."""
+    return list(value) if isinstance(value, list) else []
 
 
 def _label_of(label: Any, choices: _Choices, numbers: _Numbering) -> int | None:
