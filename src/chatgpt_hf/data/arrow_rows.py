@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import DataError
-from .files import check_regular, faults_named
+from .files import EXPANSION_LIMIT, Expansion, check_regular, faults_named
 from .json_rows import WrittenFloat, parse_text
 
 _ROWS = 1000
@@ -46,9 +46,29 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[d
             schema = pa.schema([file.schema_arrow.field(name) for name in names])
 
             def batches(some: Sequence[str]) -> Iterator[pa.RecordBatch]:
-                return file.iter_batches(_ROWS, columns=list(some))
+                # A dictionary stores a long text once for all its rows, and a run of equal rows takes a few bytes.
+                expansion = Expansion(path)
+                for batch in file.iter_batches(_batch_rows(file), columns=list(some)):
+                    expansion.add(sum(map(_bytes_of, batch.columns)))
+                    yield batch
 
             yield from plain_rows(schema, batches, str(path))
+
+
+def _batch_rows(file: pq.ParquetFile) -> int:
+    """Returns how many rows to decode at once: one if a column is smaller than its text by more than ordinary text can be."""
+    metadata = file.metadata
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    suspicious = any(
+        chunk.total_uncompressed_size > max(1 << 20, EXPANSION_LIMIT * chunk.total_compressed_size) for chunk in chunks
+    )
+    return 1 if suspicious else _ROWS
+
+
+def _bytes_of(array: pa.Array) -> int:
+    """Returns the size of an array's values, each counted as often as it occurs."""
+    return array.dictionary_decode().nbytes if isinstance(array, pa.DictionaryArray) else array.nbytes
 
 
 def parquet_schema(path: Path) -> pa.Schema:

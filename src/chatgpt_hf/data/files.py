@@ -111,26 +111,37 @@ def _limited(stream: BinaryIO, path: Path) -> BinaryIO:
     return io.BufferedReader(cast(io.RawIOBase, _Decompressed(stream, path)), 1 << 18)
 
 
+class Expansion:
+    """Counts what is decompressed from a file, up to a limit."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._limit = max(EXPANSION_BYTES, EXPANSION_LIMIT * path.stat().st_size)
+        self._count = 0
+
+    def add(self, count: int) -> None:
+        """Raises `DataError` if these bytes are too many."""
+        self._count += count
+        if self._count > self._limit:
+            raise DataError(
+                f"{self._path} expands to more than {self._limit >> 20} MiB, over {EXPANSION_LIMIT} times its size, which "
+                "no ordinary text does: decompress it yourself if you trust it"
+            )
+
+
 class _Decompressed(io.RawIOBase):
     """Reads a compressed stream up to a limit."""
 
     def __init__(self, stream: BinaryIO, path: Path) -> None:
         self._stream = stream
-        self._path = path
-        self._limit = max(EXPANSION_BYTES, EXPANSION_LIMIT * path.stat().st_size)
-        self._count = 0
+        self._expansion = Expansion(path)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         data = self._stream.read(len(buffer))
-        self._count += len(data)
-        if self._count > self._limit:
-            raise DataError(
-                f"{self._path} expands to more than {self._limit >> 20} MiB, over {EXPANSION_LIMIT} times its size, which "
-                "no ordinary text does: decompress it yourself if you trust it"
-            )
+        self._expansion.add(len(data))
         buffer[: len(data)] = data
         return len(data)
 
