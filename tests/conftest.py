@@ -75,7 +75,7 @@ def _beside(name: str) -> ModuleType:
 
 _beside("foreign_tokenizers")
 _beside("mutations")
-_beside("fuzz")
+_beside("readers")
 
 
 def pytest_report_header() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fuzz import READERS, Files, attempt, try_one, write
+from readers import READERS, Files, attempt, try_one, write
 
 INPUTS = 12
 MEMORY = 3 << 29

@@ -16,7 +16,9 @@ def nested(depth: int) -> str:
 def aliases(levels: int, value: str) -> str:
     """YAML whose last line stands for 9 ** levels values."""
     lines = [f"a0: &a0 {value}"]
-    return "\n".join([*lines, *(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, levels))])
+    return "\n".join(
+        [*lines, *(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, levels))]
+    )
 
 
 def test_json_as_the_standard_library_reads_it() -> None:
@@ -44,7 +46,11 @@ def test_json_that_nothing_after_it_could_handle(text: str | bytes, said: str) -
 
 
 def test_yaml_with_a_few_aliases() -> None:
-    assert parse_yaml("a: &x {b: 1}\nc: *x\nd: {<<: *x, e: 2}") == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
+    assert parse_yaml("a: &x {b: 1}\nc: *x\nd: {<<: *x, e: 2}") == {
+        "a": {"b": 1},
+        "c": {"b": 1},
+        "d": {"b": 1, "e": 2},
+    }
     assert parse_yaml("") is None
     assert parse_yaml("learning_rate: 1e-3\nempty:") == {"learning_rate": "1e-3", "empty": None}
 

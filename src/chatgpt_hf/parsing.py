@@ -20,6 +20,7 @@ LARGEST = 1 << 29
 _LARGEST_YAML = 1 << 20
 # Values in a YAML text, each counted as often as it is referred to.
 _MOST_VALUES = 100_000
+_MOST_DIGITS = 100
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -129,6 +130,11 @@ def is_deep(value: Any) -> bool:
         if not level:
             return False
     return True
+
+
+def is_decimal(text: str) -> bool:
+    """True if a text is a whole number in digits, and not of hundreds: Python reads no number of thousands of digits."""
+    return text.isdecimal() and len(text) < _MOST_DIGITS
 
 
 def half_pair(value: Any, text: str) -> str | None:

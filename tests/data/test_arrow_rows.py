@@ -38,7 +38,9 @@ def json_array(*texts: str) -> pa.Array:
 def test_values_that_python_has_not(tmp_path: Path, array: pa.Array, said: str) -> None:
     path = stored(tmp_path, array)
     for read in (lambda: list(read_rows(path)), lambda: load_file(path)):
-        with pytest.raises(DataError, match=rf"a\.parquet has a value in the column 'a' that cannot be read: .*{said}"):
+        with pytest.raises(
+            DataError, match=rf"a\.parquet has a value in the column 'a' that cannot be read: .*{said}"
+        ):
             read()
 
 

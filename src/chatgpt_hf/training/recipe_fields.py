@@ -6,6 +6,7 @@ check what it was given before it imports torch and transformers, which takes se
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,8 +139,14 @@ class FieldParser(argparse.ArgumentParser):
 def _is_variable(item: tuple[Any, Any]) -> bool:
     """True for a name and a value that an environment can have."""
     name, value = item
-    is_name = isinstance(name, str) and name != "" and not set(name) & set("=\0")
-    return is_name and isinstance(value, str | int | float) and "\0" not in str(value)
+    if not isinstance(name, str) or not isinstance(value, str | int | float):
+        return False
+    try:
+        # YAML can spell half a surrogate pair.
+        given = os.fsencode(f"{name}{value}")
+    except UnicodeEncodeError:
+        return False
+    return name != "" and "=" not in name and b"\0" not in given
 
 
 def find_recipe(recipe: str | Path) -> Path:
