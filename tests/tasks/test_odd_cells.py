@@ -24,7 +24,7 @@ LETTERED = {"question": "2+2?", "A": "3", "B": "4", "answer": "B"}
         (load_choices, [QUESTION, {**QUESTION, "answer": DIGITS}], "row 2 of"),
         (load_choices, [QUESTION, {**QUESTION, "answer": "AB"}], "row 2 of"),
         (load_choices, [QUESTION, {**QUESTION, "answer": ""}], "row 2 of"),
-        (load_choices, [LETTERED, {**LETTERED, "A": 3}], "row 2 of"),
+        (load_choices, [{**LETTERED, "A": 3, "B": 4}] * 2, "row 1 of"),
         (load_choices, [{**QUESTION, "choices": {"label": 3, "text": 4}}] * 2, "row 1 of"),
         (load_tagged, [{"tokens": ["Ann"], "ner_tags": ["B-PER"]}, {"tokens": ["Bob"], "ner_tags": [DIGITS]}], "row 2 of"),
     ],
