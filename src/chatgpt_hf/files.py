@@ -51,6 +51,14 @@ def check_regular(file: Path) -> None:
         )
 
 
+def check_text_file(file: Path) -> None:
+    """Like `check_regular`; also raises if a file is larger than any text of a model."""
+    check_regular(file)
+    size = file.stat().st_size
+    if size > _LARGEST_TEXT:
+        raise CheckpointError(f"{file} has {size / 1e9:,.1f} GB, more than any text of a model: is it another file?")
+
+
 def read_text(file: Path, encoding: str = "utf-8") -> str:
     """The text of a file that a model's folder brings.
 
@@ -59,10 +67,7 @@ def read_text(file: Path, encoding: str = "utf-8") -> str:
         CheckpointError: If it is not a regular file, or larger than any text of a model.
         OSError, ValueError: If it cannot be read, or is not text.
     """
-    check_regular(file)
-    size = file.stat().st_size
-    if size > _LARGEST_TEXT:
-        raise CheckpointError(f"{file} has {size / 1e9:,.1f} GB, more than any text of a model: is it another file?")
+    check_text_file(file)
     return file.read_text(encoding=encoding)
 
 

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from .. import __version__
-from ..errors import CardError
+from ..errors import CardError, one_line
 from ..files import read_json, read_text, write_atomically
 from ..stored import CARD_NAME as CARD_NAME
 from ..stored import ORIGIN_FIELD, config_of, is_foreign, quantization_of, read_header, stored_tensors
@@ -63,6 +63,8 @@ _SHAPE = {
 _MARK = re.compile(r"\n*<!-- Made by chatgpt-hf from this folder\. A text that is changed is kept\. (\w+) -->\s*\Z")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _LANGUAGE = re.compile(r"code|multilingual|[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+# Entries of a card's metadata; a card with many results has some hundreds.
+_MOST_METADATA = 100_000
 
 
 def make_card(folder: Path, name: str, given: Mapping[str, Any] | None = None) -> str:
@@ -194,14 +196,32 @@ def read_card(file: Path) -> ModelCard:
     Raises:
         CardError: If its metadata are not YAML or not a mapping, or its model-index is malformed.
     """
-    return _parse(read_text(file, "utf-8-sig"), file)
+    try:
+        text = read_text(file, "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CardError(f"{file} is not text: {error}") from error
+    return _parse(text, file)
 
 
 def _parse(text: str, file: Path) -> ModelCard:
     try:
-        return ModelCard(text)
+        card = ModelCard(text)
+        if _is_larger(card.data.to_dict(), _MOST_METADATA):
+            raise ValueError("they repeat themselves through YAML's aliases without end")
+        return card
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CardError(f"{file}: the metadata between the --- lines cannot be read: {error}") from error
+        raise CardError(f"{file}: the metadata between the --- lines cannot be read: {one_line(error)}") from error
+
+
+def _is_larger(value: Any, limit: int) -> bool:
+    """True if nested lists and mappings have more than `limit` entries: eleven lines of YAML can describe any number of them."""
+    waiting, count = [value], 0
+    while waiting and count <= limit:
+        item = waiting.pop()
+        entries = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
+        count += len(entries)
+        waiting += entries
+    return count > limit
 
 
 def check_card(text: str, file: Path) -> None:
