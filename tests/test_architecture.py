@@ -26,6 +26,7 @@ FLOORS = [
     ("conversion/",),
     ("checkpoints",),
     ("chat_templates",),
+    ("bounded_templates",),
     ("assistant_turns",),
     ("tokenization_chatgpt",),
     ("text_encoding",),

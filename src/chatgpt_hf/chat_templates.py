@@ -16,12 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .assistant_turns import Unmarked, derived_turns, has_generation_mark, training_template
+from .bounded_templates import budget
 from .errors import DataError, TemplateTimeout, TokenizerError
 from .parsing import read_file
 from .text_encoding import text_encoder
 from .tokenization_chatgpt import load_tokenizer
 
-# A template takes milliseconds; Jinja's sandbox has no time limit.
+# A template takes milliseconds. `bounded_templates` counts what it does; this is for what it cannot count.
 RENDER_SECONDS = 30.0
 # transformers marks the assistant's words with one object per template.
 _MARKING = threading.Lock()
@@ -313,7 +314,8 @@ def _within_time(function: Callable[[], Any]) -> Any:
 
     def run() -> None:
         try:
-            outcome.append((function(), None))
+            with budget():
+                outcome.append((function(), None))
         except SystemExit:
             return
         except Exception as error:

@@ -30,6 +30,7 @@ from .errors import (
     ConversionError,
     MissingWeights,
     TokenizerError,
+    one_line,
 )
 from .extras import EXTRAS, needed_by, require
 from .stored import (
@@ -38,18 +39,23 @@ from .stored import (
     check_storage,
     is_adapter,
     pickle_message,
+    pickled_weights,
     quantization_of,
     quantized_message,
     read_header,
     refuse_other_formats,
 )
 from .tokenization_chatgpt import load_tokenizer
-from .untrusted import check_adapter_sizes, check_files, check_sizes, refuse_foreign_code
+from .untrusted import check_adapter_sizes, check_files, check_layers, check_sizes, refuse_foreign_code
 
 # Atomic writing and the folders of runs were here in release 0.1.
 __getattr__ = names_of(__name__, "files", "training.run_folder")
 
 logger = logging.getLogger(__name__)
+
+# What transformers, PEFT, safetensors and pickle raise at files that they do not expect.
+_PICKLE_ERRORS = (UnpicklingError, EOFError, LookupError, TypeError, AttributeError)
+_LOADING_ERRORS = (*_PICKLE_ERRORS, OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
 
 # Saved beside an adapter: some weights of its base.
 BASE_SAMPLE_NAME = "base_sample.json"
@@ -103,15 +109,14 @@ def load_model(
             f"The quantized model {name_or_path}", *(name for name in EXTRAS["quantize"] if name in str(error).lower())
         )
         raise CheckpointError(quantized_message(name_or_path, error)) from error
-    except UnpicklingError as error:
-        raise CheckpointError(pickle_message(folder)) from error
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except _LOADING_ERRORS as error:
         if quantization_of(name_or_path):
             raise CheckpointError(quantized_message(name_or_path, error)) from error
-        # transformers' message has several lines.
+        if pickled_weights(folder) and isinstance(error, _PICKLE_ERRORS):
+            raise CheckpointError(pickle_message(folder)) from error
         raise CheckpointError(
-            f"No model could be loaded from {name_or_path}: {' '.join(str(error).split())} "
-            "Name a folder that `save_pretrained` wrote, or the id of a model on the Hub."
+            f"No model could be loaded from {name_or_path}: {one_line(error)} Name a folder that `save_pretrained` wrote, or the "
+            "id of a model on the Hub."
         ) from error
     mismatched = sorted(key for key in report["mismatched_keys"] if key[0].partition(".")[0] not in new_modules)
     if mismatched:
@@ -144,14 +149,15 @@ def load_config(name_or_path: str | Path, config_class: Any = AutoConfig) -> Pre
     check_files(Path(name_or_path))
     refuse_foreign_code(name_or_path)
     file = Path(name_or_path) / CONFIG_NAME
+    check_layers(file)
     # A class that is no Auto class knows no such argument.
     consent = {"trust_remote_code": False} if config_class is AutoConfig else {}
     try:
         return config_class.from_pretrained(name_or_path, **consent)
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ConfigError(f"{file} cannot be used: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {one_line(error)}") from error
+    except _LOADING_ERRORS as error:
+        raise ConfigError(f"{file} cannot be used: {one_line(error)}") from error
 
 
 def check_finite(weights: Iterable[tuple[str, torch.Tensor]], where: str | Path) -> None:
@@ -272,25 +278,34 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
     sample = sample_of(model)
     if (folder / "tokenizer.json").is_file():
         extend_vocabulary(model, len(load_tokenizer(folder)))
-    if (folder / GENERATION_CONFIG_NAME).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    try:
+        if (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    except _LOADING_ERRORS as error:
+        raise ConfigError(f"{folder / GENERATION_CONFIG_NAME} cannot be used: {one_line(error)}") from error
     try:
         with warnings.catch_warnings():
             # PEFT only warns of missing weights.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(model, str(folder))
-    except UnpicklingError as error:
-        raise CheckpointError(pickle_message(folder)) from error
-    except (OSError, ValueError, TypeError, RuntimeError, UserWarning, KeyError, AttributeError) as error:
+    except (UserWarning, ImportError, *_LOADING_ERRORS) as error:
+        if isinstance(error, UnpicklingError):
+            raise CheckpointError(pickle_message(folder)) from error
         raise CheckpointError(
             f"The adapter {folder} does not fit its base model {base}: {_first_line(error)}. Is {base} still the model it was "
             "trained on?"
         ) from error
     check_finite(adapted.named_parameters(), folder)
     if (folder / BASE_SAMPLE_NAME).is_file():
-        trained_on = json.loads((folder / BASE_SAMPLE_NAME).read_text(encoding="utf-8"))
-        # Tolerates a base that is loaded in another precision.
-        if not np.allclose(sample, trained_on, rtol=0.02, atol=1e-3):
+        try:
+            trained_on = json.loads((folder / BASE_SAMPLE_NAME).read_text(encoding="utf-8"))
+            # Tolerates a base that is loaded in another precision.
+            same = np.allclose(sample, trained_on, rtol=0.02, atol=1e-3)
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{folder / BASE_SAMPLE_NAME} is no list of numbers ({one_line(error)}): copy it again."
+            ) from error
+        if not same:
             raise CheckpointError(
                 f"The adapter {folder} was trained on another model than {base} is now, although the shapes match: restore the "
                 "base model that it was trained on."
@@ -302,7 +317,7 @@ def _first_line(error: Exception) -> str:
     """Returns the first sentence of an error of PEFT or torch, which list every weight on a line."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     # torch's own first line is only a title.
-    return " ".join(lines[:2])[:300].rstrip(".:")
+    return (" ".join(lines[:2]) if len(lines) > 1 else one_line(error))[:300].rstrip(".:")
 
 
 def sample_of(model: PreTrainedModel) -> list[float]:

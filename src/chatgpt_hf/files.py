@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ChatGPTError, CheckpointError, OutputError
-from .parsing import parse_json, parse_yaml, read_file, special_kind
+from .parsing import LARGEST, parse_json, parse_yaml, special_kind
 
 # Prefix of temporary folders that are still being written.
 SAVING_PREFIX = ".saving-"
@@ -38,16 +38,24 @@ def check_regular(file: Path) -> None:
         raise CheckpointError(f"{file} is {kind} and not a file. Replace it by a copy of the file that it stands for.")
 
 
+def check_text_file(file: Path) -> None:
+    """Like `check_regular`; also raises if a file is larger than any text of a model."""
+    check_regular(file)
+    size = file.stat().st_size
+    if size > LARGEST:
+        raise CheckpointError(f"{file} has {size / 1e9:,.1f} GB, more than any text of a model: is it another file?")
+
+
 def read_text(file: Path, encoding: str = "utf-8") -> str:
     """The text of a file that a model's folder brings.
 
     Raises:
         FileNotFoundError: If there is none.
-        CheckpointError: If it is not a regular file.
-        OSError, ValueError: If it cannot be read, is larger than any text of a model, or is not text.
+        CheckpointError: If it is not a regular file, or larger than any text of a model.
+        OSError, ValueError: If it cannot be read, or is not text.
     """
-    check_regular(file)
-    return read_file(file, encoding)
+    check_text_file(file)
+    return file.read_text(encoding=encoding)
 
 
 def read_json(file: Path) -> dict[str, Any]:

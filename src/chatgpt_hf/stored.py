@@ -31,6 +31,8 @@ ORIGIN_FIELD = "converted_from"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # The bits of a number in the names of safetensors' dtypes.
 _BITS = re.compile(r"BOOL|(?:F|BF|I|U|C)(\d+)(?:_\w+)?")
+# Of a path, in most file systems.
+_LONGEST_NAME = 1024
 # safetensors itself refuses a longer one.
 _LONGEST_HEADER = 100_000_000
 # Formats of other programs: what they are, and what reads them.
@@ -87,7 +89,7 @@ def indexed_files(index: Path) -> list[str]:
         CheckpointError: If the index is not one, or names a file outside of its folder.
     """
     named = read_json(index).get("weight_map")
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
         raise CheckpointError(
             f"{index} lists no weights: `weight_map` has to be an object with the file of each weight."
         )
@@ -197,9 +199,9 @@ def base_of(adapter: str | Path) -> str | None:
             )
         seen.add(current.resolve())
         base = read_json(current / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
-        if base is not None and not isinstance(base, str):
+        if base is not None and (not isinstance(base, str) or len(base) > _LONGEST_NAME or "\0" in base):
             raise CheckpointError(
-                f"{current / ADAPTER_CONFIG_NAME}: `base_model_name_or_path` is {type(base).__name__}, not the name of a model."
+                f"{current / ADAPTER_CONFIG_NAME}: `base_model_name_or_path` is no name of a model or folder."
             )
         found.append(base)
         current = Path(base or "")
@@ -379,6 +381,11 @@ def quantized_message(name_or_path: str | Path, error: Exception) -> str:
         f"{name_or_path} is quantized ({method}) and cannot be loaded here: {reason}. "
         f"{f'{reader}. ' if reader else ''}Or name the original model."
     )
+
+
+def pickled_weights(folder: Path) -> bool:
+    """True if the weights of a folder are in torch files, which are pickles."""
+    return any(file.suffix == ".bin" for file in weight_files(folder))
 
 
 def pickle_message(folder: Path) -> str:

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, 
 from transformers.utils import cached_file
 
 from ._moved import names_of
-from .errors import CheckpointError, DataError, TokenizerError
+from .errors import CheckpointError, DataError, TokenizerError, one_line
 from .files import read_json
 from .stored import refuse_other_formats
 from .text_encoding import text_encoder
@@ -271,6 +271,7 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
     elif folder.exists() or folder.is_absolute() or str(path_or_id).startswith((".", "~")):
         raise TokenizerError(f"{folder} is not a folder: give the folder that contains tokenizer.json, or a Hub id")
     try:
+        _check_kind(folder / "tokenizer.json")
         tokenizer = loader.from_pretrained(str(folder), trust_remote_code=False)
         return _faithful(tokenizer, str(folder))
     # The tokenizers library raises a bare `Exception` for a file that it cannot parse, or panics.
@@ -281,8 +282,19 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
             error = TokenizerError(
                 "its tokenizer is code, which is not run; only tokenizers with a tokenizer.json are read"
             )
-        reason = " ".join(str(error).split())
-        raise TokenizerError(f"no tokenizer could be loaded from {str(path_or_id)!r}: {reason[:500]}") from error
+        raise TokenizerError(
+            f"no tokenizer could be loaded from {str(path_or_id)!r}: {one_line(error)[:500]}"
+        ) from error
+
+
+def _check_kind(file: Path) -> None:
+    """Raises `TokenizerError` for a tokenizer.json of another program."""
+    stored = read_json(file)
+    if stored and not (isinstance(stored.get("model"), dict) and isinstance(stored.get("added_tokens"), list)):
+        raise TokenizerError(
+            "tokenizer.json is not a file of the tokenizers library, which has an object `model` and a list `added_tokens`. Save "
+            "one there with tokenizer.save_pretrained(folder)"
+        )
 
 
 def _faithful(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:

@@ -23,19 +23,26 @@ from transformers.utils import (
 )
 
 from .errors import CheckpointError, ConfigError
-from .files import check_regular, read_json
+from .files import check_regular, check_text_file, read_json
 from .stored import config_of, indexed_files, quantization_of, read_header, stored_tensors
 
 _INDEXES = (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
 # Read by libraries, which name neither the file nor what would be right.
 _READ_AS_JSON = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME, *_INDEXES)
+_TEXT = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model")
 # The only folders within a model's folder that a library reads when it loads the model.
 _FOLDERS = ("additional_chat_templates", "custom_generate")
 _CUSTOM_GENERATE = "custom_generate/generate.py"
 # The Hub's cache keeps the files of a snapshot by their hash, and links to them.
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _LAYERS = re.compile(r"(?:\w+_)?n?_?layers?")
+# Settings of generation_config.json that are numbers; token ids may also be lists.
+_NUMBERS = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty"),
+    *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "num_return_sequences"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+)
 # A config may ask for this many times the stored weights, and this many more: a new head, or an embedding that is not tied.
 _MOST_TIMES, _MOST_MORE = 4, 100_000_000
 # The modules that a folder of ours names, and that of our pipelines, which are saved with models of any family.
@@ -57,12 +64,25 @@ def check_files(folder: Path, *, tokenizer: bool = False) -> None:
     for path in _opened(folder):
         check_link(path, folder)
         if not path.is_dir() and path.exists():
-            check_regular(path)
+            (check_text_file if path.name in _TEXT or path.suffix == ".jinja" else check_regular)(path)
     for name in _TOKENIZER_FILES if tokenizer else _READ_AS_JSON:
         read_json(folder / name)
-    for name in () if tokenizer else _INDEXES:
+    if tokenizer:
+        return
+    _check_generation(folder / GENERATION_CONFIG_NAME)
+    for name in _INDEXES:
         if (folder / name).is_file():
             indexed_files(folder / name)
+
+
+def _check_generation(file: Path) -> None:
+    """Raises `CheckpointError` for a setting that is no number: transformers compares and computes with it much later."""
+    settings = read_json(file)
+    for name in _NUMBERS:
+        value = settings.get(name)
+        values = value if name.endswith("_token_id") and isinstance(value, list) else [value]
+        if not all(each is None or isinstance(each, (int, float)) for each in values):
+            raise CheckpointError(f"{file}: {name} is {value!r:.100}, which is not a number.")
 
 
 def _opened(folder: Path) -> Iterator[Path]:
@@ -162,10 +182,7 @@ def check_sizes(folder: Path, model_class: Any) -> None:
     if not stored:
         return
     file = folder / CONFIG_NAME
-    config = read_json(file)
-    for name, value in config.items():
-        if _LAYERS.fullmatch(name) and isinstance(value, int) and value > len(stored):
-            raise ConfigError(f"{file}: {name} is {value:,}, and the folder has only {len(stored):,} weights.")
+    check_layers(file, len(stored), f"and the folder has only {len(stored):,} weights")
     try:
         # Shapes without memory.
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -183,6 +200,13 @@ def check_sizes(folder: Path, model_class: Any) -> None:
             f"{file} describes a model of {asked:,} numbers, and the folder's weights have {has:,}. Config and weights do not "
             "belong together."
         )
+
+
+def check_layers(file: Path, most: int = 10_000, reason: str = "more than any model has") -> None:
+    """Raises `ConfigError` if a config asks for too many layers: already its config has a list of them."""
+    for name, value in read_json(file).items():
+        if _LAYERS.fullmatch(name) and isinstance(value, int) and value > most:
+            raise ConfigError(f"{file}: {name} is {value:,}, {reason}.")
 
 
 def _build(folder: Path, model_class: Any) -> torch.nn.Module:

@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from .. import __version__
-from ..errors import CardError
+from ..errors import CardError, one_line
 from ..files import read_json, read_text, write_atomically
 from ..parsing import parse_yaml
 from ..stored import CARD_NAME as CARD_NAME
@@ -67,6 +67,7 @@ _SHAPE = {
 _MARK = re.compile(r"\n*<!-- Made by chatgpt-hf from this folder\. A text that is changed is kept\. (\w+) -->\s*\Z")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _LANGUAGE = re.compile(r"code|multilingual|[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+# Entries of a card's metadata; a card with many results has some hundreds.
 
 
 def make_card(folder: Path, name: str, given: Mapping[str, Any] | None = None) -> str:
@@ -194,9 +195,10 @@ def read_card(file: Path) -> ModelCard:
         CardError: If its metadata are not YAML or not a mapping, or its model-index is malformed.
     """
     try:
-        return _parse(read_text(file, "utf-8-sig"), file)
+        text = read_text(file, "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CardError(f"{file} is not UTF-8: {error}") from error
+        raise CardError(f"{file} is not text: {error}") from error
+    return _parse(text, file)
 
 
 def _parse(text: str, file: Path) -> ModelCard:
@@ -206,7 +208,7 @@ def _parse(text: str, file: Path) -> ModelCard:
             parse_yaml(block[2])
         return ModelCard(text)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise CardError(f"{file}: the metadata between the --- lines cannot be read: {error}") from error
+        raise CardError(f"{file}: the metadata between the --- lines cannot be read: {one_line(error)}") from error
 
 
 def check_card(text: str, file: Path) -> None:
