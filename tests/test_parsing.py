@@ -80,7 +80,7 @@ def test_yaml_that_is_broken_or_would_fill_the_memory(text: str, said: str) -> N
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for file, said in ((tmp_path / "pipe", "a named pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+    for file, said in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
         with pytest.raises(OSError, match=f"it is {said}, not a file"):
             read_file(file)
         with pytest.raises(CheckpointError, match=f"is {said} and not a file"):

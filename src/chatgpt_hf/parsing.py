@@ -24,7 +24,7 @@ _MOST_DIGITS = 100
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
@@ -32,7 +32,7 @@ _KINDS = (
 
 
 def special_kind(file: Path) -> str | None:
-    """Says what a path is if it is no file, such as `a named pipe`: reading one may never end. None for a file.
+    """Says what a path is if it is no file, such as `a pipe`: reading one may never end. None for a file.
 
     Raises:
         OSError: If there is nothing, or it cannot be reached.
