@@ -33,6 +33,8 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 _BITS = re.compile(r"BOOL|(?:F|BF|I|U|C)(\d+)(?:_\w+)?")
 # Of a path, in most file systems.
 _LONGEST_NAME = 1024
+# In bytes, on all common file systems.
+_LONGEST_NAME = 255
 # safetensors itself refuses a longer one.
 _LONGEST_HEADER = 100_000_000
 # Formats of other programs: what they are, and what reads them.
@@ -96,9 +98,9 @@ def indexed_files(index: Path) -> list[str]:
     names = sorted(set(named.values()))
     for name in names:
         # A Windows path has a drive or backslashes; `save_pretrained` writes all files beside the index.
-        if name in ("", ".", "..") or set(name) & set("/\\:\0"):
+        if name in ("", ".", "..") or set(name) & set("/\\:\0") or len(os.fsencode(name)) > _LONGEST_NAME:
             raise CheckpointError(
-                f"{index} names {name!r}, which is not a file beside it: weights outside of the folder are not read. Save or "
+                f"{index} names {name!r:.300}, which is not a file beside it: weights outside of the folder are not read. Save or "
                 "copy the model again."
             )
     return names
