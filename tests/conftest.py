@@ -79,6 +79,8 @@ def _beside(name: str) -> ModuleType:
 _beside("foreign_tokenizers")
 _beside("hostile_programs")
 _beside("power_cut")
+_beside("mutations")
+_beside("readers")
 
 
 def pytest_report_header() -> str:

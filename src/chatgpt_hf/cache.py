@@ -7,7 +7,6 @@
 A key is 32 hexadecimal digits. Nothing else in the folder is ours, and nothing else is removed.
 """
 
-import json
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from typing import IO
 from .errors import OutputError
 from .extras import needed_by
 from .files import SAVING_PREFIX, atomic_folder
+from .parsing import parse_json, read_file, special_kind
 
 with needed_by("The cache"):
     from filelock import FileLock, Timeout
@@ -132,8 +132,11 @@ def hold(file: Path) -> IO[bytes] | None:
         None if the file does not exist, or is about to be removed.
     """
     try:
-        handle = file.open("rb")
+        # Opening a pipe would wait for somebody to write to it.
+        handle = None if special_kind(file) else file.open("rb")
     except OSError:
+        return None
+    if handle is None:
         return None
     try:
         if fcntl is not None:
@@ -394,6 +397,8 @@ def _is_file(path: Path) -> bool:
 def _begins(file: Path, content: bytes) -> bool:
     """True if a file begins with these bytes, or is empty."""
     try:
+        if special_kind(file):
+            return False
         with file.open("rb") as opened:
             return opened.read(len(content)) in (content, b"")
     except OSError:
@@ -402,7 +407,7 @@ def _begins(file: Path, content: bytes) -> bool:
 
 def _json(file: Path) -> dict[str, object]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(read_file(file))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -16,11 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .assistant_turns import Unmarked, derived_turns, has_generation_mark, training_template
+from .bounded_templates import budget
 from .errors import DataError, TemplateTimeout, TokenizerError
+from .parsing import read_file
 from .text_encoding import text_encoder
 from .tokenization_chatgpt import load_tokenizer
 
-# A template takes milliseconds; Jinja's sandbox has no time limit.
+# A template takes milliseconds. `bounded_templates` counts what it does; this is for what it cannot count.
 RENDER_SECONDS = 30.0
 # transformers marks the assistant's words with one object per template.
 _MARKING = threading.Lock()
@@ -113,7 +115,7 @@ def read_chat_template(path: str, tokenizer: PreTrainedTokenizerBase) -> str | d
     file = Path(path).expanduser()
     if file.is_file():
         try:
-            return file.read_text(encoding="utf-8")
+            return read_file(file)
         except (OSError, ValueError) as error:
             raise TokenizerError(f"the chat template {file} cannot be read: {error}") from error
     if file.suffix in (".jinja", ".j2"):
@@ -149,6 +151,10 @@ class _Rendering:
     ) -> None:
         if not messages:
             raise DataError("the conversation has no messages: give at least one, with a role and its content")
+        if isinstance(messages, str) or not isinstance(messages, Sequence):
+            raise DataError(f"the messages are {messages!r:.80}, not a list of mappings with a role and its content")
+        if wrong := [each for each in messages if not isinstance(each, Mapping)]:
+            raise DataError(f"a message is {wrong[0]!r:.80}, not a mapping with a role and its content")
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise TokenizerError("conversations need a fast tokenizer, one that tokenizer.json describes")
         try:
@@ -308,7 +314,8 @@ def _within_time(function: Callable[[], Any]) -> Any:
 
     def run() -> None:
         try:
-            outcome.append((function(), None))
+            with budget():
+                outcome.append((function(), None))
         except SystemExit:
             return
         except Exception as error:

@@ -3,22 +3,24 @@
 import json
 import logging
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ._moved import names_of
@@ -28,23 +30,32 @@ from .errors import (
     ConversionError,
     MissingWeights,
     TokenizerError,
+    one_line,
 )
 from .extras import EXTRAS, needed_by, require
-from .files import read_json
 from .stored import (
+    base_of,
     check_memory,
     check_storage,
+    is_adapter,
+    pickle_message,
+    pickled_weights,
     quantization_of,
     quantized_message,
     read_header,
     refuse_other_formats,
 )
 from .tokenization_chatgpt import load_tokenizer
+from .untrusted import check_adapter_sizes, check_files, check_layers, check_sizes, refuse_foreign_code
 
 # Atomic writing and the folders of runs were here in release 0.1.
 __getattr__ = names_of(__name__, "files", "training.run_folder")
 
 logger = logging.getLogger(__name__)
+
+# What transformers, PEFT, safetensors and pickle raise at files that they do not expect.
+_PICKLE_ERRORS = (UnpicklingError, EOFError, LookupError, TypeError, AttributeError)
+_LOADING_ERRORS = (*_PICKLE_ERRORS, OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
 
 # Saved beside an adapter: some weights of its base.
 BASE_SAMPLE_NAME = "base_sample.json"
@@ -71,34 +82,26 @@ def load_model(
         ConfigError: If config.json contradicts itself or names an unknown family.
     """
     folder = Path(name_or_path)
-    if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
+    check_files(folder)
+    if is_adapter(folder):
         return _load_adapter(folder, model_class, new_modules=new_modules, **kwargs)
     check_folder(name_or_path)
     if folder.is_dir():
-        family = read_json(folder / CONFIG_NAME).get("model_type")
-        if family is not None and family not in CONFIG_MAPPING:
-            # Otherwise transformers would ask on the terminal whether to run the folder's code.
-            raise ConfigError(
-                f"{folder / CONFIG_NAME} cannot be used: neither transformers nor this package knows the model_type "
-                f"{family!r}, and code from the folder is not run."
-            )
-        config_class: Any = getattr(model_class, "config_class", None) or AutoConfig
-        try:
-            config_class.from_pretrained(folder)
-        except OSError as error:
-            raise CheckpointError(f"{folder / CONFIG_NAME} cannot be read: {error}") from error
-        except (ValueError, TypeError, StrictDataclassError) as error:
-            raise ConfigError(f"{folder / CONFIG_NAME} cannot be used: {error}") from error
+        load_config(folder, getattr(model_class, "config_class", None) or AutoConfig)
+    else:
+        refuse_foreign_code(name_or_path)
     for file in sorted(folder.glob("*.safetensors")):
         check_safetensors(file)
     if folder.is_dir():
         check_storage(folder)
+        check_sizes(folder, model_class)
+        check_adapter_sizes(folder)
         if "device_map" not in kwargs:
             check_memory(folder, kwargs.get("dtype"))
     try:
         # So that mis-shaped weights are returned by name; transformers' own error is a table in the log.
         model, report = model_class.from_pretrained(
-            name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **kwargs
         )
     except ImportError as error:
         # A quantized folder needs another package.
@@ -106,13 +109,14 @@ def load_model(
             f"The quantized model {name_or_path}", *(name for name in EXTRAS["quantize"] if name in str(error).lower())
         )
         raise CheckpointError(quantized_message(name_or_path, error)) from error
-    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
+    except _LOADING_ERRORS as error:
         if quantization_of(name_or_path):
             raise CheckpointError(quantized_message(name_or_path, error)) from error
-        # transformers' message has several lines.
+        if pickled_weights(folder) and isinstance(error, _PICKLE_ERRORS):
+            raise CheckpointError(pickle_message(folder)) from error
         raise CheckpointError(
-            f"No model could be loaded from {name_or_path}: {' '.join(str(error).split())} "
-            "Name a folder that `save_pretrained` wrote, or the id of a model on the Hub."
+            f"No model could be loaded from {name_or_path}: {one_line(error)} Name a folder that `save_pretrained` wrote, or the "
+            "id of a model on the Hub."
         ) from error
     mismatched = sorted(key for key in report["mismatched_keys"] if key[0].partition(".")[0] not in new_modules)
     if mismatched:
@@ -127,7 +131,62 @@ def load_model(
             "The checkpoint is incomplete: save or copy it again.",
             missing,
         )
+    check_finite(model.named_parameters(), name_or_path)
     return model
+
+
+def load_config(name_or_path: str | Path, config_class: Any = AutoConfig) -> PreTrainedConfig:
+    """Loads a model's config.
+
+    Args:
+        name_or_path: A model folder or Hub id.
+        config_class: `AutoConfig` or the config class of a model class.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+        ConfigError: If it contradicts itself, names an unknown family, or needs code that comes with the model.
+    """
+    check_files(Path(name_or_path))
+    refuse_foreign_code(name_or_path)
+    file = Path(name_or_path) / CONFIG_NAME
+    check_layers(file)
+    # A class that is no Auto class knows no such argument.
+    consent = {"trust_remote_code": False} if config_class is AutoConfig else {}
+    try:
+        return config_class.from_pretrained(name_or_path, **consent)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {one_line(error)}") from error
+    except _LOADING_ERRORS as error:
+        raise ConfigError(f"{file} cannot be used: {one_line(error)}") from error
+
+
+def check_finite(weights: Iterable[tuple[str, torch.Tensor]], where: str | Path) -> None:
+    """Raises `CheckpointError` if weights are NaN or infinite: whatever such a model computes is NaN.
+
+    Args:
+        weights: Names and weights. Quantized ones, and those of a model without memory, are not checked.
+        where: Their folder, for the message.
+    """
+    broken = []
+    for name, weight in weights:
+        plain = type(weight.data) is torch.Tensor and weight.is_floating_point() and weight.itemsize > 1
+        if not plain or weight.is_meta or not weight.numel():
+            continue
+        # Reads each weight once and takes no memory, unlike `isfinite`.
+        least, most = torch.aminmax(weight.detach())
+        if not (least.isfinite() and most.isfinite()):
+            broken.append(name)
+    if broken:
+        raise CheckpointError(
+            f"{where}: {len(broken)} weights contain NaN or infinite numbers, including {', '.join(broken[:3])}. The training "
+            "diverged, or the file was damaged: use an earlier checkpoint, or copy it again."
+        )
+
+
+def check_finite_file(file: Path) -> None:
+    """Raises `CheckpointError` if a safetensors file has weights that are NaN or infinite; holds one of them at a time."""
+    with safe_open(file, "pt") as opened:
+        check_finite(((name, opened.get_tensor(name)) for name in opened.keys()), file)  # noqa: SIM118
 
 
 def check_folder(name_or_path: str | Path) -> None:
@@ -147,9 +206,10 @@ def check_folder(name_or_path: str | Path) -> None:
 
 def refuse_adapter(name_or_path: str | Path) -> None:
     """Raises `ConversionError` for a folder that contains an adapter and no model."""
-    folder = Path(name_or_path)
-    if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
-        raise ConversionError(f"{folder} contains an adapter: merge it into its base first, with `chatgpt-hf merge`.")
+    if is_adapter(name_or_path):
+        raise ConversionError(
+            f"{name_or_path} contains an adapter: merge it into its base first, with `chatgpt-hf merge`."
+        )
 
 
 def repair_generation_config(model: Any) -> None:
@@ -203,12 +263,14 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
     with needed_by(f"The adapter {folder}"):
         from peft import PeftModel
 
-    try:
-        base = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / ADAPTER_CONFIG_NAME} cannot be read: {error}") from error
+    base = base_of(folder)
+    if not base:
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG_NAME} names no base model: `base_model_name_or_path` is missing."
+        )
     for file in sorted(folder.glob("*.safetensors")):
         check_safetensors(file)
+    check_adapter_sizes(folder)
     try:
         model = load_model(base, model_class, **kwargs)
     except CheckpointError as error:
@@ -216,22 +278,34 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
     sample = sample_of(model)
     if (folder / "tokenizer.json").is_file():
         extend_vocabulary(model, len(load_tokenizer(folder)))
-    if (folder / GENERATION_CONFIG_NAME).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    try:
+        if (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    except _LOADING_ERRORS as error:
+        raise ConfigError(f"{folder / GENERATION_CONFIG_NAME} cannot be used: {one_line(error)}") from error
     try:
         with warnings.catch_warnings():
             # PEFT only warns of missing weights.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, RuntimeError, UserWarning, KeyError) as error:
+    except (UserWarning, ImportError, *_LOADING_ERRORS) as error:
+        if isinstance(error, UnpicklingError):
+            raise CheckpointError(pickle_message(folder)) from error
         raise CheckpointError(
             f"The adapter {folder} does not fit its base model {base}: {_first_line(error)}. Is {base} still the model it was "
             "trained on?"
         ) from error
+    check_finite(adapted.named_parameters(), folder)
     if (folder / BASE_SAMPLE_NAME).is_file():
-        trained_on = json.loads((folder / BASE_SAMPLE_NAME).read_text(encoding="utf-8"))
-        # Tolerates a base that is loaded in another precision.
-        if not np.allclose(sample, trained_on, rtol=0.02, atol=1e-3):
+        try:
+            trained_on = json.loads((folder / BASE_SAMPLE_NAME).read_text(encoding="utf-8"))
+            # Tolerates a base that is loaded in another precision.
+            same = np.allclose(sample, trained_on, rtol=0.02, atol=1e-3)
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{folder / BASE_SAMPLE_NAME} is no list of numbers ({one_line(error)}): copy it again."
+            ) from error
+        if not same:
             raise CheckpointError(
                 f"The adapter {folder} was trained on another model than {base} is now, although the shapes match: restore the "
                 "base model that it was trained on."
@@ -243,7 +317,7 @@ def _first_line(error: Exception) -> str:
     """Returns the first sentence of an error of PEFT or torch, which list every weight on a line."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     # torch's own first line is only a title.
-    return " ".join(lines[:2])[:300].rstrip(".:")
+    return (" ".join(lines[:2]) if len(lines) > 1 else one_line(error))[:300].rstrip(".:")
 
 
 def sample_of(model: PreTrainedModel) -> list[float]:

@@ -9,6 +9,12 @@ class ChatGPTError(Exception):
     """Base class: the message names the thing (file, field, argument) and the remedy."""
 
 
+def one_line(error: BaseException) -> str:
+    """The text of a library's error as one line, with the error's name where the text alone would say little."""
+    text = " ".join(str(error).split())
+    return text if " " in text else f"{type(error).__name__} {text}".rstrip() + "."
+
+
 class DataError(ChatGPTError):
     """A corpus, data file or column cannot be used."""
 

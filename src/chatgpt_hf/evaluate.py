@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .checkpoints import UNLIMITED_CONTEXT, check_tokenizer_fits, context_length, load_for_inference
 from .data.corpus import load_corpus
 from .errors import CheckpointError, ConfigError
@@ -19,7 +17,7 @@ from .evaluation.figures import Figure
 from .evaluation.harness import evaluate_benchmarks
 from .evaluation.language_modeling import evaluate_language_modeling, window_and_stride
 from .evaluation.record import EVALUATION_FOLDER, RESULTS_NAME, Evaluation
-from .files import read_json
+from .files import read_json, read_yaml
 from .tasks.arguments import TaskArguments
 from .tasks.registry import load_task_model, make_task
 from .tokenization_chatgpt import load_tokenizer
@@ -197,9 +195,7 @@ def _task_arguments(name_or_path: str, overrides: dict[str, Any]) -> TaskArgumen
     if unknown := [name for name in overrides if name not in known]:
         raise ConfigError(f"{unknown[0]} is not a field of a task; known are {', '.join(sorted(known))}.")
     recipe = Path(name_or_path) / RECIPE_NAME
-    kept: dict[str, Any] = {}
-    if recipe.is_file():
-        kept = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+    kept = read_yaml(recipe)
     given = {name: value for name, value in {**kept, **overrides}.items() if name in known and value is not None}
     # Relative paths on the command line refer to the working directory, not to the run's `data_dir`.
     given["data_dir"] = overrides.get("data_dir")

@@ -1,11 +1,10 @@
-"""Files and folders written completely or not at all, and JSON read with errors that name the file.
+"""Files and folders written completely or not at all, and JSON and YAML read with errors that name the file.
 
 A process may be killed, and a machine lose its power, between any two writes. So everything is written under a temporary
 name, synced to the disk, and renamed: the name then stands for the old content or for the new one.
 """
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ChatGPTError, CheckpointError, OutputError
+from .parsing import LARGEST, parse_json, parse_yaml, special_kind
 
 try:
     import fcntl
@@ -46,20 +46,63 @@ def check_new_folder(path: str | Path) -> Path:
     raise OutputError(f"{folder} is not an empty folder. Nothing was written; name another one.")
 
 
+def check_regular(file: Path) -> None:
+    """Raises `CheckpointError` unless a path leads to a regular file: reading a pipe or a device may never end.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+    """
+    if kind := special_kind(file):
+        raise CheckpointError(f"{file} is {kind} and not a file. Replace it by a copy of the file that it stands for.")
+
+
+def check_text_file(file: Path) -> None:
+    """Like `check_regular`; also raises if a file is larger than any text of a model."""
+    check_regular(file)
+    size = file.stat().st_size
+    if size > LARGEST:
+        raise CheckpointError(f"{file} has {size / 1e9:,.1f} GB, more than any text of a model: is it another file?")
+
+
+def read_text(file: Path, encoding: str = "utf-8") -> str:
+    """The text of a file that a model's folder brings.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        CheckpointError: If it is not a regular file, or larger than any text of a model.
+        OSError, ValueError: If it cannot be read, or is not text.
+    """
+    check_text_file(file)
+    return file.read_text(encoding=encoding)
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one if the file does not exist.
 
     Raises:
         CheckpointError: If the file cannot be read, or its content is not an object.
     """
+    return _read_mapping(file, parse_json, "a JSON object")
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, such as a run's recipe; an empty one if the file does not exist.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or its content is not a mapping.
+    """
+    return _read_mapping(file, parse_yaml, "`field: value` lines")
+
+
+def _read_mapping(file: Path, parse: Callable[[str], Any], kind: str) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse(read_text(file))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}. Save or copy it again.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} does not hold a JSON object. Save or copy it again.")
+        raise CheckpointError(f"{file} does not hold {kind}. Save or copy it again.")
     return content
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from transformers import PreTrainedConfig
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -22,7 +21,8 @@ from transformers.utils import (
 )
 
 from .errors import CheckpointError
-from .files import read_json
+from .files import read_json, read_text
+from .parsing import parse_yaml, special_kind
 
 # In the config of a model whose weights come from another family: that family, and what else is known about the original.
 ORIGIN_FIELD = "converted_from"
@@ -31,6 +31,10 @@ ORIGIN_FIELD = "converted_from"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # The bits of a number in the names of safetensors' dtypes.
 _BITS = re.compile(r"BOOL|(?:F|BF|I|U|C)(\d+)(?:_\w+)?")
+# Of a path, in most file systems.
+_LONGEST_NAME = 1024
+# In bytes, on all common file systems.
+_LONGEST_NAME = 255
 # safetensors itself refuses a longer one.
 _LONGEST_HEADER = 100_000_000
 # Formats of other programs: what they are, and what reads them.
@@ -76,9 +80,30 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / whole).is_file():
             return [folder / whole]
         if (folder / index).is_file():
-            names = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
-            return [folder / name for name in names if (folder / name).is_file()]
+            return [folder / name for name in indexed_files(folder / index) if (folder / name).is_file()]
     return []
+
+
+def indexed_files(index: Path) -> list[str]:
+    """The names of the files that an index of weights lists, sorted.
+
+    Raises:
+        CheckpointError: If the index is not one, or names a file outside of its folder.
+    """
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise CheckpointError(
+            f"{index} lists no weights: `weight_map` has to be an object with the file of each weight."
+        )
+    names = sorted(set(named.values()))
+    for name in names:
+        # A Windows path has a drive or backslashes; `save_pretrained` writes all files beside the index.
+        if name in ("", ".", "..") or set(name) & set("/\\:\0") or len(os.fsencode(name)) > _LONGEST_NAME:
+            raise CheckpointError(
+                f"{index} names {name!r:.300}, which is not a file beside it: weights outside of the folder are not read. Save or "
+                "copy the model again."
+            )
+    return names
 
 
 class StoredTensor(NamedTuple):
@@ -141,14 +166,48 @@ def _tensors_of(header: dict[str, Any], size: int) -> list[StoredTensor]:
 
 def config_of(name_or_path: str | Path) -> dict[str, Any]:
     """The content of a model's config.json, for an adapter its base's; empty where there is none that can be read."""
-    folder = Path(name_or_path)
-    if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
-        base = read_json(folder / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
+    if is_adapter(name_or_path):
+        base = base_of(name_or_path)
         return config_of(base) if base else {}
     try:
-        return PreTrainedConfig.get_config_dict(str(name_or_path))[0]
-    except (OSError, ValueError):
+        found = PreTrainedConfig.get_config_dict(str(name_or_path))[0]
+    # transformers looks into what should be an object.
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_adapter(name_or_path: str | Path) -> bool:
+    """True for a folder with an adapter and without a model."""
+    folder = Path(name_or_path)
+    return (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file()
+
+
+def base_of(adapter: str | Path) -> str | None:
+    """The base model of an adapter's folder, which may be another adapter; None if the adapter names none.
+
+    Raises:
+        CheckpointError: If adapter_config.json cannot be read, or the adapter is based on itself, directly or through others.
+    """
+    seen: set[Path] = set()
+    found: list[str | None] = []
+    current = Path(adapter)
+    while not found or (found[-1] and is_adapter(current)):
+        if current.resolve() in seen:
+            raise CheckpointError(
+                f"{Path(adapter) / ADAPTER_CONFIG_NAME}: the adapter is based on itself"
+                f"{'' if len(found) == 1 else f' through {found[0]}'}. Name the model that it was trained on as "
+                "`base_model_name_or_path`."
+            )
+        seen.add(current.resolve())
+        base = read_json(current / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
+        if base is not None and (not isinstance(base, str) or len(base) > _LONGEST_NAME or "\0" in base):
+            raise CheckpointError(
+                f"{current / ADAPTER_CONFIG_NAME}: `base_model_name_or_path` is no name of a model or folder."
+            )
+        found.append(base)
+        current = Path(base or "")
+    return found[0]
 
 
 def stored_dtype(name_or_path: str | Path) -> torch.dtype:
@@ -195,16 +254,22 @@ def origin_of(source: str | Path) -> dict[str, Any]:
     if not path.exists():
         return {"name": str(source)}
     try:
-        text = (path / CARD_NAME).read_text(encoding="utf-8-sig")
+        text = read_text(path / CARD_NAME, "utf-8-sig")
         _, metadata, _ = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
-        card = yaml.safe_load(metadata)
-    except (OSError, ValueError, yaml.YAMLError):
+        card = parse_yaml(metadata)
+    except (OSError, ValueError):
         card = None
     known = card if isinstance(card, dict) else {}
     if not known.get("license"):
         known = _origin_in_report(path)
     names = ("license", "license_name", "license_link")
-    return {"name": path.resolve().name, **{name: known[name] for name in names if known.get(name)}}
+    return {"name": path.resolve().name, **{name: known[name] for name in names if _is_named(known.get(name))}}
+
+
+def _is_named(value: Any) -> bool:
+    """True for a text, or a list of texts: a few lines of YAML can be an object of any size."""
+    texts = value if isinstance(value, list) else [value]
+    return bool(texts) and all(isinstance(text, str) and text for text in texts)
 
 
 def carry_origin(config: PreTrainedConfig, source: str | Path, adapter: str | Path | None = None) -> None:
@@ -320,8 +385,23 @@ def quantized_message(name_or_path: str | Path, error: Exception) -> str:
     )
 
 
+def pickled_weights(folder: Path) -> bool:
+    """True if the weights of a folder are in torch files, which are pickles."""
+    return any(file.suffix == ".bin" for file in weight_files(folder))
+
+
+def pickle_message(folder: Path) -> str:
+    """The error of a folder whose weights are a pickle that holds, or asks for, more than tensors."""
+    return (
+        f"{folder} has weights in a pickle that is damaged, or that would run code when it is loaded; only tensors are read from "
+        f"one. Name a folder with {SAFE_WEIGHTS_NAME}."
+    )
+
+
 def _begins_with(file: Path, magic: bytes) -> bool:
     try:
+        if special_kind(file):
+            return False
         with file.open("rb") as opened:
             return opened.read(len(magic)) == magic
     except OSError:

@@ -8,14 +8,15 @@ which single private-use characters stand for the special tokens.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from .errors import DataError
+from .errors import DataError, TokenizerError, one_line
 
 _PRIVATE_USE = range(0xF0000, 0x10FFFE)
 _PRIVATE_USE_CHARACTER = re.compile(f"[{chr(_PRIVATE_USE[0])}-{chr(_PRIVATE_USE[-1])}]")
@@ -49,18 +50,34 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of texts in which stand-ins mark the special tokens; adds none."""
-        return [
-            self.ids(encoding) for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        ]
+        with _clear_errors():
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self.ids(encoding) for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns ids, and the range of characters of each, both (seq,)."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        with _clear_errors():
+            encoding = self._backend.encode(text, add_special_tokens=False)
         return self.ids(encoding), encoding.offsets
 
     def ids(self, encoding: Encoding) -> list[int]:
         ids = encoding.ids
         return [self._ids.get(index, index) for index in ids] if self._ids else ids
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Turns what the tokenizers library raises for a text into a `TokenizerError`.
+
+    It panics, which is no `Exception`, where a regular expression of tokenizer.json would need exponential time; and raises
+    a bare `Exception` where a vocabulary has neither a character nor a token for unknown ones.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"the tokenizer cannot encode a text: {one_line(error)}") from error
 
 
 def _rename(model: dict[str, Any], names: dict[str, str]) -> None:

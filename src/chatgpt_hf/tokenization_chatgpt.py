@@ -20,10 +20,11 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, 
 from transformers.utils import cached_file
 
 from ._moved import names_of
-from .errors import DataError, TokenizerError
+from .errors import CheckpointError, DataError, TokenizerError, one_line
 from .files import read_json
 from .stored import refuse_other_formats
 from .text_encoding import text_encoder
+from .untrusted import check_files
 
 logger = logging.getLogger(__name__)
 
@@ -245,6 +246,10 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
         refuse_other_formats(folder)
     loader: Any = AutoTokenizer
     if folder.is_dir():
+        try:
+            check_files(folder, tokenizer=True)
+        except CheckpointError as error:
+            raise TokenizerError(str(error)) from error
         names = {file.name for file in folder.iterdir()}
         if not names & {"tokenizer.json", "tokenizer.model"}:
             # Without these files, AutoTokenizer may return a tokenizer with an empty vocabulary, so do not call it.
@@ -257,16 +262,39 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
             if "tokenizer_config.json" not in names:
                 loader = GPT2Tokenizer
         elif "tokenizer.json" in names and "auto_map" in read_json(folder / "tokenizer_config.json"):
-            # AutoTokenizer would ask to run the folder's code, but what it does is in the file.
+            # AutoTokenizer would refuse, but what the code does is in the file.
             loader = PreTrainedTokenizerFast
+            logger.warning(
+                "%s names code for the tokenizer, which is not run: tokenizer.json is used as it is.",
+                folder / "tokenizer_config.json",
+            )
     elif folder.exists() or folder.is_absolute() or str(path_or_id).startswith((".", "~")):
         raise TokenizerError(f"{folder} is not a folder: give the folder that contains tokenizer.json, or a Hub id")
     try:
+        _check_kind(folder / "tokenizer.json")
         tokenizer = loader.from_pretrained(str(folder), trust_remote_code=False)
         return _faithful(tokenizer, str(folder))
-    # The tokenizers library raises a bare `Exception` for a file that it cannot parse.
-    except Exception as error:
-        raise TokenizerError(f"no tokenizer could be loaded from {str(path_or_id)!r}: {error}") from error
+    # The tokenizers library raises a bare `Exception` for a file that it cannot parse, or panics.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if "trust_remote_code" in str(error):
+            error = TokenizerError(
+                "its tokenizer is code, which is not run; only tokenizers with a tokenizer.json are read"
+            )
+        raise TokenizerError(
+            f"no tokenizer could be loaded from {str(path_or_id)!r}: {one_line(error)[:500]}"
+        ) from error
+
+
+def _check_kind(file: Path) -> None:
+    """Raises `TokenizerError` for a tokenizer.json of another program."""
+    stored = read_json(file)
+    if stored and not (isinstance(stored.get("model"), dict) and isinstance(stored.get("added_tokens"), list)):
+        raise TokenizerError(
+            "tokenizer.json is not a file of the tokenizers library, which has an object `model` and a list `added_tokens`. Save "
+            "one there with tokenizer.save_pretrained(folder)"
+        )
 
 
 def _faithful(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:

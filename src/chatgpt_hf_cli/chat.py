@@ -244,12 +244,15 @@ def _load(session: "ChatSession", file: str) -> str:
 
 
 def _set(session: "ChatSession", words: str) -> str:
-    import yaml
+    from chatgpt_hf.parsing import parse_yaml
 
     name, _, value = words.partition(" ")
     if not value:
         raise UsageMistake("/set needs a name and a value, as in /set temperature 0.7")
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = parse_yaml(value)
+    except ValueError as error:
+        raise UsageMistake(f"{value} is no value for {name}: {error}") from error
     if name == "temperature" and isinstance(parsed, (int, float)) and not isinstance(parsed, bool):
         from chatgpt_hf.inference.parameters import sampling
 

@@ -64,7 +64,8 @@ def light_parser(types: tuple[str, ...]) -> Any:
     module, _ = trl.definition(base)
     arguments_of_dataclasses = getattr(_execute(module.path), base)
 
-    light_parser_class = type("LightParser", (recipe_reader().FieldParser, arguments_of_dataclasses), {})
+    parts = (recipe_reader().FieldParser, arguments_of_dataclasses)
+    light_parser_class = type("LightParser", parts, {"parsing": parsing()})
     return light_parser_class(read_types(types))
 
 
@@ -72,6 +73,12 @@ def light_parser(types: tuple[str, ...]) -> Any:
 def recipe_reader() -> ModuleType:
     """The library's module that reads recipes, which needs no other part of it."""
     return _execute(static.load(LIBRARY).path.parent / "training" / "recipe_fields.py")
+
+
+@cache
+def parsing() -> ModuleType:
+    """The library's module that parses YAML, which needs no other part of it."""
+    return _execute(static.load(LIBRARY).path.parent / "parsing.py")
 
 
 def _execute(path: Path) -> ModuleType:

@@ -346,16 +346,16 @@ def test_a_wrong_or_unknown_encoding(tmp_path: Path) -> None:
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
-    assert "is a named pipe, not a file" in whole(tmp_path / "pipe.jsonl")
+    assert "is a pipe, not a file" in whole(tmp_path / "pipe.jsonl")
     os.symlink("/dev/zero", tmp_path / "device.txt")
     assert "is a device" in whole(tmp_path / "device.txt")
     assert "is a device" in streamed(tmp_path / "device.txt")
     (tmp_path / "folder.csv").mkdir()
     assert "is a folder" in refused(lambda: list(read_rows(tmp_path / "folder.csv")))
     os.mkfifo(tmp_path / "pipe.parquet")
-    assert "is a named pipe" in whole(tmp_path / "pipe.parquet")
+    assert "is a pipe" in whole(tmp_path / "pipe.parquet")
     os.mkfifo(tmp_path / "pipe.csv.gz")
-    assert "is a named pipe" in refused(lambda: load_tables(str(tmp_path / "pipe.csv.gz")))
+    assert "is a pipe" in refused(lambda: load_tables(str(tmp_path / "pipe.csv.gz")))
     with socket.socket(socket.AF_UNIX) as server:
         os.chdir(tmp_path)
         server.bind("socket.md")

@@ -138,7 +138,7 @@ def test_broken_lines_are_named_and_the_others_answered(
         "line 4: prompt is not a string",
         "line 5: ",
         "line 6: it takes",
-        "line 7: it contains half a character",
+        "line 7: it has half of a surrogate pair",
         "the model's context is 128",
     ):
         assert words in message

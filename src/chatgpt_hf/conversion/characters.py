@@ -1,6 +1,5 @@
 """A character tokenizer, as in nanoGPT's character data sets, from a JSON table."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import TokenizerError
+from ..parsing import parse_json, read_file
 
 META_NAME = "meta.json"
 PICKLED_META_NAME = "meta.pkl"
@@ -22,7 +22,7 @@ def read_character_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         TokenizerError: If the file cannot be read, or does not map characters one-to-one to ids from 0.
     """
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
+        meta = parse_json(read_file(file))
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{file} cannot be read: {error}") from error
     stoi: Any = meta.get("stoi") if isinstance(meta, dict) else None

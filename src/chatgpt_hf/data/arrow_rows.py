@@ -1,6 +1,5 @@
 """Makes rows from parquet files and data sets, whose types are those of a whole column, not of a value."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import DataError
-from .files import check_regular, faults_named
-from .json_rows import WrittenFloat, read_constant
+from .files import EXPANSION_LIMIT, Expansion, check_regular, faults_named
+from .json_rows import WrittenFloat, parse_text
 
 _ROWS = 1000
 
 _Convert = Callable[[Any], Any]
+
+# Values that a file may hold and Python has not: years beyond 9999, unknown time zones, text that is not UTF-8, broken JSON.
+_NO_VALUES = (pa.ArrowException, ValueError, OverflowError, LookupError, DataError)
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -44,9 +46,29 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[d
             schema = pa.schema([file.schema_arrow.field(name) for name in names])
 
             def batches(some: Sequence[str]) -> Iterator[pa.RecordBatch]:
-                return file.iter_batches(_ROWS, columns=list(some))
+                # A dictionary stores a long text once for all its rows, and a run of equal rows takes a few bytes.
+                expansion = Expansion(path)
+                for batch in file.iter_batches(_batch_rows(file), columns=list(some)):
+                    expansion.add(sum(map(_bytes_of, batch.columns)))
+                    yield batch
 
-            yield from plain_rows(schema, batches)
+            yield from plain_rows(schema, batches, str(path))
+
+
+def _batch_rows(file: pq.ParquetFile) -> int:
+    """Returns how many rows to decode at once: one if a column is smaller than its text by more than ordinary text can be."""
+    metadata = file.metadata
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    suspicious = any(
+        chunk.total_uncompressed_size > max(1 << 20, EXPANSION_LIMIT * chunk.total_compressed_size) for chunk in chunks
+    )
+    return 1 if suspicious else _ROWS
+
+
+def _bytes_of(array: pa.Array) -> int:
+    """Returns the size of an array's values, each counted as often as it occurs."""
+    return array.dictionary_decode().nbytes if isinstance(array, pa.DictionaryArray) else array.nbytes
 
 
 def parquet_schema(path: Path) -> pa.Schema:
@@ -59,7 +81,7 @@ def parquet_schema(path: Path) -> pa.Schema:
 
 
 def plain_rows(
-    schema: pa.Schema, batches: Callable[[Sequence[str]], Iterable[pa.RecordBatch | pa.Table]]
+    schema: pa.Schema, batches: Callable[[Sequence[str]], Iterable[pa.RecordBatch | pa.Table]], where: str
 ) -> Iterator[dict[str, Any]]:
     """Yields rows of plain values, as JSON has them.
 
@@ -70,6 +92,10 @@ def plain_rows(
     Args:
         schema: Of the columns to read.
         batches: Returns the batches of some columns, from the beginning.
+        where: The file or data set, for messages.
+
+    Raises:
+        DataError: If a column has a value that cannot be read.
     """
     timed = [field.name for field in schema if _has_times(field.type)]
     dates = set(timed)
@@ -82,8 +108,12 @@ def plain_rows(
     for batch in batches(schema.names):
         columns = []
         for name, convert in converts.items():
-            values = batch.column(name).to_pylist()
-            columns.append(values if convert is None else [None if item is None else convert(item) for item in values])
+            try:
+                values = batch.column(name).to_pylist()
+                plain = values if convert is None else [None if item is None else convert(item) for item in values]
+            except _NO_VALUES as error:
+                raise DataError(f"{where} has a value in the column {name!r} that cannot be read: {error}") from error
+            columns.append(plain)
         for cells in zip(*columns, strict=True):
             yield dict(zip(converts, cells, strict=True))
 
@@ -91,7 +121,7 @@ def plain_rows(
 def _convert(type_: pa.DataType, is_date: bool) -> _Convert | None:
     """Returns the function that makes values of a type plain; None if they are."""
     if isinstance(type_, pa.JsonType):
-        return _parsed
+        return parse_text
     if isinstance(type_, pa.BaseExtensionType):
         return _convert(type_.storage_type, is_date)
     if pa.types.is_dictionary(type_):
@@ -101,7 +131,7 @@ def _convert(type_: pa.DataType, is_date: bool) -> _Convert | None:
         return lambda value: _without_null(value, fields)
     if pa.types.is_map(type_):
         of_key, of_item = _convert(type_.key_type, is_date), _convert(type_.item_type, is_date)
-        return lambda value: {_apply(of_key, key): _apply(of_item, item) for key, item in value}
+        return lambda value: {_as_key(_apply(of_key, key)): _apply(of_item, item) for key, item in value}
     if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
         of_item = _convert(type_.value_type, is_date)
         return of_item and (lambda value: [_apply(of_item, item) for item in value])
@@ -119,8 +149,9 @@ def _convert(type_: pa.DataType, is_date: bool) -> _Convert | None:
     return None
 
 
-def _parsed(value: str) -> Any:
-    return json.loads(value, parse_float=WrittenFloat, parse_constant=read_constant)
+def _as_key(key: Any) -> str | int | float:
+    """Returns a key of a mapping as JSON takes it."""
+    return key if isinstance(key, (str, int, float)) else str(key)
 
 
 def _apply(convert: _Convert | None, value: Any) -> Any:

@@ -189,6 +189,9 @@ def _features(path: Path, encoding: str | None) -> Features:
                 found |= _kinds(value)
         if is_text:
             break
+    if any("\0" in name for name in kinds):
+        # Arrow's names end there, so that it would mix up two columns.
+        raise DataError(f"{path} has a column with a zero byte in its name: rename it")
     features = {name: _feature(found) for name, found in kinds.items()}
     if not features:
         raise DataError(f"{path} is empty: it has no rows")
@@ -265,7 +268,11 @@ def _class_labels(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     schema = parquet_schema(path)
     if b"huggingface" not in (schema.metadata or {}):
         return {}
-    features = Features.from_arrow_schema(schema)
+    try:
+        features = Features.from_arrow_schema(schema)
+    # Whatever stands in the file is looked up as names of classes.
+    except Exception as error:
+        raise DataError(f"{path} has metadata of `datasets` that cannot be read: {error!r:.200}") from error
     labels = {}
     for name, feature in features.items():
         is_list = isinstance(feature, List)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ..errors import DataError
+from ..parsing import is_decimal
 from .messages import (
     CONTENT_KEYS,
     FLAG_VALUES,
@@ -255,7 +256,7 @@ def _is_kto(cells: Cells) -> bool:
 def _place(value: Any) -> float | None:
     """Returns a number, or the seconds of a date in ISO's format; None for anything else."""
     text = str(text_of(value)).strip()
-    if text.isdecimal() and len(text) < 100:  # may have more digits than a float
+    if is_decimal(text):  # may have more digits than a float
         return int(text)
     try:
         place = float(text)

@@ -6,7 +6,6 @@ import gzip
 import io
 import os
 import re
-import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO, TextIO, cast
 import pyarrow as pa
 
 from ..errors import DataError
+from ..parsing import special_kind
 from .encodings import MARKS, check_encoding, encoding_by_mark, is_surely_utf8, likely_encodings, looks_like_utf16
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -25,14 +25,6 @@ FORMATS = ", ".join(suffix[1:] for suffix in SUFFIXES) + " (all but parquet also
 # only files that are both larger and more repetitive than that are refused.
 EXPANSION_LIMIT = 200
 EXPANSION_BYTES = 1 << 30
-
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def format_of(path: Path) -> str | None:
@@ -96,9 +88,8 @@ def faults_named(path: Path, encoding: str | None = None) -> Iterator[None]:
 def check_regular(path: Path) -> None:
     """Raises `DataError` if a path is a folder, pipe, socket or device: reading one may never end."""
     with faults_named(path):
-        mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "something else")
+        kind = special_kind(path)
+    if kind is not None:
         raise DataError(f"{path} cannot be read: it is {kind}, not a file")
 
 
@@ -120,26 +111,37 @@ def _limited(stream: BinaryIO, path: Path) -> BinaryIO:
     return io.BufferedReader(cast(io.RawIOBase, _Decompressed(stream, path)), 1 << 18)
 
 
+class Expansion:
+    """Counts what is decompressed from a file, up to a limit."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._limit = max(EXPANSION_BYTES, EXPANSION_LIMIT * path.stat().st_size)
+        self._count = 0
+
+    def add(self, count: int) -> None:
+        """Raises `DataError` if these bytes are too many."""
+        self._count += count
+        if self._count > self._limit:
+            raise DataError(
+                f"{self._path} expands to more than {self._limit >> 20} MiB, over {EXPANSION_LIMIT} times its size, which "
+                "no ordinary text does: decompress it yourself if you trust it"
+            )
+
+
 class _Decompressed(io.RawIOBase):
     """Reads a compressed stream up to a limit."""
 
     def __init__(self, stream: BinaryIO, path: Path) -> None:
         self._stream = stream
-        self._path = path
-        self._limit = max(EXPANSION_BYTES, EXPANSION_LIMIT * path.stat().st_size)
-        self._count = 0
+        self._expansion = Expansion(path)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         data = self._stream.read(len(buffer))
-        self._count += len(data)
-        if self._count > self._limit:
-            raise DataError(
-                f"{self._path} expands to more than {self._limit >> 20} MiB, over {EXPANSION_LIMIT} times its size, which "
-                "no ordinary text does: decompress it yourself if you trust it"
-            )
+        self._expansion.add(len(data))
         buffer[: len(data)] = data
         return len(data)
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..parsing import DEEPEST as DEEPEST
+from ..parsing import half_pair, is_deep
 from .files import faults_named, format_of, open_text
 
-# Python's parser, Arrow and the templates recurse; real data, even schemas of tools, nests a few dozen levels deep.
-DEEPEST = 200
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # Files with a byte order mark that were joined have it in the middle too.
 _SPACE = re.compile("[ \\t\\r\\n\ufeff]*")
 
@@ -53,7 +52,7 @@ def parse_text(text: str) -> Any:
         value = _DECODER.decode(text.strip())
     except RecursionError:
         raise DataError(f"its JSON nests lists and objects more than {DEEPEST} deep: flatten it") from None
-    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
+    if text.count("[") + text.count("{") > DEEPEST and is_deep(value):
         raise DataError(f"its JSON nests lists and objects more than {DEEPEST} deep: flatten it")
     check_surrogates(value, text)
     return value
@@ -66,21 +65,16 @@ def written_json(value: Any) -> str:
         return "{" + ", ".join(items) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(written_json, value)) + "]"
-    return str(value) if isinstance(value, WrittenFloat) else json.dumps(value, ensure_ascii=False)
+    return str(value) if isinstance(value, WrittenFloat) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def check_surrogates(value: Any, text: str, subject: str = "it", place: str = "") -> None:
     """Raises `DataError` if a value that a text spells with escapes holds half a surrogate pair."""
-    if not _SURROGATE.search(text):
-        return
-    try:
-        json.dumps(value, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        code = f"\\u{ord(error.object[error.start]):04x}"
+    if code := half_pair(value, text):
         raise DataError(
             f"{subject} has half of a surrogate pair, {code}{place}: an emoji or rare character was cut in two. "
             "Write the whole character, or remove the half"
-        ) from error
+        )
 
 
 def read_json(path: Path, *, encoding: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -203,24 +197,10 @@ def _decode(text: str, start: int, path: Path, place: str = "") -> tuple[Any, in
 
 def _checked(value: Any, text: str, path: Path, place: str) -> Any:
     """Returns a value that everything after can handle; raises `DataError` for any other."""
-    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
+    if text.count("[") + text.count("{") > DEEPEST and is_deep(value):
         raise _too_deep(path, place)
     check_surrogates(value, text, str(path), f", in {place}")
     return value
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [
-            inner
-            for item in level
-            if isinstance(item, (dict, list))
-            for inner in (item.values() if isinstance(item, dict) else item)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _too_deep(path: Path, place: str) -> DataError:

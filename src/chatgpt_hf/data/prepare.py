@@ -29,6 +29,7 @@ from ..cache import (
     writing,
 )
 from ..errors import ConfigError, DataError, TokenizerError
+from ..parsing import parse_json, read_file
 from ..tokenization_chatgpt import document_marks, encode_document_arrays
 from .packing import iterate_rows, rows_table
 
@@ -257,7 +258,7 @@ def _read(folder: Path, fingerprint: str) -> PreparedRows | None:
     if held is None:
         return None
     try:
-        about = json.loads((folder / STATISTICS_NAME).read_text(encoding="utf-8"))
+        about = parse_json(read_file(folder / STATISTICS_NAME))
         if file.stat().st_size == about["bytes"] and about.pop("checksum") == _checksum(file, about):
             rows = Dataset.from_file(str(file))
             statistics = [SourceStatistics(**each) for each in about["statistics"]]

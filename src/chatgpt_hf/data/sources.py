@@ -1,6 +1,5 @@
 """Parses what a user names as a corpus: one source or several, with weights, text columns and templates."""
 
-import json
 import math
 import string
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from ..errors import ConfigError, DataError
+from ..parsing import parse_json
 from .encodings import check_encoding
 
 
@@ -80,9 +80,9 @@ def _parse(item: str | Mapping[str, Any], text_column: str, encoding: str | None
                 raise ConfigError(f"{field} has an empty item: name a file, folder, glob, Hub id or built-in corpus")
             return CorpusSource(item, text_column=text_column, encoding=encoding)
         try:
-            given = json.loads(item)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{field} item {item} is not a JSON object: {error}") from error
+            given = parse_json(item)
+        except ValueError as error:
+            raise ConfigError(f"{field} item {item:.200} is not a JSON object: {error}") from error
     if not isinstance(given, Mapping):
         raise ConfigError(f"{field} item {item!r} is neither a source nor a mapping with {', '.join(_FIELDS)}")
     if unknown := [str(key) for key in given if key not in _FIELDS]:

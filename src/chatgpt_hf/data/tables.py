@@ -112,7 +112,7 @@ def dataset_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
     def batches(columns: Sequence[str]) -> Iterable[pa.Table]:
         return dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=1000)
 
-    return plain_rows(dataset.features.arrow_schema, batches)
+    return plain_rows(dataset.features.arrow_schema, batches, "the data set")
 
 
 def load_hub_splits(source: str, **options: Any) -> DatasetDict:

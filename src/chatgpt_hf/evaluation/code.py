@@ -1,7 +1,6 @@
 """Evaluates programs that a model writes: pass@k on problems in HumanEval's format (Chen et al. 2021)."""
 
 import ast
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..chat_templates import encode_chat_prompt
 from ..data.files import has_content, open_bytes
 from ..errors import ConfigError, DataError
+from ..parsing import parse_json
 from ..tokenization_chatgpt import encode_prompts
 from .figures import Measure
 from .generation import generate_completions
@@ -91,8 +91,8 @@ def read_problems(path: Path) -> list[Problem]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                row = parse_json(line)
+            except ValueError as error:
                 raise DataError(f"{path}, line {number} is broken JSON: {error}") from error
             problem = _problem(row, f"{path}, line {number}")
             if problem.task_id in problems:

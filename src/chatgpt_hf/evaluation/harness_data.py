@@ -10,9 +10,11 @@ from typing import Any
 
 import yaml
 
+from ..data.encodings import encoding_by_mark
 from ..data.files import has_content, open_bytes
 from ..errors import ConfigError, DataError
 from ..files import atomic_folder
+from ..parsing import parse_json
 
 _TEMPLATES = Path(__file__).parent / "harness_tasks"
 _MMLU_COLUMNS = ["question", "choice0", "choice1", "choice2", "choice3", "answer"]
@@ -166,11 +168,11 @@ def _check_rows(file: Path, shape: _Shape) -> None:
         for number, line in enumerate(text, start=1):
             if line.strip():
                 try:
-                    yield number, shape.fault(json.loads(line))
+                    yield number, shape.fault(parse_json(line))
                 except json.JSONDecodeError as error:
                     yield number, f"is broken JSON: {error.msg}"
-                except RecursionError:
-                    yield number, "nests lists and objects too deep"
+                except ValueError as error:
+                    yield number, f"cannot be used: {error}"
 
     _read(file, rows)
 
@@ -181,9 +183,9 @@ def _mmlu_rows(file: Path) -> list[dict[str, Any]]:
 
     def rows(text: Iterator[str]) -> Iterator[tuple[int, str | None]]:
         reader = csv.DictReader(text, strict=True)
-        if reader.fieldnames is None or not set(_MMLU_COLUMNS) <= set(reader.fieldnames):
-            yield 1, f"must name the columns: {','.join(_MMLU_COLUMNS)}"
         try:
+            if reader.fieldnames is None or not set(_MMLU_COLUMNS) <= set(reader.fieldnames):
+                yield 1, f"must name the columns: {','.join(_MMLU_COLUMNS)}"
             for row in reader:
                 values = [row.get(name) for name in _MMLU_COLUMNS]
                 if None in row or not all(values):
@@ -208,6 +210,9 @@ def _read(file: Path, rows: Callable[[Iterator[str]], Iterator[tuple[int, str | 
     if not file.is_file():
         raise DataError(f"{file} is missing.")
     has_content(file)
+    with open_bytes(file) as stream:
+        if encoding_by_mark(stream.read(4)) is not None:
+            raise DataError(f"{file} begins with a byte order mark, which the harness does not read: save it without.")
     count = 0
     with io.TextIOWrapper(open_bytes(file), encoding="utf-8", newline="") as text:
         for number, fault in rows(text):

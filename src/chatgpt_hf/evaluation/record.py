@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import atomic_folder
+from ..parsing import parse_json, read_file
 from .figures import AGGREGATES, Figure, Measure, bootstraps
 
 # In a model's folder; it has a folder for each of the model's evaluations.
@@ -92,9 +93,9 @@ class Evaluation:
             DataError: If the folder has no evaluation, or an incomplete one.
         """
         try:
-            results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
-            lines = (folder / EXAMPLES_NAME).read_text(encoding="utf-8").split("\n")
-            examples = [json.loads(line) for line in lines if line]
+            results = parse_json(read_file(folder / RESULTS_NAME))
+            lines = read_file(folder / EXAMPLES_NAME).split("\n")
+            examples = [parse_json(line) for line in lines if line]
             if len(examples) != results["examples"]:
                 raise DataError(
                     f"{folder / EXAMPLES_NAME} has {len(examples)} examples, but {RESULTS_NAME} says {results['examples']}: "

@@ -15,11 +15,13 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
-from ..checkpoints import BASE_SAMPLE_NAME, check_safetensors
+from ..checkpoints import BASE_SAMPLE_NAME, check_finite_file, check_safetensors
 from ..errors import CheckpointError, ConfigError
 from ..files import read_json
 from ..reporting.card import CARD_NAME
+from ..stored import indexed_files
 from ..training.run_folder import DATA_NAME, RECIPE_NAME, is_whole_checkpoint
+from ..untrusted import check_files, check_link
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -76,12 +78,16 @@ def published_files(folder: Path, *, include: Sequence[str] = (), exclude: Seque
         folder: The model's folder.
         include: Patterns of more files. Hidden files, pickles and training state are left out even so.
         exclude: Patterns of files to leave out; overrides `include`.
+
+    Raises:
+        CheckpointError: If one of them is a link that leaves the folder: its target would be published.
     """
     wanted = (*_PUBLISHED, *include, *_code(folder))
     files, left_out = {}, []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if matches(name, wanted) and not stays(name, _NEVER) and not matches(name, exclude):
+            check_link(path, folder)
             files[name] = path
         else:
             left_out.append(name)
@@ -98,16 +104,15 @@ def stays(name: str, endings: Sequence[str]) -> bool:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raises `CheckpointError` unless a folder has a complete model in safetensors."""
+    """Raises `CheckpointError` unless a folder has a complete model in safetensors, with finite weights."""
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {folder}: name one that `save_pretrained` wrote.")
+    check_files(folder)
     configs = [folder / name for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME) if (folder / name).is_file()]
     if not configs:
         raise CheckpointError(
             f"{folder} does not contain a model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
         )
-    for file in configs:
-        read_json(file)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickled = f" ({WEIGHTS_NAME} is a pickle, which can run code when loaded)" if _pickled(folder) else ""
@@ -118,10 +123,10 @@ def check_model_folder(folder: Path) -> None:
     for file in weights:
         check_safetensors(file)
     index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if index.is_file():
-        named = set((read_json(index).get("weight_map") or {}).values())
-        if missing := sorted(named - {file.name for file in weights}):
-            raise CheckpointError(f"{index} names {missing[0]}, which is missing: save or copy the model again.")
+    if index.is_file() and (missing := sorted(set(indexed_files(index)) - {file.name for file in weights})):
+        raise CheckpointError(f"{index} names {missing[0]}, which is missing: save or copy the model again.")
+    for file in weights:
+        check_finite_file(file)
 
 
 def checkpoint_files(folder: Path) -> dict[int, dict[str, Path]]:

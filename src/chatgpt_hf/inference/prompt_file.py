@@ -14,6 +14,7 @@ from ..chat_templates import encode_chat_prompt
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ChatGPTError, DataError, OutputError, TemplateTimeout
 from ..files import write_atomically
+from ..parsing import parse_json, read_file, special_kind
 from ..tokenization_chatgpt import load_tokenizer
 from .continuous import check_continuous_batching, prepare_batching
 from .generate import encode_prompt
@@ -124,7 +125,7 @@ def read_prompts(
         TemplateTimeout: If the tokenizer's chat template does not end.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_file(file, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--prompts {file} cannot be read: {error}") from error
     rows, faults = [], []
@@ -132,21 +133,14 @@ def read_prompts(
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            # JSON can contain lone surrogates, which UTF-8 cannot encode.
-            json.dumps(row, ensure_ascii=False).encode()
-            ids = _ids(row, tokenizer)
+            ids = _ids(row := parse_json(line), tokenizer)
             if len(ids) >= context:
                 raise DataError(f"it takes {len(ids)} tokens, but the model's context is {context}")
         except json.JSONDecodeError as error:
             faults.append(f"line {number}: not JSON ({error.msg} at character {error.pos + 1})")
-        except RecursionError:
-            faults.append(f"line {number}: it nests lists and objects too deep")
-        except UnicodeEncodeError:
-            faults.append(f"line {number}: it contains half a character (a lone surrogate), which is not text")
         except TemplateTimeout as error:
             raise TemplateTimeout(f"{file}: line {number}: {error}") from error
-        except (ChatGPTError, TemplateError) as error:
+        except (ValueError, ChatGPTError, TemplateError) as error:
             faults.append(f"line {number}: {error}")
         else:
             kept = {name: value for name, value in row.items() if name not in _OWN_FIELDS}
@@ -164,11 +158,13 @@ def read_output(file: Path, rows: dict[int, dict[str, Any]]) -> set[int]:
     """
     if not file.exists():
         return set()
+    if kind := special_kind(file):
+        raise OutputError(f"{file} is {kind}, not a file: name another --output.")
     *whole, cut = file.read_bytes().split(b"\n")
     done = set()
     for text in whole:
         try:
-            record = json.loads(text)
+            record = parse_json(text)
             same = rows[record["line"]].items() <= record.items() and "completion" in record
         except (ValueError, KeyError, TypeError):
             same = False

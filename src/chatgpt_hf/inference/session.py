@@ -14,6 +14,7 @@ from ..checkpoints import UNLIMITED_CONTEXT, check_tokenizer_fits, context_lengt
 from ..data.messages import check_conversation
 from ..errors import ConfigError, DataError, TokenizerError
 from ..files import write_atomically
+from ..parsing import parse_json, read_file
 from ..tokenization_chatgpt import check_text, load_tokenizer
 from .cache import PrefixCache
 from .compiling import compiled_prefix
@@ -224,7 +225,7 @@ class ChatSession:
             DataError: If the file cannot be read, or contains no conversation.
         """
         try:
-            messages = json.loads(Path(file).read_text(encoding="utf-8"))["messages"]
+            messages = parse_json(read_file(Path(file)))["messages"]
             check_conversation(messages, allow_empty=True)
         except (OSError, ValueError, KeyError, TypeError, DataError) as error:
             raise DataError(f"{file} does not contain a conversation as written by /save: {error}") from error

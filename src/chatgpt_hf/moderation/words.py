@@ -6,10 +6,13 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import ContentFiltered, DataError
+from ..parsing import read_file
 from .characters import LOOKS, Kind, fold, kind_of
 from .scanner import Node, Scanner
 
 logger = logging.getLogger("chatgpt_hf.moderation")
+
+_LONGEST_LINE = 1000
 
 
 class WordList:
@@ -54,12 +57,19 @@ class WordList:
             DataError: If the file cannot be read, is not UTF-8 or has no words.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
+            text = read_file(Path(path), "utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"The word list {path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
         except OSError as error:
             raise DataError(f"The word list {path} cannot be read: {error.strerror or error}.") from error
-        return cls(text.splitlines(), str(path), log_text)
+        lines = text.splitlines()
+        for number, line in enumerate(lines, 1):
+            # The letters of a word are folded one by one, in all their forms.
+            if len(line) > _LONGEST_LINE and not line.startswith("#"):
+                raise DataError(
+                    f"The word list {path} has {len(line):,} characters in line {number}: write one word or phrase per line."
+                )
+        return cls(lines, str(path), log_text)
 
     def check(self, text: str) -> None:
         """Raises `ContentFiltered` if the text contains one of the words."""

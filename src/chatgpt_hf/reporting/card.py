@@ -10,16 +10,20 @@ from typing import Any
 import yaml
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from .. import __version__
-from ..errors import CardError
-from ..files import read_json, write_atomically
+from ..errors import CardError, one_line
+from ..files import read_json, read_text, write_atomically
+from ..parsing import parse_yaml
 from ..stored import CARD_NAME as CARD_NAME
 from ..stored import ORIGIN_FIELD, config_of, is_foreign, quantization_of, read_header, stored_tensors
 from ..stored import REPORT_FILE as REPORT_FILE
 from .footprint import KILOGRAMS_PER_KILOWATT_HOUR, WATTS_PER_CORE, estimate
+from .stored_figures import read_evaluations
+from .stored_figures import read_facts as read_facts
 
 # Metadata fields that a person may give; the others come from the folder.
 GIVEN_FIELDS = ("license", "language", "datasets", "base_model")
@@ -63,6 +67,7 @@ _SHAPE = {
 _MARK = re.compile(r"\n*<!-- Made by chatgpt-hf from this folder\. A text that is changed is kept\. (\w+) -->\s*\Z")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _LANGUAGE = re.compile(r"code|multilingual|[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+# Entries of a card's metadata; a card with many results has some hundreds.
 
 
 def make_card(folder: Path, name: str, given: Mapping[str, Any] | None = None) -> str:
@@ -85,7 +90,7 @@ def make_card(folder: Path, name: str, given: Mapping[str, Any] | None = None) -
     if before is None or _is_made(before):
         text = render_card(folder, name, read_facts(folder), metadata={**_kept(before), **given})
     elif not given and before.data.to_dict():
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file, "utf-8-sig")
     else:
         made = read_facts(folder)
         data = before.data if before.data.to_dict() else _metadata(folder, name, made)
@@ -130,7 +135,7 @@ def render_card(
     family = config.get("model_type")
     origin = _origin(config, facts)
     title = name.rpartition("/")[2]
-    evaluations = [] if step is not None else _evaluations(folder)
+    evaluations = [] if step is not None else read_evaluations(folder)
     bias = next((found for found in evaluations if found["task"] == _BIAS), None)
     evaluations = [found for found in evaluations if found is not bias]
     card = ModelCard.from_template(
@@ -169,11 +174,6 @@ def render_card(
     return f"---\n{card.data.to_yaml()}\n---\n{body}\n\n{mark}\n"
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Returns the content of a run's report.json; empty without one."""
-    return read_json(folder / REPORT_FILE)
-
-
 def kept_metadata(folder: Path) -> dict[str, Any]:
     """Returns the metadata that a person may have added to a card that we made; empty for any other card."""
     try:
@@ -194,14 +194,21 @@ def read_card(file: Path) -> ModelCard:
     Raises:
         CardError: If its metadata are not YAML or not a mapping, or its model-index is malformed.
     """
-    return _parse(file.read_text(encoding="utf-8-sig"), file)
+    try:
+        text = read_text(file, "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CardError(f"{file} is not text: {error}") from error
+    return _parse(text, file)
 
 
 def _parse(text: str, file: Path) -> ModelCard:
     try:
+        if block := REGEX_YAML_BLOCK.search(text):
+            # Bounds what is in it, before it is read and written again.
+            parse_yaml(block[2])
         return ModelCard(text)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        raise CardError(f"{file}: the metadata between the --- lines cannot be read: {error}") from error
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise CardError(f"{file}: the metadata between the --- lines cannot be read: {one_line(error)}") from error
 
 
 def check_card(text: str, file: Path) -> None:
@@ -287,7 +294,7 @@ def _eval_results(folder: Path, facts: Mapping[str, Any], task: str) -> list[Eva
     found: list[tuple[str, str, str | None, str, str, Any]] = [
         (task, data, "test", name, title, results.get(f"held_out_{name}")) for name, title in _KNOWN_METRICS.items()
     ]
-    for evaluation in _evaluations(folder):
+    for evaluation in read_evaluations(folder):
         # The card explains the bias probe in its own section; as bare numbers its figures would say little.
         figures = {} if evaluation["task"] == _BIAS else evaluation["figures"]
         for name, figure in figures.items():
@@ -307,12 +314,6 @@ def _eval_results(folder: Path, facts: Mapping[str, Any], task: str) -> list[Eva
         # The Hub reads the metadata as JSON, which has no infinity.
         if value is not None and math.isfinite(value)
     ]
-
-
-def _evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Returns the evaluations by `chatgpt-hf evaluate` in the folder whose command is known."""
-    found = [read_json(file) for file in sorted(folder.glob("evaluation/*/results.json"))]
-    return [evaluation for evaluation in found if evaluation.get("command")]
 
 
 def _evaluation_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:

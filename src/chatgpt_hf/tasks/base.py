@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import load_model
+from ..checkpoints import load_config, load_model
 from ..data.summary import RowSummary
 from ..errors import ConfigError, DataError, TokenizerError
 from ..evaluation.record import Evaluation
@@ -177,7 +177,7 @@ class Task(ABC):
         Raises:
             ConfigError: If the model's family has no such dropouts.
         """
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = load_config(name_or_path)
         model_class = self.own_class if config.model_type == "gpt2" else self.auto_class
         if dropout is not None:
             names = [name for name in _DROPOUTS if hasattr(config, name)]

@@ -13,6 +13,7 @@ from datasets import List, Value
 
 from ..data.files import has_content, read_text
 from ..errors import DataError
+from ..parsing import is_decimal, parse_json
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 FEATURES = {
@@ -20,7 +21,7 @@ FEATURES = {
     "multi_label_classification": List(Value("float32")),
     "regression": Value("float32"),
 }
-_NUMBERED = re.compile(r"\d+\t.+")
+_NUMBERED = re.compile(r"\d{1,9}\t.+")
 # What tables and data frames write for a missing value.
 _MISSING = {"NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NAN", "null", "NULL", "Null", "#N/A"}
 _COMMA = re.compile(r"[+-]?\d+(?:,\d+)+(?:\.\d+)?")
@@ -173,10 +174,10 @@ def list_of_labels(label: str) -> list[Any] | None:
     text = label.strip()
     if not (text.startswith("[") and text.endswith("]")) or _NO_COMMA.search(text):
         return None
-    for read in (json.loads, ast.literal_eval):
+    for read in (parse_json, ast.literal_eval):
         try:
             found = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
         return found if all(isinstance(item, (str, int, float)) for item in found) else None
     return None
@@ -305,7 +306,7 @@ def _is_float(value: Any) -> bool:
 
 
 def _is_whole(name: str) -> bool:
-    return name.removeprefix("-").isdecimal()
+    return is_decimal(name.removeprefix("-"))
 
 
 def _as_name(label: Any) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import yaml
 from transformers import set_seed
 
 from ..cache import MODELS, TEXTS, WRITTEN_NAME, building, cache_root, checksum, in_use, writing
 from ..checkpoints import load_model, sample_of
 from ..data.prepare import tokenizer_fingerprint
 from ..errors import CheckpointError
+from ..files import read_yaml
+from ..parsing import parse_json, read_file
 from ..tasks.arguments import TaskArguments
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import ArchitectureArguments, CorpusArguments, FinetuneArguments, ModelArguments, PretrainArguments
@@ -98,7 +99,7 @@ def _finished(arguments: FinetuneArguments) -> Path | None:
 
 def _check_same(folder: Path, file: Path, eval_file: Path, task: TaskArguments, arguments: FinetuneArguments) -> None:
     """Raises `CheckpointError` if a finished adaptation has read other texts, or read them otherwise."""
-    recipe = yaml.safe_load((folder / RECIPE_NAME).read_text(encoding="utf-8"))
+    recipe = read_yaml(folder / RECIPE_NAME)
     defaults = {"block_size": CorpusArguments().block_size, "num_train_epochs": 3.0, "seed": 42}
     files = {"corpus": Path(recipe["corpus"][0]).name, "eval_corpus": Path(recipe["eval_corpus"]).name}
     before = {**defaults, **recipe, **files}
@@ -171,7 +172,7 @@ def _changed(texts: Sequence[str], vocab_size: int | None, name_or_path: str, se
 def _is_whole(folder: Path) -> bool:
     """True if the files of a cached model are those that were written."""
     try:
-        record = json.loads((folder / WRITTEN_NAME).read_text(encoding="utf-8"))
+        record = parse_json(read_file(folder / WRITTEN_NAME))
         return all(checksum(folder / name) == expected for name, expected in record.items())
     except (OSError, ValueError, AttributeError):
         return False

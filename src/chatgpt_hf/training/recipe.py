@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .. import parsing
 from ..errors import ConfigError
 from ..extras import needed_by
 from ..tokenization_chatgpt import load_tokenizer
@@ -24,6 +25,8 @@ SECRETS = ("hub_token", "push_to_hub_token")
 
 class RecipeParser(FieldParser, TrlParser):
     """`TrlParser` that names the field, and the nearest one, in a single sentence when something is wrong."""
+
+    parsing = parsing
 
 
 @contextmanager

@@ -1,17 +1,17 @@
 """Reads recipes and command lines for any parser of dataclass fields, and says what is wrong with them.
 
-Imports the standard library and PyYAML only, and nothing from this package: the command line loads this file by its path, to
+Imports the standard library only, and nothing from this package: the command line loads this file by its path, to
 check what it was given before it imports torch and transformers, which takes seconds. The library's own parser is in `recipe.py`.
 """
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
-
-import yaml
 
 _UNSET = object()
 
@@ -21,7 +21,13 @@ class RecipeMistake(Exception):
 
 
 class FieldParser(argparse.ArgumentParser):
-    """Parses the fields of dataclasses; a base to combine with a class that adds an argument for each field."""
+    """Parses the fields of dataclasses; a base to combine with a class that adds an argument for each field.
+
+    Attributes:
+        parsing: The package's module of that name. A subclass sets it, because this file is also loaded by its path.
+    """
+
+    parsing: ModuleType
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.fields: dict[str, argparse.Action] = {}
@@ -76,9 +82,21 @@ class FieldParser(argparse.ArgumentParser):
         values: dict[str, Any] = {}
         if recipe is not None:
             path = find_recipe(recipe)
-            content = read_recipe(path)
+            content = self.read_recipe(path)
             values = self._values(content, path)
         return content, values | self.given(arguments)
+
+    def read_recipe(self, path: Path) -> dict[str, Any]:
+        """The content of a recipe. Raises `RecipeMistake` if the file is not a mapping in YAML."""
+        try:
+            content = self.parsing.parse_yaml(self.parsing.read_file(path))
+        except OSError as error:
+            raise RecipeMistake(f"{path} cannot be read: {error.strerror or error}.") from error
+        except ValueError as error:
+            raise RecipeMistake(f"{path} is not YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise RecipeMistake(f"{path} must hold `field: value` lines.")
+        return content
 
     def _values(self, content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         """The values of a recipe's fields, read as if they stood on the command line."""
@@ -86,7 +104,7 @@ class FieldParser(argparse.ArgumentParser):
         raw = {}
         for name, value in content.items():
             if name == "env":
-                if not isinstance(value, Mapping):
+                if not isinstance(value, Mapping) or not all(map(_is_variable, value.items())):
                     raise RecipeMistake(f"{path}: env must hold `NAME: value` lines.")
                 continue
             if name not in self.fields:
@@ -118,17 +136,17 @@ class FieldParser(argparse.ArgumentParser):
         return {name: value for name, value in vars(namespace).items() if value is not _UNSET}
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The content of a recipe. Raises `RecipeMistake` if the file is not a mapping in YAML."""
+def _is_variable(item: tuple[Any, Any]) -> bool:
+    """True for a name and a value that an environment can have."""
+    name, value = item
+    if not isinstance(name, str) or not isinstance(value, str | int | float):
+        return False
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeMistake(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeMistake(f"{path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise RecipeMistake(f"{path} must hold `field: value` lines.")
-    return content
+        # YAML can spell half a surrogate pair.
+        given = os.fsencode(f"{name}{value}")
+    except UnicodeEncodeError:
+        return False
+    return name != "" and "=" not in name and b"\0" not in given
 
 
 def find_recipe(recipe: str | Path) -> Path:

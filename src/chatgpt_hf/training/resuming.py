@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 from datasets import Dataset
 from torch import distributed, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -17,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import CheckpointError, OutputError
+from ..files import read_yaml
 from .recipe import default_arguments
 from .run_folder import (
     RECIPE_NAME,
@@ -383,14 +383,7 @@ def _settings_before(checkpoint: Path, arguments: TrainingArguments) -> dict[str
     file = checkpoint.parent / RECIPE_NAME
     if not file.is_file():
         return {name: _plain(value) for name, value in vars(arguments).items()}
-    try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        recipe = None
-    if not isinstance(recipe, dict):
-        raise CheckpointError(
-            f"{file} is damaged: it is not the recipe that the run wrote. Copy it back, or name another --output_dir to start again."
-        )
+    recipe = read_yaml(file)
     defaults = vars(default_arguments(type(arguments)))
     return {name: _plain(value) for name, value in defaults.items()} | recipe
 

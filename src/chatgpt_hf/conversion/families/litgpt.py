@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ...errors import CheckpointError, ConversionError
 from ...model.configuration_chatgpt import ChatGPTConfig
+from ...parsing import parse_yaml, read_file
 from .family import FileFamily, State, refuse_other
 from .fused import FusedNames, causal_attention, is_state_dict, layer_norm, linear, without_wrappers
 from .pickles import read_pickle
@@ -114,8 +115,8 @@ def read_litgpt(file: Path) -> tuple[dict[str, Any], State]:
     """
     config_file = file.parent / CONFIG_NAME
     try:
-        config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        config = parse_yaml(read_file(config_file))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{config_file} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_file} does not contain the fields of a litgpt config.")

@@ -1,6 +1,5 @@
 """The task of completing prompts: summaries, translations, poems, code, relations."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from ...data.packing import IGNORE_INDEX
 from ...errors import ConfigError
 from ...evaluation.record import Evaluation
 from ...model.pipelines import template_suffix
+from ...parsing import parse_json
 from ..arguments import TaskArguments
 from ..causal import CausalTask
 from .evaluation import LIKELIHOOD, count_cut, encode_completion, evaluate_completions, evaluate_likelihood
@@ -96,7 +96,7 @@ class Generation(CausalTask):
         if given is None:
             return None
         try:
-            metrics = json.loads(given)
+            metrics = parse_json(given)
         except ValueError as error:
             raise ConfigError(f"--generation_metrics is not JSON: {error}") from error
         if not isinstance(metrics, Mapping) or not all(isinstance(value, Mapping) for value in metrics.values()):

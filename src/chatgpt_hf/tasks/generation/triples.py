@@ -1,11 +1,11 @@
 """Scores relations written as JSON: whether a text parses, and which of its triples are right."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from ...evaluation.figures import Measure
+from ...parsing import parse_json
 
 Triple = tuple[str, str, str]
 _KEYS = ("head", "relation", "tail")
@@ -14,7 +14,7 @@ _KEYS = ("head", "relation", "tail")
 def parse_triples(text: str) -> set[Triple] | None:
     """Parses the triples of `[{"head": ..., "relation": ..., "tail": ...}, ...]`; None for any other text."""
     try:
-        rows = json.loads(text)
+        rows = parse_json(text)
     except ValueError:
         return None
     if not isinstance(rows, list):

@@ -11,6 +11,7 @@ from ...data.corpus import is_blank
 from ...data.sources import fill_template, template_columns
 from ...data.summary import RowSummary, summarize_rows
 from ...errors import DataError
+from ...parsing import is_decimal
 from ..tables import Rejected, Table, load_tables, split_rows
 
 logger = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ def _numbering(tables: Sequence[Table], source: str, first: int | None) -> _Numb
             for number, row in enumerate(rows, start=1):
                 choices, keys, places = _choices_of(row, columns)
                 written = str(row[columns.label]).strip()
-                if written in keys or not written.isdecimal() or len(choices) < 2:
+                if written in keys or not is_decimal(written) or len(choices) < 2:
                     continue
                 index = int(written)
                 indices.add(index)
@@ -280,35 +281,45 @@ def _choices_of(row: Mapping[str, Any], columns: _Columns) -> _Choices:
     """Returns the choices of a row."""
     if len(columns.choices) > 1:
         # A letter or number means a column, also in a question with empty cells, which has fewer choices.
-        filled = [place for place, name in enumerate(columns.choices) if not is_blank(row[name])]
+        filled = [place for place, name in enumerate(columns.choices) if not _is_empty(row[name])]
         names = columns.choices if columns.choices[0] in _LETTERS else _LETTERS
         texts = [row[columns.choices[place]] for place in filled]
         return _Choices(texts, [names[place] for place in filled if place < len(names)], filled)
     value = row[columns.choices[0]]
     keys: Sequence[str] = _LETTERS
     if isinstance(value, Mapping):  # as in ARC on the Hub
-        keys = list(value.get("label") or [])
-        value = list(value.get("text") or [])
-    texts = list(value) if isinstance(value, list) else []
+        keys, value = _list(value.get("label")), value.get("text")
+    texts = _list(value)
     return _Choices(texts, keys, range(len(texts)))
+
+
+def _is_empty(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, str) and is_blank(cell))
+
+
+def _list(value: Any) -> list[Any]:
+    """Returns a list as it is; an empty one for anything else."""
+    return list(value) if isinstance(value, list) else []
 
 
 def _label_of(label: Any, choices: _Choices, numbers: _Numbering) -> int | None:
     """Returns the index of the right choice among those that are not empty; None if it is not among them."""
     texts, keys, places = choices
+    # A text of letters would contain `AB` and the empty text too.
+    keys = list(keys)
     place: int | None = None
     index = -1
     if isinstance(label, str):
         label = label.strip()
         letter = label.strip("().: ").upper()
         if label in keys:
-            index = list(keys).index(label)
-        elif label.isdecimal() and not numbers.are_texts:
+            index = keys.index(label)
+        elif is_decimal(label) and not numbers.are_texts:
             place = int(label) - (numbers.first or 0)
         elif label in texts:
             index = list(texts).index(label)
         elif letter in keys:
-            index = list(keys).index(letter)
+            index = keys.index(letter)
     elif isinstance(label, int) and not isinstance(label, bool):
         place = label - (numbers.first or 0)
     if place is not None:

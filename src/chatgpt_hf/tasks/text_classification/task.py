@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedConfig,
@@ -17,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME
 
+from ...checkpoints import load_config
 from ...errors import ConfigError
 from ...evaluation.record import Evaluation
 from ...model.modeling_chatgpt import ChatGPTForSequenceClassification
@@ -71,7 +71,7 @@ class TextClassification(Task):
         return list(self.train["text"])
 
     def load_model(self, name_or_path: str, **kwargs: Any) -> PreTrainedModel:
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = load_config(name_or_path)
         is_own = config.model_type == "gpt2" or hasattr(config, "classifier_pooling")
         if self.arguments.classifier_pooling is not None and not is_own:
             raise ConfigError(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ...data.files import format_of, has_content, open_text
 from ...errors import DataError
+from ...parsing import is_decimal
 from ..tables import Rejected
 from .tags import Scheme, find_scheme, is_bio, is_tag, scheme_name, tag_fault
 from .words import is_unspaced
@@ -26,8 +27,8 @@ _SENTENCE_NAMES = (
     *("sentence", "sentence #", "sentence#", "sentence id", "sentence no", "sentence number", "sentence_num"),
     *("sentence_id", "sentence_no", "sentence_number", "sentence_idx", "sent", "sent_id", "sentid", "sentenceid"),
 )
-_COLUMN = re.compile(r"(?:column)?(\d+)")
-_ID = re.compile(r"\d+")
+_COLUMN = re.compile(r"(?:column)?(\d{1,9})")
+_ID = re.compile(r"\d{1,18}")
 # In CoNLL-U, `3-4` is a written word of two syntactic ones, and `5.1` is a word that is not in the text.
 _NO_WORD = re.compile(r"\d+[-.]\d+")
 _MISC_TAG = re.compile(r"(?:^|\|)(?:NER|ner|Name|name)=([^|]*)")
@@ -257,7 +258,7 @@ def _find_layout(
             "--text_column."
         )
     values = [_misc_tag(value) if is_misc else value for value in columns[tag]]
-    if has_numbers and all(map(str.isdecimal, values)):
+    if has_numbers and all(map(is_decimal, values)):
         scheme = None
     else:
         scheme = find_scheme(set(values))
@@ -352,7 +353,7 @@ def _tag_column(
     chosen = named[-1]
     # Nested entities: the first column has the outer ones, and the next ones the same kinds.
     chosen = next(column for column in named if column == chosen or kinds[column] & kinds[chosen])
-    if has_numbers and all(map(str.isdecimal, columns[last])):
+    if has_numbers and all(map(is_decimal, columns[last])):
         return last
     if len(entities) > 1:
         others = ", ".join(f"column{column}" for column in entities if column != chosen)

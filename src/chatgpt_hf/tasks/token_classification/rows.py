@@ -16,6 +16,7 @@ from ...data.files import format_of
 from ...data.splits import split_files
 from ...data.summary import RowSummary, summarize_rows
 from ...errors import DataError
+from ...parsing import is_decimal
 from ..labels import read_label_names
 from ..tables import Rejected, find_accepted, split_rows
 from .annotations import annotated_columns, unread_keys, words_of
@@ -243,7 +244,7 @@ class _Converter:
 
 def _tag_name(tag: Any, label_names: Sequence[str] | None) -> str | None:
     """Returns the name of a tag that is a name or, if names are known, an index; None if there is no such index."""
-    if isinstance(tag, str) and (label_names is None or not tag.isdecimal()):
+    if isinstance(tag, str) and (label_names is None or not is_decimal(tag)):
         return tag.strip()
     number = int(tag) if isinstance(tag, str) else tag
     if isinstance(number, bool) or label_names is None:
@@ -289,7 +290,7 @@ def _from_rows(
     if not are_texts:
         written = [tag for pairs in read.values() for _, tags in pairs if isinstance(tags, list) for tag in tags]
         names = {name for tag in written if isinstance(tag, str) and (name := _tag_name(tag, label_names))}
-        if label_names is not None and any(not isinstance(tag, str) or tag.isdecimal() for tag in written):
+        if label_names is not None and any(not isinstance(tag, str) or is_decimal(tag) for tag in written):
             names |= set(label_names)
         scheme = find_scheme(names)
         if not is_bio(names):
@@ -331,7 +332,7 @@ def _row(
         return (annotated, [], []) if isinstance(annotated, str) else (None, *annotated)
     if fault := _row_fault(left, right):
         return fault, [], []
-    if converter.label_names is None and any(not isinstance(tag, str) or tag.isdecimal() for tag in right):
+    if converter.label_names is None and any(not isinstance(tag, str) or is_decimal(tag) for tag in right):
         raise DataError(f"{place} has tags that are numbers: name them with --class_names.")
     tags = converter(right)
     return (tags, [], []) if isinstance(tags, str) else (None, list(left), tags)

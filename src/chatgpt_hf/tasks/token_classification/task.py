@@ -1,6 +1,5 @@
 """The task of token classification: entities in tagged words."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from ...errors import ConfigError
 from ...evaluation.metrics import measures
 from ...evaluation.record import Evaluation
 from ...model.modeling_chatgpt import ChatGPTForTokenClassification
+from ...parsing import parse_json
 from ..arguments import TaskArguments
 from ..base import Task, was_cut, without_cut
 from ..baselines import most_frequent_tags, tag_by_words
@@ -60,7 +60,7 @@ class TokenClassification(Task):
         if given is None:
             return None
         try:
-            label_map = json.loads(given)
+            label_map = parse_json(given)
         except ValueError as error:
             raise ConfigError(f"--label_map is not JSON: {error}") from error
         if not isinstance(label_map, dict) or not all(isinstance(name, str) for name in label_map.values()):

@@ -1,0 +1,223 @@
+"""A limit on the work of a chat template: Jinja's sandbox keeps code out, but lets a template take any time and memory.
+
+Steps are counted, not seconds, so a slow machine refuses nothing that a fast one renders. A single operation that would build
+a huge text or number is refused before it starts, because nothing can end it afterwards.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+from transformers.utils import chat_template_utils
+
+from .errors import TemplateTimeout
+
+# A pass through a loop is a step, a call or filter is ten. Templates of known models take some hundred for each message, and
+# this many take about a second.
+MOST_STEPS = 5_000_000
+_STEPS_OF_A_CALL = 10
+# Characters, or entries of a list: more than any model reads.
+LARGEST = 10_000_000
+# Copying this many characters takes about as long as a step.
+_CHARACTERS_PER_STEP = 100
+# Of a number: Python's arithmetic has no limit.
+_MOST_BITS = 10_000
+# Of a width or another number that a text operation gets.
+_LARGEST_NUMBER = 1_000_000
+_WIDTH = re.compile(r"\d{7,}")
+
+
+@dataclass
+class _Budget:
+    steps: int = 0
+
+    def spend(self, steps: int) -> None:
+        self.steps += steps
+        if self.steps > MOST_STEPS:
+            raise TemplateTimeout(f"the chat template was not done after {MOST_STEPS:,} steps: does it loop for ever?")
+
+
+_BUDGET: ContextVar[_Budget] = ContextVar("budget of a chat template")
+
+
+@contextmanager
+def budget() -> Iterator[None]:
+    """Limits the steps of the templates that this thread renders in the block."""
+    token = _BUDGET.set(_Budget())
+    try:
+        yield
+    finally:
+        _BUDGET.reset(token)
+
+
+def _spend(steps: int) -> None:
+    found = _BUDGET.get(None)
+    if found is not None:
+        found.spend(steps)
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST:
+        raise TemplateTimeout(
+            f"the chat template builds a text or list of {size:,} characters or entries: does it loop for ever?"
+        )
+    _spend(size // _CHARACTERS_PER_STEP)
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, (str, bytes, list, tuple)) else 0
+
+
+def _measured(value: Any) -> Any:
+    _check_size(_size(value))
+    return value
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """The sandbox of chat templates, with these limits."""
+
+    intercepted_binops = frozenset({"*", "**", "+", "%"})
+
+    def compile(self, source: Any, *arguments: Any, **options: Any) -> Any:
+        """Compiles a template in which loops, concatenations and output are counted."""
+        if isinstance(source, str):
+            # Its authors' filters are there by now.
+            self.filters = {name: _bounded(name, function) for name, function in self.filters.items()}
+            # A loop of one function call, with any numbers.
+            self.globals.pop("lipsum", None)
+            source = _Counting().visit(self.parse(source))
+            source.set_environment(self)
+        return super().compile(source, *arguments, **options)
+
+    def counted(self, items: Iterable[Any], steps: int) -> Iterator[Any]:
+        """The items of a loop, each of which takes steps."""
+        for item in items:
+            _spend(steps)
+            yield item
+
+    def joined(self, *values: Any) -> str:
+        """What `~` gives."""
+        texts = [str(value) for value in values]
+        _check_size(sum(map(len, texts)))
+        return "".join(texts)
+
+    def shown(self, value: Any) -> Any:
+        """A value that is printed."""
+        return _measured(value)
+
+    def call(self, context: Any, obj: Any, /, *arguments: Any, **options: Any) -> Any:
+        """Calls a function or method for a template."""
+        # The sandbox wraps `str.format`.
+        owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
+        if owner is self:
+            return obj(*arguments)
+        _spend(_STEPS_OF_A_CALL)
+        if isinstance(owner, str):
+            _check_text_operation(obj.__name__, [owner, *arguments], options)
+        return _measured(super().call(context, obj, *arguments, **options))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Computes `left operator right`, if the result is not too large."""
+        if operator == "*":
+            for one, other in ((left, right), (right, left)):
+                if isinstance(other, int):
+                    _check_size(_size(one) * max(other, 0))
+        elif operator == "+":
+            _check_size(_size(left) + _size(right))
+        elif operator == "%" and isinstance(left, str):
+            _check_text_operation("format", [left, *(right if isinstance(right, tuple) else (right,))], {})
+        if isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
+            if bits > _MOST_BITS:
+                raise TemplateTimeout(f"the chat template computes a number of {bits:,} bits: does it loop for ever?")
+        return super().call_binop(context, operator, left, right)
+
+
+def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose arguments and result are checked."""
+    # Of some filters the first argument is the context.
+    first = int(hasattr(function, "jinja_pass_arg"))
+
+    @functools.wraps(function)
+    def bounded(*arguments: Any, **options: Any) -> Any:
+        _spend(_STEPS_OF_A_CALL)
+        if name == "join" and not isinstance(arguments[first], (str, list, tuple)):
+            arguments = (*arguments[:first], list(arguments[first]), *arguments[first + 1 :])
+        _check_text_operation(name, list(arguments[first:]), options)
+        return _measured(function(*arguments, **options))
+
+    return bounded
+
+
+def _check_text_operation(name: str, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Raises before a method of a text, or a filter, builds more than `LARGEST`.
+
+    Args:
+        arguments: The text itself, and then what the operation gets.
+    """
+    text, *others = arguments
+    others += options.values()
+    for number in others:
+        if isinstance(number, int) and abs(number) > _LARGEST_NUMBER:
+            _check_size(abs(number) + LARGEST)
+    sizes = [_size(other) for other in others]
+    if name == "join":
+        separator, items = (
+            (text, others[0])
+            if isinstance(text, str) and others and not isinstance(others[0], str)
+            else (
+                others[0] if others else "",
+                text,
+            )
+        )
+        if isinstance(items, (list, tuple)):
+            _check_size(sum(map(_size, items)) + len(items) * _size(separator))
+    elif not isinstance(text, str):
+        return
+    elif name == "replace" and len(others) >= 2 and isinstance(others[0], str):
+        _check_size(text.count(others[0]) * sizes[1])
+    elif name in ("expandtabs", "indent"):
+        width = max([other if isinstance(other, int) else _size(other) for other in others], default=8)
+        _check_size((text.count("\t") + text.count("\n") + 1) * max(width, 0))
+    elif name in ("format", "format_map"):
+        if _WIDTH.search(text):
+            _check_size(LARGEST + 1)
+        _check_size((text.count("%") + text.count("{")) * sum(sizes))
+
+
+class _Counting(NodeTransformer):
+    """Puts the environment's counters around what a template repeats, joins and prints."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        printed = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+        node.iter = _call("counted", [node.iter, nodes.Const(1 + printed // _CHARACTERS_PER_STEP)], node)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("joined", node.nodes, node)
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:
+        self.generic_visit(node)
+        node.nodes = [
+            part if isinstance(part, (nodes.TemplateData, nodes.Const)) else _call("shown", [part], node)
+            for part in node.nodes
+        ]
+        return node
+
+
+def _call(name: str, arguments: list[nodes.Expr], node: nodes.Node) -> nodes.Call:
+    call = nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None)
+    return call.set_lineno(node.lineno)  # type: ignore[return-value]
+
+
+# transformers renders with whatever class has this name, and has no other place for a limit.
+chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment

@@ -1,0 +1,232 @@
+"""Checks of a model's folder that somebody else may have made, before a library opens what is in it.
+
+transformers and PEFT read every file that a folder names, follow every link, and build every size that a config asks for.
+Code that comes with a folder is never run.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    WEIGHTS_INDEX_NAME,
+)
+
+from .errors import CheckpointError, ConfigError
+from .files import check_regular, check_text_file, read_json
+from .stored import config_of, indexed_files, quantization_of, read_header, stored_tensors
+
+_INDEXES = (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
+# Read by libraries, which name neither the file nor what would be right.
+_READ_AS_JSON = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME, *_INDEXES)
+_TEXT = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model")
+# The only folders within a model's folder that a library reads when it loads the model.
+_FOLDERS = ("additional_chat_templates", "custom_generate")
+_CUSTOM_GENERATE = "custom_generate/generate.py"
+# The Hub's cache keeps the files of a snapshot by their hash, and links to them.
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_LAYERS = re.compile(r"(?:\w+_)?n?_?layers?")
+# Settings of generation_config.json that are numbers; token ids may also be lists.
+_NUMBERS = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty"),
+    *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "num_return_sequences"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+)
+# A config may ask for this many times the stored weights, and this many more: a new head, or an embedding that is not tied.
+_MOST_TIMES, _MOST_MORE = 4, 100_000_000
+# The modules that a folder of ours names, and that of our pipelines, which are saved with models of any family.
+OUR_MODULES, OUR_PIPELINES = {"configuration_chatgpt", "modeling_chatgpt"}, {"pipelines"}
+
+
+def check_files(folder: Path, *, tokenizer: bool = False) -> None:
+    """Checks the files of a folder before a library opens them; a folder that does not exist passes.
+
+    Args:
+        tokenizer: Check the JSON files of the tokenizer instead of those of the model.
+
+    Raises:
+        CheckpointError: If one is no regular file, is a link that leaves the folder, or should be JSON with an object and is not;
+            or if an index of weights names files outside of the folder.
+    """
+    if not folder.is_dir():
+        return
+    for path in _opened(folder):
+        check_link(path, folder)
+        if not path.is_dir() and path.exists():
+            (check_text_file if path.name in _TEXT or path.suffix == ".jinja" else check_regular)(path)
+    for name in _TOKENIZER_FILES if tokenizer else _READ_AS_JSON:
+        read_json(folder / name)
+    if tokenizer:
+        return
+    _check_generation(folder / GENERATION_CONFIG_NAME)
+    for name in _INDEXES:
+        if (folder / name).is_file():
+            indexed_files(folder / name)
+
+
+def _check_generation(file: Path) -> None:
+    """Raises `CheckpointError` for a setting that is no number: transformers compares and computes with it much later."""
+    settings = read_json(file)
+    for name in _NUMBERS:
+        value = settings.get(name)
+        values = value if name.endswith("_token_id") and isinstance(value, list) else [value]
+        if not all(each is None or isinstance(each, (int, float)) for each in values):
+            raise CheckpointError(f"{file}: {name} is {value!r:.100}, which is not a number.")
+
+
+def _opened(folder: Path) -> Iterator[Path]:
+    """The entries of a model's folder that a library may open when it loads the model."""
+    yield from sorted(folder.iterdir())
+    for name in _FOLDERS:
+        if (folder / name).is_dir():
+            yield from sorted((folder / name).iterdir())
+
+
+def check_link(path: Path, folder: Path) -> None:
+    """Raises `CheckpointError` if a path in a folder is a link that leaves it, other than into the blobs of the Hub's cache.
+
+    The owner of a folder decides where a link leads, and would have files read, converted or published that they cannot read.
+    """
+    if not path.is_symlink():
+        return
+    # Unlike `Path.resolve`, this does not raise for a link to itself.
+    target, inside = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    blobs = target.parent
+    is_blob = blobs.name == "blobs" and blobs.parent.name.startswith("models--") and _HASH.fullmatch(target.name)
+    if not target.is_relative_to(inside) and not is_blob:
+        raise CheckpointError(
+            f"{path} is a link to {target}, outside of the folder. Links that leave a model's folder are not followed: put a copy "
+            "of the file there, if it belongs to the model."
+        )
+
+
+def refuse_foreign_code(name_or_path: str | Path) -> None:
+    """Raises `ConfigError` if a model needs, or asks to run, code that is not this package's or transformers'.
+
+    transformers asks on the terminal whether to run such code; or, if it knows the family, silently uses its own class, which
+    need not compute the same.
+    """
+    config = config_of(name_or_path)
+    where = Path(name_or_path) / CONFIG_NAME
+    family = config.get("model_type")
+    if family is not None and family not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"{where} cannot be used: neither transformers nor this package knows the model_type {family!r}, and code from the "
+            "folder is not run."
+        )
+    for field, ours in (
+        ("auto_map", OUR_MODULES if family == "chatgpt" else set()),
+        ("custom_pipelines", OUR_PIPELINES),
+    ):
+        for reference in _references(config.get(field)):
+            if reference.rpartition("--")[2].partition(".")[0] not in ours:
+                raise ConfigError(
+                    f"{where} names the code {reference}, and code that comes with a model is not run. Delete the field {field} to "
+                    f"load the weights with the installed class for the model_type {family!r}, if they are meant for it."
+                )
+    if kernel := next(_kernels(config), None):
+        raise ConfigError(
+            f"{where} asks for the kernel {kernel}, which would be code from the Hub. Delete the field in {CONFIG_NAME}; "
+            "--attn_implementation chooses how attention is computed."
+        )
+    if (Path(name_or_path) / _CUSTOM_GENERATE).exists():
+        raise ConfigError(
+            f"{Path(name_or_path) / _CUSTOM_GENERATE} is code that generates in another way, and code that comes with a model is "
+            "not run. Delete the folder custom_generate to generate as transformers does."
+        )
+
+
+def _references(named: Any) -> Iterator[str]:
+    """The classes in a field of a config, such as `modeling_theirs.Model` or `someone/theirs--modeling_theirs.Model`."""
+    if isinstance(named, dict):
+        # A pipeline's entry also names classes of transformers.
+        for item in [named["impl"]] if "impl" in named else named.values():
+            yield from _references(item)
+    elif isinstance(named, list):
+        for item in named:
+            yield from _references(item)
+    elif named is not None:
+        yield str(named)
+
+
+def _kernels(config: dict[str, Any]) -> Iterator[str]:
+    """The names of repositories in fields such as `attn_implementation`, also of a composite model's parts."""
+    for name, value in config.items():
+        if str(name).removesuffix("_internal").endswith("_implementation"):
+            values = value.values() if isinstance(value, dict) else [value]
+            yield from (each for each in values if isinstance(each, str) and "/" in each)
+        elif isinstance(value, dict):
+            yield from _kernels(value)
+
+
+def check_sizes(folder: Path, model_class: Any) -> None:
+    """Raises `ConfigError` if a config describes a much larger model than the folder's weights, which would be built all the same.
+
+    Args:
+        model_class: An Auto class or a model class.
+    """
+    if quantization_of(folder):
+        return
+    stored = list(stored_tensors(folder))
+    if not stored:
+        return
+    file = folder / CONFIG_NAME
+    check_layers(file, len(stored), f"and the folder has only {len(stored):,} weights")
+    try:
+        # Shapes without memory.
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = _build(folder, model_class)
+    except Exception as error:
+        if "overflow" in str(error).lower():
+            raise ConfigError(
+                f"{file} describes a model that fits no machine: {' '.join(str(error).split())}"
+            ) from error
+        return  # Loading it says what is wrong.
+    asked = sum(weight.numel() for weight in (*model.parameters(), *model.buffers()))
+    has = sum(math.prod(tensor.shape) for tensor in stored)
+    if asked > _MOST_TIMES * has + _MOST_MORE:
+        raise ConfigError(
+            f"{file} describes a model of {asked:,} numbers, and the folder's weights have {has:,}. Config and weights do not "
+            "belong together."
+        )
+
+
+def check_layers(file: Path, most: int = 10_000, reason: str = "more than any model has") -> None:
+    """Raises `ConfigError` if a config asks for too many layers: already its config has a list of them."""
+    for name, value in read_json(file).items():
+        if _LAYERS.fullmatch(name) and isinstance(value, int) and value > most:
+            raise ConfigError(f"{file}: {name} is {value:,}, {reason}.")
+
+
+def _build(folder: Path, model_class: Any) -> torch.nn.Module:
+    if hasattr(model_class, "from_config"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return model_class.from_config(config, trust_remote_code=False)
+    return model_class(model_class.config_class.from_pretrained(folder))
+
+
+def check_adapter_sizes(folder: Path) -> None:
+    """Raises `ConfigError` if an adapter's config asks for larger matrices than any that its folder has; without one, passes."""
+    file = folder / ADAPTER_CONFIG_NAME
+    if not file.is_file():
+        return
+    config = read_json(file)
+    tensors = [tensor for weights in sorted(folder.glob("*.safetensors")) for tensor in read_header(weights)]
+    largest = max((size for tensor in tensors for size in tensor.shape), default=None)
+    ranks = config.get("rank_pattern")
+    sizes = {name: config.get(name) for name in ("r", "num_virtual_tokens", "encoder_hidden_size")}
+    sizes |= ranks if isinstance(ranks, dict) else {}
+    for name, size in sizes.items():
+        if largest is not None and isinstance(size, int) and size > largest:
+            raise ConfigError(f"{file}: {name} is {size:,}, and no weight of the adapter is larger than {largest:,}.")

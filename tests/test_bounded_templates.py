@@ -1,0 +1,124 @@
+"""Templates that would take hours or gigabytes end after a counted amount of work; templates of real models are not touched."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from jinja2 import Environment
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers import PreTrainedTokenizerBase
+
+from chatgpt_hf import bounded_templates, chat_templates, train_tokenizer
+from chatgpt_hf.bounded_templates import BoundedEnvironment, budget
+from chatgpt_hf.chat_templates import encode_chat_prompt
+from chatgpt_hf.errors import DataError, TemplateTimeout
+
+CHAT = [{"role": "user", "content": "Hi"}]
+LOOP = "{% for a in range(99999) %}"
+END = "{% endfor %}"
+GROW = "{% set ns = namespace(x='a' * 1000, l=['a']) %}{% for i in range(60) %}%s{% endfor %}{{ ns.x|length }}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(["a b c"], 270, show_progress=False)
+
+
+@pytest.fixture
+def render(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    # Only counting may end a template here.
+    monkeypatch.setattr(chat_templates, "RENDER_SECONDS", 800)
+    monkeypatch.setattr(bounded_templates, "MOST_STEPS", 300_000)
+
+    def run(template: str) -> Any:
+        tokenizer.chat_template = template
+        return encode_chat_prompt(tokenizer, CHAT)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LOOP * 2 + END * 2,
+        LOOP * 9 + "x" + END * 9,
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
+        "{% macro f(n) %}{% for i in range(99) %}{% if n %}{{ f(n - 1) }}{% endif %}{% endfor %}{% endmacro %}{{ f(99) }}",
+        "{% for i in [1, 2] recursive %}{% if loop.depth < 99 %}{{ loop([1, 2]) }}{% endif %}{% endfor %}",
+        LOOP + "{{ range(99999)|list|length }}" + END + LOOP + "{{ range(99999)|list|length }}" + END,
+        LOOP + "{{ messages|tojson }}" * 50 + END,
+        LOOP + "x" * 100_000 + END,
+        GROW.replace("%s", "{% set ns.x = ns.x ~ ns.x %}"),
+        GROW.replace("%s", "{% set ns.x = ns.x + ns.x %}"),
+        GROW.replace("%s", "{% set ns.x = [ns.x, ns.x]|join %}"),
+        GROW.replace("%s", "{% set ns.x = ''.join([ns.x, ns.x]) %}"),
+        GROW.replace("%s", "{% set ns.x = '%s%s' % (ns.x, ns.x) %}"),
+        GROW.replace("%s", "{% set ns.x = '{0}{0}'.format(ns.x) %}"),
+        GROW.replace("%s", "{% set ns.x = '%s%s'|format(ns.x, ns.x) %}"),
+        GROW.replace("%s", "{% set ns.x = ns.x.replace('a', 'aa') %}"),
+        GROW.replace("%s", "{% set ns.x = ns.x|replace('a', 'aa') %}"),
+        GROW.replace("%s", "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}"),
+        GROW.replace("%s", "{% set ns.l = ns.l + ns.l %}"),
+        GROW.replace("%s", "{% set ns.l = ns.l * 9 %}"),
+        "{{ 'a' * 10 ** 10 }}",
+        "{{ 10 ** 10 * 'a' }}",
+        "{{ [0] * 10 ** 10 }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{% set ns = namespace(n=9) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+        "{{ 'a'|center(10 ** 10) }}",
+        "{{ 'a'.rjust(10 ** 10) }}",
+        "{{ 'a'.zfill(10 ** 10) }}",
+        "{{ ('\t' * 999999).expandtabs(999999) }}",
+        "{{ ('\n' * 999999)|indent(999999) }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{{ '%*d' % (10 ** 10, 1) }}",
+        "{{ '{:9999999999}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 10 ** 10) }}",
+        "{{ messages|tojson(indent=10 ** 10) }}",
+        "{{ range(99999)|join('a' * 99999) }}",
+    ],
+)
+def test_work_without_an_end(render: Callable[[str], Any], template: str) -> None:
+    with pytest.raises(TemplateTimeout, match="loop for ever"):
+        render(template)
+
+
+def test_what_is_not_there(render: Callable[[str], Any]) -> None:
+    with pytest.raises(DataError, match="lipsum"):
+        render("{{ lipsum(n=99999, max=99999) }}")
+
+
+ORDINARY = """
+{%- for m in messages if m.role != 'x' %}{{ loop.index }}/{{ loop.length }} {{ loop.last }} {{ loop.revindex }}
+{{- m.role ~ ': ' ~ m.content|trim ~ 5 ~ none }}{% else %}nobody{% endfor %}
+{%- for k, v in {'a': 1, 'b': [1, 2]}.items() %}{{ k }}{{ v }}{% endfor %}{% for c in 'abc' %}{{ c }}{{ loop.nextitem }}{% endfor %}
+{%- for i in range(3) recursive %}{{ i }}{{ loop(range(i)) if i > 1 }}{% endfor %}{% for n in nothing %}x{% endfor %}
+{%- macro f(a, b=2) %}<{{ a * b }}{{ caller() if caller }}>{% endmacro %}{{ f('x') }}{% call f('y', b=3) %}z{% endcall %}
+{%- set ns = namespace(x=0) %}{% for i in range(9) %}{% if i == 4 %}{% break %}{% endif %}{% set ns.x = ns.x + i ** 2 %}{% endfor %}{{ ns.x }}
+{{ [3, 1]|sort|join(', ') }} {{ ['a']|map('upper')|join }} {{ '%s-%03d' % ('a', 7) }} {{ '{:>5}'.format('b') }} {{ 'a\nb'|indent(2) }}
+{{ messages[::-1]|length }} {{ messages|selectattr('role', 'equalto', 'user')|list|length }} {{ {'a': 'ü'}|tojson }} {{ 7 % 4 }}
+{{ 'a,b'.split(',')[-1].strip().replace('b', 'cc') }} {{ missing }} {{ 'x' in 'xyz' }} {{ 1.5 * 2 }} {{ [1] + [2] }} {{ 'ab' * 2 }}
+"""
+
+
+def test_the_counters_change_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.loopcontrols"]}
+    plain = ImmutableSandboxedEnvironment(**options).from_string(ORDINARY).render(messages=CHAT * 3)
+    assert "1/3 False 3user: Hi5None" in plain
+    with budget():
+        assert BoundedEnvironment(**options).from_string(ORDINARY).render(messages=CHAT * 3) == plain
+    # Without a budget, as where somebody else renders.
+    assert BoundedEnvironment(**options).from_string(ORDINARY).render(messages=CHAT * 3) == plain
+    assert BoundedEnvironment(**options).from_string(ORDINARY).render(messages=[])
+
+
+def test_a_long_conversation_is_far_from_the_limits(render: Callable[[str], Any], tokenizer: Any) -> None:
+    """Every template that TRL ships, with two thousand messages."""
+    chat = [{"role": role, "content": "word " * 20} for _ in range(1000) for role in ("user", "assistant")]
+    for file in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja")):
+        tokenizer.chat_template = file.read_text("utf-8")
+        rendering = chat_templates._Rendering(tokenizer, chat, None)
+        assert rendering.render().count("word ") >= 20_000, file.name
+    assert not isinstance(Environment(), BoundedEnvironment)
