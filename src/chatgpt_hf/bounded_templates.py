@@ -201,7 +201,7 @@ class _Counting(NodeTransformer):
         node.iter = _call("counted", [node.iter, nodes.Const(1 + printed // _CHARACTERS_PER_STEP)], node)
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         self.generic_visit(node)
         return _call("joined", node.nodes, node)
 
@@ -214,9 +214,10 @@ class _Counting(NodeTransformer):
         return node
 
 
-def _call(name: str, arguments: list[nodes.Expr], node: nodes.Node) -> nodes.Call:
+def _call(name: str, arguments: list[Any], node: nodes.Node) -> nodes.Call:
     call = nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None)
-    return call.set_lineno(node.lineno)  # type: ignore[return-value]
+    call.set_lineno(node.lineno)
+    return call
 
 
 # transformers renders with whatever class has this name, and has no other place for a limit.
