@@ -126,5 +126,6 @@ def test_a_long_conversation_is_far_from_the_limits(
             assert chat_templates._Rendering(tokenizer, chat, None).render().strip(), file.name
         except DataError as error:
             # Templates of models that see images take only lists of parts.
-            assert "no attribute" in str(error), file.name
+            if "no attribute" not in str(error):
+                raise
     assert not isinstance(Environment(), BoundedEnvironment)
