@@ -50,6 +50,8 @@ _BUDGET: ContextVar[_Budget] = ContextVar("budget of a chat template")
 @contextmanager
 def budget() -> Iterator[None]:
     """Limits the steps of the templates that this thread renders in the block."""
+    # transformers renders with whatever class has this name, and has no other place for a limit.
+    chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
     token = _BUDGET.set(_Budget())
     try:
         yield
@@ -218,7 +220,3 @@ def _call(name: str, arguments: list[Any], node: nodes.Node) -> nodes.Call:
     call = nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None)
     call.set_lineno(node.lineno)
     return call
-
-
-# transformers renders with whatever class has this name, and has no other place for a limit.
-chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
