@@ -50,6 +50,8 @@ _BUDGET: ContextVar[_Budget] = ContextVar("budget of a chat template")
 @contextmanager
 def budget() -> Iterator[None]:
     """Limits the steps of the templates that this thread renders in the block."""
+    # transformers renders with whatever class has this name, and has no other place for a limit.
+    chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
     token = _BUDGET.set(_Budget())
     try:
         yield
@@ -201,7 +203,7 @@ class _Counting(NodeTransformer):
         node.iter = _call("counted", [node.iter, nodes.Const(1 + printed // _CHARACTERS_PER_STEP)], node)
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         self.generic_visit(node)
         return _call("joined", node.nodes, node)
 
@@ -214,10 +216,7 @@ class _Counting(NodeTransformer):
         return node
 
 
-def _call(name: str, arguments: list[nodes.Expr], node: nodes.Node) -> nodes.Call:
+def _call(name: str, arguments: list[Any], node: nodes.Node) -> nodes.Call:
     call = nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None)
-    return call.set_lineno(node.lineno)  # type: ignore[return-value]
-
-
-# transformers renders with whatever class has this name, and has no other place for a limit.
-chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
+    call.set_lineno(node.lineno)
+    return call

@@ -247,7 +247,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "truncated weights": (truncate, "model.safetensors is not a complete safetensors file"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
-    "broken tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer could be loaded"),
+    "broken tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer.json cannot be read"),
 }
 
 

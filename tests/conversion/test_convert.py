@@ -124,7 +124,7 @@ def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
 def test_a_tokenizer_that_is_broken_is_not_left_behind_silently(refused: Callable[..., str], tmp_path: Path) -> None:
     gpt2(50).save_pretrained(tmp_path / "gpt2")
     (tmp_path / "gpt2" / "tokenizer.json").write_text('{"version":')
-    assert "no tokenizer could be loaded" in refused("convert", tmp_path / "gpt2", tmp_path / "ours")
+    assert "tokenizer.json cannot be read" in refused("convert", tmp_path / "gpt2", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
