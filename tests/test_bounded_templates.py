@@ -78,10 +78,24 @@ def render(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) 
         "{{ '{:{}}'.format(1, 10 ** 10) }}",
         "{{ messages|tojson(indent=10 ** 10) }}",
         "{{ range(99999)|join('a' * 99999) }}",
+        # Lists that contain one another many times are small until they become text, or are compared.
+        *(
+            "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(40) %}{% set ns.a = [ns.a, ns.a] %}"
+            "{% set ns.b = {'x': ns.b, 'y': ns.b} %}{% endfor %}" + use
+            for use in (
+                *("{{ ns.a }}", "{{ ns.a ~ '' }}", "{{ ns.b|string }}", "{{ ns.a|tojson }}", "{{ ns.b == ns.a }}"),
+                *(
+                    "{{ [ns.a]|join }}",
+                    "{{ '%s' % ns.a }}",
+                    "{{ '{}'.format(ns.b) }}",
+                    "{{ [ns.a, ns.b]|unique|list }}",
+                ),
+            )
+        ),
     ],
 )
 def test_work_without_an_end(render: Callable[[str], Any], template: str) -> None:
-    with pytest.raises(TemplateTimeout, match="loop for ever"):
+    with pytest.raises(TemplateTimeout, match=r"loop for ever|too large"):
         render(template)
 
 
@@ -101,6 +115,12 @@ ORDINARY = """
 {{ messages[::-1]|length }} {{ messages|selectattr('role', 'equalto', 'user')|list|length }} {{ {'a': 'ü'}|tojson }} {{ 7 % 4 }}
 {{ 'a,b'.split(',')[-1].strip().replace('b', 'cc') }} {{ missing }} {{ 'x' in 'xyz' }} {{ 1.5 * 2 }} {{ [1] + [2] }} {{ 'ab' * 2 }}
 """
+
+
+def test_large_numbers_are_no_widths(render: Callable[[str], Any]) -> None:
+    render(
+        "{{ x|default(1700000000) }} {{ '%d' % 1700000000 }} {{ '20231201 %s' % 'x' }} {{ messages|batch(2)|list|length }}"
+    )
 
 
 def test_the_counters_change_nothing(tokenizer: PreTrainedTokenizerBase) -> None:

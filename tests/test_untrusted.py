@@ -27,7 +27,7 @@ from chatgpt_hf.model.pipelines import PIPELINES, custom_pipelines
 from chatgpt_hf.reporting.card import make_card
 from chatgpt_hf.stored import base_of, config_of, copy_licence, origin_of
 from chatgpt_hf.tokenization_chatgpt import encode_texts, load_tokenizer
-from chatgpt_hf.untrusted import OUR_MODULES, OUR_PIPELINES
+from chatgpt_hf.untrusted import OUR_MODULES, OUR_PIPELINES, check_adapter_sizes
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links, pipes and devices are those of POSIX")
 
@@ -219,10 +219,11 @@ def test_nothing_outside_of_the_folder_is_published(folder: Path, tmp_path: Path
     (folder / name).parent.mkdir(parents=True)
     (folder / name).symlink_to(tmp_path / "secret")
     assert "is a link to" in refusal(CheckpointError, lambda: published_files(folder, include=["notes/*"]))
-    # What is not published may lead anywhere; a link to a folder is not entered.
+    # What is not published may lead anywhere, also for the library; a link to a folder is not entered.
     (folder / name).unlink()
     (folder / "data").symlink_to(tmp_path)
     assert not any(file.startswith("data") for file in published_files(folder, include=["data/*"]).files)
+    load_model(folder)
 
 
 def test_links_within_a_folder_and_into_the_cache_of_the_hub(folder: Path, tmp_path: Path) -> None:
@@ -488,3 +489,23 @@ def test_metadata_of_a_card(folder: Path, metadata: str) -> None:
 def test_a_licence_is_a_few_words(folder: Path) -> None:
     (folder / "README.md").write_text(f"---\n{BOMB}license_name: *a11\n---\n")
     assert "license_name" not in origin_of(folder)
+
+
+def test_fields_that_look_like_sizes(folder: Path, adapter: Path) -> None:
+    """Values of real folders: Qwen's windows, a family that is no text, LoKr's full matrices, a long path."""
+    edit(folder / "config.json", max_window_layers=28)
+    load_model(folder)
+    edit(folder / "config.json", model_type=["llama"])
+    assert "model_type" in refusal(ConfigError, load_model, folder)
+    edit(adapter / "adapter_config.json", peft_type="LOKR", r=100_000)
+    check_adapter_sizes(adapter)
+    edit(adapter / "adapter_config.json", base_model_name_or_path="/a" * 300)
+    assert "is no name of" not in refusal(CheckpointError, load_model, adapter)
+
+
+def test_a_shard_that_did_not_arrive(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    message = refusal(CheckpointError, load_model, folder)
+    assert "names model-00002-of-00002.safetensors, which is missing" in message

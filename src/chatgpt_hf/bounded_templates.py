@@ -31,7 +31,42 @@ _CHARACTERS_PER_STEP = 100
 _MOST_BITS = 10_000
 # Of a width or another number that a text operation gets.
 _LARGEST_NUMBER = 1_000_000
-_WIDTH = re.compile(r"\d{7,}")
+_WIDTH = re.compile(r"%[^%a-zA-Z]*\d{7}|:[^{}]*\d{7}")
+# Widths that come as arguments.
+_VARIABLE_WIDTH = re.compile(r"%[^%a-zA-Z]*\*|\{[^{}]*\{")
+# Text operations and filters that get a width or a number of items to make.
+_WITH_NUMBERS = (
+    "tojson",
+    "center",
+    "ljust",
+    "rjust",
+    "zfill",
+    "expandtabs",
+    "indent",
+    "batch",
+    "slice",
+    "round",
+    "truncate",
+    "wordwrap",
+)
+# Filters that turn whatever they get into text, or compare it.
+_DEEP = (
+    *(
+        "string",
+        "tojson",
+        "pprint",
+        "join",
+        "escape",
+        "e",
+        "forceescape",
+        "urlize",
+        "urlencode",
+        "xmlattr",
+        "format",
+        "replace",
+    ),
+    *("unique", "sort", "dictsort", "sum", "min", "max", "groupby"),
+)
 
 
 @dataclass
@@ -66,15 +101,33 @@ def _spend(steps: int) -> None:
 
 
 def _check_size(size: int) -> None:
+    if _BUDGET.get(None) is None:
+        return
     if size > LARGEST:
         raise TemplateTimeout(
-            f"the chat template builds a text or list of {size:,} characters or entries: does it loop for ever?"
+            f"the chat template builds a text or list of {size:,} characters or entries, which is too large"
         )
     _spend(size // _CHARACTERS_PER_STEP)
 
 
 def _size(value: Any) -> int:
     return len(value) if isinstance(value, (str, bytes, list, tuple)) else 0
+
+
+def _deep_size(value: Any, known: dict[int, int]) -> int:
+    """Characters and entries in a value, counted as often as it is contained: lists that share parts are small in memory only."""
+    if not isinstance(value, (list, tuple, dict)):
+        return _size(value)
+    if id(value) not in known:
+        parts = (part for pair in value.items() for part in pair) if isinstance(value, dict) else value
+        known[id(value)] = len(value) + sum(_deep_size(part, known) for part in parts)
+    return known[id(value)]
+
+
+def _check_deep(*values: Any) -> None:
+    """Checks values before they become text, or are compared."""
+    for value in values:
+        _check_size(_deep_size(value, {}))
 
 
 def _measured(value: Any) -> Any:
@@ -105,14 +158,22 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             yield item
 
     def joined(self, *values: Any) -> str:
-        """What `~` gives."""
+        """Concatenates like `~`."""
+        _check_deep(*values)
         texts = [str(value) for value in values]
         _check_size(sum(map(len, texts)))
         return "".join(texts)
 
     def shown(self, value: Any) -> Any:
-        """A value that is printed."""
-        return _measured(value)
+        """Returns a value that is printed."""
+        _check_deep(value)
+        return value
+
+    def compared(self, value: Any) -> Any:
+        """Returns the left side of a comparison."""
+        if isinstance(value, (list, tuple, dict)):
+            _check_deep(value)
+        return value
 
     def call(self, context: Any, obj: Any, /, *arguments: Any, **options: Any) -> Any:
         """Calls a function or method for a template."""
@@ -122,6 +183,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             return obj(*arguments)
         _spend(_STEPS_OF_A_CALL)
         if isinstance(owner, str):
+            _check_deep(*arguments, *options.values())
             _check_text_operation(obj.__name__, [owner, *arguments], options)
         return _measured(super().call(context, obj, *arguments, **options))
 
@@ -134,11 +196,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "+":
             _check_size(_size(left) + _size(right))
         elif operator == "%" and isinstance(left, str):
+            _check_deep(right)
             _check_text_operation("format", [left, *(right if isinstance(right, tuple) else (right,))], {})
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > _MOST_BITS:
-                raise TemplateTimeout(f"the chat template computes a number of {bits:,} bits: does it loop for ever?")
+            if bits > _MOST_BITS and _BUDGET.get(None) is not None:
+                raise TemplateTimeout(f"the chat template computes a number of {bits:,} bits, which is too large")
         return super().call_binop(context, operator, left, right)
 
 
@@ -150,6 +213,8 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def bounded(*arguments: Any, **options: Any) -> Any:
         _spend(_STEPS_OF_A_CALL)
+        if name in _DEEP:
+            _check_deep(*arguments[first:])
         if name == "join" and not isinstance(arguments[first], (str, list, tuple)):
             arguments = (*arguments[:first], list(arguments[first]), *arguments[first + 1 :])
         _check_text_operation(name, list(arguments[first:]), options)
@@ -166,7 +231,10 @@ def _check_text_operation(name: str, arguments: list[Any], options: dict[str, An
     """
     text, *others = arguments
     others += options.values()
-    for number in others:
+    widths = name in _WITH_NUMBERS or (
+        name in ("format", "format_map") and isinstance(text, str) and _VARIABLE_WIDTH.search(text)
+    )
+    for number in others if widths else ():
         if isinstance(number, int) and abs(number) > _LARGEST_NUMBER:
             _check_size(abs(number) + LARGEST)
     sizes = [_size(other) for other in others]
@@ -206,6 +274,12 @@ class _Counting(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         self.generic_visit(node)
         return _call("joined", node.nodes, node)
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
+        self.generic_visit(node)
+        if not isinstance(node.expr, nodes.Const):
+            node.expr = _call("compared", [node.expr], node)
+        return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         self.generic_visit(node)

@@ -147,7 +147,7 @@ def load_config(name_or_path: str | Path, config_class: Any = AutoConfig) -> Pre
         ConfigError: If it contradicts itself, names an unknown family, or needs code that comes with the model.
     """
     check_files(Path(name_or_path))
-    refuse_foreign_code(name_or_path)
+    refuse_foreign_code(name_or_path, config_class)
     file = Path(name_or_path) / CONFIG_NAME
     check_layers(file)
     # A class that is no Auto class knows no such argument.

@@ -24,7 +24,7 @@ class TokenizerError(ChatGPTError):
 
 
 class TemplateTimeout(TokenizerError):
-    """A chat template does not come to an end. It is not tried on the next conversation, which would take as long."""
+    """A chat template does not come to an end. Later conversations are not tried."""
 
 
 class ConfigError(ChatGPTError):

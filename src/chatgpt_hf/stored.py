@@ -21,8 +21,8 @@ from transformers.utils import (
 )
 
 from .errors import CheckpointError
-from .files import read_json, read_text
-from .parsing import parse_yaml, special_kind
+from .files import read_json
+from .parsing import parse_yaml, read_file, special_kind
 
 # In the config of a model whose weights come from another family: that family, and what else is known about the original.
 ORIGIN_FIELD = "converted_from"
@@ -32,8 +32,8 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 # The bits of a number in the names of safetensors' dtypes.
 _BITS = re.compile(r"BOOL|(?:F|BF|I|U|C)(\d+)(?:_\w+)?")
 # Of a path, in most file systems.
-_LONGEST_NAME = 1024
-# In bytes, on all common file systems.
+_LONGEST_PATH = 4096
+# Of a file's name, in bytes, on all common file systems.
 _LONGEST_NAME = 255
 # safetensors itself refuses a longer one.
 _LONGEST_HEADER = 100_000_000
@@ -106,6 +106,15 @@ def indexed_files(index: Path) -> list[str]:
     return names
 
 
+def check_shards(folder: Path) -> None:
+    """Raises `CheckpointError` if a file is missing that the index of a folder's safetensors names."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file() and not (folder / SAFE_WEIGHTS_NAME).is_file():
+        for name in indexed_files(index):
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{index} names {name}, which is missing: save or copy the model again.")
+
+
 class StoredTensor(NamedTuple):
     """Name, kind of number (as safetensors calls it) and shape of a tensor in a safetensors file."""
 
@@ -122,7 +131,7 @@ def stored_tensors(folder: Path) -> Iterator[StoredTensor]:
 
 
 def read_header(file: Path) -> list[StoredTensor]:
-    """The tensors of a safetensors file, from its header alone.
+    """The tensors of a safetensors file, reading only its header.
 
     safetensors' own `safe_open` maps the whole file into memory, which fails for one that is larger than the memory.
 
@@ -201,7 +210,7 @@ def base_of(adapter: str | Path) -> str | None:
             )
         seen.add(current.resolve())
         base = read_json(current / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
-        if base is not None and (not isinstance(base, str) or len(base) > _LONGEST_NAME or "\0" in base):
+        if base is not None and (not isinstance(base, str) or len(base) > _LONGEST_PATH or "\0" in base):
             raise CheckpointError(
                 f"{current / ADAPTER_CONFIG_NAME}: `base_model_name_or_path` is no name of a model or folder."
             )
@@ -254,7 +263,7 @@ def origin_of(source: str | Path) -> dict[str, Any]:
     if not path.exists():
         return {"name": str(source)}
     try:
-        text = read_text(path / CARD_NAME, "utf-8-sig")
+        text = read_file(path / CARD_NAME, "utf-8-sig")
         _, metadata, _ = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
         card = parse_yaml(metadata)
     except (OSError, ValueError):

@@ -24,7 +24,7 @@ from transformers.utils import (
 
 from .errors import CheckpointError, ConfigError
 from .files import check_regular, check_text_file, read_json
-from .stored import config_of, indexed_files, quantization_of, read_header, stored_tensors
+from .stored import check_shards, config_of, indexed_files, quantization_of, read_header, stored_tensors
 
 _INDEXES = (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
@@ -36,7 +36,8 @@ _FOLDERS = ("additional_chat_templates", "custom_generate")
 _CUSTOM_GENERATE = "custom_generate/generate.py"
 # The Hub's cache keeps the files of a snapshot by their hash, and links to them.
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_LAYERS = re.compile(r"(?:\w+_)?n?_?layers?")
+# Not `max_window_layers`, which is 28 in small models too.
+_LAYERS = re.compile(r"(?!max_window_)(?:\w+_)?n?_?layers?")
 # Settings of generation_config.json that are numbers; token ids may also be lists.
 _NUMBERS = (
     *("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty"),
@@ -62,6 +63,9 @@ def check_files(folder: Path, *, tokenizer: bool = False) -> None:
     if not folder.is_dir():
         return
     for path in _opened(folder):
+        if path.is_dir() and path.name not in _FOLDERS:
+            # Checkpoints and logs may well be on another disk, and no library opens them.
+            continue
         check_link(path, folder)
         if not path.is_dir() and path.exists():
             (check_text_file if path.name in _TEXT or path.suffix == ".jinja" else check_regular)(path)
@@ -111,16 +115,23 @@ def check_link(path: Path, folder: Path) -> None:
         )
 
 
-def refuse_foreign_code(name_or_path: str | Path) -> None:
+def refuse_foreign_code(name_or_path: str | Path, config_class: Any = AutoConfig) -> None:
     """Raises `ConfigError` if a model needs, or asks to run, code that is not this package's or transformers'.
 
     transformers asks on the terminal whether to run such code; or, if it knows the family, silently uses its own class, which
     need not compute the same.
+
+    Args:
+        name_or_path: A model folder or Hub id.
+        config_class: The config class of a model class that the caller brings; its family counts as known.
     """
     config = config_of(name_or_path)
     where = Path(name_or_path) / CONFIG_NAME
     family = config.get("model_type")
-    if family is not None and family not in CONFIG_MAPPING:
+    known = isinstance(family, str) and (
+        family in CONFIG_MAPPING or family == getattr(config_class, "model_type", None)
+    )
+    if family is not None and not known:
         raise ConfigError(
             f"{where} cannot be used: neither transformers nor this package knows the model_type {family!r}, and code from the "
             "folder is not run."
@@ -178,6 +189,7 @@ def check_sizes(folder: Path, model_class: Any) -> None:
     """
     if quantization_of(folder):
         return
+    check_shards(folder)
     stored = list(stored_tensors(folder))
     if not stored:
         return
@@ -225,7 +237,10 @@ def check_adapter_sizes(folder: Path) -> None:
     tensors = [tensor for weights in sorted(folder.glob("*.safetensors")) for tensor in read_header(weights)]
     largest = max((size for tensor in tensors for size in tensor.shape), default=None)
     ranks = config.get("rank_pattern")
-    sizes = {name: config.get(name) for name in ("r", "num_virtual_tokens", "encoder_hidden_size")}
+    sizes = {name: config.get(name) for name in ("r", "num_virtual_tokens")}
+    if config.get("peft_type") == "LOKR":
+        # Any rank beyond half of a dimension means a full matrix there.
+        del sizes["r"]
     sizes |= ranks if isinstance(ranks, dict) else {}
     for name, size in sizes.items():
         if largest is not None and isinstance(size, int) and size > largest:

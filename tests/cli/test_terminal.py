@@ -182,7 +182,8 @@ def test_errors_and_logs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     attack = "".join(ATTACKS.values())
 
     def fail(_: list[str]) -> None:
-        logging.getLogger("chatgpt_hf.nobody").warning("%s", attack)
+        # pytest keeps what is logged, and sends it to another process as UTF-8.
+        logging.getLogger("chatgpt_hf.nobody").warning("%s", attack.encode(errors="replace").decode())
         raise DataError(f"the file says {attack}")
 
     monkeypatch.setattr(chatgpt_hf_cli, "_run", fail)

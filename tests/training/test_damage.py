@@ -3,6 +3,7 @@
 All files of a checkpoint are damaged in every way; the process really trains for the few cases that need it.
 """
 
+import errno
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import TrainerState
 
 from chatgpt_hf.errors import CheckpointError
-from chatgpt_hf.training import resuming
+from chatgpt_hf.training import resuming, run_folder
 from chatgpt_hf.training.resuming import ResumableTrainer
 from chatgpt_hf.training.run import correct_runtime
 from chatgpt_hf.training.run_folder import (
@@ -30,6 +31,7 @@ from chatgpt_hf.training.run_folder import (
     last_whole_checkpoint,
     only_run,
     remove_old_checkpoints,
+    seal_checkpoint,
 )
 
 CHECKPOINTS = ["--save_strategy", "steps", "--save_steps", "2", "--max_steps", "6", "--residual_dropout", "0.1"]
@@ -233,6 +235,25 @@ def test_damage_beside_the_checkpoints(name: str, kind: Any, run: Path, refused:
     damage(run / name, kind)
     message = refused(*resume(run))
     assert str(run / name) in message
+
+
+def test_a_card_may_be_edited(run: Path) -> None:
+    checkpoint = run / "checkpoint-4"
+    (checkpoint / "README.md").write_text("PEFT's")
+    seal_checkpoint(checkpoint)
+    (checkpoint / "README.md").write_text("mine")
+    assert find_fault(checkpoint) is None
+
+
+def test_a_file_system_without_locks(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder.FileLock, "acquire", fail)
+    with run_folder.only_run(run):
+        assert "file system without locks" in caplog.text
 
 
 def test_the_best_checkpoint_is_damaged(run: Path) -> None:

@@ -10,7 +10,6 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
-    SAFE_WEIGHTS_INDEX_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
 )
@@ -19,7 +18,7 @@ from ..checkpoints import BASE_SAMPLE_NAME, check_finite_file, check_safetensors
 from ..errors import CheckpointError, ConfigError
 from ..files import read_json
 from ..reporting.card import CARD_NAME
-from ..stored import indexed_files
+from ..stored import check_shards
 from ..training.run_folder import DATA_NAME, RECIPE_NAME, is_whole_checkpoint
 from ..untrusted import check_files, check_link
 
@@ -122,9 +121,7 @@ def check_model_folder(folder: Path) -> None:
         )
     for file in weights:
         check_safetensors(file)
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if index.is_file() and (missing := sorted(set(indexed_files(index)) - {file.name for file in weights})):
-        raise CheckpointError(f"{index} names {missing[0]}, which is missing: save or copy the model again.")
+    check_shards(folder)
     for file in weights:
         check_finite_file(file)
 

@@ -67,7 +67,6 @@ _SHAPE = {
 _MARK = re.compile(r"\n*<!-- Made by chatgpt-hf from this folder\. A text that is changed is kept\. (\w+) -->\s*\Z")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _LANGUAGE = re.compile(r"code|multilingual|[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
-# Entries of a card's metadata; a card with many results has some hundreds.
 
 
 def make_card(folder: Path, name: str, given: Mapping[str, Any] | None = None) -> str:

@@ -1,5 +1,6 @@
 """The folder of a training run: the files in it, which runs may go into it, and its checkpoints."""
 
+import errno
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from ..files import SAVING_PREFIX, clear_disk_errors, make_folder, read_json, sy
 from ..stored import read_header
 
 with needed_by("Training"):
-    from filelock import FileLock, Timeout
+    from filelock import BaseFileLock, FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ RESULTS_NAME = "results.json"
 TRAINER_STATE_NAME = "trainer_state.json"
 # Of a checkpoint: size and CRC-32 of every other file. Written last; while a checkpoint is written, it says so.
 CHECKSUMS_NAME = "checksums.json"
+# The card that PEFT writes, which people edit.
+_NOT_SEALED = (CHECKSUMS_NAME, "README.md")
 # Locked while a run writes into its folder; contains the process.
 LOCK_NAME = ".lock"
 
@@ -92,15 +95,18 @@ def only_run(folder: Path) -> Iterator[None]:
         OutputError: If another run is writing into the folder, or the folder cannot be written.
     """
     file = folder / LOCK_NAME
-    lock = FileLock(file)
     try:
         with clear_disk_errors(folder):
-            lock.acquire(timeout=0)
+            lock = _acquired(file)
     except Timeout:
         raise OutputError(
             f"Another run is writing into {folder} ({_holder(file)}). Nothing was changed; wait until it has ended, end it, "
             "or name another folder."
         ) from None
+    if lock is None:
+        logger.warning("%s is on a file system without locks: make sure that no other run writes into it.", folder)
+        yield
+        return
     try:
         # Windows lets nobody write to a locked file.
         with suppress(OSError):
@@ -111,6 +117,22 @@ def only_run(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             file.unlink()
         lock.release()
+
+
+def _acquired(file: Path) -> BaseFileLock | None:
+    """A lock of this process; None if the file system has no locks, such as some network file systems.
+
+    Raises:
+        Timeout: If another process holds it.
+    """
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            return None
+        raise
+    return lock
 
 
 def _holder(lock: Path) -> str:
@@ -223,7 +245,7 @@ def seal_checkpoint(checkpoint: Path) -> None:
     record = {}
     for path in sorted(checkpoint.rglob("*")):
         name = path.relative_to(checkpoint).as_posix()
-        if path.is_file() and name != CHECKSUMS_NAME:
+        if path.is_file() and name not in _NOT_SEALED:
             record[name] = {"bytes": path.stat().st_size, "crc32": f"{checksum(path):08x}"}
             sync(path)
         elif path.is_dir():
@@ -293,6 +315,8 @@ def _differing(checkpoint: Path) -> Fault | None:
     if files is None:
         return Fault(f"{checkpoint} is incomplete: the run ended while it was saved", damaged=False)
     for name, written in files.items():
+        if name in _NOT_SEALED:
+            continue
         file = checkpoint / name
         if not file.is_file():
             return Fault(f"{file} is missing")

@@ -19,7 +19,7 @@ with needed_by("The page"):
 # What the browser loads. Not among them: uploads and files of this machine, the API's description, monitoring, proxies.
 _READ = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(assets|static|svelte)/.+"
-    r"|/gradio_api/(info|startup-events|theme\.css|queue/data|heartbeat/\w{1,64})",
+    r"|/gradio_api/(info|app_id|startup-events|theme\.css|queue/data|heartbeat/\w{1,64})",
     re.ASCII,
 )
 _STREAMS = re.compile(r"/gradio_api/(queue/data|heartbeat/\w{1,64})", re.ASCII)

@@ -1,4 +1,4 @@
-"""Which names a server answers to, and whose pages may send it requests.
+"""Checks of the Host and Origin headers: whom a server answers to.
 
 A stranger's page in the browser of somebody who runs a server can reach that server in two ways. Its domain can resolve to
 127.0.0.1 a moment later (DNS rebinding): then the browser takes the server for part of the page, and the Host header has the
@@ -49,7 +49,8 @@ class Hosts:
             self._allowed.add(listens.lower())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or "*" in self._allowed:
+        # Whatever watches a server asks it by its address, and the answer is no secret.
+        if scope["type"] != "http" or "*" in self._allowed or scope["path"] == "/health":
             await self.app(scope, receive, send)
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in (b"host", b"origin")}

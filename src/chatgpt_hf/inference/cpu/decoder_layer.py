@@ -68,7 +68,7 @@ class FastLayer:
     """The `forward` of a decoder layer whose linear layers are packed.
 
     Computes what the layer's own `forward` computes, up to the order of sums, and calls that one for everything else:
-    while compiling, with paged attention, other attention functions, or hooks on attention or feed-forward layer.
+    while compiling, with paged attention, other attention functions, or hooks on its parts.
 
     Args:
         layer: A layer that `is_fast` accepts.
@@ -77,6 +77,7 @@ class FastLayer:
 
     def __init__(self, layer: Any, rotation: _Rotation) -> None:
         attention, mlp = layer.self_attn, layer.mlp
+        self._parts = tuple(layer.children())
         self._slow: Callable[..., torch.Tensor] = layer.forward
         self._attention, self._mlp, self._index = attention, mlp, attention.layer_idx
         self._rotate, self._config = rotation, attention.config
@@ -110,8 +111,7 @@ class FastLayer:
             or self._config._attn_implementation != ATTENTION
             or kwargs.get("cu_seq_lens_q") is not None
             or not (cache is None or isinstance(cache, Cache))
-            or self._attention._forward_hooks
-            or self._mlp._forward_hooks
+            or any(part._forward_hooks or part._forward_pre_hooks for part in self._parts)
         ):
             return self._slow(
                 hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **kwargs
