@@ -37,6 +37,7 @@ from .stored import (
     base_of,
     check_memory,
     check_storage,
+    config_of,
     is_adapter,
     pickle_message,
     pickled_weights,
@@ -44,9 +45,17 @@ from .stored import (
     quantized_message,
     read_header,
     refuse_other_formats,
+    safetensors_files,
 )
 from .tokenization_chatgpt import load_tokenizer
-from .untrusted import check_adapter_sizes, check_files, check_layers, check_sizes, refuse_foreign_code
+from .untrusted import (
+    check_adapter_patterns,
+    check_adapter_sizes,
+    check_files,
+    check_layers,
+    check_sizes,
+    refuse_foreign_code,
+)
 
 # Atomic writing and the folders of runs were here in release 0.1.
 __getattr__ = names_of(__name__, "files", "training.run_folder")
@@ -90,7 +99,7 @@ def load_model(
         load_config(folder, getattr(model_class, "config_class", None) or AutoConfig)
     else:
         refuse_foreign_code(name_or_path)
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in safetensors_files(folder):
         check_safetensors(file)
     if folder.is_dir():
         check_storage(folder)
@@ -109,6 +118,13 @@ def load_model(
             f"The quantized model {name_or_path}", *(name for name in EXTRAS["quantize"] if name in str(error).lower())
         )
         raise CheckpointError(quantized_message(name_or_path, error)) from error
+    except AssertionError as error:
+        if "padding_idx" not in str(error).lower():
+            raise CheckpointError(f"No model could be loaded from {name_or_path}: {one_line(error)}") from error
+        raise ConfigError(
+            f"{folder / CONFIG_NAME}: pad_token_id is {config_of(folder).get('pad_token_id')}, and the vocabulary of the model has "
+            "no such token: write one of its ids, or null."
+        ) from error
     except _LOADING_ERRORS as error:
         if quantization_of(name_or_path):
             raise CheckpointError(quantized_message(name_or_path, error)) from error
@@ -268,13 +284,14 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
         raise CheckpointError(
             f"{folder / ADAPTER_CONFIG_NAME} names no base model: `base_model_name_or_path` is missing."
         )
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in safetensors_files(folder):
         check_safetensors(file)
     check_adapter_sizes(folder)
     try:
         model = load_model(base, model_class, **kwargs)
     except CheckpointError as error:
         raise CheckpointError(f"The base model of the adapter {folder} cannot be loaded. {error}") from error
+    check_adapter_patterns(folder, model)
     sample = sample_of(model)
     if (folder / "tokenizer.json").is_file():
         extend_vocabulary(model, len(load_tokenizer(folder)))

@@ -96,7 +96,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def _read_mapping(file: Path, parse: Callable[[str], Any], kind: str) -> dict[str, Any]:
     try:
-        content = parse(read_text(file))
+        text = read_text(file)
+        if text.startswith("\ufeff"):
+            # The libraries that read the same file do not skip it.
+            raise CheckpointError(f"{file} begins with a byte order mark (BOM): save it as UTF-8 without one.")
+        content = parse(text)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

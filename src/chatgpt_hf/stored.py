@@ -37,6 +37,8 @@ _LONGEST_PATH = 4096
 _LONGEST_NAME = 255
 # safetensors itself refuses a longer one.
 _LONGEST_HEADER = 100_000_000
+# How the file begins that Git LFS leaves in the place of one that it has not fetched.
+_POINTER = b"version https://git-lfs"
 # Formats of other programs: what they are, and what reads them.
 _OTHER_FORMATS = {
     ".gguf": "a GGUF file, which llama.cpp reads. transformers' `from_pretrained(FOLDER, gguf_file=NAME)` makes a model of it",
@@ -82,6 +84,11 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / index).is_file():
             return [folder / name for name in indexed_files(folder / index) if (folder / name).is_file()]
     return []
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """The safetensors files in a folder, sorted; not hidden ones, such as the `._model.safetensors` that macOS writes."""
+    return sorted(folder.glob("[!.]*.safetensors"))
 
 
 def indexed_files(index: Path) -> list[str]:
@@ -142,6 +149,10 @@ def read_header(file: Path) -> list[StoredTensor]:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             size = os.fstat(opened.fileno()).st_size - 8 - length
+            if length.to_bytes(8, "little") == _POINTER[:8] and opened.read(len(_POINTER) - 8) == _POINTER[8:]:
+                raise CheckpointError(
+                    f"{file} is a pointer of Git LFS, which stands for the weights: run `git lfs pull` in its repository."
+                )
             if length > _LONGEST_HEADER or size < 0:
                 raise ValueError(f"a header of {length:,} bytes is not in it")
             header = json.loads(opened.read(length).decode())

@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 from ._moved import names_of
 from .errors import CheckpointError, DataError, TokenizerError, one_line
 from .files import read_json
-from .stored import refuse_other_formats
+from .stored import base_of, is_adapter, refuse_other_formats
 from .text_encoding import text_encoder
 from .untrusted import check_files
 
@@ -233,10 +233,15 @@ def _checked_texts(texts: Iterable[str]) -> Iterator[str]:
         raise TokenizerError("there is no text to train the tokenizer on: there are no items, or all are empty")
 
 
+# A folder without any of these has no tokenizer.
+_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"}
+
+
 def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
     """Loads a tokenizer from a folder or the Hub; never runs code that comes with it.
 
-    Unlike `AutoTokenizer`, also accepts a folder with only GPT-2's `vocab.json` and `merges.txt`.
+    Unlike `AutoTokenizer`, also accepts a folder with only GPT-2's `vocab.json` and `merges.txt`, and for an adapter without a
+    tokenizer gives that of its base model.
 
     Raises:
         TokenizerError: If there is no tokenizer, or it cannot be read.
@@ -251,6 +256,9 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
         except CheckpointError as error:
             raise TokenizerError(str(error)) from error
         names = {file.name for file in folder.iterdir()}
+        if is_adapter(folder) and not names & _TOKENIZERS and (base := base_of(folder)):
+            # PEFT saves none with an adapter.
+            return load_tokenizer(base)
         if not names & {"tokenizer.json", "tokenizer.model"}:
             # Without these files, AutoTokenizer may return a tokenizer with an empty vocabulary, so do not call it.
             missing = sorted({"vocab.json", "merges.txt"} - names)

@@ -4,10 +4,14 @@ transformers and PEFT read every file that a folder names, follow every link, an
 Code that comes with a folder is never run.
 """
 
+import json
 import math
 import os
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,15 @@ from transformers.utils import (
 
 from .errors import CheckpointError, ConfigError
 from .files import check_regular, check_text_file, read_json
-from .stored import check_shards, config_of, indexed_files, quantization_of, read_header, stored_tensors
+from .stored import (
+    check_shards,
+    config_of,
+    indexed_files,
+    quantization_of,
+    read_header,
+    safetensors_files,
+    stored_tensors,
+)
 
 _INDEXES = (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
@@ -38,14 +50,59 @@ _CUSTOM_GENERATE = "custom_generate/generate.py"
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # Not `max_window_layers`, which is 28 in small models too.
 _LAYERS = re.compile(r"(?!max_window_)(?:\w+_)?n?_?layers?")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(token, int) for token in value)
+
+
 # Settings of generation_config.json that are numbers; token ids may also be lists.
 _NUMBERS = (
     *("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty"),
     *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "num_return_sequences"),
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+    *("max_time", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "penalty_alpha", "guidance_scale"),
 )
+# Settings of generation_config.json that are lists.
+_LISTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "bad_words_ids": (lambda value: bool(value) and all(map(_are_ids, value)), "a list of lists of token ids"),
+    "suppress_tokens": (_are_ids, "a list of token ids"),
+    "begin_suppress_tokens": (_are_ids, "a list of token ids"),
+    "exponential_decay_length_penalty": (
+        lambda value: len(value) == 2 and all(map(_is_number, value)),
+        "a list of a token's index and a factor",
+    ),
+}
 # A config may ask for this many times the stored weights, and this many more: a new head, or an embedding that is not tied.
 _MOST_TIMES, _MOST_MORE = 4, 100_000_000
+# transformers makes a name for each label.
+_MOST_LABELS = 1_000_000
+# Layers that an adapter may repeat although it has weights for fewer.
+_MOST_REPEATED = 128
+# Fields of adapter_config.json with patterns, as values or as keys.
+_PATTERNS = (
+    *("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern", "modules_to_save"),
+    *("feedforward_modules", "target_parameters", "n_frequency_pattern", "block_size_pattern"),
+)
+_PLAIN = re.compile(r"[\w.-]*")
+# Longer than any pattern takes that was meant to be used.
+SECONDS = 60
+# Matches patterns as PEFT does; what is no pattern is PEFT's to refuse.
+_TRY = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    try:
+        for name in names:
+            re.match(pattern, name), re.fullmatch(pattern, name)
+    except (re.error, RecursionError, OverflowError):
+        pass
+"""
+_SETTINGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME)
 # The modules that a folder of ours names, and that of our pipelines, which are saved with models of any family.
 OUR_MODULES, OUR_PIPELINES = {"configuration_chatgpt", "modeling_chatgpt"}, {"pipelines"}
 
@@ -70,7 +127,9 @@ def check_files(folder: Path, *, tokenizer: bool = False) -> None:
         if not path.is_dir() and path.exists():
             (check_text_file if path.name in _TEXT or path.suffix == ".jinja" else check_regular)(path)
     for name in _TOKENIZER_FILES if tokenizer else _READ_AS_JSON:
-        read_json(folder / name)
+        content = read_json(folder / name)
+        if name in _SETTINGS:
+            _check_finite(folder / name, content)
     if tokenizer:
         return
     _check_generation(folder / GENERATION_CONFIG_NAME)
@@ -84,9 +143,42 @@ def _check_generation(file: Path) -> None:
     settings = read_json(file)
     for name in _NUMBERS:
         value = settings.get(name)
-        values = value if name.endswith("_token_id") and isinstance(value, list) else [value]
-        if not all(each is None or isinstance(each, (int, float)) for each in values):
+        values = value if name.endswith("_token_id") and isinstance(value, list) and value else [value]
+        if not all(each is None or _is_number(each) for each in values):
             raise CheckpointError(f"{file}: {name} is {value!r:.100}, which is not a number.")
+    for name, (allowed, wanted) in _LISTS.items():
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, list) and allowed(value)):
+            raise CheckpointError(f"{file}: {name} is {value!r:.100}, which is not {wanted}.")
+
+
+def _check_finite(file: Path, content: dict[str, Any]) -> None:
+    """Raises `CheckpointError` for a NaN or an infinite number: whatever is computed with it is no number either."""
+    for name, value in _values(content):
+        # The limits of a Mamba's time steps are open at one end.
+        if isinstance(value, float) and not math.isfinite(value) and "time_step_limit" not in name:
+            raise CheckpointError(f"{file}: {name} is {value}, which is not a finite number.")
+
+
+def _values(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in an object, also those in objects and lists within it, with their names, such as `rope_scaling.factor`."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            # How transformers writes a number that JSON does not know.
+            yield from _values(_special(value), f"{name}.{key}" if name else str(key))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _values(_special(value), name)
+    else:
+        yield name, content
+
+
+def _special(value: Any) -> Any:
+    """NaN or infinity that transformers wrote as an object, such as `{"__float__": "NaN"}`; anything else as it is."""
+    if isinstance(value, dict) and value.keys() == {"__float__"}:
+        with suppress(TypeError, ValueError):
+            return float(value["__float__"])
+    return value
 
 
 def _opened(folder: Path) -> Iterator[Path]:
@@ -215,8 +307,12 @@ def check_sizes(folder: Path, model_class: Any) -> None:
 
 
 def check_layers(file: Path, most: int = 10_000, reason: str = "more than any model has") -> None:
-    """Raises `ConfigError` if a config asks for too many layers: already its config has a list of them."""
-    for name, value in read_json(file).items():
+    """Raises `ConfigError` if a config asks for too many layers or labels: already its config has a list of them."""
+    content = read_json(file)
+    for name, value in _values(content):
+        if name.rpartition(".")[2] == "num_labels" and isinstance(value, int) and value > _MOST_LABELS:
+            raise ConfigError(f"{file}: {name} is {value:,}, and at most {_MOST_LABELS:,} labels are possible.")
+    for name, value in content.items():
         if _LAYERS.fullmatch(name) and isinstance(value, int) and value > most:
             raise ConfigError(f"{file}: {name} is {value:,}, {reason}.")
 
@@ -229,12 +325,12 @@ def _build(folder: Path, model_class: Any) -> torch.nn.Module:
 
 
 def check_adapter_sizes(folder: Path) -> None:
-    """Raises `ConfigError` if an adapter's config asks for larger matrices than any that its folder has; without one, passes."""
+    """Raises `ConfigError` if an adapter's config asks for larger matrices or more layers than its folder has; without one, passes."""
     file = folder / ADAPTER_CONFIG_NAME
     if not file.is_file():
         return
     config = read_json(file)
-    tensors = [tensor for weights in sorted(folder.glob("*.safetensors")) for tensor in read_header(weights)]
+    tensors = [tensor for weights in safetensors_files(folder) for tensor in read_header(weights)]
     largest = max((size for tensor in tensors for size in tensor.shape), default=None)
     ranks = config.get("rank_pattern")
     sizes = {name: config.get(name) for name in ("r", "num_virtual_tokens")}
@@ -245,3 +341,37 @@ def check_adapter_sizes(folder: Path) -> None:
     for name, size in sizes.items():
         if largest is not None and isinstance(size, int) and size > largest:
             raise ConfigError(f"{file}: {name} is {size:,}, and no weight of the adapter is larger than {largest:,}.")
+    ranges = config.get("layer_replication")
+    ends = [ends for ends in ranges if isinstance(ends, list) and len(ends) == 2] if isinstance(ranges, list) else []
+    layers = sum(end - start for start, end in ends if isinstance(start, int) and isinstance(end, int))
+    if layers > max(len(tensors), _MOST_REPEATED):
+        raise ConfigError(
+            f"{file}: layer_replication asks for {layers:,} layers, and the adapter has only {len(tensors):,} weights."
+        )
+
+
+def check_adapter_patterns(folder: Path, model: torch.nn.Module) -> None:
+    """Raises `ConfigError` if a pattern in an adapter's config takes too long to match the names of its base model's modules.
+
+    Python's `re` cannot be stopped, so another process tries the patterns first.
+    """
+    file = folder / ADAPTER_CONFIG_NAME
+    config = read_json(file)
+    named: list[tuple[str, str]] = []
+    for field in _PATTERNS:
+        value = config.get(field)
+        texts = [value] if isinstance(value, str) else value if isinstance(value, (list, dict)) else []
+        # Letters and dots match in one step.
+        named += [(field, text) for text in texts if isinstance(text, str) and not _PLAIN.fullmatch(text)]
+    names = [name for name, _ in model.named_modules()]
+    for field, text in dict.fromkeys(named):
+        job = json.dumps([[rf"(.*\.)?({text})$", rf"(^|.*\.){text}($|\..*)", text], names])
+        try:
+            subprocess.run(
+                [sys.executable, "-I", "-c", _TRY], input=job, encoding="utf-8", timeout=SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ConfigError(
+                f"{file}: the pattern {text!r:.200} of {field} takes more than {SECONDS} seconds to match the model's modules: "
+                "write it without repeats of repeats, or list the modules."
+            ) from error

@@ -48,6 +48,7 @@ def merge_adapter(source: str | Path, output_dir: str | Path, dtype: torch.dtype
             f"{base}, the base model of {source}, is quantized ({method}): an adapter can only be added to plain weights. Write "
             f"the original model's name into {ADAPTER_CONFIG_NAME}."
         )
+    tokenizer = load_tokenizer(source)
     adapted: Any = load_model(source, dtype=torch.float32)
     if adapted.active_peft_config.is_prompt_learning:
         raise ConversionError(
@@ -74,7 +75,7 @@ def merge_adapter(source: str | Path, output_dir: str | Path, dtype: torch.dtype
         carry_origin(merged.config, base, source)
     with new_folder(folder) as temporary:
         merged.save_pretrained(temporary)
-        load_tokenizer(source).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
         copy_licence(base, temporary)
     return difference
 

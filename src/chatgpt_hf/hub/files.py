@@ -18,7 +18,7 @@ from ..checkpoints import BASE_SAMPLE_NAME, check_finite_file, check_safetensors
 from ..errors import CheckpointError, ConfigError
 from ..files import read_json
 from ..reporting.card import CARD_NAME
-from ..stored import check_shards
+from ..stored import check_shards, safetensors_files
 from ..training.run_folder import DATA_NAME, RECIPE_NAME, is_whole_checkpoint
 from ..untrusted import check_files, check_link
 
@@ -112,7 +112,7 @@ def check_model_folder(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} does not contain a model: {CONFIG_NAME} is missing. Name a folder that `save_pretrained` wrote."
         )
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = safetensors_files(folder)
     if not weights:
         pickled = f" ({WEIGHTS_NAME} is a pickle, which can run code when loaded)" if _pickled(folder) else ""
         raise CheckpointError(

@@ -3,11 +3,16 @@
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from ..checkpoints import load_for_inference
 from .cpu.packed_linear import use_cpu_kernels
 from .quantization import quantize_model
+
+_OUTPUTS = (
+    *("return_dict_in_generate", "output_scores", "output_logits"),
+    *("output_attentions", "output_hidden_states"),
+)
 
 
 def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -> PreTrainedModel:
@@ -22,8 +27,16 @@ def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -
         CheckpointError: If there is no model, or it is incomplete.
         ConfigError: If it cannot be quantized that way.
     """
-    if quantize is None:
-        return use_cpu_kernels(load_for_inference(name_or_path))
-    model = load_for_inference(name_or_path, dtype=torch.float32)
-    quantize_model(model, quantize)
+    model = load_for_inference(name_or_path, dtype=torch.float32 if quantize is not None else None)
+    if quantize is not None:
+        quantize_model(model, quantize)
+    _take_tokens_only(model.generation_config)
     return use_cpu_kernels(model)
+
+
+def _take_tokens_only(config: GenerationConfig | None) -> None:
+    """Unsets, in place, a cache that `generate` would make and outputs other than tokens: here it gets a cache, and gives tokens."""
+    if config is not None:
+        config.cache_implementation = None
+        for name in _OUTPUTS:
+            setattr(config, name, False)

@@ -89,6 +89,9 @@ def stream_tokens(
                 "assistant_model": assistant_model,
                 "stopping_criteria": StoppingCriteriaList([_Cancelled(cancelled)]),
             }
+            if getattr(model.generation_config, "stop_strings", None):
+                # `generate` takes the model's own where the config has none, and needs the tokenizer for them.
+                options["tokenizer"] = tokenizer
             if prefix is not None:
                 sequence = prefix.generate(**inputs, **options)
             else:
