@@ -10,6 +10,7 @@ from ..checkpoints import check_tokenizer_fits, load_model, refuse_adapter
 from ..conversion.convert import find_tokenizer, known_config
 from ..errors import ConversionError, TokenizerError
 from ..files import check_new_folder, new_folder
+from ..inference.heads import check_language_model
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from .gguf import OUTTYPES, check_gguf, check_llama_cpp, round_weights, run_gguf, write_gguf
 from .graphs import GRAPH_FORMATS, check_graph, export_graph, graph_logits, load_graph
@@ -123,9 +124,7 @@ def _read(source: str | Path) -> tuple[ChatGPTForCausalLM, PreTrainedTokenizerBa
     refuse_adapter(source)
     known_config(source)
     model = load_model(source, ChatGPTForCausalLM, dtype=torch.float32).eval()
-    others = [name for name in model.config.architectures or () if not name.endswith(("CausalLM", "LMHeadModel"))]
-    if others:
-        raise ConversionError(f"{source} is a {others[0]}: only language models can be exported.")
+    check_language_model(model, source, "be exported")
     tokenizer = find_tokenizer(source)
     if tokenizer is not None:
         check_tokenizer_fits(model, tokenizer)

@@ -1,13 +1,22 @@
 """Loads models for generation, in the form that is fastest on this machine."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ..checkpoints import load_for_inference
 from .cpu.packed_linear import use_cpu_kernels
+from .heads import check_language_model
 from .quantization import quantize_model
+
+
+def load_language_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Calls `load_for_inference`, and raises `ConversionError` for a model with the head of another task."""
+    model = load_for_inference(name_or_path, **kwargs)
+    check_language_model(model, name_or_path, "do this")
+    return model
 
 
 def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -> PreTrainedModel:
@@ -21,9 +30,10 @@ def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -
     Raises:
         CheckpointError: If there is no model, or it is incomplete.
         ConfigError: If it cannot be quantized that way.
+        ConversionError: If it has the head of another task.
     """
     if quantize is None:
-        return use_cpu_kernels(load_for_inference(name_or_path))
-    model = load_for_inference(name_or_path, dtype=torch.float32)
+        return use_cpu_kernels(load_language_model(name_or_path))
+    model = load_language_model(name_or_path, dtype=torch.float32)
     quantize_model(model, quantize)
     return use_cpu_kernels(model)

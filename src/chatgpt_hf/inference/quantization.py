@@ -22,6 +22,7 @@ from ..stored import carry_origin, copy_licence
 from ..tokenization_chatgpt import encode_texts, load_tokenizer
 from .cpu.packed_linear import use_cpu_kernels
 from .four_bits import GROUP_SIZE, quantize_layers
+from .heads import check_language_model
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
@@ -214,7 +215,7 @@ def quantize_folder(
 
     Raises:
         ConfigError: If `quantize_model` raises it.
-        ConversionError: If the source is an adapter.
+        ConversionError: If the source is an adapter, or a model with the head of another task.
         CheckpointError: If there is no model, or it is incomplete.
         DataError: If the corpus cannot be read, or is too short to measure on.
         TokenizerError: If there is no tokenizer, or it does not fit the model.
@@ -225,6 +226,7 @@ def quantize_folder(
     refuse_adapter(source)
     tokenizer = load_tokenizer(str(source))
     model = load_model(source, dtype=torch.float32).eval()
+    check_language_model(model, source, "be quantized")
     check_tokenizer_fits(model, tokenizer)
     _check_model(model, quantization)
     seen, unseen = ([], []) if corpus is None else _halves(tokenizer, corpus, min(_ROW, context_length(model)))
