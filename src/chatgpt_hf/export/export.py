@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checkpoints import check_tokenizer_fits, load_model, refuse_adapter
 from ..conversion.convert import find_tokenizer, known_config
+from ..conversion.heads import check_language_model
 from ..errors import ConversionError, TokenizerError
 from ..files import check_new_folder, new_folder
-from ..inference.heads import check_language_model
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from .gguf import OUTTYPES, check_gguf, check_llama_cpp, round_weights, run_gguf, write_gguf
 from .graphs import GRAPH_FORMATS, check_graph, export_graph, graph_logits, load_graph

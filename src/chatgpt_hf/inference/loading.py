@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ..checkpoints import load_for_inference
+from ..conversion.heads import check_language_model
 from .cpu.packed_linear import use_cpu_kernels
-from .heads import check_language_model
 from .quantization import quantize_model
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TorchAoConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from ..checkpoints import check_tokenizer_fits, context_length, load_model, refuse_adapter
+from ..conversion.heads import check_language_model
 from ..errors import ConfigError, DataError
 from ..evaluation.scoring import negative_log_likelihoods
 from ..extras import require
@@ -22,7 +23,6 @@ from ..stored import carry_origin, copy_licence
 from ..tokenization_chatgpt import encode_texts, load_tokenizer
 from .cpu.packed_linear import use_cpu_kernels
 from .four_bits import GROUP_SIZE, quantize_layers
-from .heads import check_language_model
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
