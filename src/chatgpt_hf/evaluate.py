@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import UNLIMITED_CONTEXT, check_tokenizer_fits, context_length, load_for_inference
+from .checkpoints import UNLIMITED_CONTEXT, check_tokenizer_fits, context_length
 from .data.corpus import load_corpus
 from .errors import CheckpointError, ConfigError
 from .evaluation.bias import evaluate_bias
@@ -17,11 +17,13 @@ from .evaluation.figures import Figure
 from .evaluation.harness import evaluate_benchmarks
 from .evaluation.language_modeling import evaluate_language_modeling, window_and_stride
 from .evaluation.record import EVALUATION_FOLDER, RESULTS_NAME, Evaluation
-from .files import read_json, read_yaml
+from .files import check_is_folder, read_json, read_yaml
+from .inference.loading import load_language_model
 from .tasks.arguments import TaskArguments
 from .tasks.registry import load_task_model, make_task
 from .tokenization_chatgpt import load_tokenizer
 from .training.run_folder import RECIPE_NAME
+from .untrusted import check_link
 
 Figures = dict[str, dict[str, Figure]]
 
@@ -55,9 +57,10 @@ def measure_corpus(
         ConfigError: If `window` or `stride` does not fit the model.
         DataError: If the corpus cannot be used, or has no text.
     """
+    _check_out(name_or_path, out)
     splits = load_corpus(corpus, text_column=text_column, encoding=encoding)
     texts = [text for split in splits.values() for text in split["text"]]
-    model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
+    model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
     size, step = window_and_stride(model, window, stride)
     context = context_length(model)
@@ -92,6 +95,7 @@ def measure_task(
         dataset: The rows; all are evaluated.
         **overrides: Fields of `TaskArguments` that replace those in the folder's recipe, such as `task` without a recipe.
     """
+    _check_out(name_or_path, out)
     arguments = _task_arguments(name_or_path, {**overrides, "dataset": [dataset]})
     model, tokenizer = load_task_model(name_or_path, arguments.task), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
@@ -121,8 +125,9 @@ def measure_code(
     Args:
         chat: Ask for each function in a message, through the model's chat template.
     """
+    _check_out(name_or_path, out)
     rows = read_problems(Path(problems))
-    model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
+    model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
     evaluation = evaluate_code(
         model,
@@ -163,7 +168,8 @@ def measure_benchmarks(
     command: str = "",
 ) -> Figures:
     """Runs standard benchmarks by lm-evaluation-harness; saves the harness' own results next to ours."""
-    model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
+    _check_out(name_or_path, out)
+    model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
     results = evaluate_benchmarks(
         model,
@@ -184,10 +190,20 @@ def measure_benchmarks(
 
 def measure_bias(name_or_path: str, *, batch_size: int = 8, out: Path | None = None, command: str = "") -> Figures:
     """Probes whether the model expects "he" or "she" for people of twenty professions; its card shows the result."""
-    model, tokenizer = load_for_inference(name_or_path), load_tokenizer(name_or_path)
+    _check_out(name_or_path, out)
+    model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
     evaluation = evaluate_bias(model, tokenizer, batch_size=batch_size)
     return _Destination(name_or_path, None, {}, out, command).save({evaluation.task: evaluation})
+
+
+def _check_out(name_or_path: str, out: Path | None) -> None:
+    """Raises before the work if the evaluation cannot be saved, or a link in the model's folder would lead it elsewhere."""
+    folder = _Destination(name_or_path, None, {}, out, "").folder
+    check_is_folder(folder)
+    if out is None and Path(name_or_path).is_dir():
+        for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
+            check_link(path, Path(name_or_path))
 
 
 def _task_arguments(name_or_path: str, overrides: dict[str, Any]) -> TaskArguments:

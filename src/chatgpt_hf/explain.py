@@ -5,9 +5,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from .checkpoints import load_for_inference
 from .errors import ConfigError
 from .inference.cpu.layers import PackedLinear
+from .inference.loading import load_language_model
 from .inference.session import ChatSession
 from .interpretability.budget import estimate, sentence
 from .interpretability.explanation import PARTS, Texts, check_parts, corpus_texts, explain
@@ -107,7 +107,7 @@ def explain_last_answer(session: ChatSession, file: str | Path) -> Path:
 
 
 def _load(name_or_path: str) -> PreTrainedModel:
-    model = load_for_inference(name_or_path)
+    model = load_language_model(name_or_path)
     _check_gradients(model, name_or_path)
     # Half precision is too coarse for gradients and integrals.
     return model.float()

@@ -31,10 +31,11 @@ def check_new_folder(path: str | Path) -> Path:
     """Returns the path if it does not exist yet or is an empty folder; what a killed process left does not count.
 
     Raises:
-        OutputError: If it is a file or a folder that is not empty.
+        OutputError: If it is a file, a folder that is not empty, or a path that cannot be created.
     """
     folder = Path(path)
     if not folder.exists():
+        check_is_folder(folder)
         return folder
     content = [child.name for child in folder.iterdir()] if folder.is_dir() else [folder.name]
     if all(name.startswith(SAVING_PREFIX) for name in content):
@@ -44,6 +45,20 @@ def check_new_folder(path: str | Path) -> Path:
             f"{folder} holds what a killed process had begun to write. Nothing was written; remove it, or name another folder."
         )
     raise OutputError(f"{folder} is not an empty folder. Nothing was written; name another one.")
+
+
+def check_is_folder(folder: Path) -> None:
+    """Returns if something can be written into a folder, which need not exist yet. Writes nothing.
+
+    Raises:
+        OutputError: If the path, or one above it, is a file or a link that leads nowhere.
+    """
+    # From the path upwards: of what exists, the first is what everything below would be made in.
+    found = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    if found is None or found.is_dir():
+        return
+    kind = "is not a folder" if found.exists() else "is a link to something that does not exist"
+    raise OutputError(f"{found} {kind}. Nothing was written; name another folder.")
 
 
 def check_regular(file: Path) -> None:
@@ -169,7 +184,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Creates a folder and its parents, if they are missing, so that a loss of power does not take them away."""
+    """Creates a folder and its parents, if they are missing, so that a loss of power does not take them away.
+
+    Raises:
+        OutputError: If `check_is_folder` raises it.
+    """
+    check_is_folder(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:

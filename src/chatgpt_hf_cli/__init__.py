@@ -36,7 +36,7 @@ from . import (
     tokenizer,
     ui,
 )
-from ._terminal import VisibleFormatter, say_aside
+from ._terminal import VisibleFormatter, VisibleRecord, say_aside
 from .errors import message_of
 from .help import Group
 
@@ -77,6 +77,7 @@ def make_app() -> typer.Typer:
 
 def main() -> None:
     """Runs the command line. A user's mistake is one line on stderr and exit code 2, without a traceback."""
+    logging.setLogRecordFactory(VisibleRecord)
     if logging.lastResort is not None:
         # It prints the warnings of commands that set up no logging.
         logging.lastResort.setFormatter(VisibleFormatter())
@@ -92,7 +93,8 @@ def main() -> None:
         message = message_of(error)
         if message is None:
             raise
-        say_aside(f"error: {message}")
+        # In one line, also where it quotes a file: its lines would look like ours.
+        say_aside(f"error: {' '.join(line.strip() for line in message.splitlines())}")
         sys.exit(2)
     if code:
         sys.exit(code)

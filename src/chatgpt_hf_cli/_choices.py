@@ -10,6 +10,10 @@ PREVIEW_PURPOSES = ("sft", "pretrain", "finetune")
 QUANTIZATIONS = ("int8", "int8-weight-only", "int4")
 
 
+# Random seeds: NumPy takes 32 bits.
+LARGEST_SEED = 2**32 - 1
+
+
 def check_choice(option: str, value: str | None, known: tuple[str, ...]) -> None:
     """Raises `UsageMistake` if an option is given and has none of the known values."""
     if value is not None and value not in known:

@@ -5,6 +5,7 @@ may read it.
 """
 
 import logging
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 else:
     # From the source: importing the library takes seconds, and a usage error must not wait for it.
     visible = static.load("chatgpt_hf.terminal").value("visible")
+
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def write(text: str) -> None:
@@ -41,6 +44,17 @@ class VisibleFormatter(logging.Formatter):
         return visible(super().format(record))
 
 
+class VisibleRecord(logging.LogRecord):
+    """A log record whose message, which may quote files, shows control characters.
+
+    Made the class of all records, because libraries bring their own handlers, such as transformers. Their colours are
+    left out too: a file could bring the same.
+    """
+
+    def getMessage(self) -> str:
+        return visible(_COLOUR.sub("", super().getMessage()))
+
+
 class Visible:
     """Draws a renderable of rich's without control characters, also those that Markdown wrote as `&#x202e;`."""
 
@@ -54,4 +68,4 @@ class Visible:
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
-__all__ = ["Visible", "VisibleFormatter", "say", "say_aside", "visible", "write"]
+__all__ = ["Visible", "VisibleFormatter", "VisibleRecord", "say", "say_aside", "visible", "write"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ._choices import LARGEST_SEED
 from ._compile import CompileOption
 from ._moderation import (
     ModerationLabelsOption,
@@ -63,7 +64,8 @@ def register(app: typer.Typer, panel: str) -> None:
             ),
         ] = None,
         seed: Annotated[
-            int | None, typer.Option("--seed", help="Random seed: the same seed gives the same answers.")
+            int | None,
+            typer.Option("--seed", min=0, max=LARGEST_SEED, help="Random seed: the same seed gives the same answers."),
         ] = None,
         quantize: QuantizeOption = None,
         compile: CompileOption = False,

@@ -33,7 +33,9 @@ def register(app: typer.Typer, panel: str) -> None:
         from rich.text import Text
 
         from chatgpt_hf.evaluation.compare import PAGE_NAME, PLOT_NAME, compare_folders, write
+        from chatgpt_hf.files import check_is_folder
 
+        check_is_folder(out)
         comparisons = compare_folders(folders)
         write(comparisons, out)
         console = Console()

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ._choices import LARGEST_SEED
 from ._moderation import split_commas
 from ._paths import check_model
 from ._terminal import visible
@@ -111,7 +112,10 @@ def register(app: typer.Typer, panel: str) -> None:
             ),
         ] = None,
         seed: Annotated[
-            int | None, typer.Option("--seed", help="Random seed of programs and of examples before an item.")
+            int | None,
+            typer.Option(
+                "--seed", min=0, max=LARGEST_SEED, help="Random seed of programs and of examples before an item."
+            ),
         ] = None,
         out: Annotated[
             Path | None, typer.Option("--out", help="Folder for the evaluation; evaluation/ in MODEL if not given.")

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ._choices import LARGEST_SEED
 from ._compile import CompileOption
 from ._moderation import split_commas
 from ._paths import check_file, check_model
@@ -56,7 +57,8 @@ def register(app: typer.Typer, panel: str) -> None:
         quantize: QuantizeOption = None,
         compile: CompileOption = False,
         seed: Annotated[
-            int | None, typer.Option("--seed", help="Random seed: the same seed gives the same text.")
+            int | None,
+            typer.Option("--seed", min=0, max=LARGEST_SEED, help="Random seed: the same seed gives the same text."),
         ] = None,
         bad_words: Annotated[
             list[str] | None,

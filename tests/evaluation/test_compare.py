@@ -182,9 +182,11 @@ def test_folders(evaluations: dict[str, Evaluation], tmp_path: Path) -> None:
     assert single[0] == "text-classification"
     assert single[1].figures["accuracy"][str(b / "evaluation" / "again")].significant
     assert list(compare_folders([a, c / "sst2"])) == ["sst2"]
+    # What `evaluate --out` was given.
+    assert list(compare_folders([a, c])) == ["sst2"]
     for folders, message in {
         (a, tmp_path / "a/../a"): "is given twice",
-        (a, c): f"{c} has no evaluation",
+        (a, c / "none"): f"{c / 'none'} has no evaluation",
         (b, a / "evaluation" / "alone"): "have no evaluation in common",
     }.items():
         with pytest.raises(DataError, match=message):

@@ -139,8 +139,8 @@ def compare_folders(folders: Sequence[Path]) -> dict[str, Comparison]:
     """Compares evaluations that `chatgpt-hf evaluate` wrote; returns the comparisons by evaluation name.
 
     Args:
-        folders: Folders of one evaluation each, with any names, or of models with evaluations in `evaluation/`. For
-            models, all evaluations that they have in common are compared.
+        folders: Folders of one evaluation each, with any names, or of models with evaluations in `evaluation/`, or
+            those that `chatgpt-hf evaluate --out` was given. Then all evaluations that they have in common are compared.
 
     Raises:
         DataError: If a folder is given twice or has no evaluation, or the models have no evaluation in common.
@@ -188,7 +188,11 @@ def _is_evaluation(folder: Path) -> bool:
 def _evaluations_in(folder: Path) -> dict[str, Path]:
     if _is_evaluation(folder):
         return {folder.resolve().name: folder}
-    named = {path.parent.name: path.parent for path in sorted(folder.glob(f"{EVALUATION_FOLDER}/*/{RESULTS_NAME}"))}
+    # The second kind is what `chatgpt-hf evaluate --out` was given.
+    found = next(
+        filter(None, (sorted(folder.glob(f"{place}*/{EXAMPLES_NAME}")) for place in (f"{EVALUATION_FOLDER}/", ""))), []
+    )
+    named = {path.parent.name: path.parent for path in found}
     if not named:
         raise DataError(
             f"{folder} has no evaluation ({RESULTS_NAME} with {EXAMPLES_NAME}), and none in {EVALUATION_FOLDER}/: run "

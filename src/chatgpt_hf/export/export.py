@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checkpoints import check_tokenizer_fits, load_model, refuse_adapter
 from ..conversion.convert import find_tokenizer, known_config
+from ..conversion.heads import check_language_model
 from ..errors import ConversionError, TokenizerError
 from ..files import check_new_folder, new_folder
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
@@ -123,9 +124,7 @@ def _read(source: str | Path) -> tuple[ChatGPTForCausalLM, PreTrainedTokenizerBa
     refuse_adapter(source)
     known_config(source)
     model = load_model(source, ChatGPTForCausalLM, dtype=torch.float32).eval()
-    others = [name for name in model.config.architectures or () if not name.endswith(("CausalLM", "LMHeadModel"))]
-    if others:
-        raise ConversionError(f"{source} is a {others[0]}: only language models can be exported.")
+    check_language_model(model, source, "be exported")
     tokenizer = find_tokenizer(source)
     if tokenizer is not None:
         check_tokenizer_fits(model, tokenizer)

@@ -1,11 +1,13 @@
 """Loads models for generation, in the form that is fastest on this machine."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..checkpoints import load_for_inference
+from ..conversion.heads import check_language_model
 from .cpu.packed_linear import use_cpu_kernels
 from .quantization import quantize_model
 
@@ -13,6 +15,13 @@ _OUTPUTS = (
     *("return_dict_in_generate", "output_scores", "output_logits"),
     *("output_attentions", "output_hidden_states"),
 )
+
+
+def load_language_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Calls `load_for_inference`, and raises `ConversionError` for a model with the head of another task."""
+    model = load_for_inference(name_or_path, **kwargs)
+    check_language_model(model, name_or_path, "do this")
+    return model
 
 
 def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -> PreTrainedModel:
@@ -26,8 +35,9 @@ def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -
     Raises:
         CheckpointError: If there is no model, or it is incomplete.
         ConfigError: If it cannot be quantized that way.
+        ConversionError: If it has the head of another task.
     """
-    model = load_for_inference(name_or_path, dtype=torch.float32 if quantize is not None else None)
+    model = load_language_model(name_or_path, dtype=torch.float32 if quantize is not None else None)
     if quantize is not None:
         quantize_model(model, quantize)
     _take_tokens_only(model.generation_config)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TorchAoConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from ..checkpoints import check_tokenizer_fits, context_length, load_model, refuse_adapter
+from ..conversion.heads import check_language_model
 from ..errors import ConfigError, DataError
 from ..evaluation.scoring import negative_log_likelihoods
 from ..extras import require
@@ -214,7 +215,7 @@ def quantize_folder(
 
     Raises:
         ConfigError: If `quantize_model` raises it.
-        ConversionError: If the source is an adapter.
+        ConversionError: If the source is an adapter, or a model with the head of another task.
         CheckpointError: If there is no model, or it is incomplete.
         DataError: If the corpus cannot be read, or is too short to measure on.
         TokenizerError: If there is no tokenizer, or it does not fit the model.
@@ -225,6 +226,7 @@ def quantize_folder(
     refuse_adapter(source)
     tokenizer = load_tokenizer(str(source))
     model = load_model(source, dtype=torch.float32).eval()
+    check_language_model(model, source, "be quantized")
     check_tokenizer_fits(model, tokenizer)
     _check_model(model, quantization)
     seen, unseen = ([], []) if corpus is None else _halves(tokenizer, corpus, min(_ROW, context_length(model)))

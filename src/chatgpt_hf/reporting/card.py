@@ -81,9 +81,11 @@ def make_card(folder: Path, name: str, given: Mapping[str, Any] | None = None) -
         given: Metadata by the names of `GIVEN_FIELDS`; None means not given.
 
     Raises:
-        CardError: If the folder's README.md has metadata that cannot be read, or that the Hub rejects.
+        CardError: If the folder's README.md is not a file, or has metadata that cannot be read or that the Hub rejects.
     """
     file = folder / CARD_NAME
+    if file.exists() and not file.is_file():
+        raise CardError(f"{file} is not a file: remove it, or give it another name.")
     given = {key: value for key, value in (given or {}).items() if value is not None}
     before = read_card(file) if file.is_file() else None
     if before is None or _is_made(before):

@@ -4,6 +4,7 @@ The command line reads this file without importing it, to show its help at once:
 defaults are therefore literals, or made of names that are defined in this package.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -272,9 +273,20 @@ class OptimizerOptions:
             raise ValueError(f"--embedding_learning_rate is for --optim muon and --optim is {wanted}: leave it out.")
         if self.learning_rate is None:  # type: ignore[has-type]
             self.learning_rate = self.default_learning_rates["muon" if wanted == "muon" else "others"]
+        self._check_numbers()
         self.optim = FOREIGN_OPTIM if wanted == "muon" else wanted
         super().__post_init__()  # type: ignore[misc]
         self.optim = wanted
+
+    def _check_numbers(self) -> None:
+        for name in ("learning_rate", "embedding_learning_rate", "weight_decay", "muon_momentum", "adam_epsilon"):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"--{name} is {value}: give a finite number that is not negative.")
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= LARGEST_SEED:
+                raise ValueError(f"--{name} is {value}: give a number from 0 to {LARGEST_SEED}.")
 
     def use_foreign_defaults(self, *, adapters: bool) -> None:
         """Sets the optimizer and the rate, where not given, to those that are usual for models made elsewhere.
@@ -305,6 +317,8 @@ class OptimizerOptions:
         }
 
 
+# NumPy's generator takes 32 bits.
+LARGEST_SEED = 2**32 - 1
 # Defaults for a base model that was not made with this package.
 FOREIGN_OPTIM = "adamw_torch_fused"
 FOREIGN_LEARNING_RATES = {"weights": 2e-5, "adapters": 2e-4}

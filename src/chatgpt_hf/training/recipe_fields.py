@@ -33,7 +33,8 @@ class FieldParser(argparse.ArgumentParser):
         self.fields: dict[str, argparse.Action] = {}
         self.options: list[str] = []
         self._recipe: Path | None = None
-        super().__init__(*args, **kwargs)
+        # `--max_step` for `--max_steps` is a typing error, and may mean another field in the next release.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:  # type: ignore[override]
         """As in `argparse`; remembers the action, of which `argparse` has no public list."""

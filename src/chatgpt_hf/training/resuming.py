@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,11 @@ def check_same_run(folder: Path, command: str, checkpoint: Path | None = None) -
                 f"{path} contains a run of `chatgpt-hf {before}`, which `chatgpt-hf {command}` cannot continue: resume it "
                 f"with `chatgpt-hf {before}`, or name another folder."
             )
+    if checkpoint and checkpoint.is_symlink() and checkpoint.parent.resolve() == folder.resolve():
+        raise OutputError(
+            f"{checkpoint} is a link to {os.path.realpath(checkpoint)}, which belongs to another run. Remove the link, or put the "
+            "checkpoint itself there."
+        )
     if checkpoint and checkpoint.resolve().parent != folder.resolve() and last_whole_checkpoint(folder):
         raise OutputError(
             f"{checkpoint} belongs to another run than the one that --output_dir {folder} already contains: name a new "
