@@ -78,12 +78,11 @@ def test_long_texts_are_scored_in_the_documented_windows(model: Any, tokenizer: 
     (ids,) = encode_documents(tokenizer, [LONG])
     assert len(ids) > 3 * CONTEXT
     step = CONTEXT // 2 if stride is None else stride
-    # The first window scores all of its tokens; each later one ends `step` tokens further and scores those.
+    # The first window scores all of its tokens; each later one begins `step` tokens further.
     first_seen = {}
     for index in range(1, len(ids)):
         later = max(0, math.ceil((index + 1 - CONTEXT) / step))
-        end = min(CONTEXT + later * step, len(ids))
-        first_seen[index] = max(0, end - CONTEXT)
+        first_seen[index] = later * step
         assert index < CONTEXT or index - first_seen[index] >= CONTEXT - step, "the context that is promised"
     result = evaluate_language_modeling(model, tokenizer, [LONG, TEXTS[0]], stride=stride, progress=False)
     (short,) = encode_documents(tokenizer, [TEXTS[0]])
@@ -178,7 +177,7 @@ def test_a_window_that_is_chosen(model: Any, tokenizer: Any) -> None:
     first_seen = {}
     for index in range(1, len(ids)):
         later = max(0, math.ceil((index + 1 - 24) / 10))
-        first_seen[index] = max(0, min(24 + later * 10, len(ids)) - 24)
+        first_seen[index] = later * 10
     result = evaluate_language_modeling(model, tokenizer, [LONG], window=24, stride=10, progress=False)
     assert result.negative_log_likelihood == pytest.approx(naive(model, ids, first_seen), rel=1e-5)
 

@@ -67,13 +67,13 @@ def scoring_windows(length: int, size: int, stride: int) -> list[tuple[int, int,
     """Returns windows `(start, end, first_scored)` over `length` tokens that score each token but the first once.
 
     The first window scores all its tokens but the first; each later one begins `stride` further and scores the new tokens.
-    So a token in a later window has at least `size - stride` tokens before it.
+    So a token in a later window has at least `size - stride` tokens before it. This is the recipe of transformers' documentation ("Perplexity of fixed-length
+    models"), whose last window is shorter too.
     """
     result = [(0, min(size, length), 1)]
     while result[-1][1] < length:
-        previous_end = result[-1][1]
-        end = min(previous_end + stride, length)
-        result.append((end - size, end, previous_end))
+        start, previous_end, _ = result[-1]
+        result.append((start + stride, min(previous_end + stride, length), previous_end))
     return result
 
 
