@@ -246,7 +246,7 @@ def _altered(random: Random, value: Any) -> Any:
         place = random.randrange(len(value) + 1)
         return value[:place] + random.choice(TOKENS).decode("utf-8", "ignore") + value[place + random.randrange(3) :]
     if isinstance(value, int) and not isinstance(value, bool) and random.randrange(2):
-        return random.choice((-value, value + 1, 1000 * value, f"{value:x}", min(value, 2**60) / 3, 2**40))
+        return random.choice((-value, value + 1, 1000 * value, f"{value:x}", value % 2**60 / 3, 2**40))
     return random.choice((*ODD, [value], {"value": value}))
 
 

@@ -173,6 +173,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "empty.csv": ("", "is empty"),
     "mark.csv": ("\ufeff", "is empty"),
     "empty.jsonl.gz": (gzip.compress(b""), "is empty"),
+    "only marks.jsonl": (b"\xff\xfe" * 3, "broken JSON in line 1"),
 }  # fmt: skip
 
 

@@ -43,7 +43,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[d
             names = found if columns is None else list(columns)
             if twice := next((name for name in names if found.count(name) > 1), None):
                 raise DataError(f"{path} has two columns named {twice!r}: give each its own name")
-            schema = pa.schema([file.schema_arrow.field(name) for name in names])
+            # By number: a name with odd characters is not found by itself.
+            schema = pa.schema([file.schema_arrow.field(found.index(name)) for name in names])
 
             def batches(some: Sequence[str]) -> Iterator[pa.RecordBatch]:
                 # A dictionary stores a long text once for all its rows, and a run of equal rows takes a few bytes.

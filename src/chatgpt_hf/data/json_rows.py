@@ -128,7 +128,7 @@ def _document_rows(text: str, path: Path, fault: DataError | None) -> Iterator[t
         fault: What is wrong with its first line as JSON Lines; None if it begins an array.
     """
     position = _skip(text, 0)
-    if text[position] != "[":
+    if text[position : position + 1] != "[":
         if fault is not None and format_of(path) == ".jsonl" and not _is_document(text):
             raise fault
         value = _parse(text, path, "")
