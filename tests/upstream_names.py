@@ -65,7 +65,11 @@ PRIVATE: dict[str, dict[str, str]] = {
         "torch._inductor.exc.InvalidCxxCompiler": "what the function before raises",
         "torch.utils._triton.has_triton": "whether `torch.compile` can use Triton on this device is said nowhere else",
     },
-    "inference/cpu/decoder_layer.py": {"_attn_implementation": ATTENTION, "_forward_hooks": HOOKS},
+    "inference/cpu/decoder_layer.py": {
+        "_attn_implementation": ATTENTION,
+        "_forward_hooks": HOOKS,
+        "_forward_pre_hooks": HOOKS,
+    },
     "inference/cpu/layers.py": {
         "_apply": "`Module.to` and `Module.half` ask nothing else of a module",
         "aten._convert_weight_to_int4pack_for_cpu": OPERATOR,
