@@ -60,7 +60,7 @@ def _seeds(first: int) -> Iterator[int]:
 
 
 def _run(name: str, first: int, seconds: float, failures: str, results: Any) -> None:
-    """Tries one input after another, in a process of its own; sends `(seed, refused)` before each and the failures."""
+    """Tries one input after another in a separate process; sends `(seed, refused)` before each, and the failures."""
     faulthandler.enable()
     signal.signal(signal.SIGALRM, _too_slow)
     _limit_memory()

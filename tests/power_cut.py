@@ -1,4 +1,4 @@
-"""What of a folder would be left if the power failed, at every moment of what a test does to it.
+"""Shows what would be left of a folder if the power failed, at every moment of a test.
 
 Two disks are simulated. The lazy one has the content of a file, and the names in a folder, as they were when they were last
 synced. The eager one has the latest names, but of the files only synced content: so do file systems that write their journal

@@ -37,7 +37,7 @@ _LONGEST_PATH = 4096
 _LONGEST_NAME = 255
 # safetensors itself refuses a longer one.
 _LONGEST_HEADER = 100_000_000
-# How the file begins that Git LFS leaves in the place of one that it has not fetched.
+# The first line of the pointer that Git LFS leaves for a file that it has not fetched.
 _POINTER = b"version https://git-lfs"
 # Formats of other programs: what they are, and what reads them.
 _OTHER_FORMATS = {

@@ -1,4 +1,4 @@
-"""What arrives of the values that a program and its test exchange. Both ends are in this process, in two threads."""
+"""A program and its test exchange values. Both ends run in this process, in two threads."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""What strangers send to the server: every field with odd values, odd bodies, foreign names, forms of other pages."""
+"""Strangers send the server odd values in every field, odd bodies, foreign names, forms of other pages."""
 
 import asyncio
 import copy

@@ -342,7 +342,7 @@ def test_which_old_checkpoints_are_removed(tmp_path: Path) -> None:
 def test_a_power_cut_at_any_moment(
     pretrain_options: list[str], cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is taken for a complete checkpoint, or a finished run, is one; and there is always one to continue from."""
+    """A checkpoint or run that counts as complete is complete; and there is always one to continue from."""
     disk_folder, folder = tmp_path / "disk", tmp_path / "disk" / "run"
     disk_folder.mkdir()
     sealed: dict[str, dict[str, bytes]] = {}

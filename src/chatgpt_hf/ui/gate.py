@@ -32,7 +32,7 @@ MAX_STREAMS = 200
 
 
 class _Event(BaseModel):
-    """What the page sends when something happens."""
+    """An event of the page."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

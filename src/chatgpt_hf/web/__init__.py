@@ -1,1 +1,1 @@
-"""What every HTTP server of this package holds: deadlines, sizes and who may ask."""
+"""Limits that every HTTP server here enforces: deadlines, sizes and who may ask."""

@@ -355,7 +355,7 @@ class Channel:
         raise ValueError("it is not data")
 
     def _decode_error(self, node: list[Any], table: _Table) -> BaseException:
-        """Makes an exception of the first class that is known here, and of the name of its own."""
+        """Makes an exception of the first class that is known here, under the original name."""
         classes, args, state = node
         found: type = Exception
         for module, name in classes:

@@ -95,7 +95,7 @@ def _answer(reading: int, writing: int, folder: str, judge: int) -> NoReturn:
 
 
 class _Report:
-    """What is known outside of how the program ended; the first call of `end` ends this process, and the program's before."""
+    """Reports how the program ended; the first call of `end` ends the program's process and then this one."""
 
     def __init__(self, descriptor: int, program: int) -> None:
         self.descriptor, self.program = descriptor, program
