@@ -21,14 +21,16 @@ from ..inference.parameters import sampling
 from ..inference.session import ChatSession
 from ..interpretability.surprise import token_probabilities
 from ..tokenization_chatgpt import load_tokenizer
-from ..web.connections import DEFAULT_LIMITS, ConnectionLimits, dampen_logs, guarded_protocol, within_open_files
-from ..web.hosts import Hosts
-from .gate import Gate
 from .tokens import tokens_html
 
+# Gradio first: it brings what `web` and `gate` import, so where it is missing, the message names the extra with the page.
 with needed_by("The page"):
     import gradio as gr
     from starlette.middleware import Middleware
+
+    from ..web.connections import DEFAULT_LIMITS, ConnectionLimits, dampen_logs, guarded_protocol, within_open_files
+    from ..web.hosts import Hosts
+    from .gate import Gate
 
 if TYPE_CHECKING:
     from ..moderation import Moderator
