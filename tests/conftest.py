@@ -81,6 +81,7 @@ _beside("hostile_programs")
 _beside("power_cut")
 _beside("mutations")
 _beside("readers")
+_beside("word_lists")
 
 
 def pytest_report_header() -> str:
