@@ -78,6 +78,7 @@ def _beside(name: str) -> ModuleType:
 
 _beside("foreign_tokenizers")
 _beside("hostile_programs")
+_beside("killable")
 _beside("power_cut")
 _beside("mutations")
 _beside("readers")
@@ -101,15 +102,25 @@ def pytest_report_header() -> str:
     return f"releases: {', '.join(found)}"
 
 
-@pytest.fixture(autouse=True)
-def _fixed_seed() -> None:
-    """Start every test from the same random state, whichever tests ran before it in the same process."""
+def _seed() -> None:
     import numpy as np
     import torch
 
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    """Start every test from the same random state, whichever tests ran before it in the same process."""
+    _seed()
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """What several tests share starts from that state too, whichever of them asks for it first."""
+    if fixturedef.scope != "function":
+        _seed()
 
 
 @pytest.fixture(scope="session")
@@ -213,6 +224,41 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     ChatGPTForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained Llama with the tokenizer of `base_folder`; not to be changed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from chatgpt_hf import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("llama")
+    tokenizer = load_tokenizer(base_folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gguf_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model that GGUF can express; not to be changed."""
+    from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("gated")
+    tokenizer = train_tokenizer(["Once upon a time there were 123 cats."] * 4, 270, max_digits=3, show_progress=False)
+    tokenizer.save_pretrained(folder)
+    own = {"vocab_size": len(tokenizer), "gated_mlp": True, "hidden_act": "silu", "qk_norm": False}
+    ChatGPTForCausalLM(ChatGPTConfig.from_pretrained(base_folder, **own)).save_pretrained(folder)
     return folder
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, train_tokenizer
+from chatgpt_hf import load_model
 from chatgpt_hf.training.run_folder import last_whole_checkpoint
 
 resource = pytest.importorskip("resource", reason="limits on file sizes are POSIX's")
@@ -109,17 +109,6 @@ def test_full_while_the_model_is_saved(
     assert cli("sft", *more, "--resume_from_checkpoint", "true").code == 0
 
 
-@pytest.fixture(scope="module")
-def model_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that GGUF can express."""
-    folder = tmp_path_factory.mktemp("gated")
-    tokenizer = train_tokenizer(["Once upon a time there were 123 cats."] * 4, 270, max_digits=3, show_progress=False)
-    tokenizer.save_pretrained(folder)
-    own = {"vocab_size": len(tokenizer), "gated_mlp": True, "hidden_act": "silu", "qk_norm": False}
-    ChatGPTForCausalLM(ChatGPTConfig.from_pretrained(base_folder, **own)).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("command", "room"),
     [
@@ -132,14 +121,14 @@ def model_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_full_while_a_folder_is_written(
     command: list[str],
     room: int,
-    model_folder: Path,
+    gguf_folder: Path,
     corpus_file: Path,
     cli: Callable[..., Any],
     refused: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     def into(name: str) -> list[str]:
-        return [part.format(model=model_folder, corpus=corpus_file, out=tmp_path / name / "out") for part in command]
+        return [part.format(model=gguf_folder, corpus=corpus_file, out=tmp_path / name / "out") for part in command]
 
     # Also fills the caches, which have their own messages.
     assert cli(*into("before")).code == 0
