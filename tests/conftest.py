@@ -44,9 +44,9 @@ os.environ.update(
 # Tests write thousands of files, and nobody pulls the plug: waiting for the disk would take minutes. The tests of what
 # is synced record the calls.
 os.fsync = lambda descriptor: None
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # One thread per worker: several workers with a thread per core would only slow each other down.
-    os.environ["OMP_NUM_THREADS"] = "1"
+# The same sums on every machine, however many cores it has; and several workers with a thread per core would only slow
+# each other down.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # No deadline per example, because the first call into torch can take seconds, and no check of how long examples take
 # to make on a busy machine. In continuous integration the examples are the same in every run; elsewhere hypothesis
@@ -77,6 +77,7 @@ def _beside(name: str) -> ModuleType:
 
 
 _beside("foreign_tokenizers")
+_beside("forking")
 _beside("hostile_programs")
 _beside("killable")
 _beside("power_cut")
@@ -351,6 +352,14 @@ def refused(cli: Callable[..., CliResult]) -> Callable[..., str]:
         return message
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[Any]:
+    """Runs commands in processes of their own that start quickly: see `ForkServer` in forking.py."""
+    server = sys.modules["forking"].ForkServer()
+    yield server
+    server.close()
 
 
 # No test may depend on the machine's speed, so tests wait for the event itself. This limit only ends a test that would
