@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -84,6 +84,20 @@ _beside("power_cut")
 _beside("mutations")
 _beside("readers")
 _beside("word_lists")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Escapes half characters in what a test printed, logged or raised: no process can send them, and a worker would end."""
+    return _sendable((yield))
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_sendable, value))
+    return {_sendable(key): _sendable(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def pytest_report_header() -> str:
@@ -291,18 +305,18 @@ def chat_folder(base_folder: Path, chats_file: Path, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def pretrain_options(corpus_file: Path) -> list[str]:
     """Arguments of a pretraining run that takes a second; tests may append arguments that add to or override these."""
-    text = f"""--corpus {corpus_file} --vocab_size 270 --block_size 32 --hidden_size 16 --num_hidden_layers 1
-        --num_attention_heads 2 --per_device_train_batch_size 4 --max_steps 4 --learning_rate 1e-2 --logging_steps 1
-        --save_strategy no --disable_tqdm true"""
-    return text.split()
+    text = """--vocab_size 270 --block_size 32 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2
+        --per_device_train_batch_size 4 --max_steps 4 --learning_rate 1e-2 --logging_steps 1 --save_strategy no
+        --disable_tqdm true"""
+    return ["--corpus", str(corpus_file), *text.split()]
 
 
 @pytest.fixture(scope="session")
 def sft_options(base_folder: Path, chats_file: Path) -> list[str]:
     """Arguments of a fine-tuning run that takes a second; tests may append arguments that add to or override these."""
-    text = f"""--model_name_or_path {base_folder} --dataset {chats_file} --block_size 64 --per_device_train_batch_size 2
-        --max_steps 4 --learning_rate 1e-2 --logging_steps 1 --save_strategy no --disable_tqdm true"""
-    return text.split()
+    text = """--block_size 64 --per_device_train_batch_size 2 --max_steps 4 --learning_rate 1e-2 --logging_steps 1
+        --save_strategy no --disable_tqdm true"""
+    return ["--model_name_or_path", str(base_folder), "--dataset", str(chats_file), *text.split()]
 
 
 @dataclass(frozen=True)

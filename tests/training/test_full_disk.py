@@ -3,9 +3,6 @@
 The operating system really refuses the writes, because file sizes are limited.
 """
 
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from forking import ForkServer
 from safetensors.torch import load_file
 from transformers import Trainer
 
@@ -143,10 +141,10 @@ def test_full_while_a_folder_is_written(
 
 @pytest.mark.e2e
 @pytest.mark.slow
-def test_full_in_a_process_of_its_own(sft_options: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from chatgpt_hf_cli import main; main()", "sft", *sft_options]
-    limited = f"ulimit -f 200; exec {shlex.join([*command, '--output_dir', str(tmp_path / 'run')])}"
-    result = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=900)
+def test_full_in_a_process_of_its_own(sft_options: list[str], fork_server: ForkServer, tmp_path: Path) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200 * 1024, 200 * 1024))"
+    arguments = ["sft", *sft_options, "--output_dir", str(tmp_path / "run")]
+    result = fork_server.run(tmp_path, code=limited, arguments=arguments)
     assert result.returncode == 2, result.stderr[-2000:]
     assert "Traceback" not in result.stderr
     assert REMEDY in result.stderr

@@ -109,10 +109,10 @@ def assert_same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor
 @pytest.fixture
 def options(corpus_file: Path, base_folder: Path) -> list[str]:
     """Dropout draws random numbers in every step, a step takes two batches, and every step is saved."""
-    text = f"""--corpus {corpus_file} --tokenizer {base_folder} --block_size 32 --hidden_size 16 --num_hidden_layers 1
-        --num_attention_heads 2 --residual_dropout 0.1 --per_device_train_batch_size 2 --gradient_accumulation_steps 2
-        --max_steps {STEPS} --save_steps 1 --save_total_limit 3 --logging_strategy no --disable_tqdm true"""
-    return text.split()
+    text = f"""--block_size 32 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --residual_dropout 0.1
+        --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_steps {STEPS} --save_steps 1
+        --save_total_limit 3 --logging_strategy no --disable_tqdm true"""
+    return ["--corpus", str(corpus_file), "--tokenizer", str(base_folder), *text.split()]
 
 
 STREAMING = ["--streaming", "true", "--eval_documents", "4"]
