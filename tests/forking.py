@@ -50,7 +50,8 @@ class ForkServer:
     def __init__(self) -> None:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         forking = [sys.executable, str(Path(__file__).with_name("forked.py"))]
-        environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+        # Without a compiler's name, which torch reads when it is imported: only PATH tells commands whether there is one.
+        environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {"COLUMNS": "200"}
         self._process: Any = subprocess.Popen(forking, **pipes, env=environment, start_new_session=True)
         assert self._process.stdout.readline() == "ready\n"
 

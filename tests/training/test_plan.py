@@ -54,7 +54,7 @@ def test_a_plan_is_that_of_its_recipe(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_time_grows_with_depth_rows_and_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = "--block_size 16 --hidden_size 128 --max_steps 10"
+    options = "--block_size 64 --hidden_size 128 --max_steps 10"
     counter = FlopCounterMode(display=False)
     # Count operations instead of seconds, because other work on the machine does not change them.
     operations = SimpleNamespace(perf_counter=counter.get_total_flops, process_time=counter.get_total_flops)
@@ -68,7 +68,7 @@ def test_time_grows_with_depth_rows_and_vocabulary(monkeypatch: pytest.MonkeyPat
     small = step_of("--depth 2 --vocab_size 512 --per_device_train_batch_size 4")
     for shape in (
         "--depth 8 --vocab_size 512 --per_device_train_batch_size 4",
-        "--depth 2 --vocab_size 8192 --per_device_train_batch_size 4",
+        "--depth 2 --vocab_size 32768 --per_device_train_batch_size 4",
         "--depth 2 --vocab_size 512 --per_device_train_batch_size 16",
     ):
         assert step_of(shape) > 1.5 * small, shape
