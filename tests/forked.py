@@ -44,9 +44,9 @@ for line in sys.stdin:
         continue
     # Ends a job that hangs; none takes as long on a slow and busy machine.
     signal.alarm(3600)
-    os.chdir(job["folder"])
     for descriptor, file in enumerate(job["streams"]):
         os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if descriptor else 0)), descriptor)
+    os.chdir(job["folder"])
     if "code" in job:
         exec(compile(job["code"], "<example>", "exec"), {"__name__": "__main__"})
     if "arguments" in job:

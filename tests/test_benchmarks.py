@@ -57,7 +57,8 @@ def test_the_smallest_comparison(tmp_path: Path) -> None:
         assert len(result["cpu"]) == len(result["wall"]) == 2
         assert min(result["cpu"]) > 0
         assert result["peak"] > 0
-        assert 0 < result["share_of_peak"] < 1
+        # Where other work slows down only the measurement of the peak, it is more than 1.
+        assert result["share_of_peak"] > 0
     assert "ours/eager/float32            / ours-loop/eager/float32" in shown
     assert figures["settings"]["threads"] == "1"
 
