@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import multiprocessing.util
 import os
 import random
 import shutil
@@ -44,6 +45,11 @@ os.environ.update(
 # Tests write thousands of files, and nobody pulls the plug: waiting for the disk would take minutes. The tests of what
 # is synced record the calls.
 os.fsync = lambda descriptor: None
+if len(tempfile.gettempdir()) > 70:
+    # multiprocessing has its sockets in the temporary folder, and a socket's path takes at most 107 bytes.
+    _before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+    multiprocessing.util.get_temp_dir()
+    tempfile.tempdir = _before
 # The same sums on every machine, however many cores it has; and several workers with a thread per core would only slow
 # each other down.
 os.environ["OMP_NUM_THREADS"] = "1"
