@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,14 @@ class Command:
         self.pid = pid
         self.stdin = stdin
         self.output = output
+        self.readers: list[threading.Thread] = []
+
+    def keep_reading(self) -> list[str]:
+        """Reads the output in the background, so that the command never waits for a reader; returns the list that gets its lines."""
+        lines: list[str] = []
+        self.readers.append(threading.Thread(target=lambda: lines.extend(self.output)))
+        self.readers[-1].start()
+        return lines
 
     def poll(self) -> int | None:
         """The exit code, or None while it runs."""
@@ -68,7 +77,7 @@ class ForkServer:
         """Runs `arguments` of `chatgpt-hf`, or `code`, in a folder, to its end."""
         with tempfile.TemporaryDirectory() as streams:
             files = [Path(streams) / name for name in ("typed", "printed", "errors")]
-            files[0].write_text(typed)
+            files[0].write_text(typed, encoding="utf-8")
             pid = self.ask(**job, folder=str(folder), streams=list(map(str, files)))
             code = self.ask(wait=pid)
             return subprocess.CompletedProcess([], code, *(file.read_text(encoding="utf-8") for file in files[1:]))
@@ -89,3 +98,5 @@ class ForkServer:
                 finally:
                     command.send_signal(signal.SIGKILL)
                     command.wait()
+                    for reader in command.readers:
+                        reader.join()

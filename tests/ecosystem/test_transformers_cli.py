@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,8 +47,7 @@ def serving(server: ForkServer, folder: Path, port: int, *options: str) -> Itera
     ]
     code = f"import sys, chatgpt_hf; from transformers.cli.transformers import main; sys.argv = {words!r}; main()"
     with server.running(folder, code=code) as process:
-        printed: list[str] = []
-        threading.Thread(target=lambda: printed.extend(process.output), daemon=True).start()
+        printed = process.keep_reading()
         address = f"http://127.0.0.1:{port}"
         while True:
             assert process.poll() is None, "".join(printed)[-3000:]

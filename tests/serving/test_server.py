@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any
@@ -614,7 +613,7 @@ def spawn(chat_folder, fork_server, tmp_path):
             process = started.enter_context(fork_server.running(tmp_path, code=before, arguments=arguments))
             for line in process.output:
                 if found := re.search(r"is served at (http://\S+)/v1", line):
-                    threading.Thread(target=process.output.read, daemon=True).start()
+                    process.keep_reading()
                     return process, found[1]
             raise AssertionError(f"the server ended with {process.wait()}")
 
