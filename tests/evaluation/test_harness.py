@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from forking import ForkServer
 from torch.utils import collect_env
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
@@ -274,36 +275,28 @@ def test_without_a_folder_and_a_network_the_message_says_so(
         evaluate_benchmarks(make_model(tokenizer), tokenizer, ["arc_easy"])
 
 
-def run_lm_eval(
-    server: ForkServer, model_args: str, names: list[str], tasks: Path, output: Path, *more: str
-) -> dict[str, Any]:
+def run_lm_eval(model_args: str, names: list[str], tasks: Path, output: Path, *more: str) -> dict[str, Any]:
     """Runs the harness' own command line in a separate process that registers our model type."""
     arguments = ["--model", "hf", "--model_args", model_args, "--include_path", str(tasks), "--tasks"]
     arguments += [",".join(names), "--log_samples", "--output_path", str(output), *more]
-    program = "import sys, chatgpt_hf; from lm_eval.__main__ import cli_evaluate; "
-    program += f"sys.argv = {['lm_eval', 'run', *arguments]!r}; cli_evaluate()"
-    process = server.run(output.parent, code=program)
+    program = "import chatgpt_hf; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
+    process = subprocess.run(
+        [sys.executable, "-c", program, "run", *arguments], capture_output=True, text=True, env=dict(os.environ)
+    )
     assert process.returncode == 0, process.stderr[-3000:]
     (file,) = output.rglob("results_*.json")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def assert_parity(
-    server: ForkServer,
-    folder: Path,
-    names: list[str],
-    data: Path,
-    tmp_path: Path,
-    limit: int,
-    bos: bool | None = None,
-    **settings: int,
+    folder: Path, names: list[str], data: Path, tmp_path: Path, limit: int, bos: bool | None = None, **settings: int
 ) -> None:
     model_args = f"pretrained={folder}" + (f",add_bos_token={bos}" if bos is not None else "")
     more = ["--limit", str(limit), "--batch_size", "8"]
     for name, value in settings.items():
         more += [f"--{name}", str(value)]
     write_tasks(data, tmp_path / "tasks", names)
-    theirs = run_lm_eval(server, model_args, names, tmp_path / "tasks", tmp_path / "output", *more)
+    theirs = run_lm_eval(model_args, names, tmp_path / "tasks", tmp_path / "output", *more)
     ours = evaluate_benchmarks(
         load_model(folder),
         AutoTokenizer.from_pretrained(folder),
@@ -323,28 +316,16 @@ def assert_parity(
 
 @pytest.mark.slow
 def test_figures_of_a_stock_gpt2_are_those_of_the_command_line(
-    tokenizer: PreTrainedTokenizerBase, shared_data: Path, fork_server: ForkServer, tmp_path: Path
+    tokenizer: PreTrainedTokenizerBase, shared_data: Path, tmp_path: Path
 ) -> None:
     make_model(tokenizer, "gpt2", positions=128).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     names = ["lambada_openai", "winogrande", "copa"]
-    assert_parity(
-        fork_server,
-        tmp_path / "model",
-        names,
-        shared_data / "eval",
-        tmp_path,
-        limit=20,
-        bos=True,
-        num_fewshot=2,
-        seed=3,
-    )
+    assert_parity(tmp_path / "model", names, shared_data / "eval", tmp_path, limit=20, bos=True, num_fewshot=2, seed=3)
 
 
 @pytest.mark.slow
-def test_200_items_of_each_benchmark_are_those_of_the_command_line(
-    shared_data: Path, fork_server: ForkServer, tmp_path: Path
-) -> None:
+def test_200_items_of_each_benchmark_are_those_of_the_command_line(shared_data: Path, tmp_path: Path) -> None:
     from chatgpt_hf import train_tokenizer
 
     # A larger vocabulary, so that there are fewer tokens to compute; the longest prompts are still cut.
@@ -352,4 +333,4 @@ def test_200_items_of_each_benchmark_are_those_of_the_command_line(
     tokenizer = train_tokenizer([json.loads(line)["text"] for line in lines], 1500, show_progress=False)
     make_model(tokenizer, positions=512).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    assert_parity(fork_server, tmp_path / "model", list(BENCHMARKS), shared_data / "eval", tmp_path, limit=200)
+    assert_parity(tmp_path / "model", list(BENCHMARKS), shared_data / "eval", tmp_path, limit=200)
