@@ -23,6 +23,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(FOLDER.parent / "src"), os.environ.get("PYTHONPATH")])),
             "TMPDIR": temporary,
             "HF_HOME": f"{temporary}/huggingface",
+            "IPYTHONDIR": f"{temporary}/ipython",
+            "JUPYTER_RUNTIME_DIR": f"{temporary}/jupyter",
             "HF_HUB_OFFLINE": "1",
             # The tests' own backend draws into files.
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import multiprocessing.util
 import os
 import random
 import shutil
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -44,9 +45,14 @@ os.environ.update(
 # Tests write thousands of files, and nobody pulls the plug: waiting for the disk would take minutes. The tests of what
 # is synced record the calls.
 os.fsync = lambda descriptor: None
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # One thread per worker: several workers with a thread per core would only slow each other down.
-    os.environ["OMP_NUM_THREADS"] = "1"
+if len(tempfile.gettempdir()) > 70:
+    # multiprocessing has its sockets in the temporary folder, and a socket's path takes at most 107 bytes.
+    _before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+    multiprocessing.util.get_temp_dir()
+    tempfile.tempdir = _before
+# The same sums on every machine, however many cores it has; and several workers with a thread per core would only slow
+# each other down.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # No deadline per example, because the first call into torch can take seconds, and no check of how long examples take
 # to make on a busy machine. In continuous integration the examples are the same in every run; elsewhere hypothesis
@@ -77,10 +83,27 @@ def _beside(name: str) -> ModuleType:
 
 
 _beside("foreign_tokenizers")
+_beside("forking")
 _beside("hostile_programs")
+_beside("killable")
 _beside("power_cut")
 _beside("mutations")
 _beside("readers")
+_beside("word_lists")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Escapes half characters in what a test printed, logged or raised: no process can send them, and a worker would end."""
+    return _sendable((yield))
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_sendable, value))
+    return {_sendable(key): _sendable(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def pytest_report_header() -> str:
@@ -100,15 +123,25 @@ def pytest_report_header() -> str:
     return f"releases: {', '.join(found)}"
 
 
-@pytest.fixture(autouse=True)
-def _fixed_seed() -> None:
-    """Start every test from the same random state, whichever tests ran before it in the same process."""
+def _seed() -> None:
     import numpy as np
     import torch
 
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    """Start every test from the same random state, whichever tests ran before it in the same process."""
+    _seed()
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """What several tests share starts from that state too, whichever of them asks for it first."""
+    if fixturedef.scope != "function":
+        _seed()
 
 
 @pytest.fixture(scope="session")
@@ -216,6 +249,41 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained Llama with the tokenizer of `base_folder`; not to be changed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from chatgpt_hf import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("llama")
+    tokenizer = load_tokenizer(base_folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gguf_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model that GGUF can express; not to be changed."""
+    from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("gated")
+    tokenizer = train_tokenizer(["Once upon a time there were 123 cats."] * 4, 270, max_digits=3, show_progress=False)
+    tokenizer.save_pretrained(folder)
+    own = {"vocab_size": len(tokenizer), "gated_mlp": True, "hidden_act": "silu", "qk_norm": False}
+    ChatGPTForCausalLM(ChatGPTConfig.from_pretrained(base_folder, **own)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def chat_folder(base_folder: Path, chats_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A chat model that memorizes `CHATS` with `sft`, in seconds."""
     from chatgpt_hf import sft
@@ -243,18 +311,18 @@ def chat_folder(base_folder: Path, chats_file: Path, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def pretrain_options(corpus_file: Path) -> list[str]:
     """Arguments of a pretraining run that takes a second; tests may append arguments that add to or override these."""
-    text = f"""--corpus {corpus_file} --vocab_size 270 --block_size 32 --hidden_size 16 --num_hidden_layers 1
-        --num_attention_heads 2 --per_device_train_batch_size 4 --max_steps 4 --learning_rate 1e-2 --logging_steps 1
-        --save_strategy no --disable_tqdm true"""
-    return text.split()
+    text = """--vocab_size 270 --block_size 32 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2
+        --per_device_train_batch_size 4 --max_steps 4 --learning_rate 1e-2 --logging_steps 1 --save_strategy no
+        --disable_tqdm true"""
+    return ["--corpus", str(corpus_file), *text.split()]
 
 
 @pytest.fixture(scope="session")
 def sft_options(base_folder: Path, chats_file: Path) -> list[str]:
     """Arguments of a fine-tuning run that takes a second; tests may append arguments that add to or override these."""
-    text = f"""--model_name_or_path {base_folder} --dataset {chats_file} --block_size 64 --per_device_train_batch_size 2
-        --max_steps 4 --learning_rate 1e-2 --logging_steps 1 --save_strategy no --disable_tqdm true"""
-    return text.split()
+    text = """--block_size 64 --per_device_train_batch_size 2 --max_steps 4 --learning_rate 1e-2 --logging_steps 1
+        --save_strategy no --disable_tqdm true"""
+    return ["--model_name_or_path", str(base_folder), "--dataset", str(chats_file), *text.split()]
 
 
 @dataclass(frozen=True)
@@ -304,6 +372,14 @@ def refused(cli: Callable[..., CliResult]) -> Callable[..., str]:
         return message
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[Any]:
+    """Runs commands in processes of their own that start quickly: see `ForkServer` in forking.py."""
+    server = sys.modules["forking"].ForkServer()
+    yield server
+    server.close()
 
 
 # No test may depend on the machine's speed, so tests wait for the event itself. This limit only ends a test that would

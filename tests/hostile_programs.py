@@ -31,7 +31,8 @@ HOSTILE = {
     "write to a new file": ("open('OUTSIDE/new', 'w')", REFUSED),
     "write to a file": ("open('OUTSIDE/file', 'a')", REFUSED),
     "write upwards": ("open('../new', 'w')", REFUSED),
-    "write to the home folder": (f"open({str(Path.home() / NEW)!r}, 'w')", REFUSED),
+    # There may be none, or only one to read.
+    "write to the home folder": (f"open({str(Path.home() / NEW)!r}, 'w')", f"{REFUSED}|FileNotFoundError|Read-only"),
     "write to the folder of temporary files": (f"open({str(Path(tempfile.gettempdir()) / NEW)!r}, 'w')", REFUSED),
     "write to /dev/shm": (f"open('/dev/shm/{NEW}', 'w')", REFUSED),
     "write to the libraries": ("import os; open(os.path.dirname(os.__file__) + '/new.py', 'w')", REFUSED),

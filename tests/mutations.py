@@ -214,40 +214,37 @@ def altered(random: Random, value: Any, times: int = 3) -> Any:
 
 
 def _altered(random: Random, value: Any) -> Any:
-    if isinstance(value, dict) and value and random.randrange(8):
-        copy, name = dict(value), random.choice(list(value))
-        kind = random.randrange(10)
+    if isinstance(value, (dict, list)) and value and random.randrange(8):
+        keyed = isinstance(value, dict)
+        copy, place = value.copy(), random.choice(list(value) if keyed else range(len(value)))
+        kind = random.randrange(10 if keyed else 8)
         if kind == 0:
-            del copy[name]
+            del copy[place]
+        elif keyed and kind <= 3:
+            _alter_a_name(random, copy, place, kind)
         elif kind == 1:
-            copy[random.choice((name.upper(), name + "s", "", name + "\0", "label", "text", "\ud800"))] = copy.pop(
-                name
-            )
+            copy.insert(place, random.choice(ODD))
         elif kind == 2:
-            copy[random.choice(("answer", "weight", "train", "tools", "name", "id", "type", "x"))] = random.choice(ODD)
-        elif kind == 3:
-            copy[name] = copy[random.choice(list(value))]
+            copy += copy[place : place + 1] * random.choice((1, 3))
         else:
-            copy[name] = _altered(random, value[name])
+            copy[place] = _altered(random, value[place])
         return copy
-    if isinstance(value, list) and value and random.randrange(8):
-        copy_, index = list(value), random.randrange(len(value))
-        kind = random.randrange(8)
-        if kind == 0:
-            del copy_[index]
-        elif kind == 1:
-            copy_.insert(index, random.choice(ODD))
-        elif kind == 2:
-            copy_ += copy_[index : index + 1] * random.choice((1, 3))
-        else:
-            copy_[index] = _altered(random, value[index])
-        return copy_
     if isinstance(value, str) and value and random.randrange(2):
         place = random.randrange(len(value) + 1)
         return value[:place] + random.choice(TOKENS).decode("utf-8", "ignore") + value[place + random.randrange(3) :]
     if isinstance(value, int) and not isinstance(value, bool) and random.randrange(2):
         return random.choice((-value, value + 1, 1000 * value, f"{value:x}", value % 2**60 / 3, 2**40))
     return random.choice((*ODD, [value], {"value": value}))
+
+
+def _alter_a_name(random: Random, copy: dict[str, Any], name: str, kind: int) -> None:
+    if kind == 1:
+        other = random.choice((name.upper(), name + "s", "", name + "\0", "label", "text", "\ud800"))
+        copy[other] = copy.pop(name)
+    elif kind == 2:
+        copy[random.choice(("answer", "weight", "train", "tools", "name", "id", "type", "x"))] = random.choice(ODD)
+    else:
+        copy[name] = copy[random.choice(list(copy))]
 
 
 def json_file(random: Random, value: Any) -> bytes:

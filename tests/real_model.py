@@ -41,9 +41,11 @@ def real_model(dtype: str = "float32") -> Path:
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: use one of {', '.join(DTYPES)}")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatgpt_hf_tests"
+    if not (cache / f"{NAME}-{dtype}").is_dir() and not _is_writable(cache):
+        cache = Path(tempfile.gettempdir()) / "chatgpt_hf_tests"
+        cache.mkdir(exist_ok=True)
     folder = cache / f"{NAME}-{dtype}"
     if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f".{folder.name}.lock"):
             if not folder.is_dir():
                 temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=cache))
@@ -53,6 +55,15 @@ def real_model(dtype: str = "float32") -> Path:
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _is_writable(folder: Path) -> bool:
+    """Makes a folder if necessary; False if it cannot be made or written to, as in a home that is read-only."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _fetch(folder: Path) -> Path:

@@ -25,8 +25,20 @@ def rows(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def classifier(base_folder: Path, rows: Path, tmp_path: Path) -> Path:
-    options = f"""--model_name_or_path {base_folder} --dataset {rows} --eval_dataset {rows} --max_steps 2 --baseline false
-        --output_dir {tmp_path / "run"} --save_strategy no --disable_tqdm true --max_length 32""".split()
+    options = ["--model_name_or_path", str(base_folder), "--dataset", str(rows), "--eval_dataset", str(rows)]
+    options += [
+        "--max_steps",
+        "2",
+        "--baseline",
+        "false",
+        "--save_strategy",
+        "no",
+        "--disable_tqdm",
+        "true",
+        "--max_length",
+        "32",
+    ]
+    options += ["--output_dir", str(tmp_path / "run")]
     finetune(*parse_recipe((TaskModelArguments, TaskArguments, FinetuneArguments), None, options))
     return tmp_path / "run"
 

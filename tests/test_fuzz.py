@@ -20,7 +20,7 @@ def limits(patience: int) -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
-    signal.alarm(patience // 5)
+    signal.alarm(patience)
     yield
     signal.alarm(0)
     resource.setrlimit(resource.RLIMIT_AS, before)

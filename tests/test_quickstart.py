@@ -202,7 +202,11 @@ def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None
     library = clone / ".venv" / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     (library / "clone.pth").write_text(f"{clone / 'src'}\n{sysconfig.get_path('purelib')}\n")
     script = clone / ".venv" / "bin" / "chatgpt-hf"
-    script.write_text(f"#!{clone / '.venv' / 'bin' / 'python'}\nfrom chatgpt_hf_cli import main\nmain()\n")
+    # As pip writes it where a path is long or has spaces, which `#!` cannot express: both a shell's and Python's.
+    python = clone / ".venv" / "bin" / "python"
+    script.write_text(
+        f"#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\nfrom chatgpt_hf_cli import main\nmain()\n"
+    )
     script.chmod(0o755)
     (clone / ".venv" / ".runtime").touch()
     small = {"pretrain": (PRETRAIN, {}), "sft": (SFT, {"evaluate_base": False})}

@@ -2,20 +2,18 @@
 
 import importlib.util
 import json
-import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from forking import ForkServer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from chatgpt_hf import (
@@ -53,6 +51,8 @@ DOCUMENTS = [
 ]
 TINY = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_steps", "2"]
 SMALL_RUN = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--save_steps", "2", "--eval_strategy", "no"]
+# Models that learned nothing never end their answers.
+SMALL_SFT = [*SMALL_RUN, "--evaluate_answers", "2"]
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -74,7 +74,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "runs" / "quickstart",
         say=lambda sentence: None,
         pretrain_overrides=[*TINY, *SMALL_RUN, "--vocab_size", "400", "--block_size", "256"],
-        sft_overrides=[*SMALL_RUN, "--block_size", "256"],
+        sft_overrides=[*SMALL_SFT, "--block_size", "256"],
     )
     (folder / "my-texts").mkdir()
     for index in range(30):
@@ -139,43 +139,18 @@ def workplace(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "reader")
 
 
-@pytest.fixture(scope="module")
-def run() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Runs `arguments` of `chatgpt-hf`, or `code`, in a folder, in a process of its own that was forked after the imports."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    forking = [sys.executable, str(Path(__file__).with_name("forked.py"))]
-    with subprocess.Popen(forking, **pipes, start_new_session=True) as process:
-        assert process.stdout.readline() == "ready\n"
-
-        def run_in(folder: Path, **job: Any) -> subprocess.CompletedProcess[str]:
-            streams = [folder.with_name(name) for name in ("typed", "printed", "errors")]
-            streams[0].write_text("Hello\n/quit\n")
-            process.stdin.write(json.dumps({**job, "folder": str(folder), "streams": list(map(str, streams))}) + "\n")
-            process.stdin.flush()
-            code = int(process.stdout.readline())
-            return subprocess.CompletedProcess([], code, *(file.read_text() for file in streams[1:]))
-
-        yield run_in
-        process.stdin.close()
-
-
 @contextmanager
-def running(arguments: list[str], folder: Path, port: int) -> Iterator[str]:
+def served(server: ForkServer, arguments: list[str], folder: Path, port: int) -> Iterator[str]:
     """Waits until a server says where it is, asks it, gives its address, and ends it in good order."""
     arguments = [word for word in arguments if word not in ("--port", "8000")]
-    options = {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen([*arguments, "--port", str(port)], **options)
-    try:
+    with server.running(folder, arguments=[*arguments, "--port", str(port)]) as process:
         address = f"http://127.0.0.1:{port}"
-        assert any(address in line for line in process.stdout), arguments
-        with urlopen(address if arguments[1] == "ui" else f"{address}/health", timeout=900) as response:
+        assert any(address in line for line in process.output), arguments
+        with urlopen(address if arguments[0] == "ui" else f"{address}/health", timeout=900) as response:
             assert response.status == 200
         yield address
         process.send_signal(signal.SIGINT)
-        assert process.wait(900) == 0
-    finally:
-        process.kill()
-        process.wait()
+        assert process.wait() == 0
 
 
 def test_the_commands_are_there() -> None:
@@ -219,40 +194,43 @@ def test_make_quickstart_runs_the_command_that_the_tests_run() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_command_runs(
-    document: str, workplace: Path, run: Callable[..., Any], free_port: Callable[[], int]
+    document: str, workplace: Path, fork_server: ForkServer, free_port: Callable[[], int]
 ) -> None:
-    executable = Path(sys.executable).with_name("chatgpt-hf")
     for command in commands(document):
         words = shlex.split(command)
         if "gguf" in words and not importlib.util.find_spec("llama_cpp"):
             words.append("--no-check")
         if words[0] == "make":
             continue
-        if "|" in words:
-            path = {**os.environ, "PATH": f"{executable.parent}:{os.environ['PATH']}"}
-            piped = subprocess.run(command, shell=True, cwd=workplace, capture_output=True, text=True, env=path)
-            assert piped.returncode == 0, f"{command}\n{piped.stderr[-2000:]}"
-            continue
+        typed = "Hello\n/quit\n"
+        if words[0] == "echo" and words[2] == "|":
+            typed, words = f"{words[1]}\n", words[3:]
         assert Path(words[0]).name == "chatgpt-hf", f"{document} runs {words[0]}, which this test does not know"
         if words[1] in ("serve", "ui"):
-            with running([str(executable), *words[1:]], workplace, free_port()):
+            with served(fork_server, words[1:], workplace, free_port()):
                 continue
-        training = words[1] in ("pretrain", "sft", "finetune")
-        result = run(workplace, arguments=[*words[1:], *(SMALL_RUN if training else []), *_smaller(words)])
+        result = fork_server.run(workplace, typed, arguments=[*words[1:], *_smaller(words)])
         assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
 
 
 def _smaller(words: list[str]) -> list[str]:
-    if words[1] == "pretrain" and "--model_name_or_path" not in words:
-        return TINY
-    return ["--vocab_size", "300"] if words[1:3] == ["tokenizer", "train"] else []
+    """What makes a command that takes long a short one."""
+    if words[1:3] == ["tokenizer", "train"]:
+        return ["--vocab_size", "300"]
+    options = {
+        "plan": ["--block_size", "32", "--per_device_train_batch_size", "2", "--vocab_size", "512"],
+        "pretrain": SMALL_RUN if "--model_name_or_path" in words else [*SMALL_RUN, *TINY],
+        "sft": SMALL_SFT,
+        "finetune": SMALL_RUN,
+    }
+    return options.get(words[1], [])
 
 
 EXAMPLES = [code for document in DOCUMENTS for code in blocks(document, "python")]
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.splitlines()[0][:40])
-def test_every_example_runs(code: str, workplace: Path, run: Callable[..., Any], free_port: Callable[[], int]) -> None:
+def test_every_example_runs(code: str, workplace: Path, fork_server: ForkServer, free_port: Callable[[], int]) -> None:
     if "runs/quickstart-onnx" in code:
         export_model(workplace / "runs" / "quickstart", workplace / "runs" / "quickstart-onnx", "onnx")
     if "llama_cpp" in code:
@@ -260,9 +238,10 @@ def test_every_example_runs(code: str, workplace: Path, run: Callable[..., Any],
         make_gguf(workplace)
     # There is no Hub in a test: the one id of the README is the GPT-2 folder at hand.
     code = code.replace("openai-community/gpt2", "my-gpt2").replace("runs/reviews", "runs/films")
-    command = [str(Path(sys.executable).with_name("chatgpt-hf")), "serve", "runs/quickstart"]
-    served = running(command, workplace, free_port())
-    with served if "http://127.0.0.1:8000" in code else nullcontext() as address:
+    asks = "http://127.0.0.1:8000" in code
+    with (
+        served(fork_server, ["serve", "runs/quickstart"], workplace, free_port()) if asks else nullcontext() as address
+    ):
         code = code.replace("http://127.0.0.1:8000", str(address))
-        result = run(workplace, code=code)
+        result = fork_server.run(workplace, code=code)
     assert result.returncode == 0, result.stderr[-2000:]

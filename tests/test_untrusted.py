@@ -16,7 +16,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from chatgpt_hf.checkpoints import load_model
 from chatgpt_hf.errors import CardError, ChatGPTError, CheckpointError, ConfigError, TokenizerError
@@ -32,23 +32,6 @@ from chatgpt_hf.untrusted import OUR_MODULES, OUR_PIPELINES, check_adapter_sizes
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links, pipes and devices are those of POSIX")
 
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
-
-
-@pytest.fixture(scope="module")
-def llama_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
-    config = LlamaConfig(
-        vocab_size=len(load_tokenizer(base_folder)),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(base_folder / name, folder / name)
-    return folder
 
 
 @pytest.fixture

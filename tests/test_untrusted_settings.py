@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from chatgpt_hf import untrusted
 from chatgpt_hf.checkpoints import load_config, load_model
@@ -18,22 +18,6 @@ from chatgpt_hf.files import read_json
 from chatgpt_hf.hub.files import check_model_folder
 from chatgpt_hf.inference.generate import stream_text
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def llama_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
-    config = LlamaConfig(
-        vocab_size=len(load_tokenizer(base_folder)),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    load_tokenizer(base_folder).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

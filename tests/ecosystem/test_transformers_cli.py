@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
+from forking import ForkServer
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,35 +30,39 @@ def generated(folder: Path, messages: list[dict[str, str]]) -> str:
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def serve(folder: Path, log: Path, port: int, *options: str) -> tuple[subprocess.Popen[bytes], str]:
-    """`transformers serve` with our classes made known by an import; the process and its address once it answers."""
-    program = "import chatgpt_hf; from transformers.cli.transformers import main; main()"
-    command = [sys.executable, "-c", program, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--device", "cpu", *options], stdout=output, stderr=output, env=environment
-        )
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 900
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{address}/health").status_code == 200:
-                return process, address
-        except httpx.TransportError:
-            time.sleep(0.2)
-    process.kill()
-    raise AssertionError(log.read_text(encoding="utf-8")[-3000:])
+@contextmanager
+def serving(server: ForkServer, folder: Path, port: int, *options: str) -> Iterator[str]:
+    """`transformers serve` with our classes made known by an import; gives its address once it answers."""
+    words = [
+        "transformers",
+        "serve",
+        str(folder),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        *options,
+    ]
+    code = f"import sys, chatgpt_hf; from transformers.cli.transformers import main; sys.argv = {words!r}; main()"
+    with server.running(folder, code=code) as process:
+        printed = process.keep_reading()
+        address = f"http://127.0.0.1:{port}"
+        while True:
+            assert process.poll() is None, "".join(printed)[-3000:]
+            try:
+                if httpx.get(f"{address}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.2)
+        yield address
 
 
 @pytest.fixture(scope="module")
-def address(
-    chat_folder: Path, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
-) -> Iterator[str]:
-    process, address = serve(chat_folder, tmp_path_factory.mktemp("serve") / "log", free_port())
-    yield address
-    process.kill()
-    process.wait()
+def address(fork_server: ForkServer, chat_folder: Path, free_port: Callable[[], int]) -> Iterator[str]:
+    with serving(fork_server, chat_folder, free_port()) as address:
+        yield address
 
 
 @pytest.mark.slow
@@ -114,22 +120,12 @@ def test_chat(address: str, chat_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.works_with(
     "transformers", "`transformers serve --continuous-batching`: paged attention, the same answers", ("transformers",)
 )
-def test_serve_with_continuous_batching(chat_folder: Path, tmp_path: Path, free_port: Callable[[], int]) -> None:
-    process, address = serve(
-        chat_folder,
-        tmp_path / "log",
-        free_port(),
-        "--continuous-batching",
-        "--cb-num-blocks",
-        "64",
-        "--cb-block-size",
-        "32",
-    )
-    try:
+def test_serve_with_continuous_batching(
+    fork_server: ForkServer, chat_folder: Path, free_port: Callable[[], int]
+) -> None:
+    options = ("--continuous-batching", "--cb-num-blocks", "64", "--cb-block-size", "32")
+    with serving(fork_server, chat_folder, free_port(), *options) as address:
         answer = OpenAI(base_url=f"{address}/v1", api_key="none").chat.completions.create(
             model=str(chat_folder), messages=MESSAGES, temperature=0.0, max_tokens=32
         )
         assert answer.choices[0].message.content == generated(chat_folder, MESSAGES)
-    finally:
-        process.kill()
-        process.wait()

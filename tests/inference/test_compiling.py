@@ -1,13 +1,11 @@
 """Compiled steps give the same text; without a compiler, a message says so and generation continues."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forking import ForkServer
 from transformers import CompileConfig, GenerationConfig, MambaConfig, MambaForCausalLM, StaticCache
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatSession, compile_config, load_model, load_tokenizer
@@ -138,14 +136,11 @@ def test_steps_for_several_answers(window: int | None) -> None:
     assert graphs["unique_graphs"] == before + (1 if window is None else 2)
 
 
-def test_without_a_compiler(chat_folder: Path) -> None:
-    script = [sys.executable, "-c", "from chatgpt_hf_cli import main; main()", "generate", str(chat_folder)]
-    script += ["--prompt", "A cat", "--temperature", "0", "--max_new_tokens", "5"]
-    environment = {name: value for name, value in os.environ.items() if name != "CXX"}
-    plain = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=900)
-    bare = subprocess.run(
-        [*script, "--compile"], capture_output=True, text=True, env={**environment, "PATH": "/nowhere"}, timeout=900
-    )
+def test_without_a_compiler(chat_folder: Path, fork_server: ForkServer, tmp_path: Path) -> None:
+    arguments = ["generate", str(chat_folder), "--prompt", "A cat", "--temperature", "0", "--max_new_tokens", "5"]
+    plain = fork_server.run(tmp_path, arguments=arguments)
+    code = "import os; os.environ['PATH'] = '/nowhere'"
+    bare = fork_server.run(tmp_path, code=code, arguments=[*arguments, "--compile"])
     assert plain.returncode == bare.returncode == 0, bare.stderr
     assert bare.stdout == plain.stdout
     assert bare.stderr.count("Not compiled, because a C++ compiler (g++ or clang++) is missing") == 1

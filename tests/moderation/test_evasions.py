@@ -1,8 +1,8 @@
-"""Disguises of listed words, streamed in single characters."""
+"""Disguises of listed words, whole and streamed in pieces."""
 
 import pytest
+from word_lists import blocked, splits, stream
 
-from chatgpt_hf.errors import ContentFiltered
 from chatgpt_hf.moderation import WordList
 
 WORDS = WordList(
@@ -11,6 +11,82 @@ WORDS = WordList(
 
 # Each is a listed word to a reader.
 EVASIONS = {
+    "white space": [
+        "t w i t",
+        "tw it",
+        "t wit",
+        "twi t",
+        "t  w\ti\nt",
+        "s h i l l",
+        "d u m b e l l",
+        "t\u00a0w\u2003i\u3000t",
+    ],
+    "symbols as separators": [
+        "t.w.i.t",
+        "t-w-i-t",
+        "tw*it",
+        "t_w_i_t",
+        "t/w\\i|t",
+        "sh·i·ll",
+        "d.u-m_b*e~l^l",
+        "t🙂w🙂i🙂t",
+        "t, w, i, t",
+        "sh'ill",
+    ],
+    "case and repetition": [
+        "TWIT",
+        "tWiT",
+        "twiiiiit",
+        "tttwwwiiittt",
+        "shhillll",
+        "shiill",
+        "dummmbell",
+    ],
+    "look-alikes, several alphabets in a word": [
+        "twіt",
+        "ѕhill",
+        "tωιt",
+        "dυmbеll",
+        "dumЬell",
+        "Տhill",
+        "shiIl",
+        "TWІT",
+        "Ꭲwit",
+    ],
+    "marks on letters": [
+        "twít",
+        "t̷w̷i̷t̷",
+        "ẗẅïẗ",
+        "t\u0336\u0308\u0323w\u0351it",
+        "shïĺł",
+    ],
+    "beginnings, endings, phrases": [
+        "piglets",
+        "P1GLET-like",
+        "megazorble",
+        "lackwit   fool",
+        "lack.wit f o o l",
+        "lackwitfool",
+        "l4ckw1t-f00l",
+    ],
+    "several at once, and in a text": [
+        "Ｔ\u200b.w.ⅰ.ⓣ",
+        "Ѕ-Ꮋ-1-ⅼ-ℓ",
+        "you are a (t-w-i-t)!",
+        "你是twit吗",
+    ],
+    "Chinese": [
+        "你是笨蛋吗",
+        "笨 蛋",
+        "笨\u200b蛋",
+        "笨*蛋",
+        "笨.蛋",
+        "笨\u3000-\u3000蛋",
+        "坏-东-西",
+        "坏\u200c东 西",
+        "⾖笨🙂蛋",
+        "坏\n东\n西",
+    ],
     "modifier letters as separators": [
         "twʹit",
         "t\u02b9w\u02b9i\u02b9t",
@@ -106,6 +182,12 @@ EVASIONS = {
         "x\u3000t w i t",
     ],
     "invisible characters": [
+        "tw\u200bit",
+        "t\u200dw\u2060i\ufefft",
+        "sh\u3164ill",
+        "sh\u2800ill",
+        "t\u034fwit",
+        "t\U000e0077w\ufe0fit",
         "tw\u00adit",
         "t\u200bw\u200ci\u200dt",
         "tw\u2060it",
@@ -174,6 +256,9 @@ EVASIONS = {
         "ᴅᴜᴍʙᴇʟʟ",
     ],
     "decorated letters": [
+        "ＤＵＭＢＥＬＬ",
+        "ꜱʜɪʟʟ",
+        "ᴛᴡɪᴛ",
         "ｔｗｉｔ",
         "𝐭𝐰𝐢𝐭",
         "𝕥𝕨𝕚𝕥",
@@ -193,6 +278,11 @@ EVASIONS = {
         "sh\u2170ll",
     ],
     "digits and symbols for letters": [
+        "tw1t",
+        "5hill",
+        "dumb3ll",
+        "dum8e11",
+        "t w 1 t",
         "7w17",
         "tw!t",
         "$h1ll",
@@ -246,39 +336,26 @@ EVASIONS = {
     ],
     "Markdown": ["t**w**it", "tw*i*t", "`t`wit", "~~t~~wit", "sh__il__l", "pig**let**s", "piʹglets", "t\\w\\i\\t"],
 }
+AROUND = [("", ""), ("Well, ", " indeed."), ("Well, ", " indeed"), ("(", ")"), ("He said: «", "»!\n")]
+IN_CHINESE = [("说", "。")]
+# After a letter of such a script, these are letters of a word in that script.
+NOT_IN_CHINESE = ("look-alikes from Burmese and Thai", "look-alikes from CJK")
 CASES = [(kind, evasion) for kind, found in EVASIONS.items() for evasion in found]
 
 
-def blocked(words: WordList, text: str) -> bool:
-    try:
-        words.check(text)
-    except ContentFiltered:
-        return True
-    return False
-
-
-def streamed(words: WordList, text: str) -> tuple[str, str | None]:
-    """Returns what a reader gets of an answer that arrives in single characters, and why it ended."""
-    filter_ = words.filter()
-    shown = ""
-    for char in text:
-        shown += filter_.feed(char)
-        if filter_.finish_reason:
-            return shown, filter_.finish_reason
-    return shown + filter_.finish(), filter_.finish_reason
-
-
 def test_there_are_enough() -> None:
-    assert len({evasion for _, evasion in CASES}) >= 200
+    assert len({evasion for _, evasion in CASES}) >= 250
 
 
 @pytest.mark.parametrize(("kind", "evasion"), CASES, ids=[f"{kind}: {evasion!a}" for kind, evasion in CASES])
 def test_no_evasion_passes(kind: str, evasion: str) -> None:
-    for before, after in (("", ""), ("Well, ", " indeed."), ("(", ")"), ("He said: «", "»!\n")):
-        text = f"{before}{evasion}{after}"
+    for before, after in AROUND + (IN_CHINESE if kind not in NOT_IN_CHINESE else []):
+        text = before + evasion + after
         assert blocked(WORDS, text), text
-        shown, reason = streamed(WORDS, text)
-        assert reason == "content_filter"
-        assert text.startswith(shown)
-        assert not blocked(WORDS, shown)
-        assert len(shown) <= len(before) + len(evasion) - 2
+        for pieces in splits(text):
+            shown, reason = stream(WORDS, pieces)
+            assert reason == "content_filter"
+            assert text.startswith(shown)
+            assert not blocked(WORDS, shown)
+            # Nothing of the word is shown: the text ends before its first letter.
+            assert len(shown) <= len(before) + len(evasion) - 2

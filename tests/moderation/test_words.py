@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from word_lists import blocked, splits, stream
 
 from chatgpt_hf.errors import ContentFiltered, DataError
 from chatgpt_hf.moderation import WordList
@@ -21,107 +22,6 @@ from chatgpt_hf.moderation.scanner import _STOPS as STOPS
 ENGLISH = ["dumbell", "piglet*", "twit", "shill", "lackwit fool", "*zorble"]
 CHINESE = ["笨蛋", "坏东西"]
 WORDS = [*ENGLISH, *CHINESE]
-
-EVASIONS = [
-    # white space
-    "t w i t",
-    "tw it",
-    "t wit",
-    "twi t",
-    "t  w\ti\nt",
-    "s h i l l",
-    "d u m b e l l",
-    "t\u00a0w\u2003i\u3000t",
-    # symbols
-    "t.w.i.t",
-    "t-w-i-t",
-    "tw*it",
-    "t_w_i_t",
-    "t/w\\i|t",
-    "sh·i·ll",
-    "d.u-m_b*e~l^l",
-    "t🙂w🙂i🙂t",
-    "t, w, i, t",
-    "sh'ill",
-    # invisible characters
-    "tw\u200bit",
-    "t\u200dw\u2060i\ufefft",
-    "tw\u00adit",
-    "sh\u3164ill",
-    "sh\u2800ill",
-    "t\u034fwit",
-    "t\U000e0077w\ufe0fit",
-    # case and repetition
-    "TWIT",
-    "tWiT",
-    "twiiiiit",
-    "tttwwwiiittt",
-    "shhillll",
-    "shiill",
-    "dummmbell",
-    # decorated letters
-    "ｔｗｉｔ",
-    "ＤＵＭＢＥＬＬ",
-    "𝐭𝐰𝐢𝐭",
-    "𝓈𝒽𝒾𝓁𝓁",
-    "ⓣⓦⓘⓣ",
-    "🅃🅆🄸🅃",
-    "🆃🆆🅸🆃",
-    "🇹🇼🇮🇹",
-    "ꜱʜɪʟʟ",
-    "ᴛᴡɪᴛ",
-    "ᵗʷⁱᵗ",
-    # look-alikes
-    "twіt",
-    "ѕhill",
-    "ѕһіӏӏ",
-    "tωιt",
-    "dυmbеll",
-    "dumЬell",
-    "Տhill",
-    "shiIl",
-    "TWІT",
-    "Ꭲwit",
-    # digits and symbols for letters
-    "tw1t",
-    "tw!t",
-    "7w17",
-    "$h1ll",
-    "5hill",
-    "dumb3ll",
-    "dum8e11",
-    "t w 1 t",
-    # marks
-    "twít",
-    "t̷w̷i̷t̷",
-    "ẗẅïẗ",
-    "t\u0336\u0308\u0323w\u0351it",
-    "shïĺł",
-    # beginnings, endings, phrases
-    "piglets",
-    "P1GLET-like",
-    "megazorble",
-    "lackwit   fool",
-    "lack.wit f o o l",
-    "lackwitfool",
-    "l4ckw1t-f00l",
-    # several at once, and in a text
-    "Ｔ\u200b.w.ⅰ.ⓣ",
-    "Ѕ-Ꮋ-1-ⅼ-ℓ",
-    "you are a (t-w-i-t)!",
-    "你是twit吗",
-    # Chinese
-    "你是笨蛋吗",
-    "笨 蛋",
-    "笨\u200b蛋",
-    "笨*蛋",
-    "笨.蛋",
-    "笨\u3000-\u3000蛋",
-    "坏-东-西",
-    "坏\u200c东 西",
-    "⾖笨🙂蛋",
-    "坏\n东\n西",
-]
 
 ORDINARY = [
     "It will, if I twitch. Twitter is shilling; the twits.",
@@ -135,52 +35,6 @@ ORDINARY = [
     "笨，蛋。笨。蛋 坏了东西 坏东；西",
     "twit\u0301s and twitt\u0301ed",
 ]
-
-
-def blocked(words: WordList, text: str) -> bool:
-    try:
-        words.check(text)
-    except ContentFiltered:
-        return True
-    return False
-
-
-def stream(words: WordList, pieces: list[str]) -> tuple[str, str | None]:
-    filter_ = words.filter()
-    shown = ""
-    for piece in pieces:
-        shown += filter_.feed(piece)
-        if filter_.finish_reason:
-            return shown, filter_.finish_reason
-    return shown + filter_.finish(), filter_.finish_reason
-
-
-def splits(text: str) -> list[list[str]]:
-    """Splits a text: into one piece, single characters, twos, threes, and at random."""
-    found = [[text[i : i + size] for i in range(0, len(text), size)] for size in (len(text), 1, 2, 3)]
-    for seed in range(3):
-        cuts = sorted(random.Random(seed).choices(range(len(text) + 1), k=3))
-        found.append([text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)])
-    return found
-
-
-@pytest.mark.parametrize("evasion", EVASIONS)
-def test_no_disguise_passes(evasion: str) -> None:
-    words = WordList(WORDS)
-    for before, after in (("", ""), ("Well, ", " indeed"), ("说", "。")):
-        text = before + evasion + after
-        assert blocked(words, text)
-        for pieces in splits(text):
-            shown, reason = stream(words, pieces)
-            assert reason == "content_filter"
-            assert text.startswith(shown)
-            assert not blocked(words, shown)
-            # Nothing of the word is shown: the text ends before its first letter.
-            assert len(shown) <= len(before) + len(evasion) - 2
-
-
-def test_there_are_enough_of_them() -> None:
-    assert len(set(EVASIONS)) >= 50
 
 
 @pytest.mark.parametrize("text", ORDINARY)

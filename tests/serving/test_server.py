@@ -2,22 +2,19 @@
 
 import asyncio
 import json
-import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import httpx
 import openai
 import psutil
 import pytest
+from forking import Command
 from transformers.cli.serving.utils import ToolCall
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatSession, load_model, load_tokenizer
@@ -607,39 +604,20 @@ def test_tool_calls_come_apart_from_the_text(base_folder, tmp_path, client, runn
 
 
 @pytest.fixture
-def spawn(chat_folder):
+def spawn(chat_folder, fork_server, tmp_path):
     """Runs `chatgpt-hf serve` in a separate process; returns the process and its address."""
-    started = []
+    with ExitStack() as started:
 
-    def start(*options: str, model: Any = chat_folder, before: str = "") -> tuple[subprocess.Popen, str]:
-        command = [
-            sys.executable,
-            "-c",
-            f"{before}\nfrom chatgpt_hf_cli import main; main()",
-            "serve",
-            str(model),
-            "--port",
-            "0",
-            *options,
-        ]
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-        )
-        started.append(process)
-        for line in process.stderr:
-            if found := re.search(r"is served at (http://\S+)/v1", line):
-                threading.Thread(target=process.stderr.read, daemon=True).start()
-                return process, found[1]
-        raise AssertionError(f"the server ended with {process.wait()}")
+        def start(*options: str, model: Any = chat_folder, before: str = "") -> tuple[Command, str]:
+            arguments = ["serve", str(model), "--port", "0", *options]
+            process = started.enter_context(fork_server.running(tmp_path, code=before, arguments=arguments))
+            for line in process.output:
+                if found := re.search(r"is served at (http://\S+)/v1", line):
+                    process.keep_reading()
+                    return process, found[1]
+            raise AssertionError(f"the server ended with {process.wait()}")
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+        yield start
 
 
 # Blocks the model before its fourth step until the test sends a line.
@@ -682,7 +660,7 @@ def test_sigterm_ends_the_server_after_what_is_under_way(spawn, client, tmp_path
     process.stdin.flush()
     rest = list(chunks)
     assert rest[-1].choices[0].finish_reason == "length"
-    assert process.wait(PATIENCE) == 0
+    assert process.wait() == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/health", timeout=PATIENCE)
 
@@ -747,5 +725,5 @@ def test_the_models_own_penalty_can_be_turned_off(spawn, client, chat_folder, tm
     for model, options in ((chat_folder, ()), (folder, ()), (folder, ("--repetition_penalty", "1"))):
         process, address = spawn("--served_model_name", "tiny", *options, model=model)
         replies.append(ask(client(address), next(iter(KNOWN))).choices[0].message.content)
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
     assert replies[0] == replies[2] != replies[1]

@@ -1,11 +1,10 @@
-"""A command that reaches a chosen moment, reports it through a pipe, and waits to be killed; run by test_kill*.py.
+"""A command that reaches a chosen moment, reports it through a pipe, and waits to be killed; run by killable.py.
 
 The test passes two names: `job` says what to run and when to stop, `pipe` takes the report. Without a stop, the command
 finishes. Moments are callbacks of `Trainer`, Python's audit events for files, and the two functions that write files
 without audit events, so the package needs no code for the test.
 """
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -28,15 +27,17 @@ class Stop:
 
     Args:
         folder: The run's folder.
-        step: The step of the moment.
         moment: A method of `TrainerCallback`; `before NAME` or `within NAME`, for a file that is written, where NAME
             may have wildcards; or `removing`, while files of an old checkpoint are deleted.
+        step: The step of the moment.
         count: Number of files that are already deleted at the moment.
         share: Share of the file that is already written at the moment.
         sigterm: True if the process sends itself SIGTERM and continues. Otherwise it waits to be killed.
     """
 
-    def __init__(self, folder: str, step: int, moment: str, count: int, share: float, sigterm: bool) -> None:
+    def __init__(
+        self, folder: str, moment: str, step: int = 0, count: int = 0, share: float = 0.5, sigterm: bool = False
+    ) -> None:
         self.folder = Path(folder)
         self.step = step
         self.moment, _, name = moment.partition(" ")
@@ -125,5 +126,7 @@ if job["stop"] is not None:
 if "code" in job:
     exec(job["code"], {"__name__": "__main__"})
 else:
+    from chatgpt_hf_cli import main
+
     sys.argv = ["chatgpt-hf", *job["arguments"]]
-    importlib.import_module(job["cli"]).main()
+    main()

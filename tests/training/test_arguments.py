@@ -76,8 +76,27 @@ def test_every_field_of_the_architecture_can_be_set() -> None:
 
 @pytest.mark.parametrize("types", [PRETRAIN, SFT])
 def test_a_resolved_recipe_gives_the_same_arguments(types: tuple[type, ...], tmp_path: Path) -> None:
-    options = f"""--block_size 64 --learning_rate 3e-4 --lr_scheduler_type cosine --warmup_steps 5 --seed 7 --max_steps 9
-        --save_strategy steps --save_steps 3 --output_dir {tmp_path} --per_device_train_batch_size 3""".split()
+    options = [
+        "--block_size",
+        "64",
+        "--learning_rate",
+        "3e-4",
+        "--lr_scheduler_type",
+        "cosine",
+        "--warmup_steps",
+        "5",
+        "--seed",
+        "7",
+        "--max_steps",
+        "9",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "3",
+        "--per_device_train_batch_size",
+        "3",
+    ]
+    options += ["--output_dir", str(tmp_path)]
     if types is PRETRAIN:
         options += ["--layer_types", "full_attention", "full_attention", "--rope_parameters", '{"rope_theta": 5.0}']
     parsed = parse_recipe(types, None, options)

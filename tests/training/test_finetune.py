@@ -11,11 +11,8 @@ import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     Trainer,
     TrainingArguments,
     default_data_collator,
@@ -429,15 +426,8 @@ def test_mistakes(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_pooling_is_of_our_heads_alone(refused: Any, classes: str, base_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "llama"
-    tokenizer = AutoTokenizer.from_pretrained(base_folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    options = ["--dataset", classes, "--model_name_or_path", folder, "--output_dir", tmp_path / "run"]
+def test_pooling_is_of_our_heads_alone(refused: Any, classes: str, llama_folder: Path, tmp_path: Path) -> None:
+    options = ["--dataset", classes, "--model_name_or_path", llama_folder, "--output_dir", tmp_path / "run"]
     assert "--classifier_pooling: models of the family llama" in refused(
         "finetune", *options, "--classifier_pooling", "mean"
     )

@@ -73,7 +73,7 @@ def llama(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(llama: Path, chats_file: Path) -> list[str]:
-    return [*f"--model_name_or_path {llama} --dataset {chats_file} --block_size 64".split(), *QUICK]
+    return ["--model_name_or_path", str(llama), "--dataset", str(chats_file), "--block_size", "64", *QUICK]
 
 
 def losses(folder: Path) -> list[float]:
@@ -215,9 +215,8 @@ def test_the_tolerance_of_a_merge_follows_the_logits(llama: Path, options: list[
 
 def test_pretraining_further_with_a_long_context(llama: Path, corpus_file: Path, tmp_path: Path) -> None:
     """Nothing is as long as the context: attention over 131,072 positions would need 64 GB."""
-    given = (
-        f"--model_name_or_path {llama} --corpus {corpus_file} --block_size 32 --output_dir {tmp_path / 'run'}".split()
-    )
+    given = ["--model_name_or_path", str(llama), "--corpus", str(corpus_file), "--block_size", "32"]
+    given += ["--output_dir", str(tmp_path / "run")]
     figures = pretrain(*parse_recipe(PRETRAIN, None, [*given, *QUICK]))
     assert math.isfinite(figures["held_out_bits_per_byte"])
     assert kinds(tmp_path / "run") == {"BF16"}
@@ -231,7 +230,8 @@ def test_pretraining_further_with_a_long_context(llama: Path, corpus_file: Path,
 def test_a_task(llama: Path, tmp_path: Path) -> None:
     rows = "".join(f"{number},{'even' if number % 2 == 0 else 'odd'}\n" for number in range(40))
     (tmp_path / "rows.csv").write_text("text,label\n" + rows)
-    given = f"--task text-classification --model_name_or_path {llama} --dataset {tmp_path / 'rows.csv'} --max_length 16".split()
+    given = ["--task", "text-classification", "--model_name_or_path", str(llama), "--max_length", "16"]
+    given += ["--dataset", str(tmp_path / "rows.csv")]
     given += [*QUICK, "--eval_strategy", "no", "--baseline", "false"]
     finetune(*parse_recipe(FINETUNE, None, [*given, "--use_peft", "true", "--output_dir", str(tmp_path / "run")]))
     assert kinds(tmp_path / "run") == {"BF16"}

@@ -3,9 +3,6 @@
 The operating system really refuses the writes, because file sizes are limited.
 """
 
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from forking import ForkServer
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, train_tokenizer
+from chatgpt_hf import load_model
 from chatgpt_hf.training.run_folder import last_whole_checkpoint
 
 resource = pytest.importorskip("resource", reason="limits on file sizes are POSIX's")
@@ -109,17 +107,6 @@ def test_full_while_the_model_is_saved(
     assert cli("sft", *more, "--resume_from_checkpoint", "true").code == 0
 
 
-@pytest.fixture(scope="module")
-def model_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that GGUF can express."""
-    folder = tmp_path_factory.mktemp("gated")
-    tokenizer = train_tokenizer(["Once upon a time there were 123 cats."] * 4, 270, max_digits=3, show_progress=False)
-    tokenizer.save_pretrained(folder)
-    own = {"vocab_size": len(tokenizer), "gated_mlp": True, "hidden_act": "silu", "qk_norm": False}
-    ChatGPTForCausalLM(ChatGPTConfig.from_pretrained(base_folder, **own)).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("command", "room"),
     [
@@ -132,14 +119,14 @@ def model_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_full_while_a_folder_is_written(
     command: list[str],
     room: int,
-    model_folder: Path,
+    gguf_folder: Path,
     corpus_file: Path,
     cli: Callable[..., Any],
     refused: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     def into(name: str) -> list[str]:
-        return [part.format(model=model_folder, corpus=corpus_file, out=tmp_path / name / "out") for part in command]
+        return [part.format(model=gguf_folder, corpus=corpus_file, out=tmp_path / name / "out") for part in command]
 
     # Also fills the caches, which have their own messages.
     assert cli(*into("before")).code == 0
@@ -154,10 +141,10 @@ def test_full_while_a_folder_is_written(
 
 @pytest.mark.e2e
 @pytest.mark.slow
-def test_full_in_a_process_of_its_own(sft_options: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from chatgpt_hf_cli import main; main()", "sft", *sft_options]
-    limited = f"ulimit -f 200; exec {shlex.join([*command, '--output_dir', str(tmp_path / 'run')])}"
-    result = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=900)
+def test_full_in_a_process_of_its_own(sft_options: list[str], fork_server: ForkServer, tmp_path: Path) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200 * 1024, 200 * 1024))"
+    arguments = ["sft", *sft_options, "--output_dir", str(tmp_path / "run")]
+    result = fork_server.run(tmp_path, code=limited, arguments=arguments)
     assert result.returncode == 2, result.stderr[-2000:]
     assert "Traceback" not in result.stderr
     assert REMEDY in result.stderr

@@ -1,12 +1,10 @@
 """Really kills runs in separate processes: each resumed run is bit-identical to an uninterrupted one.
 
-The processes are forked from a server that has already imported everything heavy, so a start takes a second. The
-moment of the kill does not depend on speed: killed.py brings the run to a chosen moment, where it waits to be killed.
+The moment of the kill does not depend on speed: killed.py brings the run to a chosen moment, where it waits to be killed.
 """
 
 import multiprocessing
 import random
-import runpy
 import signal
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -16,28 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from killable import PATIENCE, needs_forkserver, start
 from safetensors.torch import load_file
 
 from chatgpt_hf.training.run_folder import is_whole_checkpoint, last_whole_checkpoint
 
-pytestmark = pytest.mark.skipif(
-    "forkserver" not in multiprocessing.get_all_start_methods(), reason="processes are forked from a server"
-)
+pytestmark = needs_forkserver
 
 STEPS = 30
-# A run takes seconds. This limit only ends a test that would hang.
-PATIENCE = 900
-CLI = "chatgpt_hf_cli"
-PRELOADED = [
-    f"{CLI}.pretrain",
-    "chatgpt_hf.quickstart",
-    "chatgpt_hf.training.pretrain",
-    "matplotlib.figure",
-    "torch.distributed",
-    "transformers.models.auto.modeling_auto",
-    "transformers.trainer",
-    "trl",
-]
 
 # `on_substep_end` comes in the middle of a step, but not in the last step of an epoch, which may have only one batch.
 IN_A_STEP = ["on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"]
@@ -59,8 +43,6 @@ class Runner:
         self.log = folder.parent / f"{folder.name}.log"
         self.arguments = ["pretrain", *options, "--output_dir", str(folder), "--resume"]
         self.processes = processes
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOADED)
         self.store: Any = None
 
     def start(self, stop: dict[str, Any] | None = None, rank: int = 0) -> tuple[list[BaseProcess], Connection]:
@@ -73,26 +55,18 @@ class Runner:
             size = str(self.processes)
             common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
             common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        hears, says = self.context.Pipe(duplex=False)
-        started: list[BaseProcess] = []
+        jobs = []
         for number in range(self.processes):
             own = {"RANK": str(number), "LOCAL_RANK": str(number)} if self.processes > 1 else {}
-            mine = number == rank
-            job = {
-                "cli": CLI,
-                "arguments": self.arguments,
-                "environment": common | own,
-                "log": str(self.log),
-                "stop": stop if mine else None,
-            }
-            given = {"job": job, "pipe": says if mine else None}
-            # Functions are pickled by name. That works for Python's own, but not for the test's: its module is not in
-            # a package.
-            path = str(Path(__file__).with_name("killed.py"))
-            started.append(self.context.Process(target=runpy.run_path, args=(path, given, "__main__")))
-            started[-1].start()
-        says.close()
-        return started, hears
+            jobs.append(
+                {
+                    "arguments": self.arguments,
+                    "environment": common | own,
+                    "log": str(self.log),
+                    "stop": stop if number == rank else None,
+                }
+            )
+        return start(*jobs, reports=rank)
 
     def finish(self) -> dict[str, torch.Tensor]:
         """Lets the run finish; returns its final weights."""
@@ -106,7 +80,7 @@ class Runner:
 
     def kill_at(self, moment: str, step: int = 0, *, rank: int = 0, count: int = 0, share: float = 0.5) -> None:
         """Resumes the run and kills all its processes at a moment of one of them."""
-        stop = self._stop(moment, step, count, share, sigterm=False)
+        stop = {"folder": str(self.folder), "moment": moment, "step": step, "count": count, "share": share}
         started, pipe = self.start(stop, rank)
         with pipe:
             assert pipe.poll(PATIENCE), f"{moment} did not come"
@@ -120,19 +94,10 @@ class Runner:
 
     def terminate_at(self, moment: str, step: int, *, rank: int = 0) -> None:
         """Resumes the run and sends SIGTERM to one of its processes at a moment."""
-        started, pipe = self.start(self._stop(moment, step, 0, 0.5, sigterm=True), rank)
+        stop = {"folder": str(self.folder), "moment": moment, "step": step, "sigterm": True}
+        started, pipe = self.start(stop, rank)
         assert self.wait(started) == {143}, self.log.read_text()[-5000:]
         pipe.close()
-
-    def _stop(self, moment: str, step: int, count: int, share: float, sigterm: bool) -> dict[str, Any]:
-        return {
-            "folder": str(self.folder),
-            "step": step,
-            "moment": moment,
-            "count": count,
-            "share": share,
-            "sigterm": sigterm,
-        }
 
 
 def assert_same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
@@ -144,10 +109,10 @@ def assert_same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor
 @pytest.fixture
 def options(corpus_file: Path, base_folder: Path) -> list[str]:
     """Dropout draws random numbers in every step, a step takes two batches, and every step is saved."""
-    text = f"""--corpus {corpus_file} --tokenizer {base_folder} --block_size 32 --hidden_size 16 --num_hidden_layers 1
-        --num_attention_heads 2 --residual_dropout 0.1 --per_device_train_batch_size 2 --gradient_accumulation_steps 2
-        --max_steps {STEPS} --save_steps 1 --save_total_limit 3 --logging_strategy no --disable_tqdm true"""
-    return text.split()
+    text = f"""--block_size 32 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --residual_dropout 0.1
+        --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_steps {STEPS} --save_steps 1
+        --save_total_limit 3 --logging_strategy no --disable_tqdm true"""
+    return ["--corpus", str(corpus_file), "--tokenizer", str(base_folder), *text.split()]
 
 
 STREAMING = ["--streaming", "true", "--eval_documents", "4"]

@@ -1,11 +1,9 @@
 """Really kills every command that writes a folder; the same command again ends as if nothing had happened.
 
-As test_kill.py does with long runs of `pretrain`, and with the same processes: killed.py brings a command to a chosen moment.
+As test_kill.py does with long runs of `pretrain`: killed.py brings a command to a chosen moment.
 """
 
 import json
-import multiprocessing
-import runpy
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,27 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from killable import PATIENCE, needs_forkserver, start
 from safetensors.torch import load_file
 
-from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, load_tokenizer, train_tokenizer
+from chatgpt_hf import load_model, load_tokenizer
 from chatgpt_hf.training.run_folder import find_fault
 
-pytestmark = pytest.mark.skipif(
-    "forkserver" not in multiprocessing.get_all_start_methods(), reason="processes are forked from a server"
-)
+pytestmark = needs_forkserver
 
-PATIENCE = 900
-# Those of test_kill.py, so that one server does for both.
-PRELOADED = [
-    "chatgpt_hf_cli.pretrain",
-    "chatgpt_hf.quickstart",
-    "chatgpt_hf.training.pretrain",
-    "matplotlib.figure",
-    "torch.distributed",
-    "transformers.models.auto.modeling_auto",
-    "transformers.trainer",
-    "trl",
-]
 RUN = [
     "--max_steps",
     "4",
@@ -81,23 +66,16 @@ class Commands:
     def __init__(self, tmp_path: Path) -> None:
         self.log = tmp_path / "log"
         self.cache = tmp_path / "cache"
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOADED)
 
     def run(self, command: Any, stop: dict[str, Any] | None = None) -> bool:
         """Runs a command to its end, or kills it at a moment; returns whether it was killed."""
         job = {
-            "cli": "chatgpt_hf_cli",
             "environment": {"CHATGPT_HF_CACHE": str(self.cache)},
             "log": str(self.log),
-            "stop": stop and {"step": 0, "count": 0, "share": 0.5, "sigterm": False, **stop},
+            "stop": stop,
             **({"code": command} if isinstance(command, str) else {"arguments": [str(part) for part in command]}),
         }
-        hears, says = self.context.Pipe(duplex=False)
-        path = str(Path(__file__).with_name("killed.py"))
-        process = self.context.Process(target=runpy.run_path, args=(path, {"job": job, "pipe": says}, "__main__"))
-        process.start()
-        says.close()
+        [process], hears = start(job)
         with hears:
             try:
                 killed = hears.poll(PATIENCE) and hears.recv() == "here"
@@ -201,17 +179,6 @@ def test_quickstart(commands: Commands, tmp_path: Path) -> None:
         assert_same_run(folder / part, expected / part)
 
 
-@pytest.fixture(scope="module")
-def model_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that GGUF can express."""
-    folder = tmp_path_factory.mktemp("gated")
-    tokenizer = train_tokenizer(["Once upon a time there were 123 cats."] * 4, 270, max_digits=3, show_progress=False)
-    tokenizer.save_pretrained(folder)
-    own = {"vocab_size": len(tokenizer), "gated_mlp": True, "hidden_act": "silu", "qk_norm": False}
-    ChatGPTForCausalLM(ChatGPTConfig.from_pretrained(base_folder, **own)).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def adapter(base_folder: Path, tmp_path: Path) -> Path:
     peft = pytest.importorskip("peft")
@@ -240,12 +207,12 @@ def test_commands_that_write_a_folder(
     command: list[str],
     moment: str,
     commands: Commands,
-    model_folder: Path,
+    gguf_folder: Path,
     corpus_file: Path,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    words = {"model": model_folder, "corpus": corpus_file}
+    words = {"model": gguf_folder, "corpus": corpus_file}
     if "{adapter}" in command:
         words["adapter"] = request.getfixturevalue("adapter")
 

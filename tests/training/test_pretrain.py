@@ -29,8 +29,8 @@ def run(options: list[str], folder: Path, *more: object) -> dict[str, Any]:
 @pytest.fixture
 def short(corpus_file: Path) -> list[str]:
     """Options without a shape, for existing models."""
-    text = f"--corpus {corpus_file} --block_size 32 --max_steps 2 --save_strategy no --disable_tqdm true"
-    return text.split()
+    text = "--block_size 32 --max_steps 2 --save_strategy no --disable_tqdm true"
+    return ["--corpus", str(corpus_file), *text.split()]
 
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])

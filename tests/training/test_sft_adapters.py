@@ -35,9 +35,9 @@ def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def sft_options(base_folder: Path, chats_file: Path) -> list[str]:
-    text = f"""--model_name_or_path {base_folder} --dataset {chats_file} --block_size 64 --per_device_train_batch_size 8
-        --learning_rate 2e-2 --logging_steps 10 --save_strategy no --disable_tqdm true"""
-    return text.split()
+    text = """--block_size 64 --per_device_train_batch_size 8 --learning_rate 2e-2 --logging_steps 10
+        --save_strategy no --disable_tqdm true"""
+    return ["--model_name_or_path", str(base_folder), "--dataset", str(chats_file), *text.split()]
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -111,8 +111,9 @@ def test_new_tokens_are_trained_beside_the_adapter(shared_data: Path, chats_file
     base = tmp_path / "gpt2"
     load_tokenizer(shared_data / "gpt2_tokenizer").save_pretrained(base)
     GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=128)).save_pretrained(base)
-    options = f"--model_name_or_path {base} --dataset {chats_file} --block_size 64 --max_steps 3 --learning_rate 1e-2"
-    folder = run([*options.split(), "--disable_tqdm", "true"], tmp_path / "run")
+    options = ["--model_name_or_path", str(base), "--dataset", str(chats_file), "--block_size", "64"]
+    options += ["--max_steps", "3", "--learning_rate", "1e-2", "--disable_tqdm", "true"]
+    folder = run(options, tmp_path / "run")
     model = load_model(folder)
     table = model.get_input_embeddings().weight if hasattr(model.get_input_embeddings(), "weight") else None
     assert model.config.vocab_size == len(load_tokenizer(folder)) == 50260

@@ -4,7 +4,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import ForkServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chatgpt_hf import ChatSession
@@ -140,16 +140,15 @@ def test_without_gradio(refused: Callable[..., str], chat_folder: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_the_command(chat_folder: Path, free_port: Callable[[], int]) -> None:
+def test_the_command(chat_folder: Path, fork_server: ForkServer, free_port: Callable[[], int], tmp_path: Path) -> None:
     port = free_port()
     options = ["--port", str(port), "--system", "Be brief.", "--temperature", "0.5"]
-    command = [sys.executable, "-c", "from chatgpt_hf_cli import main; main()", "ui", str(chat_folder), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
+    with fork_server.running(tmp_path, arguments=["ui", str(chat_folder), *options]) as process:
+        assert any(f"http://127.0.0.1:{port}/" in line for line in process.output)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
             assert "Be brief." in answer.read().decode()
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait() == 0
 
 
 @dataclass
