@@ -59,15 +59,16 @@ def has_huge_pages(count: int) -> bool:
     reason="the kernel cannot collapse pages into huge ones (Linux 6.1 can)",
 )
 def test_what_is_in_use_is_moved_and_stays_the_same() -> None:
-    # More than the tensor takes, because the process has other memory that is moved as well.
-    if not has_huge_pages(512):
-        pytest.skip("the kernel has too few huge pages to give: its memory is in use or in pieces")
+    # More than the tensor takes, because the process has other memory that is moved as well. A busy kernel has fewer.
+    enough = has_huge_pages(512)
     with small_pages():
         values = torch.arange(16 * MB, dtype=torch.int32)
     unused = torch.empty(64 * MB, dtype=torch.int32)
     before = huge_bytes(values.data_ptr())
-    assert use_huge_pages() > 0
-    assert huge_bytes(values.data_ptr()) >= before + 60 * MB
+    moved = use_huge_pages()
+    if enough:
+        assert moved > 0
+        assert huge_bytes(values.data_ptr()) >= before + 60 * MB
     assert values.equal(torch.arange(16 * MB, dtype=torch.int32))
     # Untouched memory still takes no physical memory.
     resident = int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
