@@ -74,7 +74,9 @@ def stream(path: str) -> None:
         assert row
 
 
-@pytest.mark.parametrize("read", [lambda path: list(read_rows(Path(path))), lambda path: load_file(Path(path)), load_corpus, stream])
+@pytest.mark.parametrize(
+    "read", [lambda path: list(read_rows(Path(path))), lambda path: load_file(Path(path)), load_corpus, stream]
+)
 def test_a_crash_of_arrow_is_one_line(crash: Path, read: Callable[[str], object]) -> None:
     with pytest.raises(DataError) as error:
         read(str(crash))
@@ -82,6 +84,15 @@ def test_a_crash_of_arrow_is_one_line(crash: Path, read: Callable[[str], object]
         f"{crash} cannot be read as parquet: it is damaged in a way that makes Arrow's reader crash (SIGABRT). Write or download "
         "it again"
     )
+
+
+@pytest.mark.parametrize("command", ["pretrain", "sft", "finetune"])
+def test_a_crash_of_arrow_on_the_command_line(refused: Callable[..., str], crash: Path, command: str) -> None:
+    message = refused("data", "preview", crash, "--for", command)
+    assert message.startswith(
+        f"{crash} cannot be read as parquet: it is damaged in a way that makes Arrow's reader crash"
+    )
+    assert message.count("\n") == 1
 
 
 def test_a_broken_file_among_others(crash: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -97,7 +108,11 @@ def test_a_broken_file_among_others(crash: Path, caplog: pytest.LogCaptureFixtur
 LIES = {
     "num_rows": {1 << 40: "its footer says 1,099,511,627,776", -1: "Negative size"},
     "num_values": {1 << 40: "its footer says 1,099,511,627,776", -1: "Negative size"},
-    "total_compressed_size": {1 << 62: "Invalid column", -1: "Invalid column", 0: "it has 0 rows, and its footer says 77"},
+    "total_compressed_size": {
+        1 << 62: "Invalid column",
+        -1: "Invalid column",
+        0: "it has 0 rows, and its footer says 77",
+    },
     "total_uncompressed_size": {1 << 62: None, -1: None},
     "data_page_offset": {-5: "Invalid column", 0: "Deserializing page header failed"},
     "dictionary_page_offset": {1 << 50: "must be before data page", -5: "must be before", 3: "page header failed"},
@@ -148,7 +163,9 @@ def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     path = tmp_path / "a.parquet"
     path.write_bytes(lying_page(2**31 - 1, 20, "zstd"))
     monkeypatch.setattr(decoding, "_MEMORY", 1 << 30)
-    with pytest.raises(DataError, match=r"a\.parquet cannot be read as parquet: it takes more than 1,024 MiB of memory \(m"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet cannot be read as parquet: it takes more than 1,024 MiB of memory \(m"
+    ):
         list(read_rows(path))
 
 
@@ -156,7 +173,9 @@ def test_text_that_is_longer_than_its_page(tmp_path: Path) -> None:
     content = parquet(["a text"] * 2, use_dictionary=False, compression="none")
     path = tmp_path / "a.parquet"
     for length in (7 + 4 + 6 + 1, 2**31 - 1, 2**32 - 1):
-        path.write_bytes(content.replace((6).to_bytes(4, "little") + b"a text", length.to_bytes(4, "little") + b"a text", 1))
+        path.write_bytes(
+            content.replace((6).to_bytes(4, "little") + b"a text", length.to_bytes(4, "little") + b"a text", 1)
+        )
         with pytest.raises(DataError, match=r"a\.parquet cannot be read as parquet: "):
             list(read_rows(path))
 
@@ -326,23 +345,30 @@ def test_a_forked_process_has_its_own(numbers: Path) -> None:
     assert process_ids() == before
 
 
+def _read_and_wait(path: Path, results: Any) -> None:
+    reader = decode_batches(path, ["text"])
+    next(reader)
+    decode_schema(path)
+    results.send(process_ids())
+    signal.pause()
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
-def test_it_ends_with_the_process_that_started_it(numbers: Path, wait_until: Callable[[Callable[[], object]], None]) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from chatgpt_hf.data import decoding\n"
-        "reader = decoding.decode_batches(Path(sys.argv[1]), ['text']); next(reader); decoding.decode_schema(Path(sys.argv[1]))\n"
-        "print(decoding._idle[0]._process.pid, flush=True); time.sleep(1000)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(numbers)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    with process:
-        idle = int(process.stdout.readline())
-        process.kill()
+def test_it_ends_with_the_process_that_started_it(
+    numbers: Path, wait_until: Callable[[Callable[[], object]], None]
+) -> None:
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=_read_and_wait, args=(numbers, theirs))
+    child.start()
+    started = ours.recv()
+    child.kill()
+    child.join()
 
     def ended() -> bool:
         try:
-            return Path(f"/proc/{idle}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            states = [Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] for process in started]
         except OSError:
             return True
+        return set(states) == {"Z"}
 
     wait_until(ended)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from .files import EXPANSION_LIMIT, Expansion
 
 # Address space for decoding: this, and so many times the file's size.
@@ -80,7 +80,7 @@ def _decode(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
             reason = decoder.line()
         whole = True
     # Its process ended, or sent what this one has no memory for.
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as parquet: {decoder.end(error)}") from error
     finally:
         decoder.release(whole)
@@ -113,7 +113,8 @@ class _Decoder:
             )
         except OSError as error:
             raise DataError(f"The process that decodes parquet files cannot be started: {error}") from error
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     @classmethod
@@ -158,7 +159,7 @@ class _Decoder:
             pass
         code = self._process.wait()
         if code == 0:
-            return " ".join(str(error).split())
+            return one_line(error)
         if code > 0:
             return f"the process that decodes it ended with code {code}"
         name = signal.Signals(-code).name
