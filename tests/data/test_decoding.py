@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from chatgpt_hf.data import decoding, files
+from chatgpt_hf.data.arrow_rows import read_parquet
 from chatgpt_hf.data.columns import load_file
 from chatgpt_hf.data.corpus import load_corpus, stream_corpus
 from chatgpt_hf.data.decoding import decode_batches, decode_schema
@@ -240,6 +241,14 @@ def test_many_columns(tmp_path: Path) -> None:
     path.write_bytes(parquet(*[pa.array(["x"])] * 5000, names=names))
     assert list(read_rows(path)) == [dict.fromkeys(names, "x")]
     assert load_corpus(str(path), text_column="column 4999")["train"]["text"] == ["x"]
+
+
+def test_columns_in_any_order_and_with_dots(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(parquet(["1"], ["2"], ["3"], names=("a", "a.b", "c")))
+    for columns in (["c", "a"], ["a", "c"], ["a"], ["a.b", "a"], ["c", "a.b", "a"]):
+        (row,) = read_parquet(path, columns)
+        assert list(row.items()) == [(name, {"a": "1", "a.b": "2", "c": "3"}[name]) for name in columns]
 
 
 @pytest.mark.parametrize("suffix", ["arrow", "feather", "orc", "ipc", "parquet.gz", "pq"])

@@ -89,9 +89,8 @@ def _parts(request: dict[str, Any]) -> Iterator[Any]:
             schema.serialize()
             yield schema
             return
-        whole, wanted = file.schema_arrow, set(names)
         # By number: a name with odd characters is not found by itself.
-        schema = pa.schema([whole.field(place) for place, name in enumerate(whole.names) if name in wanted])
+        schema = pa.schema([file.schema_arrow.field(place) for place in _places(file.schema_arrow, names)])
         schema.serialize()
         yield schema
         count = rows = 0
@@ -100,11 +99,17 @@ def _parts(request: dict[str, Any]) -> Iterator[Any]:
             count += sum(_bytes_of(column) + _VALUE_BYTES * batch.num_rows for column in batch.columns)
             if count > request["most_bytes"]:
                 raise _Expands
-            yield batch
+            # With a column `a`, Arrow also reads one whose name is `a.b`.
+            yield batch.select(_places(batch.schema, names))
             rows += batch.num_rows
             _limit_seconds(request["seconds"])
         if names and rows != file.metadata.num_rows:
             raise ValueError(f"it has {rows:,} rows, and its footer says {file.metadata.num_rows:,}")
+
+
+def _places(schema: pa.Schema, names: list[str]) -> list[int]:
+    places = {name: place for place, name in enumerate(schema.names)}
+    return [places[name] for name in names]
 
 
 def _batch_rows(file: pq.ParquetFile, ratio: int) -> int:
