@@ -1,20 +1,20 @@
 """Makes rows from parquet files and data sets, whose types are those of a whole column, not of a value."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..errors import DataError
-from .files import EXPANSION_LIMIT, Expansion, check_regular, faults_named
+from .decoding import decode_batches, decode_schema
+from .files import check_regular, faults_named
 from .json_rows import WrittenFloat, parse_text
-
-_ROWS = 1000
 
 _Convert = Callable[[Any], Any]
 
@@ -32,53 +32,24 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[d
     Raises:
         DataError: If the file cannot be read.
     """
-    check_regular(path)
     with faults_named(path):
-        try:
-            file = pq.ParquetFile(path)
-        except pa.ArrowException as error:
-            raise DataError(f"{path} cannot be read as parquet: {error}") from error
-        with file:
-            found = file.schema_arrow.names
-            names = found if columns is None else list(columns)
-            if twice := next((name for name in names if found.count(name) > 1), None):
-                raise DataError(f"{path} has two columns named {twice!r}: give each its own name")
-            # By number: a name with odd characters is not found by itself.
-            schema = pa.schema([file.schema_arrow.field(found.index(name)) for name in names])
-
-            def batches(some: Sequence[str]) -> Iterator[pa.RecordBatch]:
-                # A dictionary stores a long text once for all its rows, and a run of equal rows takes a few bytes.
-                expansion = Expansion(path)
-                for batch in file.iter_batches(_batch_rows(file), columns=list(some)):
-                    expansion.add(sum(map(_bytes_of, batch.columns)))
-                    yield batch
-
-            yield from plain_rows(schema, batches, str(path))
-
-
-def _batch_rows(file: pq.ParquetFile) -> int:
-    """Returns how many rows to decode at once: one if a column is smaller than its text by more than ordinary text can be."""
-    metadata = file.metadata
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    suspicious = any(
-        chunk.total_uncompressed_size > max(1 << 20, EXPANSION_LIMIT * chunk.total_compressed_size) for chunk in chunks
-    )
-    return 1 if suspicious else _ROWS
-
-
-def _bytes_of(array: pa.Array) -> int:
-    """Returns the size of an array's values, each counted as often as it occurs."""
-    return array.dictionary_decode().nbytes if isinstance(array, pa.DictionaryArray) else array.nbytes
+        schema = parquet_schema(path)
+        found = schema.names
+        names = found if columns is None else list(columns)
+        counts = Counter(found)
+        if twice := next((name for name in names if counts[name] > 1), None):
+            raise DataError(f"{path} has two columns named {twice!r}: give each its own name")
+        # By number: a name with odd characters is not found by itself.
+        places = {name: place for place, name in enumerate(found)}
+        chosen = pa.schema([schema.field(places[name]) for name in names])
+        yield from plain_rows(chosen, partial(decode_batches, path), str(path))
 
 
 def parquet_schema(path: Path) -> pa.Schema:
     """Returns the schema of a parquet file; raises `DataError` if it cannot be read."""
     check_regular(path)
-    try:
-        return pq.read_schema(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}") from error
+    with faults_named(path):
+        return decode_schema(path)
 
 
 def plain_rows(

@@ -112,21 +112,29 @@ def _limited(stream: BinaryIO, path: Path) -> BinaryIO:
 
 
 class Expansion:
-    """Counts what is decompressed from a file, up to a limit."""
+    """Counts what is decompressed from a file, up to a limit.
+
+    Attributes:
+        limit: The most bytes.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._limit = max(EXPANSION_BYTES, EXPANSION_LIMIT * path.stat().st_size)
+        self.limit = max(EXPANSION_BYTES, EXPANSION_LIMIT * path.stat().st_size)
         self._count = 0
 
     def add(self, count: int) -> None:
         """Raises `DataError` if these bytes are too many."""
         self._count += count
-        if self._count > self._limit:
-            raise DataError(
-                f"{self._path} expands to more than {self._limit >> 20} MiB, over {EXPANSION_LIMIT} times its size, which "
-                "no ordinary text does: decompress it yourself if you trust it"
-            )
+        if self._count > self.limit:
+            raise self.error()
+
+    def error(self) -> DataError:
+        """Returns the error of a file that has more bytes than the limit."""
+        return DataError(
+            f"{self._path} expands to more than {self.limit >> 20} MiB, over {EXPANSION_LIMIT} times its size, which "
+            "no ordinary text does: decompress it yourself if you trust it"
+        )
 
 
 class _Decompressed(io.RawIOBase):
