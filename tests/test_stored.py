@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatgpt_hf import load_model, stored
-from chatgpt_hf.errors import CheckpointError, ConfigError
+from chatgpt_hf.errors import ChatGPTError, CheckpointError, ConfigError
 from chatgpt_hf.stored import check_memory, machine_memory, read_header, stored_dtype
 from chatgpt_hf.training.arguments import ChatSFTArguments, ModelArguments
 from chatgpt_hf.training.weights import check_trainable
@@ -117,7 +117,7 @@ def test_other_configs_of_quantization(folder: Path, config: Any) -> None:
     if config == {"quant_method": "nothing"}:
         load_model(folder)
         return
-    with pytest.raises(CheckpointError, match=str(folder)) as caught:
+    with pytest.raises(ChatGPTError, match=str(folder)) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
 
@@ -130,7 +130,7 @@ def test_a_config_that_asks_for_an_encoder(
     new = str(tmp_path / "new")
     Path(f"{new}.txt").write_text("A text.")
     message = refused(*(word.replace("{new}", new).replace("{}", str(folder)) for word in COMMANDS[command]))
-    assert f"{folder / 'config.json'}: is_encoder_decoder is true, and only models without an encoder" in message
+    assert f"{folder / 'config.json'}: is_encoder_decoder is True, and only models without an encoder" in message
 
 
 def test_a_model_larger_than_memory(

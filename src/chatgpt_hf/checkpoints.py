@@ -67,7 +67,9 @@ logger = logging.getLogger(__name__)
 
 # What transformers, PEFT, safetensors and pickle raise at files that they do not expect.
 _PICKLE_ERRORS = (UnpicklingError, EOFError, LookupError, TypeError, AttributeError)
-_LOADING_ERRORS = (*_PICKLE_ERRORS, OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
+_LOADING_ERRORS = (
+    *(*_PICKLE_ERRORS, OSError, ValueError, RuntimeError, ArithmeticError, SafetensorError, StrictDataclassError),
+)
 
 # Saved beside an adapter: some weights of its base.
 BASE_SAMPLE_NAME = "base_sample.json"
@@ -165,8 +167,8 @@ def check_generation(model: PreTrainedModel, source: str | Path) -> None:
         return
     if model.config.is_encoder_decoder:
         raise ConfigError(
-            f"{Path(source) / CONFIG_NAME}: is_encoder_decoder is true, and only models without an encoder are supported. If "
-            f"{type(model).__name__} is such a model, write false."
+            f"{Path(source) / CONFIG_NAME}: is_encoder_decoder is {model.config.is_encoder_decoder!r}, and only models without an "
+            f"encoder are supported. If {type(model).__name__} is such a model, write false."
         )
     check_applied(model.generation_config, model.config.get_text_config().vocab_size, source)
 

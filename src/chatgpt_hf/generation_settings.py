@@ -136,13 +136,9 @@ def check_applied(config: GenerationConfig, vocab_size: int, source: str | Path)
         source: Folder or Hub id of the model, for the message.
     """
     where = Path(source) / GENERATION_CONFIG_NAME
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    name, padding = (
-        ("pad_token_id", config.pad_token_id) if config.pad_token_id is not None else ("eos_token_id", ends[0])
-    )
-    if padding is not None and padding >= vocab_size:
+    if config.pad_token_id is not None and config.pad_token_id >= vocab_size:
         raise ConfigError(
-            f"{where}: {name} is {padding}, which pads texts, and the model has only {vocab_size:,} tokens. Write the id of one."
+            f"{where}: pad_token_id is {config.pad_token_id}, and the model has only {vocab_size:,} tokens. Write the id of one, or null."
         )
     chosen = {name: value for name in _APPLIED if (value := getattr(config, name, None)) is not None}
     if not chosen:

@@ -106,7 +106,7 @@ def check_files(folder: Path, *, tokenizer: bool = False) -> None:
         if name in _SETTINGS:
             _check_finite(folder / name, content)
         if name == CONFIG_NAME:
-            _check_names(folder / name, content)
+            _check_fields(folder / name, content)
     if tokenizer:
         return
     check_settings(folder)
@@ -115,11 +115,19 @@ def check_files(folder: Path, *, tokenizer: bool = False) -> None:
             indexed_files(folder / name)
 
 
-def _check_names(file: Path, content: dict[str, Any]) -> None:
-    """Raises `CheckpointError` for a field with the name of a method, which it would replace in the config object."""
+def _check_fields(file: Path, content: dict[str, Any]) -> None:
+    """Raises `CheckpointError` for fields of config.json that transformers takes as they are, and that nothing works with."""
     for name in content:
+        # Would replace a method of the config.
         if callable(getattr(PreTrainedConfig, name, None)):
             raise CheckpointError(f"{file}: {name:.100} is not the name of a field. Delete it.")
+    if content.get("return_dict", True) is not True:
+        raise CheckpointError(f"{file}: return_dict is not true, but outputs with names are needed. Delete the field.")
+    classes = content.get("architectures")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise CheckpointError(
+            f"{file}: architectures is {classes!r:.100}, which is not a list of the names of classes."
+        )
 
 
 def _check_finite(file: Path, content: dict[str, Any]) -> None:

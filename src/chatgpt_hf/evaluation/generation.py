@@ -80,6 +80,10 @@ def generate_completions(
         logger.warning("%d %s leave no room in the context of %d and count as unanswered.", too_long, noun, limit)
     eos = generation.get("eos_token_id", own.eos_token_id)
     ends = set(eos if isinstance(eos, list) else [eos])
+    # What follows the end of a row is computed too. transformers takes the first end mark, which the model need not have.
+    vocab_size = model.config.get_text_config().vocab_size
+    fillers = (own.pad_token_id, tokenizer.pad_token_id, *ends)
+    filler = next((token for token in fillers if token is not None and 0 <= token < vocab_size), 0)
     completions = [Completion([], "", False)] * len(prompts)
     batches = list(_batches([len(prompt) for prompt in prompts], limit, max_new_tokens, batch_size))
     # In tokens that may have to be written: a batch of long answers takes minutes.
@@ -97,6 +101,7 @@ def generate_completions(
                 **{name: value.to(model.device) for name, value in inputs.items()},
                 max_new_tokens=room,
                 stopping_criteria=StoppingCriteriaList(criteria),
+                pad_token_id=filler,
                 # `_Stop` does it; and guesses, which change no text, are made for single rows only.
                 **dict.fromkeys(("stop_strings", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")),
                 **generation,

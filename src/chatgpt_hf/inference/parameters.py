@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase, WatermarkingConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..errors import ConfigError
 from ..generation_settings import check_mode
@@ -27,7 +28,10 @@ def generation_config_with(config: GenerationConfig, **generation: Any) -> Gener
     for name, (allowed, text) in _RANGES.items():
         value = getattr(config, name)
         if value is not None and not allowed(value):
-            raise ConfigError(f"The generation parameter {name} is {value}; it must be {text}.")
+            source = (
+                "" if generation.get(name) is not None else f" It comes from the model's {GENERATION_CONFIG_NAME}."
+            )
+            raise ConfigError(f"The generation parameter {name} is {value}; it must be {text}.{source}")
     check_mode(config)
     if config.temperature is not None:
         config.temperature = float(config.temperature)  # transformers refuses a whole number
