@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from chatgpt_hf import untrusted
 from chatgpt_hf.checkpoints import load_config, load_model
@@ -19,6 +20,7 @@ from chatgpt_hf.errors import ChatGPTError, CheckpointError, ConfigError
 from chatgpt_hf.evaluation.generation import Completion, generate_completions
 from chatgpt_hf.files import read_json
 from chatgpt_hf.hub.files import check_model_folder, published_files
+from chatgpt_hf.inference.continuous import check_continuous_batching
 from chatgpt_hf.inference.generate import encode_prompt, stream_text
 from chatgpt_hf.reporting.card import make_card
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
@@ -345,6 +347,28 @@ def test_a_base_is_sought_beside_the_adapter_and_then_from_the_working_directory
             f"There is no folder {adapter / 'not/here'}, and no not/here in the working directory, {Path.cwd()}."
             in message
         )
+
+
+def test_an_adapter_loads_without_warnings_of_the_libraries(adapter: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        load_model(adapter)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"sequence_bias": [[[5], 1.0]]},
+        {"forced_eos_token_id": 5},
+        {"no_repeat_ngram_size": 2},
+        {"stop_strings": ["x"]},
+    ],
+    ids=str,
+)
+def test_settings_that_batches_of_requests_cannot_apply(folder: Path, setting: dict[str, Any]) -> None:
+    config = GenerationConfig(**setting)
+    with pytest.raises(ConfigError, match=f"cannot apply {next(iter(setting))}"):
+        check_continuous_batching(LlamaForCausalLM.from_pretrained(folder), config, "one by one")
 
 
 def test_weights_on_another_disk(folder: Path, tmp_path: Path) -> None:
