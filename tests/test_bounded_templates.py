@@ -9,6 +9,7 @@ import trl
 from jinja2 import Environment
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from chatgpt_hf import bounded_templates, chat_templates, train_tokenizer
 from chatgpt_hf.bounded_templates import BoundedEnvironment, budget
@@ -137,6 +138,21 @@ def test_the_counters_change_nothing(tokenizer: PreTrainedTokenizerBase) -> None
     # Without a budget, as where somebody else renders.
     assert BoundedEnvironment(**options).from_string(ORDINARY).render(messages=CHAT * 3) == plain
     assert BoundedEnvironment(**options).from_string(ORDINARY).render(messages=[])
+
+
+def test_a_template_that_was_compiled_before(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.chat_template = (
+        "{% for i in range(40000) %}{% for j in range(9) %}{% endfor %}{% endfor %}before the limit"
+    )
+    monkeypatch.setattr(chat_template_utils, "ImmutableSandboxedEnvironment", ImmutableSandboxedEnvironment)
+    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == "before the limit"
+    monkeypatch.setattr(bounded_templates, "MOST_STEPS", 300_000)
+    with pytest.raises(TemplateTimeout):
+        chat_templates._Rendering(tokenizer, CHAT, None).render()
+    # Somebody else still renders it without a limit.
+    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == "before the limit"
 
 
 def test_a_long_conversation_is_far_from_the_limits(

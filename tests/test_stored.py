@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatgpt_hf import load_model, stored
-from chatgpt_hf.errors import CheckpointError, ConfigError
+from chatgpt_hf.errors import ChatGPTError, CheckpointError, ConfigError
 from chatgpt_hf.stored import check_memory, machine_memory, read_header, stored_dtype
 from chatgpt_hf.training.arguments import ChatSFTArguments, ModelArguments
 from chatgpt_hf.training.weights import check_trainable
@@ -66,8 +66,14 @@ def test_a_folder_of_other_files(folder: Path) -> None:
 def test_quantized_folders(folder: Path) -> None:
     arguments = ChatSFTArguments(output_dir="unused", use_cpu=True)
     changed(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    whole = (folder / "model.safetensors").read_bytes()
+    save_file(
+        {**load_file(folder / "model.safetensors"), "qweight": torch.ones(2, dtype=torch.int32)},
+        folder / "model.safetensors",
+    )
     with pytest.raises(CheckpointError, match=r"is quantized \(gptq\).*pip install optimum gptqmodel.*vLLM"):
         load_model(folder)
+    (folder / "model.safetensors").write_bytes(whole)
     with pytest.raises(ConfigError, match=r"is quantized \(gptq\), and quantized weights cannot be trained"):
         check_trainable(ModelArguments(model_name_or_path=str(folder)), arguments, frozen=False)
     changed(folder, quantization_config=None)
@@ -75,6 +81,56 @@ def test_quantized_folders(folder: Path) -> None:
     save_file({name: weight.to(torch.float8_e4m3fn) for name, weight in weights.items()}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"stores its weights as float8 .* no `quantization_config`"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"load_in_4bit": True},
+        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "awq", "bits": 4},
+        {"quant_method": "fp8"},
+        {"quant_method": "fbgemm_fp8"},
+        {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+        {"quant_method": "hqq", "quant_config": {}},
+        {"quant_method": "quanto", "weights": "int8"},
+        {"quant_method": "torchao", "quant_type": {"default": {}}},
+    ],
+    ids=str,
+)
+def test_plain_weights_that_the_config_calls_quantized(folder: Path, config: dict[str, Any]) -> None:
+    changed(folder, quantization_config=config)
+    with pytest.raises(
+        CheckpointError,
+        match=r"config\.json has a `quantization_config` \(.*and the folder's weights are not quantized",
+    ):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "config", ["x", [], {"quant_method": ["gptq"]}, {"quant_method": "bitnet"}, {"quant_method": "nothing"}], ids=str
+)
+def test_other_configs_of_quantization(folder: Path, config: Any) -> None:
+    """transformers ignores an unknown method, and refuses the others."""
+    changed(folder, quantization_config=config)
+    if config == {"quant_method": "nothing"}:
+        load_model(folder)
+        return
+    with pytest.raises(ChatGPTError, match=str(folder)) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["chat", "evaluate", "export", "pretrain", "quantize", "sft"])
+def test_a_config_that_asks_for_an_encoder(
+    command: str, folder: Path, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    changed(folder, is_encoder_decoder=True)
+    new = str(tmp_path / "new")
+    Path(f"{new}.txt").write_text("A text.")
+    message = refused(*(word.replace("{new}", new).replace("{}", str(folder)) for word in COMMANDS[command]))
+    assert f"{folder / 'config.json'}: is_encoder_decoder is True, and only models without an encoder" in message
 
 
 def test_a_model_larger_than_memory(

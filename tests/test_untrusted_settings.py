@@ -2,21 +2,27 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from chatgpt_hf import untrusted
 from chatgpt_hf.checkpoints import load_config, load_model
 from chatgpt_hf.conversion.merge import merge_adapter
 from chatgpt_hf.errors import ChatGPTError, CheckpointError, ConfigError
+from chatgpt_hf.evaluation.generation import Completion, generate_completions
 from chatgpt_hf.files import read_json
-from chatgpt_hf.hub.files import check_model_folder
-from chatgpt_hf.inference.generate import stream_text
+from chatgpt_hf.hub.files import check_model_folder, published_files
+from chatgpt_hf.inference.continuous import check_continuous_batching
+from chatgpt_hf.inference.generate import encode_prompt, stream_text
+from chatgpt_hf.reporting.card import make_card
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 
 
@@ -134,6 +140,45 @@ def test_settings_of_generation_that_change_no_text(folder: Path, setting: dict[
         {"suppress_tokens": ["a"]},
         {"penalty_alpha": 0.6, "top_k": 4},
         {"dola_layers": "low"},
+        {"constraints": [1]},
+        {"force_words_ids": [[1]]},
+        {"sequence_bias": {"5": 1.0}},
+        {"sequence_bias": [[[5], 1]]},
+        {"sequence_bias": [[[10**9], 1.0]]},
+        {"watermarking_config": {"bias": "x"}},
+        {"watermarking_config": {"greenlist_ratio": 1.0}},
+        {"forced_bos_token_id": 10**9},
+        {"forced_eos_token_id": 10**9},
+        {"bad_words_ids": [[10**9]]},
+        {"bad_words_ids": [[-1]]},
+        {"exponential_decay_length_penalty": [10**6, 1.5], "eos_token_id": 10**9},
+        {"pad_token_id": 10**9},
+        {"stop_strings": [1]},
+        {"stop_strings": [""]},
+        {"stop_strings": {}},
+        {"cache_implementation": "x"},
+        {"cache_implementation": 3},
+        {"compile_config": {"mode": "x"}},
+        {"max_length": -5},
+        {"max_new_tokens": 0},
+        {"min_new_tokens": "3"},
+        {"max_time": "1"},
+        {"top_k": "5"},
+        {"top_k": 5.5},
+        {"temperature": True},
+        {"num_beams": 10**9},
+        {"num_beams": 4},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"do_sample": "yes"},
+        {"is_assistant": True},
+        {"token_healing": True},
+        {"prefill_chunk_size": 0},
+        {"prompt_lookup_num_tokens": "x"},
+        {"assistant_early_exit": "x"},
+        {"num_assistant_tokens": -1},
+        {"guidance_scale": "x"},
+        {"typical_p": -1.0, "do_sample": True},
+        {"to_dict": 1},
     ],
     ids=str,
 )
@@ -142,6 +187,103 @@ def test_settings_of_generation_that_cannot_be_obeyed(folder: Path, setting: dic
     message = refusal(generated, folder)
     assert "generation_config.json" in message
     assert next(iter(setting)) in message
+
+
+# By setting: whether the text may change by it.
+OBEYED: list[tuple[dict[str, Any], bool]] = [
+    ({"sequence_bias": [[[40], 90.0], [[40, 41], 99.0]]}, True),
+    ({"watermarking_config": {"bias": 90.0}}, True),
+    ({"bad_words_ids": [[token] for token in range(100, 300)]}, True),
+    ({"suppress_tokens": [*range(100, 300), 10**6]}, True),
+    ({"begin_suppress_tokens": [*range(100, 300), 10**6]}, True),
+    ({"forced_eos_token_id": 41}, True),
+    ({"exponential_decay_length_penalty": [1, 9.0]}, True),
+    ({"guidance_scale": 9.0}, True),
+    ({"encoder_repetition_penalty": 90.0}, True),
+    ({"repetition_penalty": 0.01}, True),
+    ({"forced_bos_token_id": 40}, False),  # comes first only where there is no prompt
+    ({"eos_token_id": [10**6, 0]}, False),
+    ({"decoder_start_token_id": 10**6}, False),
+    ({"assistant_confidence_threshold": 0.1, "num_assistant_tokens": 3}, False),
+    ({"prompt_lookup_num_tokens": 2}, False),
+    ({"prefill_chunk_size": 1}, False),
+    ({"use_cache": False}, False),
+    ({"max_length": 7}, False),
+]
+
+
+@pytest.mark.parametrize(("setting", "changes"), OBEYED, ids=str)
+def test_settings_of_generation_are_obeyed(folder: Path, setting: dict[str, Any], changes: bool) -> None:
+    plain = generated(folder)
+    edit(folder / "generation_config.json", **setting)
+    model, tokenizer = LlamaForCausalLM.from_pretrained(folder), load_tokenizer(folder)
+    ids = torch.tensor([encode_prompt(tokenizer, "The")])
+    expected = model.generate(ids, max_new_tokens=4)[0, ids.shape[1] :]
+    text = generated(folder)
+    assert text == "The" + tokenizer.decode(expected, skip_special_tokens=True)
+    assert (text != plain) is changes
+
+
+def test_settings_of_older_models(folder: Path) -> None:
+    """transformers takes them from config.json where there is no other file."""
+    (folder / "generation_config.json").unlink()
+    edit(folder / "config.json", max_length="x")
+    assert "config.json: max_length is 'x', which is not" in refusal(load_model, folder)
+    edit(folder / "config.json", max_length=7, bad_words_ids=[[10**9]])
+    assert "bad_words_ids is [[1000000000]], which cannot be applied" in refusal(load_model, folder)
+
+
+def test_settings_of_generation_where_answers_are_measured(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    prompts = [encode_prompt(tokenizer, text) for text in ("The", "The man")]
+
+    def completions(**setting: Any) -> list[Completion]:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "pad_token_id": 1, **setting}))
+        options: dict[str, Any] = {
+            "max_new_tokens": 6,
+            "batch_size": 2,
+            "progress": False,
+            "desc": "",
+            "do_sample": False,
+        }
+        return generate_completions(load_model(folder), tokenizer, prompts, **options)
+
+    plain = completions()
+    assert completions(prompt_lookup_num_tokens=2, use_cache=False) == plain
+    text = plain[0].text
+    cut = completions(stop_strings=[text[3:5], "never in it"])[0]
+    assert (cut.text, cut.ended) == (text[: text.find(text[3:5])], True)
+    assert completions(num_beams=3)
+    with pytest.raises(ConfigError, match="num_return_sequences is 2, and here each text is continued once"):
+        completions(num_return_sequences=2, do_sample=True)
+    with pytest.raises(ConfigError, match=r"constrained beam search, .* Delete force_words_ids there"):
+        completions(force_words_ids=[[5]], num_beams=3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("to_dict", "x"),
+        ("get_text_config", 1),
+        ("__class__", "x"),
+        ("return_dict", False),
+        ("architectures", [1]),
+        ("architectures", "LlamaForCausalLM"),
+        ("is_encoder_decoder", True),
+        ("num_key_value_heads", 0),
+        ("head_dim", 0),
+    ],
+)
+def test_fields_that_nothing_works_with(folder: Path, field: str, value: Any) -> None:
+    edit(folder / "config.json", **{field: value})
+    message = refusal(load_model, folder)
+    assert str(folder) in message
+    assert f"{folder / 'config.json'}: {field} is " in message or "division" in message or "negative power" in message
+
+
+def test_a_watermark_of_another_kind(folder: Path) -> None:
+    edit(folder / "generation_config.json", watermarking_config={"ngram_len": 5})
+    assert "generation_config.json cannot be used: WatermarkingConfig" in refusal(generated, folder)
 
 
 def test_padding_beyond_the_vocabulary(folder: Path) -> None:
@@ -154,6 +296,77 @@ def test_an_adapter_without_a_tokenizer_has_that_of_its_base(adapter: Path, fold
     assert generated(adapter) == generated(folder)  # a new LoRA adds nothing
     merge_adapter(adapter, tmp_path / "merged")
     assert load_tokenizer(tmp_path / "merged").get_vocab() == load_tokenizer(folder).get_vocab()
+
+
+def test_a_base_is_sought_beside_the_adapter_and_then_from_the_working_directory(
+    adapter: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(folder, here / "base")
+    weights = load_file(folder / "model.safetensors")
+    other = {name: weight + 1 for name, weight in weights.items()}
+    save_file(other, here / "base" / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.chdir(here)
+
+    def embedding() -> torch.Tensor:
+        return load_model(adapter).get_input_embeddings().weight
+
+    edit(adapter / "adapter_config.json", base_model_name_or_path="base")
+    assert torch.equal(embedding(), other["model.embed_tokens.weight"])
+    shutil.copytree(folder, adapter / "base")
+    assert torch.equal(embedding(), weights["model.embed_tokens.weight"])
+    edit(adapter / "adapter_config.json", base_model_name_or_path=f"../{folder.name}")
+    assert torch.equal(embedding(), weights["model.embed_tokens.weight"])
+    merge_adapter(adapter, tmp_path / "merged")
+    (adapter / "README.md").unlink()
+    assert "base_model" not in make_card(adapter, "mine")
+    # The adapter itself is no base, but the working directory may be one.
+    edit(adapter / "adapter_config.json", base_model_name_or_path=".")
+    monkeypatch.chdir(here / "base")
+    assert torch.equal(embedding(), other["model.embed_tokens.weight"])
+    edit(adapter / "adapter_config.json", base_model_name_or_path="not/here")
+    for load in (load_model, load_tokenizer):
+        message = refusal(load, adapter)
+        assert (
+            f"There is no folder {adapter / 'not/here'}, and no not/here in the working directory, {Path.cwd()}."
+            in message
+        )
+
+
+def test_an_adapter_loads_without_warnings_of_the_libraries(adapter: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        load_model(adapter)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"sequence_bias": [[[5], 1.0]]},
+        {"forced_eos_token_id": 5},
+        {"no_repeat_ngram_size": 2},
+        {"stop_strings": ["x"]},
+    ],
+    ids=str,
+)
+def test_settings_that_batches_of_requests_cannot_apply(folder: Path, setting: dict[str, Any]) -> None:
+    config = GenerationConfig(**setting)
+    with pytest.raises(ConfigError, match=f"cannot apply {next(iter(setting))}"):
+        check_continuous_batching(LlamaForCausalLM.from_pretrained(folder), config, "one by one")
+
+
+def test_weights_on_another_disk(folder: Path, tmp_path: Path) -> None:
+    """A link to weights is followed to load them, and nothing of it is published."""
+    (folder / "model.safetensors").rename(tmp_path / "large.safetensors")
+    (folder / "model.safetensors").symlink_to(tmp_path / "large.safetensors")
+    load_model(folder)
+    assert "is a link to" in refusal(published_files, folder)
+    for target in ("large.bin", "large.safetensors"):
+        (tmp_path / "large.safetensors").rename(tmp_path / "large.bin")
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors").symlink_to(tmp_path / target)
+        assert "followed only to weights (.safetensors), and only to load them" in refusal(load_model, folder)
+        (tmp_path / "large.bin").rename(tmp_path / "large.safetensors")
 
 
 def test_the_files_of_macos_beside_the_weights(folder: Path) -> None:

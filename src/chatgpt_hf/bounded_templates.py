@@ -2,6 +2,9 @@
 
 Steps are counted, not seconds, so a slow machine refuses nothing that a fast one renders. A single operation that would build
 a huge text or number is refused before it starts, because nothing can end it afterwards.
+
+transformers takes no environment from its callers, so its class is replaced in the whole process, from the first budget on.
+It is not put back, because other threads may be about to compile templates. Outside of a budget the new class limits nothing.
 """
 
 import functools
@@ -82,9 +85,23 @@ class _Budget:
 _BUDGET: ContextVar[_Budget] = ContextVar("budget of a chat template")
 
 
+class _Counted(str):
+    """The text of a template; transformers' cache of compiled templates tells it from the same text of somebody else."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Counted) and str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def counted(template: str) -> str:
+    """A template's text, for rendering in a budget: the same text may have been compiled without counters before."""
+    return _Counted(template)
+
+
 @contextmanager
 def budget() -> Iterator[None]:
-    """Limits the steps of the templates that this thread renders in the block."""
+    """Limits the steps of the templates (see `counted`) that this thread renders in the block."""
     # transformers renders with whatever class has this name, and has no other place for a limit.
     chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
     token = _BUDGET.set(_Budget())

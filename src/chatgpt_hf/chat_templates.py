@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .assistant_turns import Unmarked, derived_turns, has_generation_mark, training_template
-from .bounded_templates import budget
+from .bounded_templates import budget, counted
 from .errors import DataError, TemplateTimeout, TokenizerError
 from .parsing import read_file
 from .text_encoding import text_encoder
@@ -260,7 +260,7 @@ class _Rendering:
             return render_jinja_template(
                 [self._messages[:count]],
                 tools=self._tools,
-                chat_template=self.template if template is None else template,
+                chat_template=counted(self.template if template is None else template),
                 return_assistant_tokens_mask=mark,
                 **variables,
             )

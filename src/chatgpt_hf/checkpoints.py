@@ -3,7 +3,8 @@
 import json
 import logging
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -33,8 +34,10 @@ from .errors import (
     one_line,
 )
 from .extras import EXTRAS, needed_by, require
+from .generation_settings import check_applied
 from .stored import (
     base_of,
+    base_places,
     check_memory,
     check_storage,
     config_of,
@@ -64,7 +67,9 @@ logger = logging.getLogger(__name__)
 
 # What transformers, PEFT, safetensors and pickle raise at files that they do not expect.
 _PICKLE_ERRORS = (UnpicklingError, EOFError, LookupError, TypeError, AttributeError)
-_LOADING_ERRORS = (*_PICKLE_ERRORS, OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
+_LOADING_ERRORS = (
+    *(*_PICKLE_ERRORS, OSError, ValueError, RuntimeError, ArithmeticError, SafetensorError, StrictDataclassError),
+)
 
 # Saved beside an adapter: some weights of its base.
 BASE_SAMPLE_NAME = "base_sample.json"
@@ -148,7 +153,24 @@ def load_model(
             missing,
         )
     check_finite(model.named_parameters(), name_or_path)
+    check_generation(model, name_or_path)
     return model
+
+
+def check_generation(model: PreTrainedModel, source: str | Path) -> None:
+    """Raises `ConfigError` if a model that generates has settings that `generate` cannot apply, or needs an encoder.
+
+    Args:
+        source: Its folder or Hub id, for the message.
+    """
+    if not model.can_generate():
+        return
+    if model.config.is_encoder_decoder:
+        raise ConfigError(
+            f"{Path(source) / CONFIG_NAME}: is_encoder_decoder is {model.config.is_encoder_decoder!r}, and only models without an "
+            f"encoder are supported. If {type(model).__name__} is such a model, write false."
+        )
+    check_applied(model.generation_config, model.config.get_text_config().vocab_size, source)
 
 
 def load_config(name_or_path: str | Path, config_class: Any = AutoConfig) -> PreTrainedConfig:
@@ -274,6 +296,19 @@ def check_safetensors(file: Path) -> None:
     read_header(file)
 
 
+@contextmanager
+def making_adapters() -> Iterator[None]:
+    """Silences one warning while PEFT wraps a model, about names that only PEFT uses.
+
+    PEFT 0.21 asks for `is_gradient_checkpointing` and its kin, which transformers 5.23 has renamed.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=r"`(is_)?gradient_checkpointing\w*` is deprecated", category=FutureWarning
+        )
+        yield
+
+
 def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
     """The `PeftModel` of an adapter and its base, whose embedding is extended to the adapter's tokenizer."""
     with needed_by(f"The adapter {folder}"):
@@ -290,7 +325,9 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
     try:
         model = load_model(base, model_class, **kwargs)
     except CheckpointError as error:
-        raise CheckpointError(f"The base model of the adapter {folder} cannot be loaded. {error}") from error
+        raise CheckpointError(
+            f"The base model of the adapter {folder} cannot be loaded. {base_places(folder, base)}{error}"
+        ) from error
     check_adapter_patterns(folder, model)
     sample = sample_of(model)
     if (folder / "tokenizer.json").is_file():
@@ -300,8 +337,9 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
             model.generation_config = GenerationConfig.from_pretrained(folder)
     except _LOADING_ERRORS as error:
         raise ConfigError(f"{folder / GENERATION_CONFIG_NAME} cannot be used: {one_line(error)}") from error
+    check_generation(model, folder)
     try:
-        with warnings.catch_warnings():
+        with making_adapters():
             # PEFT only warns of missing weights.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(model, str(folder))

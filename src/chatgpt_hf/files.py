@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ChatGPTError, CheckpointError, OutputError
-from .parsing import LARGEST, parse_json, parse_yaml, special_kind
+from .parsing import LARGEST, parse_json, parse_yaml, read_file, special_kind
 
 try:
     import fcntl
@@ -79,18 +79,6 @@ def check_text_file(file: Path) -> None:
         raise CheckpointError(f"{file} has {size / 1e9:,.1f} GB, more than any text of a model: is it another file?")
 
 
-def read_text(file: Path, encoding: str = "utf-8") -> str:
-    """The text of a file that a model's folder brings.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        CheckpointError: If it is not a regular file, or larger than any text of a model.
-        OSError, ValueError: If it cannot be read, or is not text.
-    """
-    check_text_file(file)
-    return file.read_text(encoding=encoding)
-
-
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one if the file does not exist.
 
@@ -111,7 +99,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def _read_mapping(file: Path, parse: Callable[[str], Any], kind: str) -> dict[str, Any]:
     try:
-        text = read_text(file)
+        text = read_file(file)
         if text.startswith("\ufeff"):
             # The libraries that read the same file do not skip it.
             raise CheckpointError(f"{file} begins with a byte order mark (BOM): save it as UTF-8 without one.")

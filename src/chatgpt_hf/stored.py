@@ -58,7 +58,11 @@ _READERS = {
     "compressed-tensors": "transformers with `pip install compressed-tensors`, and vLLM, read it",
     "bitsandbytes": "transformers with `pip install bitsandbytes` reads it",
     "torchao": "transformers with `pip install torchao` reads it",
+    "hqq": "transformers with `pip install hqq` reads it",
+    "quanto": "transformers with `pip install optimum-quanto` reads it",
 }
+# Kinds of compressed-tensors that store plain numbers.
+_PLAIN_FORMATS = ("dense",)
 
 
 def refuse_other_formats(path: str | Path) -> None:
@@ -206,6 +210,9 @@ def is_adapter(name_or_path: str | Path) -> bool:
 def base_of(adapter: str | Path) -> str | None:
     """The base model of an adapter's folder, which may be another adapter; None if the adapter names none.
 
+    A relative path leads from the adapter's folder, if there is a model; else it is as it was written: a path from the working
+    directory, or a Hub id.
+
     Raises:
         CheckpointError: If adapter_config.json cannot be read, or the adapter is based on itself, directly or through others.
     """
@@ -225,9 +232,23 @@ def base_of(adapter: str | Path) -> str | None:
             raise CheckpointError(
                 f"{current / ADAPTER_CONFIG_NAME}: `base_model_name_or_path` is no name of a model or folder."
             )
-        found.append(base)
-        current = Path(base or "")
+        found.append(_sought(current, base) if base else base)
+        current = Path(found[-1] or "")
     return found[0]
+
+
+def _sought(adapter: Path, base: str) -> str:
+    """The path of a base model from an adapter's folder, if there is one and it is not the adapter; else the base as it is named."""
+    beside = adapter / base
+    is_model = any((beside / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME))
+    return str(beside) if is_model and beside.resolve() != adapter.resolve() else base
+
+
+def base_places(adapter: Path, base: str) -> str:
+    """A sentence about where a base model was sought, for an error; empty if it is there, or is named by an absolute path."""
+    if Path(base).is_absolute() or Path(base).exists():
+        return ""
+    return f"There is no folder {adapter / base}, and no {base} in the working directory, {Path.cwd()}. "
 
 
 def stored_dtype(name_or_path: str | Path) -> torch.dtype:
@@ -382,15 +403,26 @@ def _bytes_of(folder: Path, dtype: torch.dtype | None) -> float:
 
 
 def check_storage(folder: Path) -> None:
-    """Raises `CheckpointError` if weights are stored as float8 without a config that says how to read them."""
-    if quantization_of(folder):
+    """Raises `CheckpointError` if the weights are stored in another way than the config says.
+
+    These are weights in float8 without a config that says how to read them, and plain weights that the config calls quantized.
+    """
+    method = quantization_of(folder)
+    stored = list(stored_tensors(folder))
+    if method is None:
+        for name, kind, _ in stored:
+            if kind.startswith("F8"):
+                raise CheckpointError(
+                    f"{folder} stores its weights as float8 ({name} is {kind}), and {CONFIG_NAME} has no `quantization_config` that "
+                    "says how to read them. vLLM and ComfyUI read some of such files; name the original model in bfloat16."
+                )
         return
-    for name, kind, _ in stored_tensors(folder):
-        if kind.startswith("F8"):
-            raise CheckpointError(
-                f"{folder} stores its weights as float8 ({name} is {kind}), and {CONFIG_NAME} has no `quantization_config` that "
-                "says how to read them. vLLM and ComfyUI read some of such files; name the original model in bfloat16."
-            )
+    plain = bool(stored) and all(kind in _DTYPES for _, kind, _ in stored)
+    if plain and method in _READERS and config_of(folder)["quantization_config"].get("format") not in _PLAIN_FORMATS:
+        raise CheckpointError(
+            f"{folder / CONFIG_NAME} has a `quantization_config` ({method}), and the folder's weights are not quantized: {stored[0].name} is "
+            f"{stored[0].kind}. Delete the field to use the weights as they are, or copy the quantized ones again."
+        )
 
 
 def quantized_message(name_or_path: str | Path, error: Exception) -> str:

@@ -10,13 +10,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -28,6 +28,7 @@ from transformers.utils import (
 
 from .errors import CheckpointError, ConfigError
 from .files import check_regular, check_text_file, read_json
+from .generation_settings import check_settings
 from .stored import (
     check_shards,
     config_of,
@@ -39,7 +40,8 @@ from .stored import (
 )
 
 _INDEXES = (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
-_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
+# Not tokenizer.json, which is large, and read by `load_tokenizer`.
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # Read by libraries, which name neither the file nor what would be right.
 _READ_AS_JSON = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME, *_INDEXES)
 _TEXT = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model")
@@ -50,33 +52,6 @@ _CUSTOM_GENERATE = "custom_generate/generate.py"
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # Not `max_window_layers`, which is 28 in small models too.
 _LAYERS = re.compile(r"(?!max_window_)(?:\w+_)?n?_?layers?")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
-
-
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(token, int) for token in value)
-
-
-# Settings of generation_config.json that are numbers; token ids may also be lists.
-_NUMBERS = (
-    *("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty"),
-    *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "num_return_sequences"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"),
-    *("max_time", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "penalty_alpha", "guidance_scale"),
-)
-# Settings of generation_config.json that are lists.
-_LISTS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "bad_words_ids": (lambda value: bool(value) and all(map(_are_ids, value)), "a list of lists of token ids"),
-    "suppress_tokens": (_are_ids, "a list of token ids"),
-    "begin_suppress_tokens": (_are_ids, "a list of token ids"),
-    "exponential_decay_length_penalty": (
-        lambda value: len(value) == 2 and all(map(_is_number, value)),
-        "a list of a token's index and a factor",
-    ),
-}
 # A config may ask for this many times the stored weights, and this many more: a new head, or an embedding that is not tied.
 _MOST_TIMES, _MOST_MORE = 4, 100_000_000
 # transformers makes a name for each label.
@@ -123,33 +98,36 @@ def check_files(folder: Path, *, tokenizer: bool = False) -> None:
         if path.is_dir() and path.name not in _FOLDERS:
             # Checkpoints and logs may well be on another disk, and no library opens them.
             continue
-        check_link(path, folder)
+        check_link(path, folder, loads=True)
         if not path.is_dir() and path.exists():
             (check_text_file if path.name in _TEXT or path.suffix == ".jinja" else check_regular)(path)
     for name in _TOKENIZER_FILES if tokenizer else _READ_AS_JSON:
         content = read_json(folder / name)
         if name in _SETTINGS:
             _check_finite(folder / name, content)
+        if name == CONFIG_NAME:
+            _check_fields(folder / name, content)
     if tokenizer:
         return
-    _check_generation(folder / GENERATION_CONFIG_NAME)
+    check_settings(folder)
     for name in _INDEXES:
         if (folder / name).is_file():
             indexed_files(folder / name)
 
 
-def _check_generation(file: Path) -> None:
-    """Raises `CheckpointError` for a setting that is no number: transformers compares and computes with it much later."""
-    settings = read_json(file)
-    for name in _NUMBERS:
-        value = settings.get(name)
-        values = value if name.endswith("_token_id") and isinstance(value, list) and value else [value]
-        if not all(each is None or _is_number(each) for each in values):
-            raise CheckpointError(f"{file}: {name} is {value!r:.100}, which is not a number.")
-    for name, (allowed, wanted) in _LISTS.items():
-        value = settings.get(name)
-        if value is not None and not (isinstance(value, list) and allowed(value)):
-            raise CheckpointError(f"{file}: {name} is {value!r:.100}, which is not {wanted}.")
+def _check_fields(file: Path, content: dict[str, Any]) -> None:
+    """Raises `CheckpointError` for fields of config.json that transformers takes as they are, and that nothing works with."""
+    for name in content:
+        # Would replace a method of the config.
+        if callable(getattr(PreTrainedConfig, name, None)):
+            raise CheckpointError(f"{file}: {name:.100} is not the name of a field. Delete it.")
+    if content.get("return_dict", True) is not True:
+        raise CheckpointError(f"{file}: return_dict is not true, but outputs with names are needed. Delete the field.")
+    classes = content.get("architectures")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise CheckpointError(
+            f"{file}: architectures is {classes!r:.100}, which is not a list of the names of classes."
+        )
 
 
 def _check_finite(file: Path, content: dict[str, Any]) -> None:
@@ -189,10 +167,14 @@ def _opened(folder: Path) -> Iterator[Path]:
             yield from sorted((folder / name).iterdir())
 
 
-def check_link(path: Path, folder: Path) -> None:
+def check_link(path: Path, folder: Path, *, loads: bool = False) -> None:
     """Raises `CheckpointError` if a path in a folder is a link that leaves it, other than into the blobs of the Hub's cache.
 
     The owner of a folder decides where a link leads, and would have files read, converted or published that they cannot read.
+
+    Args:
+        loads: Allow a link from weights to weights, both .safetensors: large files often lie on another disk, and no other kind
+            of file can be read that way.
     """
     if not path.is_symlink():
         return
@@ -200,10 +182,11 @@ def check_link(path: Path, folder: Path) -> None:
     target, inside = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     blobs = target.parent
     is_blob = blobs.name == "blobs" and blobs.parent.name.startswith("models--") and _HASH.fullmatch(target.name)
-    if not target.is_relative_to(inside) and not is_blob:
+    is_weights = path.suffix == target.suffix == ".safetensors" and target.is_file()
+    if not target.is_relative_to(inside) and not is_blob and not (loads and is_weights):
         raise CheckpointError(
-            f"{path} is a link to {target}, outside of the folder. Links that leave a model's folder are not followed: put a copy "
-            "of the file there, if it belongs to the model."
+            f"{path} is a link to {target}, outside of the folder. Such links are followed only to weights (.safetensors), and only "
+            "to load them: put a copy of the file there, if it belongs to the model."
         )
 
 

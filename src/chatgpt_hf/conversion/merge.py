@@ -10,8 +10,8 @@ from torch import nn
 from ..checkpoints import ADAPTER_CONFIG_NAME, load_model, repair_generation_config
 from ..errors import ConversionError
 from ..extras import needed_by
-from ..files import check_new_folder, new_folder, read_json
-from ..stored import carry_origin, copy_licence, quantization_of, stored_dtype
+from ..files import check_new_folder, new_folder
+from ..stored import base_of, carry_origin, copy_licence, quantization_of, stored_dtype
 from ..tokenization_chatgpt import load_tokenizer
 from .convert import float32_logits, random_ids
 
@@ -42,7 +42,7 @@ def merge_adapter(source: str | Path, output_dir: str | Path, dtype: torch.dtype
         raise ConversionError(
             f"{source} contains no adapter: {ADAPTER_CONFIG_NAME} is missing. A complete model needs no merging."
         )
-    base = read_json(Path(source) / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
+    base = base_of(source)
     if base and (method := quantization_of(base)):
         raise ConversionError(
             f"{base}, the base model of {source}, is quantized ({method}): an adapter can only be added to plain weights. Write "

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 
 from ..checkpoints import context_length
 from ..errors import DataError
+from ..generation_settings import check_mode
 from .mode import evaluating
 from .padding import pad
 
@@ -67,14 +68,22 @@ def generate_completions(
 
     Raises:
         DataError: If a prompt has no token.
+        ConfigError: If the model's generation config asks for what cannot be done here; see `check_mode`.
     """
+    own = model.generation_config
+    check_mode(own)
+    stop = [*stop, *([own.stop_strings] if isinstance(own.stop_strings, str) else own.stop_strings or [])]
     if empty := [index for index, prompt in enumerate(prompts) if not len(prompt)]:
         raise DataError(f"Prompt {empty[0]} has no token: begin it with the tokenizer's bos.")
     limit = context_length(model)
     if too_long := sum(len(prompt) >= limit for prompt in prompts):
         logger.warning("%d %s leave no room in the context of %d and count as unanswered.", too_long, noun, limit)
-    eos = generation.get("eos_token_id", model.generation_config.eos_token_id)
+    eos = generation.get("eos_token_id", own.eos_token_id)
     ends = set(eos if isinstance(eos, list) else [eos])
+    # What follows the end of a row is computed too. transformers takes the first end mark, which the model need not have.
+    vocab_size = model.config.get_text_config().vocab_size
+    fillers = (own.pad_token_id, tokenizer.pad_token_id, *ends)
+    filler = next((token for token in fillers if token is not None and 0 <= token < vocab_size), 0)
     completions = [Completion([], "", False)] * len(prompts)
     batches = list(_batches([len(prompt) for prompt in prompts], limit, max_new_tokens, batch_size))
     # In tokens that may have to be written: a batch of long answers takes minutes.
@@ -92,6 +101,9 @@ def generate_completions(
                 **{name: value.to(model.device) for name, value in inputs.items()},
                 max_new_tokens=room,
                 stopping_criteria=StoppingCriteriaList(criteria),
+                pad_token_id=filler,
+                # `_Stop` does it; and guesses, which change no text, are made for single rows only.
+                **dict.fromkeys(("stop_strings", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")),
                 **generation,
             )
             for index, row in zip(indices, output[:, width:].tolist(), strict=True):

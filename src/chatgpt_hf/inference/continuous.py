@@ -12,21 +12,33 @@ from .cpu.attention import use_cpu_attention
 # Positions per page of keys and values.
 PAGE = 32
 # Generation parameters that continuous batching ignores, with their neutral values.
-_IGNORED = {"repetition_penalty": 1.0, "min_p": 0.0, "bad_words_ids": None, "watermarking_config": None}
+# (It drops them, or computes them from the tokens of one step, which belong to different texts.)
+_IGNORED: dict[str, Any] = {
+    **{"repetition_penalty": 1.0, "min_p": 0.0, "guidance_scale": 1.0, "max_time": None},
+    **{"encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0},
+    **dict.fromkeys(("no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+    **dict.fromkeys(("bad_words_ids", "sequence_bias", "watermarking_config", "begin_suppress_tokens")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty")),
+}
 
 
-def check_continuous_batching(model: PreTrainedModel, config: GenerationConfig, otherwise: str) -> None:
+def check_continuous_batching(
+    model: PreTrainedModel, config: GenerationConfig, otherwise: str, *, ends_at_strings: bool = False
+) -> None:
     """Raises if continuous batching would ignore a parameter or compute wrong results.
 
     Args:
         model: The model to batch.
         config: Its generation parameters.
         otherwise: How to avoid continuous batching, for the message.
+        ends_at_strings: The caller itself ends texts at `stop_strings`.
 
     Raises:
         ConfigError: The message names the parameter or field.
     """
     ignored = [name for name, neutral in _IGNORED.items() if getattr(config, name) not in (None, neutral)]
+    if config.stop_strings and not ends_at_strings:
+        ignored.append("stop_strings")
     if ignored:
         named = []
         for name in ignored:

@@ -11,6 +11,8 @@ from ..conversion.heads import check_language_model
 from .cpu.packed_linear import use_cpu_kernels
 from .quantization import quantize_model
 
+# How the text is computed, which is decided here: the cache, and who guesses tokens (`--speculate`).
+_WAYS = ("cache_implementation", "use_cache", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 _OUTPUTS = (
     *("return_dict_in_generate", "output_scores", "output_logits"),
     *("output_attentions", "output_hidden_states"),
@@ -45,8 +47,9 @@ def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -
 
 
 def _take_tokens_only(config: GenerationConfig | None) -> None:
-    """Unsets, in place, a cache that `generate` would make and outputs other than tokens: here it gets a cache, and gives tokens."""
+    """Unsets, in place, how `generate` would compute the text, and outputs other than tokens."""
     if config is not None:
-        config.cache_implementation = None
+        for name in _WAYS:
+            setattr(config, name, None)
         for name in _OUTPUTS:
             setattr(config, name, False)

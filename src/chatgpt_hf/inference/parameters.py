@@ -7,6 +7,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, Watermarking
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..errors import ConfigError
+from ..generation_settings import check_mode
 
 
 def generation_config_with(config: GenerationConfig, **generation: Any) -> GenerationConfig:
@@ -27,22 +28,16 @@ def generation_config_with(config: GenerationConfig, **generation: Any) -> Gener
     for name, (allowed, text) in _RANGES.items():
         value = getattr(config, name)
         if value is not None and not allowed(value):
-            raise ConfigError(f"The generation parameter {name} is {value}; it must be {text}.")
-    mode = config.get_generation_mode().value
-    if mode not in _MODES:
-        raise ConfigError(
-            f"The generation parameters, with those of the model's {GENERATION_CONFIG_NAME}, ask for {mode.replace('_', ' ')}, which is "
-            f"code from the Hub. Delete {_ASKING.get(mode, 'what asks for it')} there."
-        )
+            source = (
+                "" if generation.get(name) is not None else f" It comes from the model's {GENERATION_CONFIG_NAME}."
+            )
+            raise ConfigError(f"The generation parameter {name} is {value}; it must be {text}.{source}")
+    check_mode(config)
     if config.temperature is not None:
         config.temperature = float(config.temperature)  # transformers refuses a whole number
     return config
 
 
-# What transformers does with its own code, token by token.
-_MODES = ("greedy_search", "sample", "assisted_generation")
-# The parameter that asks for another way.
-_ASKING = {"contrastive_search": "penalty_alpha", "dola_generation": "dola_layers"}
 # The penalty divides and multiplies logits: far outside this range they overflow, and sampling fails.
 MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
 

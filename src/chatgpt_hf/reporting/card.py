@@ -16,10 +16,10 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from .. import __version__
 from ..errors import CardError, one_line
-from ..files import read_json, read_text, write_atomically
-from ..parsing import parse_yaml
+from ..files import read_json, write_atomically
+from ..parsing import parse_yaml, read_file
 from ..stored import CARD_NAME as CARD_NAME
-from ..stored import ORIGIN_FIELD, config_of, is_foreign, quantization_of, read_header, stored_tensors
+from ..stored import ORIGIN_FIELD, base_of, config_of, is_foreign, quantization_of, read_header, stored_tensors
 from ..stored import REPORT_FILE as REPORT_FILE
 from .footprint import KILOGRAMS_PER_KILOWATT_HOUR, WATTS_PER_CORE, estimate
 from .stored_figures import read_evaluations
@@ -91,7 +91,7 @@ def make_card(folder: Path, name: str, given: Mapping[str, Any] | None = None) -
     if before is None or _is_made(before):
         text = render_card(folder, name, read_facts(folder), metadata={**_kept(before), **given})
     elif not given and before.data.to_dict():
-        text = read_text(file, "utf-8-sig")
+        text = read_file(file, "utf-8-sig")
     else:
         made = read_facts(folder)
         data = before.data if before.data.to_dict() else _metadata(folder, name, made)
@@ -196,9 +196,9 @@ def read_card(file: Path) -> ModelCard:
         CardError: If its metadata are not YAML or not a mapping, or its model-index is malformed.
     """
     try:
-        text = read_text(file, "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CardError(f"{file} is not text: {error}") from error
+        text = read_file(file, "utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise CardError(f"{file} cannot be read: {error}") from error
     return _parse(text, file)
 
 
@@ -265,7 +265,7 @@ def _metadata(folder: Path, name: str, facts: Mapping[str, Any], *, measured: bo
     config = read_json(folder / CONFIG_NAME)
     # The run checked whether its base was a folder. Later or elsewhere, a relative path would look like an id.
     origin = _origin(_config(folder, facts), facts) or {}
-    base = facts.get("base_model") if facts else adapter.get("base_model_name_or_path") or origin.get("name")
+    base = facts.get("base_model") if facts else base_of(folder) or origin.get("name")
     # The same weights in another form keep their licence; whoever trained them further names one for the result.
     licence = (
         {} if facts or _is_adapter(folder) else {name: origin[name] for name in _LICENCE_FIELDS if name in origin}
@@ -345,8 +345,8 @@ def _config(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a model's config; for an adapter that of its base, with at least `model_type` if the run or a folder says it."""
     if not _is_adapter(folder):
         return {"model_type": "chatgpt", **read_json(folder / CONFIG_NAME)}
-    base = read_json(folder / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
-    if isinstance(base, str) and Path(base).is_dir() and (found := config_of(base)):
+    base = base_of(folder)
+    if base and Path(base).is_dir() and (found := config_of(base)):
         named = {ORIGIN_FIELD: {"name": Path(base).resolve().name, **(found.get(ORIGIN_FIELD) or {})}}
         return {**found, **(named if is_foreign(base) else {})}
     if facts:

@@ -257,7 +257,8 @@ class ContinuousBatching:
     PARAMETERS = frozenset({"temperature", "top_k", "top_p", "stop_strings"})
 
     def __init__(self, model: PreTrainedModel, defaults: GenerationConfig, context: int, max_concurrent: int) -> None:
-        check_continuous_batching(model, defaults, "serve without it (--no-continuous_batching)")
+        otherwise = "serve without it (--no-continuous_batching)"
+        check_continuous_batching(model, defaults, otherwise, ends_at_strings=True)
         sizes = prepare_batching(model, context, max_concurrent)
         batching = ContinuousBatchingConfig(per_request_processors=True, use_cuda_graph=False, **sizes)
         self._vocab_size = model.config.get_text_config().vocab_size

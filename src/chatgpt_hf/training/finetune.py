@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, set_seed
 
-from ..checkpoints import check_tokenizer_fits, sample_of
+from ..checkpoints import check_tokenizer_fits, making_adapters, sample_of
 from ..data.prepare import tokenizer_fingerprint
 from ..errors import ConfigError
 from ..evaluation.record import EVALUATION_FOLDER
@@ -221,7 +221,8 @@ def _trained_part(model: PreTrainedModel, model_arguments: TaskModelArguments, t
     with needed_by("--use_peft"):
         from peft import get_peft_model
 
-    return get_peft_model(model, config)
+    with making_adapters():
+        return get_peft_model(model, config)
 
 
 def _choose_best(arguments: FinetuneArguments, task: Task, task_arguments: TaskArguments) -> None:

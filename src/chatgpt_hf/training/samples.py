@@ -77,6 +77,8 @@ def sample_text(
             top_k=top_k,
             # A diverged model may write nonsense, but must not fail here: `DivergenceGuard` decides whether to stop.
             remove_invalid_values=True,
+            # For the model's own `stop_strings`.
+            tokenizer=tokenizer,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )

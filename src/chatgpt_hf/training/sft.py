@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict
 from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
 
 from ..chat_templates import read_chat_template
-from ..checkpoints import check_tokenizer_fits, extend_vocabulary, load_model, sample_of
+from ..checkpoints import check_tokenizer_fits, extend_vocabulary, load_model, making_adapters, sample_of
 from ..data.conversations import (
     Conversations,
     conversation_key,
@@ -262,16 +262,17 @@ class SFTRun(Run):
         # TRL's fused head cannot use a head that PEFT has wrapped for new tokens (TRL 1.16).
         own_loss = isinstance(self.model, ChatGPTForCausalLM) or (self.adapter is not None and self.added_tokens)
         trainer_class = ModelLossSFTTrainer if own_loss else ChatTrainer
-        trainer = trainer_class(
-            model=self.model,
-            args=arguments,
-            train_dataset=self.rows,
-            eval_dataset=self.eval_rows,
-            processing_class=self.tokenizer,
-            data_collator=default_data_collator,
-            optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
-            peft_config=self.adapter,
-        )
+        with making_adapters():
+            trainer = trainer_class(
+                model=self.model,
+                args=arguments,
+                train_dataset=self.rows,
+                eval_dataset=self.eval_rows,
+                processing_class=self.tokenizer,
+                data_collator=default_data_collator,
+                optimizer_cls_and_kwargs=arguments.optimizer_cls_and_kwargs,
+                peft_config=self.adapter,
+            )
         set_generation(self.model, self.tokenizer, penalty)
         return trainer
 
