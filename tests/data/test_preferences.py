@@ -128,6 +128,8 @@ PAIRS: dict[str, tuple[dict[str, Any], Preference]] = {
     "number": ({"prompt": "Q", "response_0": "B", "response_1": "A", "chosen": 1.0}, PAIR),
     "letter": ({"messages": [USER], "response_a": "A", "response_b": "B", "model_b": "m", "chosen": "a"}, PAIR),
     "names": ({"prompt": "Q", "answer_1": "B", "answer_2": "A", "chosen": "answer_2", "rejected": "answer_1"}, PAIR),
+    # Messages in a cell of a table.
+    "json": ({"chosen": json.dumps([USER, GOOD]), "rejected": repr([USER, BAD])}, PAIR),
     # Answers, although they look like numbers of answers or scores.
     "numbers": ({"prompt": "2+2", "chosen": 4, "rejected": "5"}, Preference([says("user", "2+2")], [says("assistant", "4")], [says("assistant", "5")])),
     "numbers beside an output": (
@@ -208,6 +210,10 @@ def test_named_columns() -> None:
         ({"messages": [USER, GOOD], "chosen": "A", "rejected": "B"}, "with its chosen, message 3 is the assistant's"),
         ({"input": "Q", "preferred_output": [GOOD], "non_preferred_output": [BAD]}, "its input has no list of messages"),
         ({"input": {"messages": [USER]}, "preferred_output": [GOOD]}, "it has no non_preferred_output answer"),
+        (
+            {"chosen": "[{'role': 'user'}\n {'role': 'assistant'}]", "rejected": "B"},
+            "its chosen is a list as numpy prints it, without commas: write it as JSON",
+        ),
         ({"prompt": "Q", "chosen": "A", "rejected": "B", "images": ["a.png"]}, "it has images"),
         ({"prompt": "Q", "completion": "A", "label": True}, "it is one answer with a label, among pairs"),
         ({"prompt": "Q", "completion": "A"}, "without a rejected answer and without a label: chatgpt-hf sft trains"),

@@ -17,6 +17,7 @@ from .shapes import (
     history_of,
     is_answer,
     is_candidate,
+    is_numpy,
     is_question,
     is_scalar,
     messages_column,
@@ -216,6 +217,7 @@ def _side(cells: Cells, column: str) -> list[Any]:
         raise DataError(f"it has no {column} answer")
     if is_blank(value):
         raise DataError(f"its {column} is empty")
+    _refuse_numpy(column, value)
     if not is_answer(value):
         raise DataError(f"its {column} is neither a text nor a list of messages, but {value!r:.80}")
     if _is_hh(value):
@@ -230,6 +232,7 @@ def _prompt(cells: Cells, contexts: bool, *, needed: bool) -> list[Any]:
     name = cells.first(QUESTIONS, is_question)
     if name is not None:
         value = cells.peek(name)
+        _refuse_numpy(name, value)
         if not _is_hh(value):
             return asked(cells, contexts=contexts)
         cells.take(name)
@@ -242,6 +245,12 @@ def _prompt(cells: Cells, contexts: bool, *, needed: bool) -> list[Any]:
     if column is None:
         raise DataError("it has no prompt: give one, or whole conversations in chosen and rejected")
     return [*before, *(turns_of(cells.take(column)) or [])]
+
+
+def _refuse_numpy(column: str, value: Any) -> None:
+    """Raises for messages as pandas writes an array of them to a csv file, which would be taken for a text."""
+    if is_numpy(value) and value.lstrip("[ \n").startswith("{"):
+        raise DataError(f"its {column} is a list as numpy prints it, without commas: write it as JSON")
 
 
 def _is_hh(value: Any) -> bool:
