@@ -275,7 +275,7 @@ def _fields(row: dict[str, Any], names: Sequence[str]) -> list[tuple[str, bool |
         pairs = zip(row["tokens"], row["tags"], strict=True)
         words = ((f"{token}/{names[tag]}" if names[tag] != "O" else token, names[tag] != "O") for token, tag in pairs)
         return [(f"{word} ", is_entity) for word, is_entity in words]
-    parts = []
+    parts: list[tuple[str, bool | str]] = []
     for name, value in row.items():
         if name == "label" and "continuations" in row:
             value = row["continuations"][value]

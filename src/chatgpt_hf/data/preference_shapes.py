@@ -38,6 +38,8 @@ MARKS = ("label", "kto_tag")
 MARK_VALUES = {"true": True, "false": False, "desirable": True, "undesirable": False}
 _OPENAI = ("preferred_output", "non_preferred_output")
 _SIDES = ("chosen", "rejected")
+# ms-swift's columns of the worse answer, beside a conversation with the better one.
+_BESIDE = ("rejected_response", "rejected_messages")
 CHOSEN_AND_REJECTED = " and ".join(_SIDES)
 # A speaker in the text form of Anthropic's HH data.
 _SPEAKER = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
@@ -90,6 +92,8 @@ def pair_in(cells: Cells) -> str | None:
         return " and ".join(_OPENAI)
     if _better_and_worse(cells.peek("output")) is not None and cells.first(QUESTIONS, is_question):
         return "two answers in output"
+    if beside := _beside(cells):
+        return f"{messages_column(cells)} and {beside}"
     sides = [cells.peek(side) for side in _SIDES]
     if all(side in cells for side in _SIDES) and not all(map(is_blank, sides)):
         return None if _are_scores(cells, sides) else CHOSEN_AND_REJECTED
@@ -149,6 +153,11 @@ def read_pairs(cells: Cells, *, contexts: bool = True) -> list[WrittenPair]:
     if two is not None and not any(side in cells for side in _SIDES):
         cells.take("output")
         return [WrittenPair(asked(cells), *(as_turns(text, "assistant") for text in two))]
+    if beside := _beside(cells):
+        turns = turns_of(cells.take(messages_column(cells) or "")) or []
+        asks = max((index for index, turn in enumerate(turns) if spoken(turn)[0] == "user"), default=-1)
+        before = [*system_of(cells), *history_of(cells), *turns[: asks + 1]]
+        return [WrittenPair(before, turns[asks + 1 :], _side(cells, beside))]
     pointed = _pointed(cells)
     if pointed:
         cells.take("chosen")
@@ -294,6 +303,12 @@ def _pointed(cells: Cells) -> list[str] | None:
         if column != named and is_candidate(column) and _stem(column) == stem and is_answer(value)
     ]
     return [named, *others] if named != "chosen" and others else None
+
+
+def _beside(cells: Cells) -> str | None:
+    """Returns the column of the worse answer beside a conversation with the better one."""
+    name = cells.first(_BESIDE, lambda value: not is_blank(value) and is_answer(value))
+    return name if "chosen" not in cells and messages_column(cells) else None
 
 
 def _stem(column: str) -> str:
