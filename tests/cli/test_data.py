@@ -128,6 +128,17 @@ def test_judged_answers_are_recognised(cli: Callable[..., Any], tmp_path: Path) 
     assert found["examples"][1][-1] == ["Because 1<|im_end|>", "good"]
 
 
+def test_sft_refuses_preferences(refused: Callable[..., str], tmp_path: Path, sft_options: list[str]) -> None:
+    rows = [
+        {"instruction": "Why?", "output": "No", "chosen": f"Because {index}", "rejected": "No"} for index in range(3)
+    ]
+    file = write(tmp_path / "a.jsonl", rows)
+    message = refused(
+        "sft", *sft_options, "--dataset", file, "--skip_invalid", "true", "--output_dir", tmp_path / "run"
+    )
+    assert f"Row 1 of {file} has preferences (chosen and rejected): chatgpt-hf dpo trains on them." in message
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
