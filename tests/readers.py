@@ -61,10 +61,19 @@ SHAPES = [
     CHATS,
     [{"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello!"}], "system": "Be kind."}] * 2,
     [{"instruction": "Add.", "input": "1 1", "output": "2", "history": [["Hi", "Hello"]]}] * 2,
-    [{"prompt": "1+1=", "completion": "2", "label": True}] * 2,
-    [{"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "a"}], "rejected": "b"}] * 2,
+    [{"prompt": "1+1=", "completion": "2", "train": True}] * 2,
     [{"message_tree_id": "1", "message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter", "lang": "en"},
      {"message_tree_id": "1", "message_id": "2", "parent_id": "1", "text": "Hello", "role": "assistant", "rank": 0, "lang": "en"}],
+]  # fmt: skip
+PREFERENCES = [
+    [{"prompt": "1+1=", "completion": "2", "label": True}] * 2,
+    [{"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "a"}], "rejected": "b"}] * 2,
+    [{"chosen": [*CHATS[0]["messages"]], "rejected": [CHATS[0]["messages"][0], {"role": "assistant", "content": "b"}]}] * 2,
+    [{"instruction": "Add.", "input": "1 1", "output": "2", "chosen": "2", "rejected": "3", "margin": 1.5}] * 2,
+    [{"input": {"messages": CHATS[0]["messages"][:1]}, "preferred_output": CHATS[0]["messages"][1:],
+      "non_preferred_output": [{"role": "assistant", "content": "b"}]}] * 2,
+    [{"prompt": "Hi", "response_0": "a", "response_1": "b", "chosen": 1}] * 2,
+    [{"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"}] * 2,
 ]  # fmt: skip
 TAGGED = [{"tokens": ["Ann", "saw", "Rome", "."], "ner_tags": ["B-PER", "O", "B-LOC", "O"], "id": "1"}] * 3
 SPANS = [
@@ -200,6 +209,17 @@ def _conversations(folder: Path) -> None:
     read = partial(read_conversations, parse_sources(_only(folder)), test_fraction=0.3)
     found = read(skip_invalid=True)
     tokenize_conversations(found.splits["train"], _tokenizer(), skip_invalid=True)
+    read(skip_invalid=False)
+
+
+def _preferences(folder: Path) -> None:
+    from chatgpt_hf.data.preference_tokens import tokenize_preferences
+    from chatgpt_hf.data.preferences import read_preferences
+    from chatgpt_hf.data.sources import parse_sources
+
+    read = partial(read_preferences, parse_sources(_only(folder)), test_fraction=0.3)
+    found = read(skip_invalid=True)
+    tokenize_preferences(found.splits["train"], _tokenizer(), skip_invalid=True)
     read(skip_invalid=False)
 
 
@@ -511,6 +531,7 @@ READERS: dict[str, Reader] = {
     "columns": Reader(_rows_file("any", [*TEXTS, *SPANS]), _columns),
     "sources": Reader(lambda random: {"sources.txt": json_lines(random, [{"source": "a", "template": "{a}\n{b}", "weight": 2}] * 3)}, _sources),
     "conversations": Reader(lambda random: _rows_file("any", random.choice(SHAPES))(random), _conversations),
+    "preferences": Reader(lambda random: _rows_file("any", random.choice(PREFERENCES))(random), _preferences),
     "text-classification": Reader(_rows_file("any", TEXTS), _task("text_classification:load_labelled")),
     "token-classification": Reader(lambda random: _rows_file("jsonl", random.choice((TAGGED, SPANS)))(random), _task("token_classification:load_tagged")),
     "conll": Reader(_text_file("train.conll", CONLL), _task("token_classification:load_tagged")),

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from chatgpt_hf.data.conversations import read_conversations, tokenize_conversat
 from chatgpt_hf.data.corpus import load_corpus, stream_corpus
 from chatgpt_hf.data.corpus_summary import summarize_corpus
 from chatgpt_hf.data.packing import IGNORE_INDEX
+from chatgpt_hf.data.preference_tokens import preference_parts, tokenize_preferences
+from chatgpt_hf.data.preferences import load_preferences
 from chatgpt_hf.data.sources import parse_sources
 from chatgpt_hf.errors import DataError
 from chatgpt_hf.tasks.arguments import TaskArguments
@@ -163,6 +166,7 @@ def test_tagged_words(name: str, words: list[str], entities: set[str], cases: Pa
 
 
 MARKER = "MARKER"
+BETTER = {"role": "assistant", "content": "B"}
 ANSWERED = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 CALLING = {"id": "c", "type": "function", "function": {"name": "f", "arguments": {"x": "1"}}}
 # Rows in every shape; a marker goes into each of their values, one at a time.
@@ -187,8 +191,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "alpaca": {"instruction": "I", "input": "N", "output": "O", "system": "S", "history": [["a", "b"]], "text": "x"},
     "pair": {"question": "Q", "context": "C", "answer": "A", "id": "1", "response": "R", "prompt_id": "p"},
-    "kto": {"prompt": ANSWERED[:1], "completion": ANSWERED[1:], "label": True, "reason": "r"},
-    "preference": {"prompt": "Q", "chosen": ANSWERED, "rejected": ANSWERED, "score_chosen": "9"},
     "legacy": {
         "messages": [
             ANSWERED[0],
@@ -224,17 +226,30 @@ def marked(value: Any, path: tuple[Any, ...]) -> Any:
 def test_nothing_is_dropped_in_silence(
     shape: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
 ) -> None:
+    check_that_nothing_is_dropped(
+        SHAPES[shape], lambda file: read(file, tokenizer)[0], tmp_path, caplog, with_answer=shape == "session"
+    )
+
+
+def check_that_nothing_is_dropped(
+    full: dict[str, Any],
+    read: Callable[[Path], list[str]],
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    with_answer: bool = False,
+) -> None:
     """Every value of a row is shown to the model, reported by its name, or refused."""
-    file = tmp_path / "rows.jsonl"
+    file = folder / "rows.jsonl"
     refused: list[tuple[Any, str]] = []
-    for path in places(SHAPES[shape]):
-        row = marked(SHAPES[shape], path)
-        answer = [{"session_id": row["session_id"], "role": "assistant", "content": "A"}] if shape == "session" else []
+    for path in places(full):
+        row = marked(full, path)
+        answer = [{"session_id": row["session_id"], "role": "assistant", "content": "A"}] if with_answer else []
         file.write_text("".join(json.dumps(each) + "\n" for each in (row, *answer)), encoding="utf-8")
         caplog.clear()
         with caplog.at_level(logging.INFO):
             try:
-                texts, _ = read(file, tokenizer)
+                texts = read(file)
             except DataError as error:
                 refused.append((path, str(error)))
                 continue
@@ -245,6 +260,46 @@ def test_nothing_is_dropped_in_silence(
         is_read = path[-1] in ("session_id", "type")
         assert MARKER in "".join(texts) or is_reported or is_read, path
     assert all("row 1" in error.lower() for _, error in refused), refused
+
+
+PREFERENCES: dict[str, dict[str, Any]] = {
+    "kto": {"prompt": ANSWERED[:1], "completion": ANSWERED[1:], "label": True, "reason": "r"},
+    "conversations": {"prompt": "Q", "chosen": ANSWERED, "rejected": [*ANSWERED[:1], BETTER], "score_chosen": "9"},
+    "alpaca": {
+        "instruction": "I",
+        "input": "N",
+        "output": "O",
+        "chosen": "A",
+        "rejected": "B",
+        "system": "S",
+        "id": "1",
+    },
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": "Q", "time": "t"}],
+        "chosen": {"from": "gpt", "value": "A", "model": "m"},
+        "rejected": {"from": "gpt", "value": "B"},
+        "tools": '[{"name": "f"}]',
+    },
+    "openai": {
+        "input": {"messages": ANSWERED[:1], "tools": [{"name": "f"}], "parallel": "p"},
+        "preferred_output": ANSWERED[1:],
+        "non_preferred_output": [BETTER],
+        "note": "n",
+    },
+    "number": {"prompt": "Q", "context": "C", "response_0": "A", "response_1": "B", "chosen": 0, "model_0": "m"},
+}
+
+
+@pytest.mark.parametrize("form", PREFERENCES)
+def test_nothing_of_preferences_is_dropped_in_silence(
+    form: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(file: Path) -> list[str]:
+        splits = load_preferences(parse_sources(str(file)))
+        rows, _ = tokenize_preferences(splits["train"], tokenizer)
+        return ["".join(text for text, _ in preference_parts(row, tokenizer)) for row in rows]
+
+    check_that_nothing_is_dropped(PREFERENCES[form], read, tmp_path, caplog)
 
 
 SPAN = {"start": 0, "end": 3, "label": "PER", "token_start": "0"}

@@ -258,7 +258,7 @@ def in_formats(messages: list[dict[str, str]]) -> list[dict[str, Any]]:
         {"messages": repr(messages)},
         {"instruction": question["content"], "input": "", "output": answer["content"], "history": pairs},
         {"prompt": messages[:-1], "completion": [answer]},
-        {"prompt": messages[:-1], "chosen": messages, "rejected": [answer]},
+        {"prompt": messages[:-1], "chosen": messages},
         {"dialog": [each["content"] for each in messages]},
     ]
 

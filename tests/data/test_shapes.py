@@ -183,12 +183,9 @@ def turns(*texts: str) -> list[dict[str, Any]]:
         # A question as messages, an answer as text, a message or messages.
         ({"prompt": [USER], "completion": "A"}, [USER, ASSISTANT]),
         ({"prompt": "Q", "completion": ASSISTANT}, [USER, ASSISTANT]),
-        ({"prompt": "Q", "completion": [ASSISTANT], "label": True}, [USER, ASSISTANT]),
-        # Preferences: the chosen answer is learned, whatever else the row calls its output.
-        ({"instruction": "Q", "output": "B", "chosen": "A", "rejected": "B"}, [USER, ASSISTANT]),
-        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, [USER, ASSISTANT]),
-        ({"prompt": "Q", "chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, [USER, ASSISTANT]),
-        ({"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, [USER, ASSISTANT]),
+        ({"prompt": "Q", "completion": [ASSISTANT], "train": True}, [USER, ASSISTANT]),
+        # The answer alone, without a rejected one.
+        ({"chosen": [USER, ASSISTANT]}, [USER, ASSISTANT]),
         (
             {"conversations": [{"from": "human", "value": "Q"}], "chosen": {"from": "gpt", "value": "A"}},
             [USER, ASSISTANT],
@@ -221,24 +218,21 @@ def test_every_row_has_its_own_shape() -> None:
     assert read(*rows) == [Conversation([USER, ASSISTANT])] * 3
 
 
-def test_an_answer_that_is_marked_wrong_is_not_learned() -> None:
-    reader = ConversationReader("kto.jsonl")
-    rows = [{"prompt": "Q", "completion": "A", "label": label} for label in (True, False, "False", "true")]
-    assert [number for number, _ in reader.read(rows)] == [1, 4]
-    assert reader.notes == {"rows with label false were left out": 1, "rows with label False were left out": 1}
-
-
-def test_a_label_in_words_is_a_mark() -> None:
-    reader = ConversationReader("kto.jsonl")
-    rows = [{"prompt": "Q", "completion": "A", "label": label} for label in ("desirable", "Undesirable")]
-    rows += [{"messages": [USER, ASSISTANT], "kto_tag": tag} for tag in (1, 0, "0.0")]
-    assert [number for number, _ in reader.read(rows)] == [1, 3]
-    assert sum(reader.notes.values()) == 3
+@pytest.mark.parametrize(("name", "mark"), [("label", "False"), ("label", "Undesirable"), ("kto_tag", 0)])
+def test_an_answer_that_is_marked_wrong_is_not_learned(name: str, mark: Any) -> None:
+    rows = [{"question": "Q", "reply": "A", name: mark}]
+    with pytest.raises(DataError, match=r"Row 1 of kto.jsonl has preferences .*: chatgpt-hf dpo trains on them"):
+        list(ConversationReader("kto.jsonl").read(rows))
+    reader = ConversationReader("kto.jsonl", PairColumns("question", "reply"))
+    assert list(reader.read(rows)) == []
+    assert reader.notes == {f"rows with {name} {mark} were left out": 1}
 
 
 @pytest.mark.parametrize("label", [0, 1, 0.0, "1", "0.0"])
 def test_a_number_may_be_a_mark_or_a_class(label: Any) -> None:
-    assert "write true or false" in refusal({"prompt": "Q", "completion": "A", "label": label})
+    assert "may say whether the answer is good, or be a class: chatgpt-hf dpo trains on" in refusal(
+        {"prompt": "Q", "completion": "A", "label": label}
+    )
 
 
 def test_a_class_is_no_mark() -> None:
@@ -354,14 +348,6 @@ def test_an_empty_message_of_a_table_does_not_join_its_neighbours() -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "Q", "response_0": "A", "response_1": "B", "chosen": 0}, turns("Q", "A")),
-        ({"prompt": "Q", "response_0": "B", "response_1": "A", "chosen": 1.0}, turns("Q", "A")),
-        ({"prompt": "Q", "response_a": "A", "response_b": "B", "chosen": "response_a"}, turns("Q", "A")),
-        ({"prompt": "Q", "response_a": "B", "response_b": "A", "model_b": "m", "chosen": "B"}, turns("Q", "A")),
-        ({"messages": [USER], "response_a": "A", "response_b": "B", "chosen": "a"}, turns("Q", "A")),
-        # An answer, not a number of one.
-        ({"prompt": "2+2", "chosen": "4", "rejected": "5"}, turns("2+2", "4")),
-        ({"prompt": "a or b?", "chosen": "a", "rejected": "b"}, turns("a or b?", "a")),
         # `chosen` repeats the question, in whole or in part.
         ({"system": "S", "prompt": "Q", "chosen": [USER, ASSISTANT]}, [SYSTEM, USER, ASSISTANT]),
         ({"prompt": "Q", "chosen": [SYSTEM, USER, ASSISTANT]}, [SYSTEM, USER, ASSISTANT]),

@@ -19,6 +19,7 @@ from .messages import (
     normalize_messages,
     text_of,
 )
+from .preference_shapes import MARK_VALUES, MARKS, is_kto, pair_in, verdict_in
 from .shapes import (
     ANSWERS,
     QUESTIONS,
@@ -49,11 +50,8 @@ _TURNS = (
 )
 # What else a message may have in such a table.
 _MESSAGE_COLUMNS = ("tool_calls", "function_call", "reasoning_content", "thinking", *FLAGS)
-# Columns of KTO's data that say which answers are bad.
-_MARKS = ("label", "kto_tag")
-_MARK_VALUES = {"true": True, "false": False, "desirable": True, "undesirable": False}
 # What may say that a row is not to be learned; some files have the flags of messages on the whole row.
-EXCLUDING = (*_MARKS, *FLAGS)
+EXCLUDING = (*MARKS, *FLAGS)
 _REFUSED = ("images", "image", "videos", "video", "audios", "audio")
 
 
@@ -63,7 +61,7 @@ def is_excluded(name: str, value: Any) -> bool | None:
     Other labels are classes, and other weights are no flags.
     """
     said = str(text_of(value)).strip().lower()
-    flag = _MARK_VALUES.get(said) if name == "label" else FLAG_VALUES.get(said, _MARK_VALUES.get(said))
+    flag = MARK_VALUES.get(said) if name == "label" else FLAG_VALUES.get(said, MARK_VALUES.get(said))
     return None if flag is None else flag is FLAGS.get(name, False)
 
 
@@ -106,13 +104,18 @@ class ConversationReader:
         self._sessions: dict[str, list[tuple[int, Cells]]] = {}
 
     def read(self, rows: Iterable[Row]) -> Iterator[tuple[int, Conversation | DataError]]:
-        """Yields row numbers, from 1, with each conversation in the row, or with an error if it cannot be used."""
+        """Yields row numbers, from 1, with each conversation in the row, or with an error if it cannot be used.
+
+        Raises:
+            DataError: If a row is a preference, of which some answers must not be learned.
+        """
         for number, row in enumerate(rows, start=1):
             self.rows = number
             if all(map(is_blank, row.values())):
                 self.notes["blank rows were left out"] += 1
                 continue
-            cells = Cells(row)
+            cells = self._cells(row)
+            self._check_kind(cells, number)
             try:
                 if self._is_one_message(cells):
                     key = cells.take(cells.first(_CONVERSATION_IDS, lambda value: not is_blank(value)) or "")
@@ -126,9 +129,30 @@ class ConversationReader:
             yield from ((number, conversation) for conversation in conversations)
         yield from self._read_sessions()
 
-    def _read_row(self, row: Row, cells: Cells) -> list[Conversation]:
+    def _cells(self, row: Row) -> Cells:
+        return Cells(row)
+
+    def _check_kind(self, cells: Cells, number: int) -> None:
+        """Raises if a row is a preference. Not even `skip_invalid` leaves those out: the file is for another command."""
+        if any(self._templates):
+            return
+        if pair := pair_in(cells):
+            raise DataError(
+                f"Row {number} of {self.where} has preferences ({pair}): chatgpt-hf dpo trains on them. For sft, name the columns "
+                "of the question and of the answer to learn: --prompt_column (or --prompt_template) and --completion_column."
+            )
+        if verdict := verdict_in(cells):
+            raise DataError(
+                f"Row {number} of {self.where} has preferences (an answer with {verdict}): chatgpt-hf dpo trains on them. For sft, "
+                "keep the rows with good answers and remove the column."
+            )
+
+    def _refuse_media(self, cells: Cells) -> None:
         if refused := cells.first(_REFUSED, lambda value: not is_blank(value)):
             raise DataError(f"it has {refused}: only text can be learned")
+
+    def _read_row(self, row: Row, cells: Cells) -> list[Any]:
+        self._refuse_media(cells)
         shape = None
         if any(self._templates):
             written = [self._from_templates(row, cells)]
@@ -169,16 +193,15 @@ class ConversationReader:
             said.append({"role": role, "content": fill_template(template, row, "the row")})
         return [*system_of(cells), *history_of(cells), *said]
 
-    def _is_left_out(self, cells: Cells) -> bool:
+    def _is_left_out(self, cells: Cells, names: Sequence[str] = EXCLUDING) -> bool:
         """True if the row itself says that it is not to be learned: KTO's label, or a flag as messages have it."""
-        said = str(text_of(cells.peek("label"))).strip().lower()
-        if said in ("0", "1", "0.0", "1.0") and _is_kto(cells):
+        if "label" in names and is_kto(cells):
             # Every other row of the file would have to be read to know.
             raise DataError(
-                f"its label is {said}, which may say whether the answer is good, or be a class: write true or "
-                "false for a good or bad answer, or rename the column"
+                f"its label is {text_of(cells.peek('label'))}, which may say whether the answer is good, or be a class: "
+                "chatgpt-hf dpo trains on good and bad answers; rename the column if it is a class"
             )
-        for name in EXCLUDING:
+        for name in names:
             # Other labels are classes, and other weights are no flags; they are counted as unused.
             if (excluded := is_excluded(name, value := cells.peek(name))) is not None:
                 cells.take(name)
@@ -247,10 +270,6 @@ def _same(values: Sequence[Any], what: str) -> Any:
     if any(value != found[0] for value in found):
         raise DataError(f"the rows of its conversation have different {what}: give each conversation its own id")
     return found[0] if found else None
-
-
-def _is_kto(cells: Cells) -> bool:
-    return all(cells.peek(name) is not None for name in ("prompt", "completion"))
 
 
 def _place(value: Any) -> float | None:

@@ -4,20 +4,11 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from datasets import (
-    Dataset,
-    DatasetDict,
-    Features,
-    Json,
-    List,
-    Value,
-    concatenate_datasets,
-    interleave_datasets,
-)
+from datasets import Dataset, DatasetDict, Features, Json, List, Value
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -25,15 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from ..chat_templates import encode_turns
 from ..errors import DataError
 from ..terminal import visible
-from .conversation_rows import ConversationReader
+from .conversation_rows import Conversation, ConversationReader
 from .json_rows import written_json
 from .messages import is_blank, is_empty
 from .packing import IGNORE_INDEX
+from .row_splits import read_splits
 from .shapes import PairColumns
-from .sources import CorpusSource, probabilities
-from .splits import hold_out
+from .sources import CorpusSource
 from .summary import RowSummary
-from .tables import Table, read_tables
 
 logger = logging.getLogger(__name__)
 
@@ -100,75 +90,27 @@ def read_conversations(
     """Does the work of `load_conversations`, and also returns a summary of each table."""
     if named is not None:
         named.check()
-    train, test, summaries = [], [], []
-    for source in sources:
-        parts: dict[str, list[Dataset]] = {}
-        for table in read_tables(source.source, encoding=source.encoding):
-            rows, summary = _read(table, source.source, skip_invalid, named)
-            parts.setdefault(table.split, []).append(rows)
-            summaries.append(summary)
-            summary.log()
-        if "train" not in parts:
-            raise DataError(f"{source.source} has no split `train`; it has {', '.join(sorted(parts))}.")
-        rows = concatenate_datasets(parts["train"])
-        held_out = parts.get("test")
-        if held_out is None and test_fraction:
-            sides = hold_out(
-                map(conversation_key, rows["messages"]), test_fraction, source.source, unit="conversation"
-            )
-            held_out = [rows.select([index for index, side in enumerate(sides) if side])]
-            rows = rows.select([index for index, side in enumerate(sides) if not side])
-        if len(rows) == 0:
-            raise DataError(f"{source.source} has no conversations to train on.")
-        train.append(rows)
-        test += held_out or []
-    result = DatasetDict(train=concatenate_datasets(train))
-    if shares := probabilities(sources):
-        result["train"] = interleave_datasets(train, shares, seed=seed, stopping_strategy="all_exhausted")
-    if any(len(part) for part in test):
-        result["test"] = concatenate_datasets(test)
-    return Conversations(result, summaries)
-
-
-def _read(table: Table, source: str, skip_invalid: bool, named: PairColumns | None) -> tuple[Dataset, RowSummary]:
-    """Reads the conversations of one table."""
-    reader = ConversationReader(table.where, named)
-    invalid: list[str] = []
-
-    def conversations() -> Iterator[dict[str, Any]]:
-        for number, read in reader.read(table.rows()):
-            place = f"row {number} of {table.where}"
-            if not isinstance(read, DataError):
-                # As text, because the data set's own writer of JSON rounds numbers.
-                tools = None if read.tools is None else list(map(written_json, read.tools))
-                messages = list(map(written_json, read.messages))
-                yield {"messages": messages, "tools": tools, "source": source, "place": place}
-                continue
-            if not skip_invalid:
-                raise DataError(
-                    f"{place[0].upper()}{place[1:]} cannot be used: {read} (--skip_invalid leaves such rows out)."
-                )
-            invalid.append(f"{place} cannot be used: {read}")
-
-    found = list(conversations())
-    # `from_list` takes no features for an empty list.
-    rows = (
-        Dataset.from_list(found, _FEATURES)
-        if found
-        else Dataset.from_dict({name: [] for name in _FEATURES}, _FEATURES)
+    splits, summaries = read_splits(
+        sources,
+        lambda where: ConversationReader(where, named),
+        _columns,
+        _FEATURES,
+        key=lambda rows: map(conversation_key, rows["messages"]),
+        units=("conversation", "conversations"),
+        test_fraction=test_fraction,
+        seed=seed,
+        skip_invalid=skip_invalid,
     )
-    summary = RowSummary(
-        where=table.where,
-        split=table.split,
-        shapes=dict(reader.shapes),
-        rows=reader.rows,
-        kept=len(rows),
-        used=dict(reader.used),
-        unused=dict(reader.unused),
-        notes=dict(reader.notes),
-        invalid=invalid,
-    )
-    return rows, summary
+    return Conversations(splits, summaries)
+
+
+def _columns(read: Conversation) -> dict[str, Any]:
+    return {"messages": as_json(read.messages), "tools": as_json(read.tools)}
+
+
+def as_json(items: Sequence[Any] | None) -> list[str] | None:
+    """Returns messages or tools as text for a `Json` column, because the data set's own writer rounds numbers."""
+    return None if items is None else list(map(written_json, items))
 
 
 def conversation_key(messages: list[dict[str, Any]]) -> str:
@@ -213,7 +155,7 @@ def tokenize_conversations(
         places = batch.get("place") or [f"row {index + 1}" for index in indices]
         for messages, row_tools, place in zip(batch["messages"], tools, places, strict=True):
             try:
-                ids, labels = _encode(messages, row_tools, tokenizer, left_out)
+                ids, labels = encode_messages(messages, row_tools, tokenizer, left_out)
             except DataError as error:
                 message = f"{place[0].upper()}{place[1:]}: {error}"
                 if not skip_invalid:
@@ -253,9 +195,7 @@ def tokenize_conversations(
         )
     if invalid:
         logger.warning("%d conversations are left out; the first: %s.", len(invalid), invalid[0])
-    if left_out:
-        counts = ", ".join(f"{key} ({count})" for key, count in left_out.most_common())
-        logger.warning("The chat template does not show these keys of messages, so they are not learned: %s.", counts)
+    warn_of_keys(left_out)
     kept = rows.filter(_has_target, input_columns="labels", load_from_cache_file=False)
     if len(kept) == 0:
         raise DataError(
@@ -272,10 +212,17 @@ def _has_target(labels: list[int]) -> bool:
     return any(label != IGNORE_INDEX for label in labels[1:])
 
 
-def _encode(
+def encode_messages(
     messages: Any, tools: Any, tokenizer: PreTrainedTokenizerBase, left_out: Counter[str]
 ) -> tuple[list[int], list[int]]:
-    """Tokenizes one conversation; counts the keys of messages that the template leaves out in `left_out`."""
+    """Tokenizes one conversation; counts the keys of messages that the template leaves out in `left_out`.
+
+    Returns:
+        `input_ids` and `labels`, both (seq,); labels are -100 where nothing is learned.
+
+    Raises:
+        DataError: See `tokenize_conversations`; the message does not name the row.
+    """
     if not messages:
         return [], []
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
@@ -301,6 +248,13 @@ def _encode(
         for token, turn in zip(encoded.input_ids, encoded.turn, strict=True)
     ]
     return encoded.input_ids, labels
+
+
+def warn_of_keys(left_out: Counter[str]) -> None:
+    """Logs a warning about the keys of messages that the template leaves out, if there are any."""
+    if left_out:
+        counts = ", ".join(f"{key} ({count})" for key, count in left_out.most_common())
+        logger.warning("The chat template does not show these keys of messages, so they are not learned: %s.", counts)
 
 
 def _check_shown(messages: list[dict[str, Any]], text: str, template: str, left_out: Counter[str]) -> None:

@@ -86,9 +86,13 @@ class Cells:
     Attributes:
         used: The columns that were read, as the file writes them.
         extra: Keys inside a column that nothing reads.
+
+    Args:
+        row: The row.
+        named: Columns that the user named, by the usual names that they stand for.
     """
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: Row, named: Mapping[str, str] | None = None) -> None:
         self.row = row
         self.used: set[str] = set()
         self.extra: Counter[str] = Counter()
@@ -98,6 +102,7 @@ class Cells:
             self._columns.setdefault(_ALIASES.get(name, name), column)
         # The exact name wins over an alias of it.
         self._columns |= {column: column for column in row}
+        self._columns |= named or {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._columns
@@ -143,21 +148,21 @@ class Shape(NamedTuple):
     read: Callable[[Cells], list[list[Any]]]
 
 
-def find_shape(row: Row) -> Shape:
-    """Returns the first of `SHAPES` that fits a row.
+def find_shape(row: Row, cells: Cells | None = None) -> Shape:
+    """Returns the first of `SHAPES` that fits a row, whose cells may be given.
 
     Raises:
         DataError: If no shape fits; the message lists the columns.
     """
-    cells = Cells(row)
+    cells = Cells(row) if cells is None else cells
     for shape in SHAPES:
         if shape.fits(cells):
             return shape
     if name := cells.first(_MESSAGES, lambda value: isinstance(value, Sequence) and not value):
         raise DataError(f"its {name} are empty")
-    if name := cells.first(_MESSAGES, _is_numpy):
+    if name := cells.first(_MESSAGES, is_numpy):
         raise DataError(f"its {name} are a list as numpy prints it, without commas: write it as JSON")
-    for fits, ours, others in ((_is_question, QUESTIONS, ANSWERS), (_is_answer, ANSWERS, QUESTIONS)):
+    for fits, ours, others in ((is_question, QUESTIONS, ANSWERS), (is_answer, ANSWERS, QUESTIONS)):
         missing = next((name for name in others if name in cells), None)
         if missing is not None and cells.first(ours, fits) is not None:
             value = cells.peek(missing)
@@ -179,7 +184,7 @@ def _list_of(value: Any) -> list[Any] | None:
         if not value.lstrip().startswith("["):
             return None
         text = value.strip()
-        if _is_numpy(text):
+        if is_numpy(text):
             # Python would join the texts of such a list to one.
             return None
         for parse in (parse_text, ast.literal_eval):
@@ -192,7 +197,7 @@ def _list_of(value: Any) -> list[Any] | None:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else None
 
 
-def _is_numpy(value: Any) -> bool:
+def is_numpy(value: Any) -> bool:
     """True if a text is a list as numpy prints it, without commas between texts or dicts."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return False
@@ -210,7 +215,7 @@ def _is_numpy(value: Any) -> bool:
     return False
 
 
-def _turns(value: Any) -> list[Any] | None:
+def turns_of(value: Any) -> list[Any] | None:
     """Returns a list of messages: mappings, at least one of which names its speaker; None for anything else."""
     turns = _list_of(value)
     if not turns or not all(isinstance(turn, Mapping) for turn in turns):
@@ -227,24 +232,24 @@ def _utterances(value: Any) -> list[Any] | None:
     return texts if all(isinstance(text, str) for text in texts) else None
 
 
-def _is_question(value: Any) -> bool:
-    return is_scalar(value) or _turns(value) is not None
+def is_question(value: Any) -> bool:
+    return is_scalar(value) or turns_of(value) is not None
 
 
-def _is_answer(value: Any) -> bool:
-    return _is_question(value) or (isinstance(value, Mapping) and _turns([value]) is not None)
+def is_answer(value: Any) -> bool:
+    return is_question(value) or (isinstance(value, Mapping) and turns_of([value]) is not None)
 
 
 def messages_column(cells: Cells) -> str | None:
-    return cells.first(_MESSAGES, lambda value: _turns(value) is not None)
+    return cells.first(_MESSAGES, lambda value: turns_of(value) is not None)
 
 
 def _messages(cells: Cells) -> list[list[Any]]:
-    messages = _turns(cells.take(messages_column(cells) or "")) or []
+    messages = turns_of(cells.take(messages_column(cells) or "")) or []
     messages = continued(history_of(cells), messages)
-    # Preference data: the conversation ends with the user, and the answers are in columns.
-    if cells.peek("chosen") is not None:
-        messages = continued(messages, _as_turns(cells.take(_chosen(cells)), "assistant"))
+    # A conversation may end with the user, and the answer be in a column.
+    if cells.peek("chosen") is not None and spoken(messages[-1])[0] != "assistant":
+        messages = continued(messages, as_turns(cells.take(answer_column(cells)), "assistant"))
     return [[*system_of(cells), *messages]]
 
 
@@ -276,27 +281,38 @@ def _self_instruct(cells: Cells) -> list[list[Any]]:
 
 
 def _pair(cells: Cells) -> list[list[Any]]:
-    question = cells.first(QUESTIONS, _is_question)
-    answer = cells.first(ANSWERS, _is_answer)
-    if _is_answer(cells.peek("chosen")) and _is_answer(cells.peek("rejected")):
-        # Such files also have an `output`, which may be the rejected answer.
-        answer = "chosen"
-    if question is None or answer is None:
-        raise DataError("it has no question or no answer")
+    answer = cells.first(ANSWERS, is_answer)
+    if answer is None:
+        raise DataError("it has no answer")
     if answer == "chosen":
-        answer = _chosen(cells)
-    asked = cells.take(question)
-    messages = [*system_of(cells), *history_of(cells)]
-    if _turns(asked) is None:
-        contexts = [_context(cells, name) for name in _CONTEXTS if name != question]
-        asked = _joined(text_of(asked), *contexts)
-    messages = continued(messages, _as_turns(asked, "user"))
+        answer = answer_column(cells)
     # Where `chosen` is the whole conversation, it repeats the question.
-    return [[*continued(messages, _as_turns(cells.take(answer), "assistant"))]]
+    return [[*continued(asked(cells), as_turns(cells.take(answer), "assistant"))]]
+
+
+def asked(cells: Cells, *, contexts: bool = True) -> list[Any]:
+    """Returns the messages before an answer: the system prompt, the history, and the question.
+
+    Args:
+        cells: The row.
+        contexts: Add to a question that is a text what it is about, from columns such as `input`.
+
+    Raises:
+        DataError: If there is no question.
+    """
+    question = cells.first(QUESTIONS, is_question)
+    if question is None:
+        raise DataError("it has no question")
+    said = cells.take(question)
+    messages = [*system_of(cells), *history_of(cells)]
+    if contexts and turns_of(said) is None:
+        about = [_context(cells, name) for name in _CONTEXTS if name != question]
+        said = _joined(text_of(said), *about)
+    return continued(messages, as_turns(said, "user"))
 
 
 def _whole_answer(cells: Cells) -> list[list[Any]]:
-    return [continued([*system_of(cells), *history_of(cells)], _turns(cells.take("chosen")) or [])]
+    return [continued([*system_of(cells), *history_of(cells)], turns_of(cells.take("chosen")) or [])]
 
 
 def _context(cells: Cells, name: str) -> str | None:
@@ -314,26 +330,31 @@ def _context(cells: Cells, name: str) -> str | None:
     return _joined(*texts)
 
 
-def _chosen(cells: Cells) -> str:
-    """Returns the column of the chosen answer, which the column `chosen` either holds, or names.
+def answer_column(cells: Cells, side: str = "chosen") -> str:
+    """Returns the column of the chosen (or rejected) answer, which the column `chosen` either holds, or names.
 
     Raises:
         DataError: If it names something that is no answer.
     """
-    pointer = str(text_of(cells.peek("chosen"))).strip().lower().removesuffix(".0")
+    pointer = str(text_of(cells.peek(side))).strip().lower().removesuffix(".0")
     others = {str(column).strip().lower(): column for column in cells.row}
     others = {name: column for name, column in others.items() if name not in ("chosen", "rejected")}
     named = [column for name, column in others.items() if name == pointer or _points_to(pointer, name)]
-    if len(named) == 1 and re.match(_CANDIDATE, str(named[0]).strip().lower()) and _is_answer(cells.row[named[0]]):
-        cells.take("chosen")
+    if len(named) == 1 and is_candidate(named[0]) and is_answer(cells.row[named[0]]):
+        cells.take(side)
         return named[0]
     is_number = re.fullmatch(r"[+-]?\d+", pointer) is not None
     if named or (is_number and "rejected" not in cells):
         raise DataError(
-            f"its chosen is {cells.peek('chosen')!r}, which points to an answer instead of being one, and the row has "
-            f"no answer of that {'number' if is_number else 'name'}: write the answer itself into chosen"
+            f"its {side} is {cells.peek(side)!r}, which points to an answer instead of being one, and the row has "
+            f"no answer of that {'number' if is_number else 'name'}: write the answer itself into {side}"
         )
-    return "chosen"
+    return side
+
+
+def is_candidate(column: str) -> bool:
+    """True if a column is named like one of several answers, such as response_0 and answer_b."""
+    return re.match(_CANDIDATE, str(column).strip().lower()) is not None
 
 
 _CANDIDATE = rf"({'|'.join(ANSWERS)}|candidate|generation)(\b|_|\d)"
@@ -346,9 +367,9 @@ def _points_to(pointer: str, column: str) -> bool:
     return re.search(rf"(_|[ -]|(?<!\d)(?=\d)){pointer}$", column) is not None
 
 
-def _as_turns(value: Any, role: str) -> list[Any]:
+def as_turns(value: Any, role: str) -> list[Any]:
     """Returns the messages of one side, which may be a text."""
-    turns = _turns([value] if isinstance(value, Mapping) else value)
+    turns = turns_of([value] if isinstance(value, Mapping) else value)
     return [{"role": role, "content": value}] if turns is None else turns
 
 
@@ -380,7 +401,7 @@ def history_of(cells: Cells) -> list[Any]:
     if is_blank(history) or turns == []:
         return []
     turns = turns or []
-    if (messages := _turns(turns)) is not None:
+    if (messages := turns_of(turns)) is not None:
         return messages
     pairs = [_list_of(turn) for turn in turns]
     if not pairs or not all(pair and len(pair) == 2 for pair in pairs):
@@ -451,15 +472,13 @@ SHAPES = (
         "question and answer",
         f"Alpaca and other pairs: one of {', '.join(QUESTIONS)} and one of {', '.join(ANSWERS)}, as text or list of "
         f"messages, and optionally one of {', '.join(_CONTEXTS)}, one of {', '.join(_SYSTEMS[:3])}, and history",
-        lambda cells: (
-            cells.first(QUESTIONS, _is_question) is not None and cells.first(ANSWERS, _is_answer) is not None
-        ),
+        lambda cells: cells.first(QUESTIONS, is_question) is not None and cells.first(ANSWERS, is_answer) is not None,
         _pair,
     ),
     Shape(
         "the chosen conversation",
-        "preferences: `chosen`, a list of role and content",
-        lambda cells: _turns(cells.peek("chosen")) is not None,
+        "`chosen`, a list of role and content, without `rejected`",
+        lambda cells: turns_of(cells.peek("chosen")) is not None,
         _whole_answer,
     ),
 )
