@@ -92,7 +92,8 @@ def register(app: typer.Typer, panel: str) -> None:
         """
         check_moderation(moderation, moderation_labels)
         check_model(model)
-        from transformers import set_seed
+        # transformers' `set_seed` brings its trainer, which takes a second.
+        from accelerate.utils import set_seed
 
         from chatgpt_hf.inference.parameters import restrictions, sampling
         from chatgpt_hf.inference.session import ChatSession

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, set_seed
+from accelerate.utils import set_seed
+from transformers import PreTrainedTokenizerBase
 
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ConfigError
