@@ -41,6 +41,7 @@ DOCUMENTS = [
     "docs/pretraining.md",
     "docs/scaling.md",
     "docs/fine-tuning.md",
+    "docs/alignment.md",
     "docs/chat.md",
     "docs/tasks.md",
     "docs/evaluation.md",
@@ -81,6 +82,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "my-texts" / f"{index}.txt").write_text(f"Text {index} is about cats and dogs.\n" * 5)
     chat = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}\n'
     (folder / "my-chats.jsonl").write_text(chat * 8)
+    pairs = [{"prompt": f"What is {n}?", "chosen": f"{n} is a number.", "rejected": "No."} for n in range(30)]
+    (folder / "my-pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     prompts = [{"prompt": "Return a"}, {"messages": [{"role": "user", "content": "Hi"}]}]
     (folder / "my-prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     (folder / "words.txt").write_text("# One in a line.\ncurse*\n")
@@ -237,7 +240,7 @@ def test_every_command_runs(
         if words[1] in ("serve", "ui"):
             with running([str(executable), *words[1:]], workplace, free_port()):
                 continue
-        training = words[1] in ("pretrain", "sft", "finetune")
+        training = words[1] in ("pretrain", "sft", "dpo", "finetune")
         result = run(workplace, arguments=[*words[1:], *(SMALL_RUN if training else []), *_smaller(words)])
         assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
 
