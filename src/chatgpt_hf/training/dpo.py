@@ -220,8 +220,9 @@ class DPORun(Run):
         trainer_class, collator_class = kinds
         if self.read.judged:
             # KTOConfig's type of this field.
-            (arguments.loss_type,) = self.arguments.loss_type  # type: ignore[assignment]
-            if arguments.loss_type == "kto":
+            (loss,) = self.arguments.loss_type
+            arguments.loss_type = loss  # type: ignore[assignment]
+            if loss == "kto":
                 arguments.train_sampling_strategy = "sequential"
         trainer = trainer_class(
             model=self.model,

@@ -104,7 +104,7 @@ class DPOArguments(PreferenceOptions, DPOConfig):
             "help": f"Any optimizer of transformers, such as adamw_torch or adafactor, or muon; {FOREIGN_OPTIM} if not given."
         },
     )
-    learning_rate: float | None = field(
+    learning_rate: float | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": "Peak learning rate. If not given: 0.0001, or 0.0005 with Muon; for a base model that was not made with this "
@@ -166,7 +166,7 @@ class RewardArguments(PreferenceOptions, RewardConfig):
             "help": f"Any optimizer of transformers, such as adamw_torch or adafactor, or muon; {FOREIGN_OPTIM} if not given."
         },
     )
-    learning_rate: float | None = field(
+    learning_rate: float | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": "Peak learning rate. If not given: 0.0001, or 0.002 with Muon; for a base model that was not made with this "

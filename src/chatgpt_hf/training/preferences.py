@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -140,13 +141,12 @@ def read_rows(
     """
     sources = parse_sources(chosen.dataset, encoding=chosen.encoding, field="dataset")
     columns = PreferenceColumns(*(getattr(chosen, name) for name in PreferenceColumns._fields))
-    options = {"seed": seed, "skip_invalid": chosen.skip_invalid, "named": columns}
-    test_fraction = 0.0 if chosen.eval_dataset else chosen.test_fraction
-    read = read_preferences(sources, kind=kind, test_fraction=test_fraction, **options)
+    reading = partial(read_preferences, seed=seed, skip_invalid=chosen.skip_invalid, named=columns)
+    read = reading(sources, kind=kind, test_fraction=0.0 if chosen.eval_dataset else chosen.test_fraction)
     splits, summaries = dict(read.splits), list(read.summaries)
     if chosen.eval_dataset is not None:
         named = parse_sources(chosen.eval_dataset, encoding=chosen.encoding, field="eval_dataset")
-        held_out = read_preferences(named, kind=read.kind, **options)
+        held_out = reading(named, kind=read.kind)
         splits["test"] = held_out.splits.get("test", held_out.splits["train"])
         summaries += held_out.summaries
     if "test" not in splits and eval_strategy != "no":
