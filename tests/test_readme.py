@@ -240,7 +240,7 @@ def test_every_command_runs(
         if words[1] in ("serve", "ui"):
             with running([str(executable), *words[1:]], workplace, free_port()):
                 continue
-        training = words[1] in ("pretrain", "sft", "dpo", "finetune")
+        training = words[1] in ("pretrain", "sft", "dpo", "reward", "finetune")
         result = run(workplace, arguments=[*words[1:], *(SMALL_RUN if training else []), *_smaller(words)])
         assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
 

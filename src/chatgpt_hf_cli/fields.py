@@ -1,6 +1,7 @@
 """The fields of a recipe, read without importing the library: for the help, and to check what was given."""
 
 import gc
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from functools import cache
@@ -149,6 +150,8 @@ def _text(item: Field[Any], short: bool) -> str:
     # argparse, which these texts are written for, needs each % doubled.
     words = item.metadata["help"].replace("%%", "%")
     if short:
+        # TRL links to papers, and an address is too long for a line.
+        words = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", words)
         first, separator, _ = words.partition(". ")
         words = f"{first}." if separator else words
     default = default_of(item)

@@ -13,7 +13,9 @@ from chatgpt_hf.training.recipe import RecipeParser, parse_recipe
 from chatgpt_hf_cli import evaluate, fields
 from chatgpt_hf_cli.errors import UsageMistake
 
-TYPES = {name: getattr(chatgpt_hf_cli, name).TYPES for name in ("pretrain", "sft", "dpo", "finetune", "plan")}
+TYPES = {
+    name: getattr(chatgpt_hf_cli, name).TYPES for name in ("pretrain", "sft", "dpo", "reward", "finetune", "plan")
+}
 TYPES["evaluate"] = evaluate.TASK
 
 

@@ -24,7 +24,13 @@ from chatgpt_hf.training.arguments import (
     TaskModelArguments,
     parse_recipe,
 )
-from chatgpt_hf.training.preference_arguments import DPOArguments, PreferenceArguments, PreferenceModelArguments
+from chatgpt_hf.training.preference_arguments import (
+    DPOArguments,
+    PreferenceArguments,
+    PreferenceModelArguments,
+    RewardArguments,
+    RewardModelArguments,
+)
 from chatgpt_hf.training.recipe import find_recipe, recipes_folder, resolve_recipe
 from chatgpt_hf.training.scaling import dial
 
@@ -32,7 +38,11 @@ PRETRAIN = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArgu
 SFT = (ChatModelArguments, ConversationArguments, ChatSFTArguments)
 FINETUNE = (TaskModelArguments, TaskArguments, FinetuneArguments)
 # By the beginning of a recipe's name; those with a task are of `finetune`, the others of `pretrain`.
-BY_NAME = {"sft": SFT, "dpo": (PreferenceModelArguments, PreferenceArguments, DPOArguments)}
+BY_NAME = {
+    "sft": SFT,
+    "dpo": (PreferenceModelArguments, PreferenceArguments, DPOArguments),
+    "reward": (RewardModelArguments, PreferenceArguments, RewardArguments),
+}
 SHIPPED = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 
 

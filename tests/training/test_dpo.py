@@ -358,7 +358,7 @@ def test_dropout_of_attention_is_silenced_too() -> None:
         ("--sync_ref_model true --precompute_ref_log_probs true", "give only one"),
         ("--lora_dropout 0.1", "--lora_dropout 0.1 does nothing while --disable_dropout is true"),
         ("--padding_free true", "--padding_free does nothing here"),
-        ("--truncation_mode keep_end", "--truncation_mode: rows that are too long are left out"),
+        ("--truncation_mode keep_end", "--truncation_mode does nothing here: --long_preferences says"),
         ("--desirable_weight 2", "--desirable_weight is for judged answers, and the data are pairs"),
         ("--max_length 4096", "--max_length 4096 is longer than the model's context"),
         ("--test_fraction 0 --eval_strategy steps", "--eval_strategy steps needs preferences to measure on"),

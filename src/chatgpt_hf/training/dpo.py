@@ -91,9 +91,17 @@ def _padded_masks(prompts: list[list[int]], masks: list[list[int]], like: torch.
 class PairTrainer(PreferenceTrainer, DPOTrainer):
     """`DPOTrainer` on rows with `prompt_ids`, `chosen_ids` and `rejected_ids`, whose checkpoints are sealed."""
 
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        # TRL would render the messages again: it ends answers with a line break that fine-tuning does not learn, and turns
+        # text that looks like a special token into that token.
+        return dataset
+
 
 class JudgedTrainer(PreferenceTrainer, KTOTrainer):
     """`KTOTrainer` on rows with `prompt_ids`, `completion_ids`, `label`, and for `kto` `KL_completion_ids`."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        return dataset  # as above
 
 
 def dpo(

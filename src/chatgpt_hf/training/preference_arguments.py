@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ..extras import needed_by
 from .arguments import FOREIGN_OPTIM, ChatModelArguments, OptimizerOptions
@@ -172,6 +172,10 @@ class RewardArguments(PreferenceOptions, RewardConfig):
             "help": "Peak learning rate. If not given: 0.0001, or 0.002 with Muon; for a base model that was not made with this "
             "package 1e-05, or 0.0001 for adapters."
         },
+    )
+    # TRL's text has a name that is too long for a line.
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Not used: give dtype or attn_implementation."}
     )
     max_length: int | None = field(
         default=512,

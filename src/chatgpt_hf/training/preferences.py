@@ -52,11 +52,6 @@ class PreferenceRows:
 class PreferenceTrainer(ResumableTrainer):
     """What TRL's trainers of preferences need here; comes before them among the bases of a class."""
 
-    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
-        # TRL would render the messages again: it ends answers with a line break that fine-tuning does not learn, and turns
-        # text that looks like a special token into that token.
-        return dataset
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `Trainer`, but the training's random numbers stay as they are: a loader of data draws one."""
         with separate_randomness(self.args.device, self.args.seed):
