@@ -17,6 +17,9 @@ from .data.conversations import conversation_key, read_conversations, tokenize_c
 from .data.corpus_summary import summarize_corpus
 from .data.mixture import load_mixture
 from .data.packing import IGNORE_INDEX
+from .data.preference_shapes import PreferenceColumns
+from .data.preference_tokens import preference_parts, tokenize_preferences
+from .data.preferences import read_preferences
 from .data.shapes import PairColumns
 from .data.sources import CorpusSource
 from .data.splits import hash_of
@@ -25,7 +28,7 @@ from .tasks.arguments import TaskArguments
 from .tasks.registry import make_task
 from .tokenization_chatgpt import load_tokenizer, train_tokenizer
 
-PURPOSES = ("sft", "pretrain", "finetune")
+PURPOSES = ("sft", "dpo", "pretrain", "finetune")
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Scripts are counted in the first characters of this many examples.
 _SAMPLED_EXAMPLES, _SAMPLED_CHARACTERS = 2000, 1000
@@ -39,7 +42,8 @@ class Preview:
         purpose: One of `PURPOSES`.
         tables: A line for each file: rows, examples, the columns that are read and those that are not.
         splits: Number of examples to train on and held out.
-        examples: The first examples as they will be learned: lists of a text and whether it is learned.
+        examples: The first examples as they will be learned: lists of a text and whether it is learned. Of
+            preferences, the name of the side instead of True where it is scored.
         unit: What lengths count: tokens, or bytes where no tokenizer is given.
         lengths: Quantiles of the examples' lengths.
         block_size: Length of a training row.
@@ -55,7 +59,7 @@ class Preview:
     purpose: str
     tables: list[dict[str, Any]]
     splits: dict[str, int]
-    examples: list[list[tuple[str, bool]]]
+    examples: list[list[tuple[str, bool | str]]]
     unit: str
     lengths: dict[str, int]
     block_size: int
@@ -110,7 +114,42 @@ def preview_conversations(
         examples=[_learned_parts(row, loaded) for row in tokenized.select(range(min(rows, len(tokenized))))],
         dropped=dict(dropped.most_common()),
         unusable=sum(len(summary.invalid) for summary in summaries),
-        **_common(texts, lengths, tokenizer is not None, block_size, _said(splits["train"])),
+        **_common(texts, lengths, tokenizer is not None, block_size, _said(splits["train"], ("messages",))),
+    )
+
+
+def preview_preferences(
+    sources: Sequence[CorpusSource],
+    *,
+    tokenizer: str | None = None,
+    block_size: int = 512,
+    rows: int = 3,
+    test_fraction: float = 0.0,
+    named: PreferenceColumns | None = None,
+) -> Preview:
+    """Shows what `dpo` reads; see `preview_conversations`. A length is that of the prompt with the longer side."""
+    kind, splits, summaries = read_preferences(sources, test_fraction=test_fraction, skip_invalid=True, named=named)
+    loaded = _tokenizer(tokenizer)
+    tokenized, notes = tokenize_preferences(splits["train"], loaded, skip_invalid=True)
+    sides = [name for name in tokenized.column_names if name.endswith("_ids") and name != "prompt_ids"]
+    lengths = [len(row["prompt_ids"]) + max(len(row[side]) for side in sides) for row in tokenized]
+    said = ("prompt", "completion") if kind == "judged" else ("prompt", "chosen", "rejected")
+    texts = {
+        name: ["\n".join(conversation_key(row[part]) for part in said) for row in rows]
+        for name, rows in splits.items()
+    }
+    dropped = _dropped(summaries)
+    dropped.update({f"preferences that {note}": count for note, count in notes.items()})
+    verdicts = Counter("good" if label else "bad" for label in splits["train"]["label"]) if kind == "judged" else {}
+    return Preview(
+        purpose="dpo",
+        tables=[summary.line() for summary in summaries],
+        splits={name: len(part) for name, part in splits.items()},
+        examples=[preference_parts(row, loaded) for row in tokenized.select(range(min(rows, len(tokenized))))],
+        dropped=dict(dropped.most_common()),
+        unusable=sum(len(summary.invalid) for summary in summaries),
+        labels=dict(verdicts),
+        **_common(texts, lengths, tokenizer is not None, block_size, _said(splits["train"], said)),
     )
 
 
@@ -207,7 +246,7 @@ def _lengths(texts: Sequence[str], tokenizer: str | None) -> list[int]:
     return [len(loaded(text, verbose=False)["input_ids"]) for text in texts]
 
 
-def _learned_parts(row: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+def _learned_parts(row: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool | str]]:
     pairs = zip(row["input_ids"], row["labels"], strict=True)
     return [
         (tokenizer.decode([token for token, _ in span], skip_special_tokens=False), is_learned)
@@ -215,9 +254,9 @@ def _learned_parts(row: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase
     ]
 
 
-def _said(conversations: Dataset) -> Iterable[str]:
-    for messages in islice(conversations["messages"], _SAMPLED_EXAMPLES):
-        yield " ".join(str(message.get("content") or "") for message in messages)
+def _said(rows: Dataset, columns: Sequence[str]) -> Iterable[str]:
+    for row in islice(rows, _SAMPLED_EXAMPLES):
+        yield " ".join(str(message.get("content") or "") for column in columns for message in row[column])
 
 
 def _text_of(row: dict[str, Any]) -> str:
@@ -230,13 +269,13 @@ def _text_of(row: dict[str, Any]) -> str:
     )
 
 
-def _fields(row: dict[str, Any], names: Sequence[str]) -> list[tuple[str, bool]]:
+def _fields(row: dict[str, Any], names: Sequence[str]) -> list[tuple[str, bool | str]]:
     """Returns a row's fields as a person reads them, and whether they are learned."""
     if "tags" in row:
         pairs = zip(row["tokens"], row["tags"], strict=True)
         words = ((f"{token}/{names[tag]}" if names[tag] != "O" else token, names[tag] != "O") for token, tag in pairs)
         return [(f"{word} ", is_entity) for word, is_entity in words]
-    parts = []
+    parts: list[tuple[str, bool | str]] = []
     for name, value in row.items():
         if name == "label" and "continuations" in row:
             value = row["continuations"][value]

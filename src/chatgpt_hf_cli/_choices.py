@@ -6,7 +6,7 @@ CONVERSION_TARGETS = ("chatgpt", "gpt2", "llama", "mistral", "qwen2", "qwen3", "
 DTYPES = ("float32", "bfloat16", "float16")
 EXPORT_FORMATS = ("onnx", "openvino", "executorch", "torch-export", "gguf")
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
-PREVIEW_PURPOSES = ("sft", "pretrain", "finetune")
+PREVIEW_PURPOSES = ("sft", "dpo", "pretrain", "finetune")
 QUANTIZATIONS = ("int8", "int8-weight-only", "int4")
 
 

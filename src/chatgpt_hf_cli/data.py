@@ -35,8 +35,12 @@ def register(app: typer.Typer, panel: str) -> None:
     def preview(
         sources: Annotated[list[str], typer.Argument(help="Files, folders, globs or Hub ids.")],
         purpose: Annotated[
-            str, typer.Option("--for", help="Command that will read them: sft, pretrain or finetune.")
-        ] = "sft",
+            str | None,
+            typer.Option(
+                "--for",
+                help="Command that will read them: sft, dpo, pretrain or finetune. If not given: dpo for preferences, otherwise sft.",
+            ),
+        ] = None,
         tokenizer: Annotated[
             str | None,
             typer.Option("--tokenizer", help="Model or tokenizer whose chat template and lengths count."),
@@ -54,47 +58,64 @@ def register(app: typer.Typer, panel: str) -> None:
             str | None, typer.Option("--text_column", help="Column with the text (pretrain, finetune).")
         ] = None,
         prompt_column: Annotated[
-            str | None, typer.Option("--prompt_column", help="Column with the question (sft).")
+            str | None, typer.Option("--prompt_column", help="Column with the question (sft, dpo).")
         ] = None,
         completion_column: Annotated[
-            str | None, typer.Option("--completion_column", help="Column with the answer (sft).")
+            str | None, typer.Option("--completion_column", help="Column with the answer (sft, dpo).")
+        ] = None,
+        chosen_column: Annotated[
+            str | None, typer.Option("--chosen_column", help="Column with the better answer (dpo).")
+        ] = None,
+        rejected_column: Annotated[
+            str | None, typer.Option("--rejected_column", help="Column with the worse answer (dpo).")
         ] = None,
         task: Annotated[
             str, typer.Option("--task", help="Task of finetune, such as text-classification.")
         ] = "text-classification",
         label_column: Annotated[
-            str | None, typer.Option("--label_column", help="Column with the label (finetune).")
+            str | None, typer.Option("--label_column", help="Column with the label (finetune, dpo).")
         ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
         """Show what a training would read from files.
 
-        Shows the recognised shape, columns that are read and columns that are not, rows that are left out and why, held-out rows, examples as they will be learned (learned text in color or between ⟦ and ⟧), lengths against the training row, duplicates and scripts. Trains nothing and writes nothing.
+        Shows the recognised shape, columns that are read and columns that are not, rows that are left out and why, held-out rows, examples as they will be learned (learned text in color or between ⟦ and ⟧; rejected answers in red), lengths against the training row, duplicates and scripts. Trains nothing and writes nothing.
 
         Example: chatgpt-hf data preview my-chats.jsonl --tokenizer runs/mine
+
+        Example: chatgpt-hf data preview preferences.jsonl
 
         Example: chatgpt-hf data preview my-texts/ --for pretrain
 
         Example: chatgpt-hf data preview reviews.csv --for finetune --task text-classification
         """
         check_choice("--for", purpose, PREVIEW_PURPOSES)
-        for name, value, purposes in (
-            ("--prompt_column", prompt_column, ("sft",)),
-            ("--completion_column", completion_column, ("sft",)),
-            ("--text_column", text_column, ("pretrain", "finetune")),
-            ("--label_column", label_column, ("finetune",)),
-        ):
-            if value is not None and purpose not in purposes:
-                raise UsageMistake(f"{name} is for --for {' and '.join(purposes)}: leave it out.")
         if rows < 0 or block_size < 2:
             raise UsageMistake(f"--rows {rows} and --block_size {block_size}: give at least 0 rows and 2 tokens.")
         shown: dict[str, Any] = {"tokenizer": tokenizer, "rows": rows}
         held_out = {} if test_fraction is None else {"test_fraction": test_fraction}
+        from chatgpt_hf.data.preference_shapes import PreferenceColumns
+        from chatgpt_hf.data.preferences import kind_of_preferences
         from chatgpt_hf.data.shapes import PairColumns
         from chatgpt_hf.data.sources import parse_sources
-        from chatgpt_hf.preview import preview_conversations, preview_corpus, preview_task
+        from chatgpt_hf.preview import preview_conversations, preview_corpus, preview_preferences, preview_task
         from chatgpt_hf.tasks.arguments import TaskArguments
 
+        parsed = parse_sources(sources, text_column=text_column or "text", encoding=encoding, field="SOURCES")
+        if purpose is None:
+            # Named columns of a question and an answer are for sft, whatever other columns there are.
+            compares = bool(chosen_column or rejected_column)
+            purpose = "dpo" if compares or (not completion_column and kind_of_preferences(parsed)) else "sft"
+        for name, value, purposes in (
+            ("--prompt_column", prompt_column, ("sft", "dpo")),
+            ("--completion_column", completion_column, ("sft", "dpo")),
+            ("--chosen_column", chosen_column, ("dpo",)),
+            ("--rejected_column", rejected_column, ("dpo",)),
+            ("--text_column", text_column, ("pretrain", "finetune")),
+            ("--label_column", label_column, ("finetune", "dpo")),
+        ):
+            if value is not None and purpose not in purposes:
+                raise UsageMistake(f"{name} is for --for {' and '.join(purposes)}: leave it out.")
         if purpose == "finetune":
             arguments = TaskArguments(
                 task=task,  # type: ignore[arg-type]
@@ -108,10 +129,14 @@ def register(app: typer.Typer, panel: str) -> None:
             )
             found = preview_task(arguments, **shown)
         else:
-            parsed = parse_sources(sources, text_column=text_column or "text", encoding=encoding, field="SOURCES")
             shown |= {"block_size": block_size, **held_out}
             if purpose == "pretrain":
                 found = preview_corpus(parsed, **shown)
+            elif purpose == "dpo":
+                columns = PreferenceColumns(
+                    prompt_column, chosen_column, rejected_column, completion_column, label_column
+                )
+                found = preview_preferences(parsed, named=columns, **shown)
             else:
                 found = preview_conversations(parsed, named=PairColumns(prompt_column, completion_column), **shown)
         if as_json:
@@ -163,7 +188,8 @@ def show(preview: "Preview") -> None:
             piece = visible(piece)
             short = piece if len(piece) <= SHOWN_CHARACTERS else f"{piece[:SHOWN_CHARACTERS]} …"
             if is_learned:
-                text.append(short if console.color_system else f"⟦{short}⟧", style="bold green")
+                style = "bold red" if is_learned in ("rejected", "bad") else "bold green"
+                text.append(short if console.color_system else f"⟦{short}⟧", style=style)
             else:
                 text.append(short, style="dim")
         console.print(text)

@@ -97,12 +97,55 @@ def test_a_task(cli: Callable[..., Any], tmp_path: Path) -> None:
     assert "labels: " in text
 
 
+def test_preferences_are_recognised(cli: Callable[..., Any], refused: Callable[..., str], tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Why?", "chosen": f"Because [{index}]", "rejected": "No \x1b[2J", "id": 7} for index in range(3)
+    ]
+    rows.append({**rows[0], "rejected": rows[0]["chosen"]})
+    file = write(tmp_path / "a.jsonl", [*rows, {**rows[0], "rejected": ""}])
+    found = json.loads(cli("data", "preview", file, "--json", "--rows", 1).out)
+    assert found["purpose"] == "dpo"
+    assert (found["splits"], found["unusable"]) == ({"train": 3}, 1)
+    assert found["tables"][0]["not used"] == "id"
+    assert found["dropped"] == {"pairs with equal sides were left out": 1, "its rejected is empty": 1}
+    sides = [(text, side) for text, side in found["examples"][0] if side]
+    assert sides == [("Because [0]<|im_end|>", "chosen"), ("No \x1b[2J<|im_end|>", "rejected")]
+    text = cli("data", "preview", file).out
+    assert "chosen: ⟦Because [0]<|im_end|>⟧" in text
+    assert "rejected: ⟦No ␛[2J<|im_end|>⟧" in text
+    assert "chatgpt-hf dpo trains on them" in refused("data", "preview", file, "--for", "sft")
+    columns = ("--prompt_column", "prompt", "--completion_column", "chosen", "--json")
+    assert json.loads(cli("data", "preview", file, *columns).out)["purpose"] == "sft"
+
+
+def test_judged_answers_are_recognised(cli: Callable[..., Any], tmp_path: Path) -> None:
+    rows = [{"question": "Why?", "says": f"Because {index}", "good": index % 2} for index in range(3)]
+    columns = ("--prompt_column", "question", "--completion_column", "says", "--label_column", "good")
+    found = json.loads(
+        cli("data", "preview", write(tmp_path / "a.jsonl", rows), "--for", "dpo", *columns, "--json").out
+    )
+    assert found["labels"] == {"bad": 2, "good": 1}
+    assert found["examples"][1][-1] == ["Because 1<|im_end|>", "good"]
+
+
+def test_sft_refuses_preferences(refused: Callable[..., str], tmp_path: Path, sft_options: list[str]) -> None:
+    rows = [
+        {"instruction": "Why?", "output": "No", "chosen": f"Because {index}", "rejected": "No"} for index in range(3)
+    ]
+    file = write(tmp_path / "a.jsonl", rows)
+    message = refused(
+        "sft", *sft_options, "--dataset", file, "--skip_invalid", "true", "--output_dir", tmp_path / "run"
+    )
+    assert f"Row 1 of {file} has preferences (chosen and rejected): chatgpt-hf dpo trains on them." in message
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--for", "sftt"], "--for sftt is unknown; choose from sft, pretrain, finetune."),
-        (["--label_column", "a"], "--label_column is for --for finetune: leave it out."),
-        (["--for", "pretrain", "--prompt_column", "a"], "--prompt_column is for --for sft: leave it out."),
+        (["--for", "sftt"], "--for sftt is unknown; choose from sft, dpo, pretrain, finetune."),
+        (["--label_column", "a"], "--label_column is for --for finetune and dpo: leave it out."),
+        (["--for", "pretrain", "--prompt_column", "a"], "--prompt_column is for --for sft and dpo: leave it out."),
+        (["--for", "sft", "--chosen_column", "a"], "--chosen_column is for --for dpo: leave it out."),
         (["--block_size", "1"], "--rows 3 and --block_size 1: give at least 0 rows and 2 tokens."),
     ],
 )

@@ -54,7 +54,10 @@ COMMANDS = dict(walk(get_command(make_app())))
 MISTAKES = [
     (["quikstart"], "No such command quikstart. Did you mean quickstart?"),
     (["tokenizer"], "Missing command: give one of train, show."),
-    (["data", "preview", "a.csv", "--for", "sftt"], "--for sftt is unknown; choose from sft, pretrain, finetune."),
+    (
+        ["data", "preview", "a.csv", "--for", "sftt"],
+        "--for sftt is unknown; choose from sft, dpo, pretrain, finetune.",
+    ),
     (["--versoin"], "Unknown argument --versoin. Did you mean --version?"),
     (["chat"], "Missing argument MODEL: Folder or Hub id of a chat model."),
     (

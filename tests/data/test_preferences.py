@@ -112,6 +112,9 @@ PAIRS: dict[str, tuple[dict[str, Any], Preference]] = {
         Preference([says("user", "Q\n\nN")], [GOOD], [BAD]),
     ),
     "two outputs": ({"instruction": "Q", "input": "", "output": ["A", "B"]}, PAIR),
+    # ms-swift.
+    "swift": ({"messages": [*HH_PROMPT, GOOD], "rejected_response": "B"}, Preference(HH_PROMPT, [GOOD], [BAD])),
+    "swift messages": ({"messages": [USER, GOOD], "rejected_messages": [USER, BAD]}, PAIR),
     # The form of Anthropic's HH.
     "hh": ({"chosen": f"{HH} A", "rejected": f"{HH} B"}, Preference(HH_PROMPT, [GOOD], [BAD])),
     "hh prompt": ({"prompt": HH, "chosen": " A", "rejected": " B"}, Preference(HH_PROMPT, [GOOD], [BAD])),
@@ -128,6 +131,8 @@ PAIRS: dict[str, tuple[dict[str, Any], Preference]] = {
     "number": ({"prompt": "Q", "response_0": "B", "response_1": "A", "chosen": 1.0}, PAIR),
     "letter": ({"messages": [USER], "response_a": "A", "response_b": "B", "model_b": "m", "chosen": "a"}, PAIR),
     "names": ({"prompt": "Q", "answer_1": "B", "answer_2": "A", "chosen": "answer_2", "rejected": "answer_1"}, PAIR),
+    # Messages in a cell of a table.
+    "json": ({"chosen": json.dumps([USER, GOOD]), "rejected": repr([USER, BAD])}, PAIR),
     # Answers, although they look like numbers of answers or scores.
     "numbers": ({"prompt": "2+2", "chosen": 4, "rejected": "5"}, Preference([says("user", "2+2")], [says("assistant", "4")], [says("assistant", "5")])),
     "numbers beside an output": (
@@ -180,6 +185,9 @@ def test_named_columns() -> None:
     assert [found for _, found in reader.read([row])] == [PAIR]
     assert set(reader.used) == {"question", "response_j", "response_k"}
     assert set(reader.unused) == {"input", "date"}
+    # The number of the better answer, as PKU-SafeRLHF has it.
+    number = {"prompt": "Q", "response_0": "B", "response_1": "A", "better_response_id": 1}
+    assert read(number, named=PreferenceColumns(chosen_column="better_response_id")) == [PAIR]
     assert "it has no column 'response_j'; it has question" in refusal({"question": "Q"}, named=named)
     judged = PreferenceColumns("question", completion_column="response_j", label_column="ok")
     assert read({**row, "ok": 0}, kind="judged", named=judged) == [Judged([USER], [GOOD], False)]
@@ -208,6 +216,10 @@ def test_named_columns() -> None:
         ({"messages": [USER, GOOD], "chosen": "A", "rejected": "B"}, "with its chosen, message 3 is the assistant's"),
         ({"input": "Q", "preferred_output": [GOOD], "non_preferred_output": [BAD]}, "its input has no list of messages"),
         ({"input": {"messages": [USER]}, "preferred_output": [GOOD]}, "it has no non_preferred_output answer"),
+        (
+            {"chosen": "[{'role': 'user'}\n {'role': 'assistant'}]", "rejected": "B"},
+            "its chosen is a list as numpy prints it, without commas: write it as JSON",
+        ),
         ({"prompt": "Q", "chosen": "A", "rejected": "B", "images": ["a.png"]}, "it has images"),
         ({"prompt": "Q", "completion": "A", "label": True}, "it is one answer with a label, among pairs"),
         ({"prompt": "Q", "completion": "A"}, "without a rejected answer and without a label: chatgpt-hf sft trains"),
@@ -287,7 +299,8 @@ def test_files_of_judged_answers(tmp_path: Path) -> None:
         load(mixed, kind="kto")
 
 
-def test_all_answers_to_a_prompt_are_on_one_side(tmp_path: Path) -> None:
+def test_all_answers_to_a_prompt_are_on_one_side(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "named").mkdir()
     rows = [{"prompt": f"Q{index // 3}", "chosen": f"A{index}", "rejected": "B"} for index in range(120)]
     file = write(tmp_path / "a.jsonl", rows)
     splits = load_preferences(parse_sources(str(file)), test_fraction=0.3)
@@ -295,6 +308,11 @@ def test_all_answers_to_a_prompt_are_on_one_side(tmp_path: Path) -> None:
     assert not prompts["train"] & prompts["test"]
     assert len(splits["train"]) + len(splits["test"]) == 120
     assert 20 < len(splits["test"]) < 60
+    for name, part in (("train", rows[:6]), ("test", rows[4:8])):
+        write(tmp_path / "named" / f"{name}.jsonl", part)
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path / "named")
+    assert "2 of 4 held-out prompts are also training prompts" in caplog.text
     with pytest.raises(DataError, match="its 3 prompts are all the same: give more prompts"):
         load(write(tmp_path / "b.jsonl", rows[:3]), test_fraction=0.3)
 

@@ -17,6 +17,7 @@ from .shapes import (
     history_of,
     is_answer,
     is_candidate,
+    is_numpy,
     is_question,
     is_scalar,
     messages_column,
@@ -37,6 +38,8 @@ MARKS = ("label", "kto_tag")
 MARK_VALUES = {"true": True, "false": False, "desirable": True, "undesirable": False}
 _OPENAI = ("preferred_output", "non_preferred_output")
 _SIDES = ("chosen", "rejected")
+# ms-swift's columns of the worse answer, beside a conversation with the better one.
+_BESIDE = ("rejected_response", "rejected_messages")
 CHOSEN_AND_REJECTED = " and ".join(_SIDES)
 # A speaker in the text form of Anthropic's HH data.
 _SPEAKER = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
@@ -89,6 +92,8 @@ def pair_in(cells: Cells) -> str | None:
         return " and ".join(_OPENAI)
     if _better_and_worse(cells.peek("output")) is not None and cells.first(QUESTIONS, is_question):
         return "two answers in output"
+    if beside := _beside(cells):
+        return f"{messages_column(cells)} and {beside}"
     sides = [cells.peek(side) for side in _SIDES]
     if all(side in cells for side in _SIDES) and not all(map(is_blank, sides)):
         return None if _are_scores(cells, sides) else CHOSEN_AND_REJECTED
@@ -148,6 +153,11 @@ def read_pairs(cells: Cells, *, contexts: bool = True) -> list[WrittenPair]:
     if two is not None and not any(side in cells for side in _SIDES):
         cells.take("output")
         return [WrittenPair(asked(cells), *(as_turns(text, "assistant") for text in two))]
+    if beside := _beside(cells):
+        turns = turns_of(cells.take(messages_column(cells) or "")) or []
+        asks = max((index for index, turn in enumerate(turns) if spoken(turn)[0] == "user"), default=-1)
+        before = [*system_of(cells), *history_of(cells), *turns[: asks + 1]]
+        return [WrittenPair(before, turns[asks + 1 :], _side(cells, beside))]
     pointed = _pointed(cells)
     if pointed:
         cells.take("chosen")
@@ -216,6 +226,7 @@ def _side(cells: Cells, column: str) -> list[Any]:
         raise DataError(f"it has no {column} answer")
     if is_blank(value):
         raise DataError(f"its {column} is empty")
+    _refuse_numpy(column, value)
     if not is_answer(value):
         raise DataError(f"its {column} is neither a text nor a list of messages, but {value!r:.80}")
     if _is_hh(value):
@@ -230,6 +241,7 @@ def _prompt(cells: Cells, contexts: bool, *, needed: bool) -> list[Any]:
     name = cells.first(QUESTIONS, is_question)
     if name is not None:
         value = cells.peek(name)
+        _refuse_numpy(name, value)
         if not _is_hh(value):
             return asked(cells, contexts=contexts)
         cells.take(name)
@@ -242,6 +254,12 @@ def _prompt(cells: Cells, contexts: bool, *, needed: bool) -> list[Any]:
     if column is None:
         raise DataError("it has no prompt: give one, or whole conversations in chosen and rejected")
     return [*before, *(turns_of(cells.take(column)) or [])]
+
+
+def _refuse_numpy(column: str, value: Any) -> None:
+    """Raises for messages as pandas writes an array of them to a csv file, which would be taken for a text."""
+    if is_numpy(value) and value.lstrip("[ \n").startswith("{"):
+        raise DataError(f"its {column} is a list as numpy prints it, without commas: write it as JSON")
 
 
 def _is_hh(value: Any) -> bool:
@@ -285,6 +303,12 @@ def _pointed(cells: Cells) -> list[str] | None:
         if column != named and is_candidate(column) and _stem(column) == stem and is_answer(value)
     ]
     return [named, *others] if named != "chosen" and others else None
+
+
+def _beside(cells: Cells) -> str | None:
+    """Returns the column of the worse answer beside a conversation with the better one."""
+    name = cells.first(_BESIDE, lambda value: not is_blank(value) and is_answer(value))
+    return name if "chosen" not in cells and messages_column(cells) else None
 
 
 def _stem(column: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from datasets import DatasetDict, Features, Json, List, Value
+from datasets import Dataset, DatasetDict, Features, Json, List, Value
 
 from ..errors import ConfigError, DataError
 from .conversation_rows import ConversationReader
@@ -266,8 +266,13 @@ def read_preferences(
         skip_invalid=skip_invalid,
     )
     if "test" in splits:
-        warn_of_overlap(*(map(conversation_key, splits[name]["prompt"]) for name in ("train", "test")), unit="prompt")
+        warn_of_shared_prompts(splits["train"], splits["test"])
     return Preferences(kind, splits, summaries)
+
+
+def warn_of_shared_prompts(train: Dataset, held_out: Dataset) -> None:
+    """Logs a warning that counts the held-out rows whose prompt is also trained on; rows are those of `load_preferences`."""
+    warn_of_overlap(*(map(conversation_key, rows["prompt"]) for rows in (train, held_out)), unit="prompt")
 
 
 def kind_of_preferences(sources: Sequence[CorpusSource], named: PreferenceColumns | None = None) -> str | None:

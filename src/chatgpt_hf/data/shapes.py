@@ -160,7 +160,7 @@ def find_shape(row: Row, cells: Cells | None = None) -> Shape:
             return shape
     if name := cells.first(_MESSAGES, lambda value: isinstance(value, Sequence) and not value):
         raise DataError(f"its {name} are empty")
-    if name := cells.first(_MESSAGES, _is_numpy):
+    if name := cells.first(_MESSAGES, is_numpy):
         raise DataError(f"its {name} are a list as numpy prints it, without commas: write it as JSON")
     for fits, ours, others in ((is_question, QUESTIONS, ANSWERS), (is_answer, ANSWERS, QUESTIONS)):
         missing = next((name for name in others if name in cells), None)
@@ -184,7 +184,7 @@ def _list_of(value: Any) -> list[Any] | None:
         if not value.lstrip().startswith("["):
             return None
         text = value.strip()
-        if _is_numpy(text):
+        if is_numpy(text):
             # Python would join the texts of such a list to one.
             return None
         for parse in (parse_text, ast.literal_eval):
@@ -197,7 +197,7 @@ def _list_of(value: Any) -> list[Any] | None:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else None
 
 
-def _is_numpy(value: Any) -> bool:
+def is_numpy(value: Any) -> bool:
     """True if a text is a list as numpy prints it, without commas between texts or dicts."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return False
