@@ -23,7 +23,7 @@ from chatgpt_hf.errors import ChatGPTError, CheckpointError, ConfigError
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 from chatgpt_hf.training import dpo as module
 from chatgpt_hf.training.arguments import parse_recipe
-from chatgpt_hf.training.dpo import DPORun, dpo
+from chatgpt_hf.training.dpo import DPORun, JudgedCollator, PairCollator, dpo
 from chatgpt_hf.training.optim import MuonAdamW
 from chatgpt_hf.training.preference_arguments import DPOArguments, PreferenceArguments, PreferenceModelArguments
 from chatgpt_hf.training.preference_losses import JUDGED_LOSSES, PAIR_LOSSES, first_loss
@@ -121,11 +121,13 @@ def changed(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("in_memory", [False, True], ids=["from its folder", "changed in memory"])
-@pytest.mark.parametrize("more", [[], ["--use_peft", "true"], ["--precompute_ref_log_probs", "true"]], ids=str)
+@pytest.mark.parametrize(
+    ("in_memory", "more"),
+    [(False, []), (True, []), (True, ["--use_peft", "true"]), (True, ["--precompute_ref_log_probs", "true"])],
+)
 @pytest.mark.usefixtures("without_report")
 def test_the_reference_is_the_model_as_it_was_handed_over(
-    more: list[str], in_memory: bool, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_memory: bool, more: list[str], options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if in_memory:
         monkeypatch.setattr(module, "load_model", lambda *a, **k: changed(load_model(*a, **k)))
@@ -162,14 +164,14 @@ def test_the_losses_are_those_that_trl_lists() -> None:
 @pytest.mark.parametrize("loss", [*PAIR_LOSSES, *JUDGED_LOSSES])
 @pytest.mark.usefixtures("without_report")
 def test_each_loss_is_learned(loss: str, options: list[str], judged: list[str], tmp_path: Path) -> None:
-    more = ["--loss_type", loss, "--max_steps", "20", "--test_fraction", "0"]
+    more = ["--loss_type", loss, "--max_steps", "8", "--test_fraction", "0"]
     if loss == "exo_pair":
         more += ["--label_smoothing", "0.001"]
     folder = tmp_path / "run"
     watched = run(judged if loss in JUDGED_LOSSES else options, folder, *more, "--warmup_steps", "0")
     logged = watched.logged()
-    assert len(logged) == 20
-    assert sum(logged[-4:]) < sum(logged[:4])
+    assert len(logged) == 8
+    assert sum(logged[-3:]) < sum(logged[:3])
     assert (folder / "model.safetensors").is_file()
     # TRL would write a card.
     assert not (folder / "README.md").exists()
@@ -204,6 +206,24 @@ def test_what_is_scored_is_what_fine_tuning_learns(
         assert value == pytest.approx(-cross_entropy(logits, labels, reduction="sum").item(), abs=1e-3)
 
 
+def test_what_others_say_within_an_answer_is_not_scored() -> None:
+    pair = {
+        "prompt_ids": [1, 2],
+        "chosen_ids": [3, 4, 5],
+        "chosen_mask": [1, 0, 1],
+        "rejected_ids": [6],
+        "rejected_mask": [1],
+    }
+    batch = PairCollator(pad_token_id=0)([pair])
+    assert batch["completion_mask"].tolist() == [[0, 0, 1, 0, 1], [0, 0, 1, 0, 0]]
+    answer = {"prompt_ids": [1, 2], "completion_ids": [3, 4], "completion_mask": [0, 1], "label": True}
+    answer |= {"KL_completion_ids": [5, 6, 7], "KL_completion_mask": [1, 0, 1]}
+    batch = JudgedCollator(pad_token_id=0, max_length=4)([answer])
+    assert batch["completion_mask"].tolist() == [[0, 0, 0, 1]]
+    # Cut, so that it fits after this prompt.
+    assert batch["KL_completion_mask"].tolist() == [[0, 0, 1, 0]]
+
+
 @pytest.mark.usefixtures("without_report")
 def test_accumulated_steps_are_those_of_the_whole_batch(options: list[str], tmp_path: Path) -> None:
     whole = run(options, tmp_path / "whole", "--per_device_train_batch_size", 8)
@@ -213,11 +233,9 @@ def test_accumulated_steps_are_those_of_the_whole_batch(options: list[str], tmp_
 
 
 RESUMED = {
-    "pairs": [],
-    "an adapter": ["--use_peft", "true"],
     "muon": ["--optim", "muon"],
-    "dropout": ["--use_peft", "true", "--disable_dropout", "false", "--lora_dropout", "0.3"],
-    "judged": ["judged"],
+    "adapters with dropout": ["--use_peft", "true", "--disable_dropout", "false", "--lora_dropout", "0.3"],
+    "judged": [],
 }
 
 
@@ -226,14 +244,13 @@ RESUMED = {
 def test_a_resumed_run_is_the_same_to_the_bit(
     kind: str, options: list[str], judged: list[str], tmp_path: Path
 ) -> None:
-    more = [*RESUMED[kind], "--max_steps", "4", "--save_strategy", "steps", "--save_steps", "1"]
-    given = judged if "judged" in more else options
-    more = [word for word in more if word != "judged"]
+    more = [*RESUMED[kind], "--max_steps", "3", "--save_strategy", "steps", "--save_steps", "1"]
+    given = judged if kind == "judged" else options
     whole = run(given, tmp_path / "whole", *more)
     part = Path(shutil.copytree(tmp_path / "whole", tmp_path / "part"))
-    for step in (3, 4):
+    for step in (2, 3):
         shutil.rmtree(part / f"checkpoint-{step}")
-    file = "adapter_model.safetensors" if kind in ("an adapter", "dropout") else "model.safetensors"
+    file = "adapter_model.safetensors" if "adapters" in kind else "model.safetensors"
     (part / file).unlink()
     resumed = run(given, part, *more, "--resume_from_checkpoint", "true")
     for name in ("loss", "rewards/margins"):
@@ -245,7 +262,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(
 
 @pytest.mark.usefixtures("without_report")
 def test_evaluation_changes_nothing_in_the_training(options: list[str], tmp_path: Path) -> None:
-    more = RESUMED["dropout"]
+    more = RESUMED["adapters with dropout"]
     plain = run(options, tmp_path / "plain", *more)
     evaluated = run(options, tmp_path / "evaluated", *more, "--eval_strategy", "steps", "--eval_steps", "1")
     assert evaluated.logged() == plain.logged()
