@@ -325,6 +325,34 @@ def sft_options(base_folder: Path, chats_file: Path) -> list[str]:
     return ["--model_name_or_path", str(base_folder), "--dataset", str(chats_file), *text.split()]
 
 
+# The chosen answer names the animal of the question; it is the longer one in half of the pairs.
+PAIRS = [
+    {
+        "prompt": f"Which {animal} is number {number}?",
+        "chosen": f"The {animal}{' of course' * (number % 2)}.",
+        "rejected": f"Nothing{' at all here' * (1 - number % 2)}.",
+    }
+    for number in range(6)
+    for animal in ("cat", "dog", "bird", "horse")
+]
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 pairs of answers."""
+    file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def pair_options(chat_folder: Path, pairs_file: Path) -> list[str]:
+    """Arguments of a training on pairs that takes a second; tests may append arguments that add to or override these."""
+    text = f"""--model_name_or_path {chat_folder} --dataset {pairs_file} --max_length 64 --per_device_train_batch_size 4
+        --max_steps 2 --learning_rate 1e-3 --logging_steps 1 --save_strategy no --disable_tqdm true"""
+    return text.split()
+
+
 @dataclass(frozen=True)
 class CliResult:
     """A command's exit code and output."""

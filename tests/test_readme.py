@@ -39,6 +39,7 @@ DOCUMENTS = [
     "docs/pretraining.md",
     "docs/scaling.md",
     "docs/fine-tuning.md",
+    "docs/alignment.md",
     "docs/chat.md",
     "docs/tasks.md",
     "docs/evaluation.md",
@@ -81,6 +82,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "my-texts" / f"{index}.txt").write_text(f"Text {index} is about cats and dogs.\n" * 5)
     chat = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}\n'
     (folder / "my-chats.jsonl").write_text(chat * 8)
+    pairs = [{"prompt": f"What is {n}?", "chosen": f"{n} is a number.", "rejected": "No."} for n in range(30)]
+    (folder / "my-pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     prompts = [{"prompt": "Return a"}, {"messages": [{"role": "user", "content": "Hi"}]}]
     (folder / "my-prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     (folder / "words.txt").write_text("# One in a line.\ncurse*\n")
@@ -221,7 +224,7 @@ def _smaller(words: list[str]) -> list[str]:
         "plan": ["--block_size", "32", "--per_device_train_batch_size", "2", "--vocab_size", "512"],
         "pretrain": SMALL_RUN if "--model_name_or_path" in words else [*SMALL_RUN, *TINY],
         "sft": SMALL_SFT,
-        "finetune": SMALL_RUN,
+        **dict.fromkeys(("dpo", "reward", "finetune"), SMALL_RUN),
     }
     return options.get(words[1], [])
 

@@ -113,6 +113,7 @@ PRIVATE: dict[str, dict[str, str]] = {
         "transformers.models.auto.modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": TABLE,
         "transformers.models.auto.modeling_auto.MODEL_MAPPING_NAMES": TABLE,
     },
+    "training/dpo.py": {"_prepare_dataset": "TRL has no public way to give DPOTrainer and KTOTrainer tokenized rows"},
     "training/recipe.py": {
         "_setup_devices": "defaults without setting up devices anew; `TrainingArguments` has no switch"
     },

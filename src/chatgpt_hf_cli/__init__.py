@@ -17,6 +17,7 @@ from . import (
     compare,
     convert,
     data,
+    dpo,
     env,
     evaluate,
     explain,
@@ -30,6 +31,7 @@ from . import (
     push,
     quantize,
     quickstart,
+    reward,
     serve,
     sft,
     static,
@@ -49,7 +51,7 @@ Every command explains itself: chatgpt-hf COMMAND --help"""
 # The order of the help: it reads as the way from nothing to a shared model.
 PANELS = {
     "Start": (quickstart, plan, data, tokenizer),
-    "Train": (pretrain, sft, finetune),
+    "Train": (pretrain, sft, dpo, reward, finetune),
     "Evaluate": (evaluate, compare, explain),
     "Use": (chat, ui, serve, generate),
     "Convert": (convert, merge, quantize, export),

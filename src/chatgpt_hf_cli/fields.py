@@ -1,6 +1,7 @@
 """The fields of a recipe, read without importing the library: for the help, and to check what was given."""
 
 import gc
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from functools import cache
@@ -26,8 +27,12 @@ TITLES = {
     "ConversationArguments": "Data",
     "TaskArguments": "Task and data",
     "PlanArguments": "Plan",
+    "PreferenceArguments": "Data",
+    "PreferenceModelArguments": "Model",
+    "RewardModelArguments": "Model",
 }
-UPSTREAM = {"transformers": "More fields of transformers' TrainingArguments", "trl": "More fields of TRL's SFTConfig"}
+MORE = "More fields of "
+UPSTREAM = {"transformers": "transformers' TrainingArguments", "trl": "TRL's {config}"}
 
 
 def check_recipe(types: tuple[str, ...], recipe: str | None, arguments: list[str]) -> None:
@@ -113,7 +118,7 @@ def fields_help(types: tuple[str, ...]) -> str:
         "transformers and TRL, this shows the first sentence; their documentation has the rest."
     )
     parts = [
-        section(title, [(f"--{item.name}", _text(item, short=title in UPSTREAM.values())) for item in items])
+        section(title, [(f"--{item.name}", _text(item, short=title.startswith(MORE))) for item in items])
         for title, items in groups(found)
     ]
     return "\n" + "\n\n".join([note, *parts]) + "\n"
@@ -129,13 +134,15 @@ def groups(dataclasses: tuple[type, ...]) -> Iterator[tuple[str, list[Field[Any]
     """Titles and fields, in the order of the help."""
     for kind in dataclasses[:-1]:
         yield TITLES[kind.__name__], list(fields(kind))
-    training: dict[str, list[Field[Any]]] = {title: [] for title in ("Training", *UPSTREAM.values())}
+    config = next((kind.__name__ for kind in dataclasses[-1].__mro__ if kind.__module__.startswith("trl.")), "")
+    upstream = {package: MORE + name.format(config=config) for package, name in UPSTREAM.items()}
+    training: dict[str, list[Field[Any]]] = {title: [] for title in ("Training", *upstream.values())}
     for item in fields(dataclasses[-1]):
         owners = [
             kind.__module__.partition(".")[0] for kind in dataclasses[-1].__mro__ if item.name in get_annotations(kind)
         ]
         # A field whose default we change is one of ours; one that TRL changes is still one of transformers'.
-        training["Training" if owners[0] == LIBRARY else UPSTREAM[owners[-1]]].append(item)
+        training["Training" if owners[0] == LIBRARY else upstream[owners[-1]]].append(item)
     yield from ((title, items) for title, items in training.items() if items)
 
 
@@ -143,6 +150,8 @@ def _text(item: Field[Any], short: bool) -> str:
     # argparse, which these texts are written for, needs each % doubled.
     words = item.metadata["help"].replace("%%", "%")
     if short:
+        # TRL links to papers, and an address is too long for a line.
+        words = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", words)
         first, separator, _ = words.partition(". ")
         words = f"{first}." if separator else words
     default = default_of(item)

@@ -13,7 +13,9 @@ from chatgpt_hf.training.recipe import RecipeParser, parse_recipe
 from chatgpt_hf_cli import evaluate, fields
 from chatgpt_hf_cli.errors import UsageMistake
 
-TYPES = {name: getattr(chatgpt_hf_cli, name).TYPES for name in ("pretrain", "sft", "finetune", "plan")}
+TYPES = {
+    name: getattr(chatgpt_hf_cli, name).TYPES for name in ("pretrain", "sft", "dpo", "reward", "finetune", "plan")
+}
 TYPES["evaluate"] = evaluate.TASK
 
 
@@ -89,6 +91,8 @@ INPUTS = [
     ("sft", "report_to: [none]\ndataset: [a, {source: b}]", []),
     ("sft", "learning_rate: fast", []),
     ("sft", "load_in_4bit: 2", ["--no_skip_memory_metrics"]),
+    ("dpo", "loss_type: ipo\nloss_weights: [1]\ndataset: {source: b}", []),
+    ("dpo", "beta: much", ["--use_peft"]),
     ("finetune", "task: guess", []),
     ("finetune", "label_map: {PER: person}\nlabel_names: [a, b]", ["--dataset", "a", "b"]),
     ("finetune", None, ["--no_baseline", "--class_weights"]),

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from chatgpt_hf_cli import _choices, fields, make_app, static
 CLI = Path(chatgpt_hf_cli.__file__).parent
 LIBRARY = Path(chatgpt_hf.__file__).parent
 HEAVY = ["accelerate", "chatgpt_hf", "datasets", "numpy", "pandas", "torch", "transformers", "trl"]
-RECIPE_COMMANDS = ["pretrain", "sft", "finetune", "plan"]
+RECIPE_COMMANDS = ["pretrain", "sft", "dpo", "reward", "finetune", "plan"]
 
 # Runs command lines in one process, and says after each which packages have been imported.
 PROBE = """
@@ -173,7 +174,9 @@ def test_help_has_every_field(name: str, answers: Answers) -> None:
     text = " ".join(answers[(name, "--help")]["out"].split())
     for kind in fields.imported_types(getattr(chatgpt_hf_cli, name).TYPES):
         for item in dataclasses.fields(kind):
-            first = item.metadata["help"].replace("%%", "%").partition(". ")[0]
+            # Of a link, its text.
+            words = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", item.metadata["help"].replace("%%", "%"))
+            first = words.partition(". ")[0]
             assert f"--{item.name} {' '.join(first.split())}" in text
 
 

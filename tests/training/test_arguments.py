@@ -24,12 +24,25 @@ from chatgpt_hf.training.arguments import (
     TaskModelArguments,
     parse_recipe,
 )
+from chatgpt_hf.training.preference_arguments import (
+    DPOArguments,
+    PreferenceArguments,
+    PreferenceModelArguments,
+    RewardArguments,
+    RewardModelArguments,
+)
 from chatgpt_hf.training.recipe import find_recipe, recipes_folder, resolve_recipe
 from chatgpt_hf.training.scaling import dial
 
 PRETRAIN = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
 SFT = (ChatModelArguments, ConversationArguments, ChatSFTArguments)
 FINETUNE = (TaskModelArguments, TaskArguments, FinetuneArguments)
+# By the beginning of a recipe's name; those with a task are of `finetune`, the others of `pretrain`.
+BY_NAME = {
+    "sft": SFT,
+    "dpo": (PreferenceModelArguments, PreferenceArguments, DPOArguments),
+    "reward": (RewardModelArguments, PreferenceArguments, RewardArguments),
+}
 SHIPPED = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 
 
@@ -46,7 +59,7 @@ def values(group: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipes_parse(name: str) -> None:
     content = yaml.safe_load(find_recipe(name).read_text())
-    types = FINETUNE if "task" in content else SFT if name.startswith("sft") else PRETRAIN
+    types = FINETUNE if "task" in content else BY_NAME.get(name.partition("-")[0], PRETRAIN)
     for reference in (name, f"{name}.yaml", recipes_folder() / f"{name}.yaml"):
         parsed = parse_recipe(types, reference, [])
         merged = {field: value for group in parsed for field, value in values(group).items()}

@@ -61,6 +61,7 @@ class Report:
         datasets: The sources in `data`, one by one. Hub ids among them become metadata of the card.
         base_model: The model from which training started, if any.
         origin: The name and licence of a base model that was not made with this package; see `origin_of`.
+        loss_label: Name of the loss, with its unit, on the picture of the curves.
     """
 
     title: str
@@ -79,6 +80,7 @@ class Report:
     datasets: Sequence[str] = ()
     base_model: str | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    loss_label: str = "loss (nats per token)"
 
     def write(self, folder: Path) -> None:
         """Writes `report/` (report.md, report.json, loss.png, samples.md) and README.md (the card) into the folder."""
@@ -86,7 +88,12 @@ class Report:
         with atomic_folder(folder) as temporary:
             target = temporary / FOLDER_NAME
             target.mkdir()
-            plot_curves(self.log_history, target / "loss.png", tokens_per_step=self.tokens_per_step)
+            plot_curves(
+                self.log_history,
+                target / "loss.png",
+                tokens_per_step=self.tokens_per_step,
+                loss_label=self.loss_label,
+            )
             (target / "report.md").write_text(self._page(), encoding="utf-8")
             facts = self._facts_for_card()
             (target / "report.json").write_text(
@@ -218,8 +225,14 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
-def plot_curves(log_history: list[dict[str, Any]], file: Path, *, tokens_per_step: int | None = None) -> None:
-    """Draws loss in nats per token over optimizer steps (and tokens), and a panel for every other logged figure."""
+def plot_curves(
+    log_history: list[dict[str, Any]],
+    file: Path,
+    *,
+    tokens_per_step: int | None = None,
+    loss_label: str = "loss (nats per token)",
+) -> None:
+    """Draws the loss over optimizer steps (and tokens), and a panel for every other logged figure."""
     # No pyplot: it would pick a window system and keep the figure alive.
     with needed_by("A plot"):
         from matplotlib.figure import Figure
@@ -230,6 +243,10 @@ def plot_curves(log_history: list[dict[str, Any]], file: Path, *, tokens_per_ste
         "tokens_per_second": "tokens per second",
         "mfu": "share of the peak (MFU)",
         "eval_bits_per_byte": "held-out bits per byte",
+        "rewards/accuracies": "pairs ranked right",
+        "rewards/margins": "reward margin",
+        "accuracy": "pairs ranked right",
+        "margin": "reward margin",
     }
     panels = {key: label for key, label in panels.items() if any(entry.get(key) is not None for entry in log_history)}
     rows = math.ceil(len(panels) / 2)
@@ -238,7 +255,7 @@ def plot_curves(log_history: list[dict[str, Any]], file: Path, *, tokens_per_ste
     loss = figure.add_subplot(grid[0, :])
     _plot(loss, log_history, "loss", label="training")
     _plot(loss, log_history, "eval_loss", label="held out", marker="o")
-    loss.set(xlabel="optimizer step", ylabel="loss (nats per token)")
+    loss.set(xlabel="optimizer step", ylabel=loss_label)
     if loss.lines:
         loss.legend()
     if tokens_per_step:

@@ -241,12 +241,23 @@ class ConversationArguments:
             self.dataset = [self.dataset]  # type: ignore[list-item]
 
 
+# NumPy's generator takes 32 bits.
+LARGEST_SEED = 2**32 - 1
+# Defaults for a base model that was not made with this package.
+FOREIGN_OPTIM = "adamw_torch_fused"
+FOREIGN_LEARNING_RATES = {"weights": 2e-5, "adapters": 2e-4}
+
+
 @dataclass
 class OptimizerOptions:
     """Makes `--optim muon` possible: `TrainingArguments` accepts only its own optimizers."""
 
+    # If a recipe gives no `optim`.
+    default_optim: ClassVar[str] = "muon"
     # For Muon and for all others, if a recipe gives no `learning_rate`.
     default_learning_rates: ClassVar[dict[str, float]]
+    # For a base model that was not made with this package.
+    foreign_learning_rates: ClassVar[dict[str, float]] = FOREIGN_LEARNING_RATES
     # What the recipe left open: `use_foreign_defaults` may fill it in.
     optim_was_given: ClassVar[bool] = True
     learning_rate_was_given: ClassVar[bool] = True
@@ -268,7 +279,7 @@ class OptimizerOptions:
             optim_was_given=wanted is not None,
             learning_rate_was_given=self.learning_rate is not None,  # type: ignore[has-type]
         )
-        wanted = wanted or "muon"
+        wanted = wanted or self.default_optim
         if wanted != "muon" and self.embedding_learning_rate is not None:
             raise ValueError(f"--embedding_learning_rate is for --optim muon and --optim is {wanted}: leave it out.")
         if self.learning_rate is None:  # type: ignore[has-type]
@@ -299,7 +310,7 @@ class OptimizerOptions:
         if not self.optim_was_given:
             self.optim = FOREIGN_OPTIM
         if not self.learning_rate_was_given and self.optim != "muon":
-            self.learning_rate = FOREIGN_LEARNING_RATES["adapters" if adapters else "weights"]
+            self.learning_rate = self.foreign_learning_rates["adapters" if adapters else "weights"]
 
     @property
     def optimizer_cls_and_kwargs(self) -> tuple[type, dict[str, Any]] | None:
@@ -317,11 +328,6 @@ class OptimizerOptions:
         }
 
 
-# NumPy's generator takes 32 bits.
-LARGEST_SEED = 2**32 - 1
-# Defaults for a base model that was not made with this package.
-FOREIGN_OPTIM = "adamw_torch_fused"
-FOREIGN_LEARNING_RATES = {"weights": 2e-5, "adapters": 2e-4}
 OPTIM_HELP = {
     "help": "muon, or any optimizer of transformers: adamw_torch, adafactor, lion_32bit and others. If not given: muon, or "
     f"{FOREIGN_OPTIM} for a base model that was not made with this package."

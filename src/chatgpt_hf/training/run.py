@@ -166,7 +166,8 @@ class Run(ABC):
         foreign = is_foreign(chosen.model_name_or_path)
         if foreign and isinstance(self.arguments, OptimizerOptions):
             self.arguments.use_foreign_defaults(adapters=adapters)
-        check_trainable(chosen, self.arguments, frozen=adapters or getattr(chosen, "freeze_base", False))
+        frozen = adapters or getattr(chosen, "freeze_base", False)
+        check_trainable(chosen, self.arguments, frozen=frozen, references=self.references())
 
     @abstractmethod
     def prepare(self) -> None:
@@ -175,6 +176,10 @@ class Run(ABC):
     @abstractmethod
     def make_trainer(self) -> ResumableTrainer:
         """Returns the trainer, with rows and callbacks. The run's folder exists by now."""
+
+    def references(self) -> int:
+        """Returns how many models of the base model's size the training holds besides the one that learns."""
+        return 0
 
     def first_loss(self) -> float | None:
         """Returns a loss that no training begins above; None for that of guessing tokens."""

@@ -30,11 +30,14 @@ def saved_dtype(chosen: ModelArguments) -> torch.dtype | None:
     return None if chosen.model_name_or_path is None else stored_dtype(chosen.model_name_or_path)
 
 
-def check_trainable(chosen: ModelArguments, arguments: TrainingArguments, *, frozen: bool) -> None:
+def check_trainable(
+    chosen: ModelArguments, arguments: TrainingArguments, *, frozen: bool, references: int = 0
+) -> None:
     """Raises before anything is loaded if the base model cannot be trained here.
 
     Args:
         frozen: The base model itself is not trained: only adapters or a head are.
+        references: Further models of the same size that the training holds.
 
     Raises:
         ConfigError: If its weights are quantized.
@@ -51,13 +54,13 @@ def check_trainable(chosen: ModelArguments, arguments: TrainingArguments, *, fro
     if Path(base).is_dir() and arguments.device.type == "cpu" and arguments.world_size == 1:
         dtype = trained_dtype(chosen)
         # Adapters and heads need the weights once, and so does everything else: larger ones get no advice to train adapters.
-        check_memory(Path(base), dtype)
+        check_memory(Path(base), dtype, copies=1 + references if frozen else 1)
         if frozen:
             return
         copies = next((count for name, count in _COPIES.items() if name in str(arguments.optim)), _FEWEST_COPIES)
         adapters = hasattr(chosen, "use_peft")  # pretraining has none
         hint = "Train adapters with --use_peft true, which hold one copy, or use a larger machine." if adapters else ""
-        check_memory(Path(base), dtype, copies=copies, hint=hint)
+        check_memory(Path(base), dtype, copies=copies + references, hint=hint)
 
 
 def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
