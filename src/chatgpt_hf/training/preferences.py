@@ -13,7 +13,7 @@ from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerB
 
 from ..data.preference_shapes import PreferenceColumns
 from ..data.preference_tokens import show_pairs, tokenize_preferences
-from ..data.preferences import read_preferences
+from ..data.preferences import read_preferences, warn_of_shared_prompts
 from ..data.sources import parse_sources
 from ..data.summary import RowSummary
 from ..errors import ConfigError, DataError, TokenizerError
@@ -143,6 +143,7 @@ def read_rows(
         named = parse_sources(chosen.eval_dataset, encoding=chosen.encoding, field="eval_dataset")
         held_out = reading(named, kind=read.kind)
         splits["test"] = held_out.splits.get("test", held_out.splits["train"])
+        warn_of_shared_prompts(splits["train"], splits["test"])
         summaries += held_out.summaries
     if "test" not in splits and eval_strategy != "no":
         raise ConfigError(
