@@ -77,6 +77,10 @@ class Conversation(NamedTuple):
     tools: list[dict[str, Any]] | None = None
 
 
+class PreferencesError(DataError):
+    """A file has preferences, which another command learns from."""
+
+
 class ConversationReader:
     """Reads the conversations of one table, and counts what was done with its rows and columns.
 
@@ -107,7 +111,7 @@ class ConversationReader:
         """Yields row numbers, from 1, with each conversation in the row, or with an error if it cannot be used.
 
         Raises:
-            DataError: If a row is a preference, of which some answers must not be learned.
+            PreferencesError: If a row is a preference, of which some answers must not be learned.
         """
         for number, row in enumerate(rows, start=1):
             self.rows = number
@@ -115,13 +119,15 @@ class ConversationReader:
                 self.notes["blank rows were left out"] += 1
                 continue
             cells = self._cells(row)
-            self._check_kind(cells, number)
             try:
+                self._check_kind(cells, number)
                 if self._is_one_message(cells):
                     key = cells.take(cells.first(_CONVERSATION_IDS, lambda value: not is_blank(value)) or "")
                     self._sessions.setdefault(str(key), []).append((number, cells))
                     continue
                 conversations = self._read_row(row, cells)
+            except PreferencesError:
+                raise
             except DataError as error:
                 yield number, error
                 continue
@@ -137,12 +143,12 @@ class ConversationReader:
         if any(self._templates):
             return
         if pair := pair_in(cells):
-            raise DataError(
+            raise PreferencesError(
                 f"Row {number} of {self.where} has preferences ({pair}): chatgpt-hf dpo trains on them. For sft, name the columns "
                 "of the question and of the answer to learn: --prompt_column (or --prompt_template) and --completion_column."
             )
         if verdict := verdict_in(cells):
-            raise DataError(
+            raise PreferencesError(
                 f"Row {number} of {self.where} has preferences (an answer with {verdict}): chatgpt-hf dpo trains on them. For sft, "
                 "keep the rows with good answers and remove the column."
             )

@@ -308,7 +308,7 @@ def _pointed(cells: Cells) -> list[str] | None:
 def _beside(cells: Cells) -> str | None:
     """Returns the column of the worse answer beside a conversation with the better one."""
     name = cells.first(_BESIDE, lambda value: not is_blank(value) and is_answer(value))
-    return name if "chosen" not in cells and messages_column(cells) else None
+    return name if name and "chosen" not in cells and messages_column(cells) else None
 
 
 def _stem(column: str) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -282,9 +283,11 @@ def kind_of_preferences(sources: Sequence[CorpusSource], named: PreferenceColumn
         DataError: If the first source cannot be read.
     """
     cells = _first_cells(sources, named)
-    if cells is None or not (preference_in(cells) or (named is not None and named.names()) or is_kto(cells)):
-        return None
-    return _kind_of(cells)
+    # A cell that is broken is named, with its row, by the reader of the rows.
+    with suppress(DataError):
+        if cells is not None and (preference_in(cells) or (named is not None and named.names()) or is_kto(cells)):
+            return _kind_of(cells)
+    return None
 
 
 def _first_cells(sources: Sequence[CorpusSource], named: PreferenceColumns | None) -> Cells | None:
@@ -296,8 +299,10 @@ def _first_cells(sources: Sequence[CorpusSource], named: PreferenceColumns | Non
 
 
 def _kind_of(cells: Cells | None) -> str:
-    is_judged = cells is not None and not pair_in(cells) and any(not is_blank(cells.peek(name)) for name in MARKS)
-    return "judged" if is_judged else "pairs"
+    with suppress(DataError):
+        if cells is not None and not pair_in(cells) and any(not is_blank(cells.peek(name)) for name in MARKS):
+            return "judged"
+    return "pairs"
 
 
 def _columns(read: Preference | Judged) -> dict[str, Any]:
