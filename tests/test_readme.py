@@ -224,7 +224,9 @@ def _smaller(words: list[str]) -> list[str]:
         "plan": ["--block_size", "32", "--per_device_train_batch_size", "2", "--vocab_size", "512"],
         "pretrain": SMALL_RUN if "--model_name_or_path" in words else [*SMALL_RUN, *TINY],
         "sft": SMALL_SFT,
-        **dict.fromkeys(("dpo", "reward", "finetune"), SMALL_RUN),
+        # The recipes are for the real quickstart's longer context.
+        **dict.fromkeys(("dpo", "reward"), [*SMALL_RUN, "--max_length", "256"]),
+        "finetune": SMALL_RUN,
     }
     return options.get(words[1], [])
 
