@@ -225,7 +225,8 @@ def _smaller(words: list[str]) -> list[str]:
         "pretrain": SMALL_RUN if "--model_name_or_path" in words else [*SMALL_RUN, *TINY],
         "sft": SMALL_SFT,
         # The recipes are for the real quickstart's longer context.
-        **dict.fromkeys(("dpo", "reward"), [*SMALL_RUN, "--max_length", "256"]),
+        "dpo": [*SMALL_RUN, "--max_length", "256"],
+        "reward": [*SMALL_RUN, "--max_length", "256"],
         "finetune": SMALL_RUN,
     }
     return options.get(words[1], [])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chatgpt_hf.errors import DataError
-from chatgpt_hf.tasks.labels import list_of_labels
+from chatgpt_hf.tasks.labels import list_of_labels, number_of
 from chatgpt_hf.tasks.multiple_choice.rows import load_choices
 from chatgpt_hf.tasks.text_classification.rows import load_labelled
 from chatgpt_hf.tasks.token_classification.rows import load_tagged
@@ -52,3 +52,8 @@ def test_labels_of_thousands_of_digits_are_names(tmp_path: Path) -> None:
 )
 def test_a_cell_that_is_no_list_of_labels(cell: str) -> None:
     assert list_of_labels(cell) is None
+
+
+@pytest.mark.parametrize("value", [10**400, "1e400", "nan", "1_000", None, True, [1]])
+def test_no_finite_number(value: Any) -> None:
+    assert number_of(value) is None

@@ -138,6 +138,7 @@ def test_a_resolved_recipe_gives_the_same_arguments(types: tuple[type, ...], tmp
         ("hidden_size: 32.5", r"recipe.yaml: hidden_size: invalid int value: '32.5'\.$"),
         ("block_size: 64.0", r"recipe.yaml: block_size: invalid int value: '64.0'\.$"),
         ("learning_rate: [1, 2]", r"recipe.yaml: learning_rate: invalid float value: '\[1, 2\]'\.$"),
+        (f"learning_rate: {10**400}", r"recipe.yaml: --learning_rate is 10+: give a finite number"),
         ("max_steps: true", r"recipe.yaml: max_steps: invalid int value: 'True'\.$"),
         (
             "position_embedding_type: relative",

@@ -129,7 +129,7 @@ def test_an_edit(page: Page) -> None:
 
 FILE = {"type": "file", "file": {"path": "/etc/passwd"}}
 COMPONENT = {"type": "component", "component": "file", "value": "/etc/passwd", "constructor_args": {}, "props": {}}
-ODD: list[Any] = [None, True, 3, -1, "x", [], {}, [None], [[]], [{}], {"a": 1}, 2**70, ["x", 1]]
+ODD: list[Any] = [None, True, 3, -1, "x", [], {}, [None], [[]], [{}], {"a": 1}, 2**70, 10**400, ["x", 1]]
 
 
 def said(content: Any, role: Any = "user") -> dict[str, Any]:

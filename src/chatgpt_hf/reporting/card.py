@@ -242,7 +242,7 @@ def check_card(text: str, file: Path) -> None:
         if not all(isinstance(value, str) and value for value in names):
             wrong.append(f"model-index has a result without task, dataset or metric as text: {names}")
         value = result.metric_value
-        if not isinstance(value, (str, dict)) and not (isinstance(value, (int, float)) and math.isfinite(value)):
+        if not isinstance(value, (str, dict)) and not (isinstance(value, (int, float)) and abs(value) < math.inf):
             wrong.append(f"model-index gives {result.metric_type} the value {value}, which is not a number")
     if wrong:
         raise CardError(f"{file} has metadata that the Hub rejects: {'; '.join(wrong)}.")

@@ -293,7 +293,7 @@ def number_of(value: Any) -> float | None:
     is_none = isinstance(value, (bool, list)) or (isinstance(value, str) and "_" in value)
     try:
         number = math.nan if is_none else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

@@ -4,8 +4,8 @@ The command line reads this file without importing it, to show its help at once:
 defaults are therefore literals, or made of names that are defined in this package.
 """
 
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from inspect import cleandoc
@@ -292,7 +292,8 @@ class OptimizerOptions:
     def _check_numbers(self) -> None:
         for name in ("learning_rate", "embedding_learning_rate", "weight_decay", "muon_momentum", "adam_epsilon"):
             value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
+            # YAML has whole numbers that are too large for a float.
+            if value is not None and not 0 <= value <= sys.float_info.max:
                 raise ValueError(f"--{name} is {value}: give a finite number that is not negative.")
         for name in ("seed", "data_seed"):
             value = getattr(self, name)
