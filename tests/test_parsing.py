@@ -83,7 +83,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     for file, said in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
         with pytest.raises(OSError, match=f"it is {said}, not a file"):
             read_file(file)
-        with pytest.raises(CheckpointError, match=f"is {said} and not a file"):
+        with pytest.raises(CheckpointError, match=f"it is {said}, not a file"):
             read_json(file)
     with pytest.raises(FileNotFoundError):
         read_file(tmp_path / "nowhere")

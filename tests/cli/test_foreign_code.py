@@ -35,6 +35,9 @@ COMMANDS = {
     "pretrain": "pretrain --model_name_or_path THEIRS --corpus TEXT --output_dir NEW --block_size 16",
     "sft": "sft --model_name_or_path THEIRS --dataset CHATS --output_dir NEW",
     "sft of an adapter": "sft --model_name_or_path THEIRS --dataset CHATS --output_dir NEW --use_peft true",
+    "dpo": "dpo --model_name_or_path THEIRS --dataset PAIRS --output_dir NEW",
+    "dpo with a reference": "dpo --model_name_or_path OURS --ref_model_name_or_path THEIRS --dataset PAIRS --output_dir NEW --max_length 64",
+    "reward": "reward --model_name_or_path THEIRS --dataset PAIRS --output_dir NEW",
     "finetune": "finetune --task text-classification --model_name_or_path THEIRS --dataset TABLE --output_dir NEW",
     "plan": "plan --model_name_or_path THEIRS --max_steps 5 --block_size 16",
 }
@@ -43,7 +46,7 @@ NO_MODEL = {"card", "compare", "data", "env", "pull", "push", "quickstart", "tok
 
 
 @pytest.fixture
-def words(base_folder: Path, chats_file: Path, tmp_path: Path) -> Callable[[str], list[str]]:
+def words(base_folder: Path, chats_file: Path, pairs_file: Path, tmp_path: Path) -> Callable[[str], list[str]]:
     """The words of a command, with the folders and files that it names."""
     theirs = tmp_path / "theirs"
     (tmp_path / "adapter").mkdir()
@@ -58,6 +61,7 @@ def words(base_folder: Path, chats_file: Path, tmp_path: Path) -> Callable[[str]
         "TEXT": tmp_path / "text.txt",
         "TABLE": tmp_path / "table.csv",
         "CHATS": chats_file,
+        "PAIRS": pairs_file,
         "NEW": tmp_path / "new",
     }
     return lambda line: [str(named.get(word, word)) for word in line.split()]
