@@ -2,7 +2,8 @@
 
 Not to be run again: what is stored is what that state made, and later ones are held against it. `--check` rebuilds all
 of it in a temporary folder, looks at it with the code as it is now, and prints the largest difference for each artefact:
-0.0 on the machine that made them (an x86-64 CPU, torch 2.13.0, one thread), rounding on another.
+0.0 on the machine that made them (an x86-64 CPU, torch 2.13.0, one thread), rounding on another. The perplexity of resumed
+pretrainings differs by 4e-5 of its value, because the last window of a text begins elsewhere since.
 
     OMP_NUM_THREADS=1 python tests/earlier/make.py --check
 """
@@ -264,6 +265,11 @@ def check() -> None:
         for folder in observations.RUNS:
             expected["weights"][folder] = observations.final_weights(root, folder)
             found["resumed"][folder] = observations.resume(root, folder)
+            # Runs report more figures today.
+            results = found["resumed"][folder]["results"]
+            found["resumed"][folder]["results"] = {
+                name: results[name] for name in expected["resumed"][folder]["results"]
+            }
             found["weights"][folder] = observations.final_weights(root, folder)
     for name, content in expected.items():
         for folder in content:
