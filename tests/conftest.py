@@ -139,7 +139,7 @@ def _fixed_seed() -> None:
 
 
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
-    """What several tests share starts from that state too, whichever of them asks for it first."""
+    """Shared fixtures start from the same random state, whichever test asks for them first."""
     if fixturedef.scope != "function":
         _seed()
 

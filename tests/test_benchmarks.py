@@ -57,8 +57,7 @@ def test_the_smallest_comparison(tmp_path: Path) -> None:
         assert len(result["cpu"]) == len(result["wall"]) == 2
         assert min(result["cpu"]) > 0
         assert result["peak"] > 0
-        # More than 1 only where other work slows down the measurement of the peak more than the training.
-        assert 0 < result["share_of_peak"] < 10
+        assert 0 < result["share_of_peak"] < 1
     assert "ours/eager/float32            / ours-loop/eager/float32" in shown
     assert figures["settings"]["threads"] == "1"
 

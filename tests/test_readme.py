@@ -217,7 +217,7 @@ def test_every_command_runs(
 
 
 def _smaller(words: list[str]) -> list[str]:
-    """What makes a command that takes long a short one."""
+    """Returns options that make a long command short."""
     if words[1:3] == ["tokenizer", "train"]:
         return ["--vocab_size", "300"]
     options = {

@@ -1,4 +1,4 @@
-"""What conftest.py does for the reports of the other tests."""
+"""conftest.py makes the reports of other tests safe to send between processes."""
 
 import json
 

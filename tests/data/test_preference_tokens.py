@@ -1,4 +1,4 @@
-"""What is scored of preferences is what `sft` learns of the same conversations, token by token."""
+"""The scored tokens of preferences equal those that `sft` learns from the same conversations."""
 
 import logging
 from collections.abc import Callable

@@ -48,8 +48,7 @@ def test_a_plan_is_that_of_its_recipe(tmp_path: Path, monkeypatch: pytest.Monkey
     assert here["step_cpu_seconds"] > 0
     assert here["total_seconds"] == pytest.approx(30 * here["step_seconds"])
     assert here["threads"] == torch.get_num_threads()
-    # More than 1 only where other work slows down the measurement of the peak more than the steps.
-    assert 0 < here["mfu"] < 10
+    assert 0 < here["mfu"] < 1
     assert figures["gpu"]["total_seconds"] == pytest.approx(figures["flops"] / (312e12 * 0.5))
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
 

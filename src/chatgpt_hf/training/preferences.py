@@ -1,4 +1,4 @@
-"""What learning from preferences shares, whether a chat model learns from them or a reward model: rows, checks, figures."""
+"""Rows, checks and figures of trainings on preferences, for chat models and reward models."""
 
 import dataclasses
 import logging
@@ -50,7 +50,7 @@ class PreferenceRows:
 
 
 class PreferenceTrainer(ResumableTrainer):
-    """What TRL's trainers of preferences need here; comes before them among the bases of a class."""
+    """Adapts TRL's preference trainers to rows that are tokenized already. List it before TRL's class among the bases."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `Trainer`, but the training's random numbers stay as they are: a loader of data draws one."""
