@@ -9,6 +9,7 @@ forking.py starts it. It reads requests from its standard input and answers each
 """
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import sys
 
 import datasets  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
+import scipy.io  # noqa: F401
 import trl  # noqa: F401
 from transformers import Trainer  # noqa: F401
 
@@ -30,6 +32,8 @@ def exit_code(pid: int, options: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
+# Collections in the forks pass over what is imported here, which takes 0.4 s each otherwise.
+gc.freeze()
 print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)

@@ -30,6 +30,8 @@ def _context() -> ForkServerContext:
             "chatgpt_hf.quickstart",
             "chatgpt_hf.training.pretrain",
             "matplotlib.figure",
+            # datasets imports it whenever it reads a file, and that takes half a second.
+            "scipy.io",
             "torch.distributed",
             "transformers.models.auto.modeling_auto",
             "transformers.trainer",

@@ -186,6 +186,20 @@ def test_work_that_many_threads_do_is_counted_together(fails: Callable[..., Outc
     fails(source, "timed out|SIGKILL", timeout=1)
 
 
+def test_as_many_threads_fit_on_every_machine(run: Run) -> None:
+    """Even where many cores let glibc reserve 64 MiB for each of them."""
+    assert run("""
+import threading
+together = threading.Barrier(31)
+def work():
+    blocks = [bytearray(1000) for _ in range(9)]
+    together.wait()
+for _ in range(30):
+    threading.Thread(target=work).start()
+together.wait()
+""").passed
+
+
 def test_all_that_is_refused_leaves_nothing(run: Run, outside: Path) -> None:
     """A program that continues after every refusal has each of its attempts refused."""
     attempts = [source for source, reason in HOSTILE.values() if reason == REFUSED]
@@ -211,7 +225,7 @@ def test_the_parent_s_environment_does_not_leak(run: Run, monkeypatch: pytest.Mo
     outcome = run("import os, sys; print(sorted(os.environ), sys.argv, sys.flags.hash_randomization)")
     assert outcome.passed
     names = re.findall(r"'(\w+)'", outcome.output)
-    assert set(names) <= {"HOME", "TMPDIR", "PYTHONHASHSEED", "LC_CTYPE"}
+    assert set(names) <= {"HOME", "TMPDIR", "PYTHONHASHSEED", "MALLOC_ARENA_MAX", "LC_CTYPE"}
 
 
 def test_open_files_are_not_inherited(run: Run, outside: Path) -> None:

@@ -38,6 +38,9 @@ for name, code in marshal.loads(os.read(0, SIZE)):
     exec(code, vars(module))
 module.main()
 """
+# glibc reserves 64 MiB of address space for each arena, and by default makes as many as 8 for each core: how many threads fit
+# under the limit would depend on the machine (mallopt(3), M_ARENA_MAX).
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
 # Interval in seconds at which threads are counted.
 _INTERVAL = 0.05
 _STARTING = 60.0
@@ -153,7 +156,7 @@ def run_program(
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 cwd=folder,
-                env={"HOME": folder, "TMPDIR": folder, "PYTHONHASHSEED": "0"},
+                env=_ENVIRONMENT | {"HOME": folder, "TMPDIR": folder},
                 pass_fds=[writing],
                 start_new_session=True,
             )
