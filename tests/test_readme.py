@@ -227,6 +227,7 @@ def _smaller(words: list[str]) -> list[str]:
         # The recipes are for the real quickstart's longer context.
         "dpo": [*SMALL_RUN, "--max_length", "256"],
         "reward": [*SMALL_RUN, "--max_length", "256"],
+        "distill": [*SMALL_SFT, "--block_size", "128"],
         "finetune": SMALL_RUN,
     }
     return options.get(words[1], [])

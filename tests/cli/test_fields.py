@@ -14,7 +14,8 @@ from chatgpt_hf_cli import evaluate, fields
 from chatgpt_hf_cli.errors import UsageMistake
 
 TYPES = {
-    name: getattr(chatgpt_hf_cli, name).TYPES for name in ("pretrain", "sft", "dpo", "reward", "finetune", "plan")
+    name: getattr(chatgpt_hf_cli, name).TYPES
+    for name in ("pretrain", "sft", "dpo", "reward", "distill", "finetune", "plan")
 }
 TYPES["evaluate"] = evaluate.TASK
 
@@ -93,6 +94,7 @@ INPUTS = [
     ("sft", "load_in_4bit: 2", ["--no_skip_memory_metrics"]),
     ("dpo", "loss_type: ipo\nloss_weights: [1]\ndataset: {source: b}", []),
     ("dpo", "beta: much", ["--use_peft"]),
+    ("distill", "lmbda: some", ["--repetition_penalty", "1.1"]),
     ("finetune", "task: guess", []),
     ("finetune", "label_map: {PER: person}\nlabel_names: [a, b]", ["--dataset", "a", "b"]),
     ("finetune", None, ["--no_baseline", "--class_weights"]),

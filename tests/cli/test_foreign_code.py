@@ -38,6 +38,8 @@ COMMANDS = {
     "dpo": "dpo --model_name_or_path THEIRS --dataset PAIRS --output_dir NEW",
     "dpo with a reference": "dpo --model_name_or_path OURS --ref_model_name_or_path THEIRS --dataset PAIRS --output_dir NEW --max_length 64",
     "reward": "reward --model_name_or_path THEIRS --dataset PAIRS --output_dir NEW",
+    "distill": "distill --model_name_or_path THEIRS --teacher_model_name_or_path OURS --dataset CHATS --output_dir NEW --block_size 64",
+    "distill from a teacher": "distill --model_name_or_path OURS --teacher_model_name_or_path THEIRS --dataset CHATS --output_dir NEW --block_size 64",
     "finetune": "finetune --task text-classification --model_name_or_path THEIRS --dataset TABLE --output_dir NEW",
     "plan": "plan --model_name_or_path THEIRS --max_steps 5 --block_size 16",
 }

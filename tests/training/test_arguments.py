@@ -17,6 +17,7 @@ from chatgpt_hf.training.arguments import (
     ChatModelArguments,
     ChatSFTArguments,
     ConversationArguments,
+    ConversationDataArguments,
     CorpusArguments,
     FinetuneArguments,
     ModelArguments,
@@ -24,6 +25,7 @@ from chatgpt_hf.training.arguments import (
     TaskModelArguments,
     parse_recipe,
 )
+from chatgpt_hf.training.distill_arguments import DistillArguments
 from chatgpt_hf.training.preference_arguments import (
     DPOArguments,
     PreferenceArguments,
@@ -42,6 +44,7 @@ BY_NAME = {
     "sft": SFT,
     "dpo": (PreferenceModelArguments, PreferenceArguments, DPOArguments),
     "reward": (RewardModelArguments, PreferenceArguments, RewardArguments),
+    "distill": (ChatModelArguments, ConversationDataArguments, DistillArguments),
 }
 SHIPPED = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 
