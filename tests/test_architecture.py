@@ -21,6 +21,7 @@ FLOORS = [
     ("hub/",),
     ("reporting/",),
     ("training/run_folder",),
+    ("rewards/",),
     ("interpretability/", "export/"),
     ("evaluation/",),
     ("data/",),

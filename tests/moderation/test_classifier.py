@@ -20,17 +20,8 @@ def classifier_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactor
     """A model of 32 positions that has learned to distinguish texts with `xx` from others."""
     folder = tmp_path_factory.mktemp("classifier")
     tokenizer = load_tokenizer(base_folder)
-    config = ChatGPTConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        num_labels=3,
-        id2label=LABELS,
-        label2id={label: index for index, label in LABELS.items()},
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    labels = {"id2label": LABELS, "label2id": {label: index for index, label in LABELS.items()}}
+    config = ChatGPTConfig.from_pretrained(base_folder, max_position_embeddings=32, num_labels=3, **labels)
     torch.manual_seed(0)
     model = ChatGPTForSequenceClassification(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -118,6 +118,31 @@ def conversation_key(messages: list[dict[str, Any]]) -> str:
     return json.dumps(messages, sort_keys=True, ensure_ascii=False)
 
 
+class InvalidRows:
+    """Rows that cannot be encoded: the first one is an error, or all are left out and counted.
+
+    Args:
+        skip: Leave them out.
+    """
+
+    def __init__(self, skip: bool) -> None:
+        self._skip = skip
+        self._messages: list[str] = []
+
+    def add(self, place: str, error: DataError) -> None:
+        """Counts a row of which `place` names number and file, or raises `DataError` with them."""
+        message = f"{place[0].upper()}{place[1:]}: {error}"
+        if not self._skip:
+            raise DataError(message) from error
+        self._messages.append(message)
+
+    def warn(self, noun: str) -> int:
+        """Logs a warning about the rows that were left out, if there are any; returns their number."""
+        if self._messages:
+            logger.warning("%d %s are left out; the first: %s.", len(self._messages), noun, self._messages[0])
+        return len(self._messages)
+
+
 def tokenize_conversations(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -145,7 +170,7 @@ def tokenize_conversations(
             the words of the system or user, or makes an empty turn of the assistant's.
     """
     long = 0
-    invalid: list[str] = []
+    invalid = InvalidRows(skip_invalid)
     left_out: Counter[str] = Counter()
 
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[list[int]]]:
@@ -157,10 +182,7 @@ def tokenize_conversations(
             try:
                 ids, labels = encode_messages(messages, row_tools, tokenizer, left_out)
             except DataError as error:
-                message = f"{place[0].upper()}{place[1:]}: {error}"
-                if not skip_invalid:
-                    raise DataError(message) from error
-                invalid.append(message)
+                invalid.add(place, error)
                 continue
             limit = max_length or len(ids)
             if len(ids) > limit:
@@ -193,8 +215,7 @@ def tokenize_conversations(
             max_length,
             done[long_conversations],
         )
-    if invalid:
-        logger.warning("%d conversations are left out; the first: %s.", len(invalid), invalid[0])
+    invalid.warn("conversations")
     warn_of_keys(left_out)
     kept = rows.filter(_has_target, input_columns="labels", load_from_cache_file=False)
     if len(kept) == 0:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError
 from ..terminal import visible
-from .conversations import encode_messages, warn_of_keys
+from .conversations import InvalidRows, encode_messages, warn_of_keys
 from .packing import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def tokenize_preferences(
     special token does not become one. Logs the number of rows that are cut or left out.
 
     Args:
-        dataset: A split of `load_preferences`, of either kind.
+        dataset: A split of `read_preferences`, of either kind.
         tokenizer: A fast tokenizer with a chat template.
         max_length: Maximum number of tokens of a prompt with one side.
         long_preferences: How to treat longer ones: `cut` drops their end, `drop` drops the row. Rows whose prompt
@@ -94,7 +94,7 @@ def tokenize_preferences(
         columns["margin"] = margins
     notes: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
-    invalid: list[str] = []
+    invalid = InvalidRows(skip_invalid)
 
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows: dict[str, list[Any]] = {name: [] for name in columns}
@@ -105,11 +105,7 @@ def tokenize_preferences(
                     row["prompt"], [row[side] for side in sides], row.get("tools"), tokenizer, left_out
                 )
             except DataError as error:
-                place = row.get("place") or f"row {index + 1}"
-                message = f"{place[0].upper()}{place[1:]}: {error}"
-                if not skip_invalid:
-                    raise DataError(message) from error
-                invalid.append(message)
+                invalid.add(row.get("place") or f"row {index + 1}", error)
                 continue
             fitted = _fitted(encoded, max_length, long_preferences, notes)
             if fitted is None:
@@ -136,9 +132,8 @@ def tokenize_preferences(
     )
     for note, count in notes.items():
         logger.warning("%d of %d preferences %s.", count, len(dataset), note)
-    if invalid:
-        logger.warning("%d preferences are left out; the first: %s.", len(invalid), invalid[0])
-        notes["were refused by the chat template and left out"] += len(invalid)
+    if count := invalid.warn("preferences"):
+        notes["were refused by the chat template and left out"] += count
     warn_of_keys(left_out)
     if len(rows) == 0:
         raise DataError(

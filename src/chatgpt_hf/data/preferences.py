@@ -94,7 +94,7 @@ class Preferences(NamedTuple):
 
     Attributes:
         kind: `pairs` or `judged`.
-        splits: The split `train`, and `test` if anything is held out; see `load_preferences`.
+        splits: The split `train`, and `test` if anything is held out; see `read_preferences`.
         summaries: One for each file, built-in or Hub data set.
     """
 
@@ -203,7 +203,7 @@ class PreferenceReader(ConversationReader):
         return Judged(messages[: asks[-1] + 1], messages[asks[-1] + 1 :], label, tools)
 
 
-def load_preferences(
+def read_preferences(
     sources: Sequence[CorpusSource],
     *,
     kind: str | None = None,
@@ -211,8 +211,8 @@ def load_preferences(
     seed: int = 0,
     skip_invalid: bool = False,
     named: PreferenceColumns | None = None,
-) -> DatasetDict:
-    """Loads preferences from one or several sources, in any of the known forms, mixed by weight as in `load_mixture`.
+) -> Preferences:
+    """Reads preferences from one or several sources, in any of the known forms, mixed by weight as in `load_mixture`.
 
     Pairs with equal sides are left out and counted.
 
@@ -227,30 +227,15 @@ def load_preferences(
         named: Columns to read instead of those with the usual names.
 
     Returns:
-        The split `train`, and `test` if anything is held out. Columns of pairs: `prompt`, `chosen` and `rejected`,
-        lists of messages; `margin`, a number or None. Of judged answers: `prompt`, `completion`, `label`. Of both:
-        `tools`, a list of JSON schemas or None; `source`; `place`, the row and file.
+        The kind; the split `train`, and `test` if anything is held out; and a summary of each table. Columns of pairs:
+        `prompt`, `chosen` and `rejected`, lists of messages; `margin`, a number or None. Of judged answers: `prompt`,
+        `completion`, `label`. Of both: `tools`, a list of JSON schemas or None; `source`; `place`, the row and file.
 
     Raises:
         DataError: If a source does not exist, or a row is no preference or cannot be used: its sides have different
             prompts, or one is missing, empty, or does not end with the assistant. The message names the row and column.
         ConfigError: If `kind` is unknown.
     """
-    return read_preferences(
-        sources, kind=kind, test_fraction=test_fraction, seed=seed, skip_invalid=skip_invalid, named=named
-    ).splits
-
-
-def read_preferences(
-    sources: Sequence[CorpusSource],
-    *,
-    kind: str | None = None,
-    test_fraction: float = 0.0,
-    seed: int = 0,
-    skip_invalid: bool = False,
-    named: PreferenceColumns | None = None,
-) -> Preferences:
-    """Does the work of `load_preferences`, and also returns the kind and a summary of each table."""
     if kind is None:
         kind = _kind_of(_first_cells(sources, named))
     if kind not in KINDS:
@@ -271,8 +256,13 @@ def read_preferences(
     return Preferences(kind, splits, summaries)
 
 
+def load_preferences(sources: Sequence[CorpusSource], **options: Any) -> DatasetDict:
+    """Returns the splits of `read_preferences`, which takes the same arguments."""
+    return read_preferences(sources, **options).splits
+
+
 def warn_of_shared_prompts(train: Dataset, held_out: Dataset) -> None:
-    """Logs a warning that counts the held-out rows whose prompt is also trained on; rows are those of `load_preferences`."""
+    """Logs a warning that counts the held-out rows whose prompt is also trained on; rows are those of `read_preferences`."""
     warn_of_overlap(*(map(conversation_key, rows["prompt"]) for rows in (train, held_out)), unit="prompt")
 
 

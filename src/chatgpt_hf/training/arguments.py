@@ -382,22 +382,13 @@ class PretrainArguments(OptimizerOptions, TrainingArguments):
 
 
 @dataclass
-class ChatSFTArguments(OptimizerOptions, SFTConfig):
-    """TRL's `SFTConfig` with the defaults of our runs."""
+class TRLOptions(OptimizerOptions):
+    """Defaults of our runs with TRL's trainers. List it before TRL's config among the bases."""
 
-    # The second is TRL's own.
-    default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.01, "others": 2e-5}
-
-    optim: str | None = field(default=None, metadata=OPTIM_HELP)
-    learning_rate: float | None = field(
-        default=None, metadata={"help": LEARNING_RATE_HELP.format(**default_learning_rates)}
-    )
-    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
+    # A loss that is not a number must be visible.
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Leave losses that are not finite out of the logged average."}
     )
-
-    output_dir: str = field(default="runs/sft", metadata={"help": "Folder of the run; becomes a model folder."})
     # TRL's own defaults suit billions of parameters on a GPU: bfloat16 does not start on a CPU, and checkpointing a small
     # model costs a third of the speed.
     bf16: bool | None = field(
@@ -410,6 +401,22 @@ class ChatSFTArguments(OptimizerOptions, SFTConfig):
     report_to: None | str | list[str] = field(  # noqa: RUF036
         default="none", metadata={"help": "Where to log: tensorboard, wandb, trackio and others, or none."}
     )
+
+
+@dataclass
+class ChatSFTArguments(TRLOptions, SFTConfig):
+    """TRL's `SFTConfig` with the defaults of our runs."""
+
+    # The second is TRL's own.
+    default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.01, "others": 2e-5}
+
+    optim: str | None = field(default=None, metadata=OPTIM_HELP)
+    learning_rate: float | None = field(
+        default=None, metadata={"help": LEARNING_RATE_HELP.format(**default_learning_rates)}
+    )
+    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
+
+    output_dir: str = field(default="runs/sft", metadata={"help": "Folder of the run; becomes a model folder."})
 
 
 @dataclass

@@ -9,28 +9,19 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer
 
-from ..checkpoints import check_tokenizer_fits, load_model, sample_of
+from ..checkpoints import load_model, sample_of
 from ..data.prepare import tokenizer_fingerprint
 from ..errors import ConfigError
-from ..evaluation.generation import generate_completions
 from ..evaluation.mode import evaluating
 from ..extras import needed_by
 from ..tokenization_chatgpt import load_tokenizer
-from .adapters import adapter_record, lora_config, quantization
+from .adapters import lora_config, quantization
+from .chat_run import before_and_after
 from .preference_arguments import DPOArguments, PreferenceArguments, PreferenceModelArguments
 from .preference_losses import BATCH_LOSSES, JUDGED_LOSSES, check_losses, choose_losses, first_loss
-from .preferences import (
-    PreferenceTrainer,
-    accuracy_figures,
-    check_end_mark,
-    check_enough,
-    check_preferences,
-    load_chat_tokenizer,
-    read_rows,
-    silence_attention_dropout,
-)
-from .resuming import ResumableTrainer, template_fingerprint, text_fingerprint
-from .run import Run, check_block_size, resumes, write_base_sample
+from .preferences import PreferenceRun, PreferenceTrainer, accuracy_figures, silence_attention_dropout
+from .resuming import ResumableTrainer, text_fingerprint
+from .run import resumes
 from .samples import separate_randomness
 from .weights import loading
 
@@ -41,8 +32,6 @@ with needed_by("Training"):
 
 logger = logging.getLogger(__name__)
 
-# Longest answer to a sample of the prompts.
-_ANSWER_TOKENS = 128
 # What a resumed run has to share with the run before, besides its data: with another loss the curve would be of two trainings.
 _LOSS_SETTINGS = (
     *("loss_type", "loss_weights", "beta", "label_smoothing", "ld_alpha", "f_divergence_type"),
@@ -121,30 +110,18 @@ def dpo(
     return DPORun(model_arguments, preference_arguments, arguments).execute()
 
 
-class DPORun(Run):
+class DPORun(PreferenceRun):
     """Trains a chat model on pairs of answers, or on judged answers."""
 
     command = "dpo"
+    base_role = "the chat model to train, such as one that `sft` made"
     arguments: DPOArguments
     model_arguments: PreferenceModelArguments
 
-    def __init__(
-        self,
-        model_arguments: PreferenceModelArguments,
-        preference_arguments: PreferenceArguments,
-        arguments: DPOArguments,
-    ) -> None:
-        super().__init__(arguments, model_arguments, preference_arguments)
-        self.model_arguments, self.preference_arguments = model_arguments, preference_arguments
-
-    def check(self) -> None:
-        chosen, arguments = self.model_arguments, self.arguments
-        if chosen.model_name_or_path is None:
-            raise ConfigError(
-                "--model_name_or_path is missing: name the chat model to train, such as one that `sft` made."
-            )
-        check_preferences(chosen, self.preference_arguments, arguments)
-        check_losses(arguments, use_peft=chosen.use_peft)
+    def check_arguments(self) -> None:
+        super().check_arguments()
+        arguments = self.arguments
+        check_losses(arguments, use_peft=self.model_arguments.use_peft)
         if arguments.sample_answers < 0:
             raise ConfigError(f"--sample_answers is {arguments.sample_answers}: give 0 to skip them, or more.")
         if arguments.sync_ref_model and resumes(arguments):
@@ -152,44 +129,28 @@ class DPORun(Run):
                 "--sync_ref_model changes the reference during the training, and checkpoints do not hold it: such a run cannot be "
                 "resumed. Start a new one."
             )
-        super().check()
+
+    def kind(self) -> str | None:
+        # These take pairs too, each as two answers.
+        return "judged" if set(self.arguments.loss_type) & set(JUDGED_LOSSES) else None
+
+    def check_rows(self) -> None:
+        choose_losses(self.arguments, judged=self.read.judged)
+
+    def load(self) -> PreTrainedModel:
+        return load_model(self.base, **loading(self.model_arguments), **quantization(self.model_arguments))
 
     def prepare(self) -> None:
-        chosen, arguments = self.model_arguments, self.arguments
-        base = str(chosen.model_name_or_path)
-        self.tokenizer = load_chat_tokenizer(base)
-        self.read = read_rows(
-            self.preference_arguments,
-            self.tokenizer,
-            # These take pairs too, each as two answers.
-            kind="judged" if set(arguments.loss_type) & set(JUDGED_LOSSES) else None,
-            max_length=arguments.max_length,
-            seed=arguments.seed,
-            eval_strategy=arguments.eval_strategy,
-            shows=arguments.process_index == 0,
-        )
-        check_enough(self.read, arguments)
-        choose_losses(arguments, judged=self.read.judged)
-        self.model = load_model(base, **loading(chosen), **quantization(chosen))
-        check_tokenizer_fits(self.model, self.tokenizer)
-        if arguments.max_length is not None:
-            check_block_size(arguments.max_length, self.model, field="max_length")
-        check_end_mark(self.read, self.model, self.tokenizer)
-        self.base_sample = sample_of(self.model)
+        super().prepare()
+        arguments = self.arguments
         self.reference = self._reference()
-        self.rows, self.eval_rows = self.read.rows, self.read.eval_rows
         if self.read.judged and arguments.loss_type == ["kto"]:
             self.rows, self.eval_rows = (
                 rows and with_other_answers(rows, arguments.per_device_train_batch_size)
                 for rows in (self.rows.shuffle(seed=arguments.seed), self.eval_rows)
             )
         in_batches = bool(BATCH_LOSSES & set(arguments.loss_type))
-        self.data = {
-            **self.read.record,
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "template": template_fingerprint(self.tokenizer.chat_template),
-            "seed": arguments.seed,
-            **adapter_record(chosen, self.base_sample),
+        self.data |= {
             # The reference is the base model, which no checkpoint holds.
             "base": text_fingerprint(json.dumps(self.base_sample)),
             "ref_model_name_or_path": self.reference and text_fingerprint(json.dumps(sample_of(self.reference))),
@@ -261,20 +222,8 @@ class DPORun(Run):
     def first_loss(self) -> float | None:
         return first_loss(self.arguments, self.model.config.vocab_size)
 
-    def save(self, trainer: Trainer) -> None:
-        super().save(trainer)
-        if self.adapter is not None:
-            write_base_sample(self.folder, self.base_sample)
-
     def measure(self, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
-        results: dict[str, Any] = {
-            # PEFT puts the adapter's weights among the model's.
-            "parameters": self.model.num_parameters(),
-            **({"adapter_parameters": self.model.num_parameters(only_trainable=True)} if self.adapter else {}),
-            "train_rows": len(self.rows),
-            **({"preferences": self.read.notes} if self.read.notes else {}),
-            **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
-        }
+        results = self.training_figures(metrics)
         self.answers.append(self._answers("Answering after training"))
         if self.eval_rows is None:
             return results
@@ -293,40 +242,19 @@ class DPORun(Run):
         """Answers some held-out prompts, or prompts of the training if none are held out; returns the texts."""
         rows = self.rows if self.eval_rows is None else self.eval_rows
         prompts = list(dict.fromkeys(map(tuple, rows["prompt_ids"])))[: self.arguments.sample_answers]
-        if not prompts:
-            return []
-        answers = generate_completions(
-            self.model,
-            self.tokenizer,
-            prompts,
-            max_new_tokens=_ANSWER_TOKENS,
-            batch_size=len(prompts),
-            progress=False,
-            desc=desc,
-            do_sample=False,
-        )
-        asked = self.tokenizer.batch_decode(prompts, skip_special_tokens=True)
-        return [f"{question.strip()}\n{answer.text}" for question, answer in zip(asked, answers, strict=True)]
+        return self.answer_samples(prompts, desc)
 
     def report(self, trainer: Trainer, results: dict[str, Any]) -> None:
         method = "KTO" if self.read.judged else "DPO"
-        self.write_report(
+        losses = ", ".join(self.arguments.loss_type)
+        self.write_preference_report(
             trainer,
             results,
             title=f"Learning from preferences ({method})",
-            description=f"a chat model that learned preferences with {method} ({', '.join(self.arguments.loss_type)}), from "
-            f"`{self.model_arguments.model_name_or_path}`.",
-            data=", ".join(self.read.sources),
-            samples=[
-                f"({when})\n{text}"
-                for texts in zip(*self.answers, strict=True)
-                for when, text in zip(("before", "after"), texts, strict=True)
-            ],
-            columns=[summary.line() for summary in self.read.summaries],
+            description=f"a chat model that learned preferences with {method} ({losses}), from `{self.base}`.",
+            samples=before_and_after(*self.answers),
             chat=True,
-            datasets=self.read.sources,
-            base_model=self.model_arguments.model_name_or_path,
-            loss_label=f"loss ({', '.join(self.arguments.loss_type)})",
+            loss_label=f"loss ({losses})",
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ..extras import needed_by
-from .arguments import FOREIGN_OPTIM, ChatModelArguments, OptimizerOptions
+from .arguments import FOREIGN_OPTIM, ChatModelArguments, TRLOptions
 
 with needed_by("Training"):
     from trl import DPOConfig, RewardConfig
@@ -85,18 +85,17 @@ class PreferenceArguments:
             self.dataset = [self.dataset]  # type: ignore[list-item]
 
 
+RATE_HELP = (
+    "Peak learning rate. If not given: {others}, or {muon} with Muon; for a base model that was not made with this package {weights}, "
+    "or {adapters} for adapters."
+)
+
+
 @dataclass
-class PreferenceOptions(OptimizerOptions):
-    """Rates for learning from preferences, which takes far smaller steps than fine-tuning."""
+class PreferenceOptions(TRLOptions):
+    """What DPO and reward models share: AdamW, at rates far below those of fine-tuning, and the length of a row."""
 
     default_optim: ClassVar[str] = FOREIGN_OPTIM
-    default_learning_rates: ClassVar[dict[str, float]] = {"muon": 5e-4, "others": 1e-4}
-    foreign_learning_rates: ClassVar[dict[str, float]] = {"weights": 1e-6, "adapters": 1e-5}
-
-
-@dataclass
-class DPOArguments(PreferenceOptions, DPOConfig):
-    """TRL's `DPOConfig` with the defaults of our runs, and the weights of `KTOConfig`."""
 
     optim: str | None = field(
         default=None,
@@ -104,12 +103,23 @@ class DPOArguments(PreferenceOptions, DPOConfig):
             "help": f"Any optimizer of transformers, such as adamw_torch or adafactor, or muon; {FOREIGN_OPTIM} if not given."
         },
     )
-    learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None,
+    max_length: int | None = field(
+        default=512,
         metadata={
-            "help": "Peak learning rate. If not given: 0.0001, or 0.0005 with Muon; for a base model that was not made with this "
-            "package 1e-06, or 1e-05 for adapters."
+            "help": "Longest prompt and answer together, in tokens; long_preferences says what becomes of longer rows."
         },
+    )
+
+
+@dataclass
+class DPOArguments(PreferenceOptions, DPOConfig):
+    """TRL's `DPOConfig` with the defaults of our runs, and the weights of `KTOConfig`."""
+
+    default_learning_rates: ClassVar[dict[str, float]] = {"muon": 5e-4, "others": 1e-4}
+    foreign_learning_rates: ClassVar[dict[str, float]] = {"weights": 1e-6, "adapters": 1e-5}
+
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": RATE_HELP.format(**default_learning_rates, **foreign_learning_rates)}
     )
     sample_answers: int = field(
         default=4,
@@ -128,29 +138,7 @@ class DPOArguments(PreferenceOptions, DPOConfig):
     )
     desirable_weight: float = field(default=1.0, metadata={"help": "Weight of the losses of good judged answers."})
     undesirable_weight: float = field(default=1.0, metadata={"help": "Weight of the losses of bad judged answers."})
-    max_length: int | None = field(
-        default=512,
-        metadata={
-            "help": "Longest prompt and answer together, in tokens; long_preferences says what becomes of longer rows."
-        },
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave losses that are not finite out of the logged average."}
-    )
-
     output_dir: str = field(default="runs/dpo", metadata={"help": "Folder of the run; becomes a model folder."})
-    # TRL's own defaults suit billions of parameters on a GPU: bfloat16 does not start on a CPU, and checkpointing a small
-    # model costs a third of the speed.
-    bf16: bool | None = field(
-        default=False, metadata={"help": "Train in mixed bfloat16 precision; needs hardware that has it."}
-    )
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Deprecated by transformers: use activation_checkpointing."}
-    )
-    # In the order of `TrainingArguments`: the parser reads no other order correctly.
-    report_to: None | str | list[str] = field(  # noqa: RUF036
-        default="none", metadata={"help": "Where to log: tensorboard, wandb, trackio and others, or none."}
-    )
 
 
 @dataclass
@@ -160,41 +148,11 @@ class RewardArguments(PreferenceOptions, RewardConfig):
     default_learning_rates: ClassVar[dict[str, float]] = {"muon": 2e-3, "others": 1e-4}
     foreign_learning_rates: ClassVar[dict[str, float]] = {"weights": 1e-5, "adapters": 1e-4}
 
-    optim: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Any optimizer of transformers, such as adamw_torch or adafactor, or muon; {FOREIGN_OPTIM} if not given."
-        },
-    )
     learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "Peak learning rate. If not given: 0.0001, or 0.002 with Muon; for a base model that was not made with this "
-            "package 1e-05, or 0.0001 for adapters."
-        },
+        default=None, metadata={"help": RATE_HELP.format(**default_learning_rates, **foreign_learning_rates)}
     )
     # TRL's text has a name that is too long for a line.
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Not used: give dtype or attn_implementation."}
     )
-    max_length: int | None = field(
-        default=512,
-        metadata={
-            "help": "Longest prompt and answer together, in tokens; long_preferences says what becomes of longer rows."
-        },
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave losses that are not finite out of the logged average."}
-    )
-
     output_dir: str = field(default="runs/reward", metadata={"help": "Folder of the run; becomes a model folder."})
-    bf16: bool | None = field(
-        default=False, metadata={"help": "Train in mixed bfloat16 precision; needs hardware that has it."}
-    )
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Deprecated by transformers: use activation_checkpointing."}
-    )
-    # In the order of `TrainingArguments`: the parser reads no other order correctly.
-    report_to: None | str | list[str] = field(  # noqa: RUF036
-        default="none", metadata={"help": "Where to log: tensorboard, wandb, trackio and others, or none."}
-    )

@@ -1,7 +1,8 @@
-"""Rows, checks and figures of trainings on preferences, for chat models and reward models."""
+"""The order, rows, checks and figures of trainings on preferences, for chat models and reward models."""
 
 import dataclasses
 import logging
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
-from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from ..checkpoints import check_tokenizer_fits, sample_of
 from ..data.preference_shapes import PreferenceColumns
 from ..data.preference_tokens import show_pairs, tokenize_preferences
 from ..data.preferences import read_preferences, warn_of_shared_prompts
@@ -18,9 +20,11 @@ from ..data.sources import parse_sources
 from ..data.summary import RowSummary
 from ..errors import ConfigError, DataError, TokenizerError
 from ..evaluation.preferences import length_accuracy, pair_accuracy
-from ..tokenization_chatgpt import IM_END, load_tokenizer
+from ..tokenization_chatgpt import IM_END
+from .chat_run import ChatRun, load_chat_tokenizer
 from .preference_arguments import PreferenceArguments, RewardModelArguments
 from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint
+from .run import check_block_size
 from .samples import separate_randomness
 
 logger = logging.getLogger(__name__)
@@ -83,8 +87,6 @@ def check_preferences(model: RewardModelArguments, chosen: PreferenceArguments, 
     """
     if not chosen.dataset:
         raise ConfigError("--dataset is missing: name a file, folder or Hub id with preferences.")
-    if arguments.load_best_model_at_end and arguments.eval_strategy == "no":
-        raise ConfigError("--load_best_model_at_end needs --eval_strategy steps or epoch, with preferences held out.")
     for item in dataclasses.fields(arguments):
         if item.name in NOT_USED and getattr(arguments, item.name) != item.default:
             raise ConfigError(f"--{item.name} does nothing here: {NOT_USED[item.name]}. Leave it out.")
@@ -93,97 +95,6 @@ def check_preferences(model: RewardModelArguments, chosen: PreferenceArguments, 
             f"--lora_dropout {model.lora_dropout} does nothing while --disable_dropout is true: give --disable_dropout false, or "
             "leave it out."
         )
-
-
-def load_chat_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a chat model.
-
-    Raises:
-        TokenizerError: If it has no chat template.
-    """
-    tokenizer = load_tokenizer(name_or_path)
-    if tokenizer.chat_template is None:
-        raise TokenizerError(
-            f"{name_or_path} has no chat template, so it is a base model: make it a chat model with `chatgpt-hf sft` first."
-        )
-    if tokenizer.pad_token_id is None:
-        # Padding is masked by position, so nothing is lost.
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def read_rows(
-    chosen: PreferenceArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    kind: str | None,
-    max_length: int | None,
-    seed: int,
-    eval_strategy: IntervalStrategy | str,
-    shows: bool,
-) -> PreferenceRows:
-    """Reads and tokenizes the preferences that the arguments name.
-
-    Args:
-        kind: `pairs` or `judged`; by the data if None.
-        max_length: Most tokens of a prompt and an answer; longer rows are left out and counted.
-        eval_strategy: Of the arguments; anything but `no` needs held-out rows.
-        shows: Print the rows that `show_pairs` asks for.
-
-    Raises:
-        DataError: If the data cannot be used.
-        ConfigError: If something has to be held out and is not.
-    """
-    sources = parse_sources(chosen.dataset, encoding=chosen.encoding, field="dataset")
-    columns = PreferenceColumns(*(getattr(chosen, name) for name in PreferenceColumns._fields))
-    reading = partial(read_preferences, seed=seed, skip_invalid=chosen.skip_invalid, named=columns)
-    read = reading(sources, kind=kind, test_fraction=0.0 if chosen.eval_dataset else chosen.test_fraction)
-    splits, summaries = dict(read.splits), list(read.summaries)
-    if chosen.eval_dataset is not None:
-        named = parse_sources(chosen.eval_dataset, encoding=chosen.encoding, field="eval_dataset")
-        held_out = reading(named, kind=read.kind)
-        splits["test"] = held_out.splits.get("test", held_out.splits["train"])
-        warn_of_shared_prompts(splits["train"], splits["test"])
-        summaries += held_out.summaries
-    if "test" not in splits and eval_strategy != "no":
-        raise ConfigError(
-            f"--eval_strategy {IntervalStrategy(eval_strategy).value} needs preferences to measure on, and none are held out: "
-            "give --test_fraction 0.1 or an --eval_dataset."
-        )
-    tokenized: dict[str, Dataset] = {}
-    notes: Counter[str] = Counter()
-    for name, rows in splits.items():
-        tokenized[name], counted = tokenize_preferences(
-            rows,
-            tokenizer,
-            max_length=max_length,
-            long_preferences=chosen.long_preferences,
-            skip_invalid=chosen.skip_invalid,
-        )
-        tokenized[name] = with_length(tokenized[name])
-        notes.update(counted)
-    if chosen.show_pairs and shows:
-        show_pairs(tokenized["train"].select(range(min(chosen.show_pairs, len(tokenized["train"])))), tokenizer)
-    held = tokenized.get("test")
-    return PreferenceRows(
-        rows=tokenized["train"],
-        eval_rows=held,
-        judged=read.kind == "judged",
-        sources=[source.source for source in sources],
-        summaries=summaries,
-        notes=dict(notes),
-        record={
-            "rows": rows_fingerprint(tokenized["train"]),
-            "held_out": None if held is None else rows_fingerprint(held),
-            "test_fraction": chosen.test_fraction,
-            "long_preferences": chosen.long_preferences,
-            READ_WITH: {
-                # Where a row comes from does not matter.
-                "dataset": rows_fingerprint(splits["train"].remove_columns(["source", "place"])),
-                "skip_invalid": chosen.skip_invalid,
-            },
-        },
-    )
 
 
 def with_length(rows: Dataset) -> Dataset:
@@ -261,3 +172,121 @@ def silence_attention_dropout(model: PreTrainedModel | None) -> None:
     for module in () if model is None else model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
+
+
+class PreferenceRun(ChatRun):
+    """A training on preferences: `prepare` reads them and loads the model; a subclass says which model and which rows.
+
+    Attributes:
+        read: The tokenized preferences; set by `prepare`.
+    """
+
+    examples = "preferences"
+    usual_fraction = 0.1
+
+    model_arguments: RewardModelArguments
+    data_arguments: PreferenceArguments
+    read: PreferenceRows
+
+    def check_arguments(self) -> None:
+        check_preferences(self.model_arguments, self.data_arguments, self.arguments)
+
+    @abstractmethod
+    def load(self) -> PreTrainedModel:
+        """Loads the model that learns."""
+
+    def kind(self) -> str | None:
+        """Returns the kind of preferences to read, `pairs` or `judged`; None leaves it to the data."""
+        return None
+
+    def check_rows(self) -> None:
+        """Raises `ConfigError` if the arguments do not fit the preferences in `read`. The model is not loaded yet."""
+
+    def prepare(self) -> None:
+        arguments = self.arguments
+        self.tokenizer = load_chat_tokenizer(self.base)
+        self.read = self._read_rows()
+        check_enough(self.read, arguments)
+        self.check_rows()
+        self.model = self.load()
+        check_tokenizer_fits(self.model, self.tokenizer)
+        if arguments.max_length is not None:
+            check_block_size(arguments.max_length, self.model, field="max_length")
+        check_end_mark(self.read, self.model, self.tokenizer)
+        self.base_sample = sample_of(self.model)
+        self.rows, self.eval_rows = self.read.rows, self.read.eval_rows
+        self.data = {**self.read.record, **self.record()}
+
+    def _read_rows(self) -> PreferenceRows:
+        """Reads and tokenizes the preferences that the arguments name.
+
+        Raises:
+            DataError: If the data cannot be used.
+            ConfigError: If something has to be held out and is not.
+        """
+        chosen, tokenizer = self.data_arguments, self.tokenizer
+        sources = parse_sources(chosen.dataset, encoding=chosen.encoding, field="dataset")
+        columns = PreferenceColumns(*(getattr(chosen, name) for name in PreferenceColumns._fields))
+        reading = partial(read_preferences, seed=self.arguments.seed, skip_invalid=chosen.skip_invalid, named=columns)
+        read = reading(sources, kind=self.kind(), test_fraction=0.0 if chosen.eval_dataset else chosen.test_fraction)
+        splits, summaries = dict(read.splits), list(read.summaries)
+        if chosen.eval_dataset is not None:
+            named = parse_sources(chosen.eval_dataset, encoding=chosen.encoding, field="eval_dataset")
+            held_out = reading(named, kind=read.kind)
+            splits["test"] = held_out.splits.get("test", held_out.splits["train"])
+            warn_of_shared_prompts(splits["train"], splits["test"])
+            summaries += held_out.summaries
+        self.check_held_out(is_held_out="test" in splits)
+        tokenized: dict[str, Dataset] = {}
+        notes: Counter[str] = Counter()
+        for name, rows in splits.items():
+            tokenized[name], counted = tokenize_preferences(
+                rows,
+                tokenizer,
+                max_length=self.arguments.max_length,
+                long_preferences=chosen.long_preferences,
+                skip_invalid=chosen.skip_invalid,
+            )
+            tokenized[name] = with_length(tokenized[name])
+            notes.update(counted)
+        if chosen.show_pairs and self.arguments.process_index == 0:
+            show_pairs(tokenized["train"].select(range(min(chosen.show_pairs, len(tokenized["train"])))), tokenizer)
+        held = tokenized.get("test")
+        return PreferenceRows(
+            rows=tokenized["train"],
+            eval_rows=held,
+            judged=read.kind == "judged",
+            sources=[source.source for source in sources],
+            summaries=summaries,
+            notes=dict(notes),
+            record={
+                "rows": rows_fingerprint(tokenized["train"]),
+                "held_out": None if held is None else rows_fingerprint(held),
+                "test_fraction": chosen.test_fraction,
+                "long_preferences": chosen.long_preferences,
+                READ_WITH: {
+                    # Where a row comes from does not matter.
+                    "dataset": rows_fingerprint(splits["train"].remove_columns(["source", "place"])),
+                    "skip_invalid": chosen.skip_invalid,
+                },
+            },
+        )
+
+    def training_figures(self, metrics: dict[str, float]) -> dict[str, Any]:
+        return {
+            **super().training_figures(metrics),
+            "train_rows": len(self.rows),
+            **({"preferences": self.read.notes} if self.read.notes else {}),
+        }
+
+    def write_preference_report(self, trainer: Trainer, results: dict[str, Any], **own: Any) -> None:
+        """Writes the report; `own` are the fields of `Report` that differ between such trainings."""
+        self.write_report(
+            trainer,
+            results,
+            data=", ".join(self.read.sources),
+            columns=[summary.line() for summary in self.read.summaries],
+            datasets=self.read.sources,
+            base_model=self.base,
+            **own,
+        )

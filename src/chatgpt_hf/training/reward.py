@@ -6,26 +6,16 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer
 
-from ..checkpoints import check_tokenizer_fits, load_config, load_model, sample_of
-from ..data.prepare import tokenizer_fingerprint
+from ..checkpoints import load_config, load_model
 from ..errors import ConfigError
 from ..evaluation.mode import evaluating
 from ..extras import needed_by
 from ..model.modeling_chatgpt import ChatGPTForSequenceClassification
-from .adapters import adapter_record, lora_config
+from .adapters import lora_config
 from .preference_arguments import PreferenceArguments, RewardArguments, RewardModelArguments
-from .preferences import (
-    PreferenceTrainer,
-    accuracy_figures,
-    check_end_mark,
-    check_enough,
-    check_preferences,
-    load_chat_tokenizer,
-    read_rows,
-    silence_attention_dropout,
-)
-from .resuming import ResumableTrainer, template_fingerprint
-from .run import Run, check_block_size, write_base_sample
+from .preferences import PreferenceRun, PreferenceTrainer, accuracy_figures, silence_attention_dropout
+from .resuming import ResumableTrainer
+from .run import write_base_sample
 from .samples import separate_randomness
 from .weights import loading
 
@@ -61,77 +51,42 @@ def reward(
     return RewardRun(model_arguments, preference_arguments, arguments).execute()
 
 
-class RewardRun(Run):
+class RewardRun(PreferenceRun):
     """Trains a reward model on pairs of answers."""
 
     command = "reward"
+    base_role = "the chat model that the reward model starts from"
     arguments: RewardArguments
-    model_arguments: RewardModelArguments
 
-    def __init__(
-        self,
-        model_arguments: RewardModelArguments,
-        preference_arguments: PreferenceArguments,
-        arguments: RewardArguments,
-    ) -> None:
-        super().__init__(arguments, model_arguments, preference_arguments)
-        self.model_arguments, self.preference_arguments = model_arguments, preference_arguments
-
-    def check(self) -> None:
-        chosen = self.model_arguments
-        if chosen.model_name_or_path is None:
-            raise ConfigError(
-                "--model_name_or_path is missing: name the chat model that the reward model starts from."
-            )
-        if chosen.load_in_4bit:
+    def check_arguments(self) -> None:
+        if self.model_arguments.load_in_4bit:
             raise ConfigError(
                 "--load_in_4bit is for `chatgpt-hf sft` and `dpo`: a reward model's adapters are merged into their base. Leave it out."
             )
-        check_preferences(chosen, self.preference_arguments, self.arguments)
-        super().check()
+        super().check_arguments()
 
-    def prepare(self) -> None:
-        chosen, arguments = self.model_arguments, self.arguments
-        base = str(chosen.model_name_or_path)
-        self.tokenizer = load_chat_tokenizer(base)
-        self.read = read_rows(
-            self.preference_arguments,
-            self.tokenizer,
-            kind="pairs",
-            max_length=arguments.max_length,
-            seed=arguments.seed,
-            eval_strategy=arguments.eval_strategy,
-            shows=arguments.process_index == 0,
-        )
-        check_enough(self.read, arguments)
-        is_gpt2 = load_config(base).model_type == "gpt2"
-        self.model = load_model(
-            base,
+    def kind(self) -> str | None:
+        return "pairs"
+
+    def load(self) -> PreTrainedModel:
+        is_gpt2 = load_config(self.base).model_type == "gpt2"
+        return load_model(
+            self.base,
             ChatGPTForSequenceClassification if is_gpt2 else AutoModelForSequenceClassification,
             new_modules=(HEAD,),
             num_labels=1,
             # So that a pipeline returns the score itself.
             problem_type="regression",
-            **loading(chosen),
+            **loading(self.model_arguments),
         )
-        check_tokenizer_fits(self.model, self.tokenizer)
-        check_end_mark(self.read, self.model, self.tokenizer)
-        if arguments.max_length is not None:
-            check_block_size(arguments.max_length, self.model, field="max_length")
-        self.base_sample = sample_of(self.model)
-        self.rows = whole_conversations(self.read.rows)
-        self.eval_rows = None if self.read.eval_rows is None else whole_conversations(self.read.eval_rows)
-        self.data = {
-            **self.read.record,
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "template": template_fingerprint(self.tokenizer.chat_template),
-            "seed": arguments.seed,
-            **adapter_record(chosen, self.base_sample),
-            **{
-                name: getattr(arguments, name)
-                for name in ("max_length", "center_rewards_coefficient", "disable_dropout")
-            },
-        }
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.rows, self.eval_rows = (
+            rows and whole_conversations(rows) for rows in (self.read.rows, self.read.eval_rows)
+        )
+        names = ("max_length", "center_rewards_coefficient", "disable_dropout")
+        self.data |= {name: getattr(self.arguments, name) for name in names}
 
     def make_trainer(self) -> ResumableTrainer:
         if self.arguments.disable_dropout:
@@ -157,17 +112,12 @@ class RewardRun(Run):
             self.save_model(model, self.folder / ADAPTER_FOLDER)
             write_base_sample(self.folder / ADAPTER_FOLDER, self.base_sample)
             # A pipeline could not find the head in an adapter's folder.
-            model = model.merge_and_unload()
+            model, self.adapter = model.merge_and_unload(), None
         self.save_model(model, self.folder)
         self.model = model
 
     def measure(self, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
-        results: dict[str, Any] = {
-            "parameters": self.model.num_parameters(),
-            "train_rows": len(self.rows),
-            **({"preferences": self.read.notes} if self.read.notes else {}),
-            **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
-        }
+        results = self.training_figures(metrics)
         if self.eval_rows is None or self.read.eval_rows is None:
             return results
         results["held_out_rows"] = len(self.eval_rows)
@@ -177,16 +127,12 @@ class RewardRun(Run):
         return results | accuracy_figures(margins, self.read.rows, self.read.eval_rows)
 
     def report(self, trainer: Trainer, results: dict[str, Any]) -> None:
-        self.write_report(
+        self.write_preference_report(
             trainer,
             results,
             title="Reward model",
-            description=f"a reward model, which scores answers, trained on pairs from `{self.model_arguments.model_name_or_path}`.",
-            data=", ".join(self.read.sources),
-            columns=[summary.line() for summary in self.read.summaries],
+            description=f"a reward model, which scores answers, trained on pairs from `{self.base}`.",
             task="text-classification",
-            datasets=self.read.sources,
-            base_model=self.model_arguments.model_name_or_path,
             loss_label="loss of pairs",
         )
 

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
 
 from ..chat_templates import read_chat_template
 from ..checkpoints import check_tokenizer_fits, extend_vocabulary, load_model, making_adapters, sample_of
@@ -17,7 +17,6 @@ from ..data.conversations import (
     tokenize_conversations,
 )
 from ..data.packing import pack_documents
-from ..data.prepare import tokenizer_fingerprint
 from ..data.shapes import PairColumns
 from ..data.sources import CorpusSource, parse_sources
 from ..data.splits import warn_of_overlap
@@ -27,10 +26,11 @@ from ..extras import needed_by
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..stored import is_foreign
 from ..tokenization_chatgpt import CHAT_TEMPLATE, IM_END, IM_START, PAD, load_tokenizer
-from .adapters import adapter_record, lora_config, quantization
+from .adapters import lora_config, quantization
 from .arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments
-from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint, template_fingerprint
-from .run import Run, check_block_size, write_base_sample
+from .chat_run import ChatRun
+from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint
+from .run import check_block_size
 from .weights import loading
 
 with needed_by("Training"):
@@ -99,33 +99,24 @@ def sft(
     return SFTRun(model_arguments, conversation_arguments, arguments).execute()
 
 
-class SFTRun(Run):
+class SFTRun(ChatRun):
     """Fine-tunes a base model to a chat model, on conversations."""
 
     command = "sft"
+    base_role = "the base model to fine-tune"
+    examples = "conversations"
+    usual_fraction = FOREIGN_TEST_FRACTION
     arguments: ChatSFTArguments
-    model_arguments: ChatModelArguments
+    data_arguments: ConversationArguments
 
-    def __init__(
-        self,
-        model_arguments: ChatModelArguments,
-        conversation_arguments: ConversationArguments,
-        arguments: ChatSFTArguments,
-    ) -> None:
-        super().__init__(arguments, model_arguments, conversation_arguments)
-        self.model_arguments, self.conversation_arguments = model_arguments, conversation_arguments
-
-    def check(self) -> None:
-        if self.model_arguments.model_name_or_path is None:
-            raise ConfigError("--model_name_or_path is missing: name the base model to fine-tune.")
-        chosen = self.conversation_arguments
+    def check_arguments(self) -> None:
+        chosen = self.data_arguments
         penalty = chosen.repetition_penalty
         if penalty is not None and not penalty > 0:
             raise ConfigError(f"--repetition_penalty is {penalty}: give a number above 0, where 1 changes nothing.")
         self.fraction_is_default = chosen.test_fraction is None
         if self.fraction_is_default:
-            foreign = is_foreign(self.model_arguments.model_name_or_path)
-            chosen.test_fraction = FOREIGN_TEST_FRACTION if foreign else 0.0
+            chosen.test_fraction = FOREIGN_TEST_FRACTION if is_foreign(self.base) else 0.0
         if chosen.evaluate_answers < 0:
             raise ConfigError(f"--evaluate_answers is {chosen.evaluate_answers}: give 0 to skip the answers, or more.")
         if chosen.evaluate_base and not chosen.evaluate_answers:
@@ -133,19 +124,13 @@ class SFTRun(Run):
                 "--evaluate_base needs answers to compare, and --evaluate_answers is 0: give a number, or leave out "
                 "--evaluate_base."
             )
-        if self.arguments.load_best_model_at_end and self.arguments.eval_strategy == "no":
-            raise ConfigError(
-                "--load_best_model_at_end needs --eval_strategy steps or epoch, with conversations held out."
-            )
-        super().check()
 
     def prepare(self) -> None:
-        model_arguments, chosen = self.model_arguments, self.conversation_arguments
+        model_arguments, chosen = self.model_arguments, self.data_arguments
         self.sources = parse_sources(chosen.dataset, encoding=chosen.encoding, field="dataset")
         splits = self._load_splits()
-        base = str(model_arguments.model_name_or_path)
-        self.tokenizer = tokenizer = load_tokenizer(base)
-        self.model = load_model(base, **loading(model_arguments), **quantization(model_arguments))
+        self.tokenizer = tokenizer = load_tokenizer(self.base)
+        self.model = load_model(self.base, **loading(model_arguments), **quantization(model_arguments))
         check_tokenizer_fits(self.model, tokenizer)
         self.base_sample = sample_of(self.model)
         if self.arguments.chat_template_path is not None:
@@ -170,18 +155,15 @@ class SFTRun(Run):
         )
         self.data = {
             "rows": rows_fingerprint(self.rows),
-            "tokenizer": tokenizer_fingerprint(tokenizer),
-            "template": template_fingerprint(tokenizer.chat_template),
+            **self.record(),
             "block_size": chosen.block_size,
             "long_conversations": chosen.long_conversations,
             "test_fraction": chosen.test_fraction,
-            "seed": self.arguments.seed,
-            **adapter_record(model_arguments, self.base_sample),
             READ_WITH: {"dataset": rows_fingerprint(conversations), "skip_invalid": chosen.skip_invalid},
         }
 
     def _load_splits(self) -> DatasetDict:
-        chosen = self.conversation_arguments
+        chosen = self.data_arguments
         test_fraction = (chosen.test_fraction or 0.0) if chosen.eval_dataset is None else 0.0
         try:
             splits, self.summaries = self._read(self.sources, test_fraction)
@@ -203,15 +185,11 @@ class SFTRun(Run):
                 map(conversation_key, splits["test"]["messages"]),
                 unit="conversation",
             )
-        elif self.arguments.eval_strategy != "no":
-            raise ConfigError(
-                f"--eval_strategy {IntervalStrategy(self.arguments.eval_strategy).value} needs conversations to measure on, and none are held "
-                "out: give --test_fraction 0.05 or an --eval_dataset."
-            )
+        self.check_held_out(is_held_out="test" in splits)
         return splits
 
     def _read(self, sources: list[CorpusSource], test_fraction: float) -> Conversations:
-        chosen = self.conversation_arguments
+        chosen = self.data_arguments
         return read_conversations(
             sources,
             test_fraction=test_fraction,
@@ -226,15 +204,15 @@ class SFTRun(Run):
         return tokenize_conversations(
             conversations,
             self.tokenizer,
-            max_length=self.conversation_arguments.block_size,
-            long_conversations=self.conversation_arguments.long_conversations,
-            skip_invalid=self.conversation_arguments.skip_invalid,
+            max_length=self.data_arguments.block_size,
+            long_conversations=self.data_arguments.long_conversations,
+            skip_invalid=self.data_arguments.skip_invalid,
         )
 
     def _packed(self, tokenized: Dataset) -> Dataset:
         return pack_documents(
             tokenized,
-            self.conversation_arguments.block_size,
+            self.data_arguments.block_size,
             pad_token_id=self.tokenizer.pad_token_id,
             split_long=False,
             seed=self.arguments.seed,
@@ -242,9 +220,9 @@ class SFTRun(Run):
 
     def make_trainer(self) -> ResumableTrainer:
         arguments = self.arguments
-        penalty = self.conversation_arguments.repetition_penalty
+        penalty = self.data_arguments.repetition_penalty
         self.base_figures: dict[str, float] = {}
-        if self.conversation_arguments.evaluate_base:
+        if self.data_arguments.evaluate_base:
             # Evaluate before training, but with the end marks that the model will learn and the same penalty.
             set_generation(self.model, self.tokenizer, penalty)
             for title, part in self.parts.items():
@@ -276,18 +254,10 @@ class SFTRun(Run):
         set_generation(self.model, self.tokenizer, penalty)
         return trainer
 
-    def save(self, trainer: Trainer) -> None:
-        super().save(trainer)
-        if self.adapter is not None:
-            write_base_sample(self.folder, self.base_sample)
-
     def measure(self, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
-        results: dict[str, Any] = {
-            # PEFT puts the adapter's weights among the model's.
-            "parameters": self.model.num_parameters(),
-            **({"adapter_parameters": self.model.num_parameters(only_trainable=True)} if self.adapter else {}),
+        results = {
+            **self.training_figures(metrics),
             "share_of_tokens_learned": self.share_learned,
-            **{name: value for name, value in metrics.items() if name.startswith("train_") or name == "epoch"},
             **self.base_figures,
         }
         if self.eval_rows is not None:
@@ -314,7 +284,7 @@ class SFTRun(Run):
             columns=[summary.line() for summary in self.summaries],
             chat=True,
             datasets=[source.source for source in self.sources],
-            base_model=self.model_arguments.model_name_or_path,
+            base_model=self.base,
         )
 
 
