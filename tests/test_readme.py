@@ -86,6 +86,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my-pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     prompts = [{"prompt": "Return a"}, {"messages": [{"role": "user", "content": "Hi"}]}]
     (folder / "my-prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    questions = [{"messages": prompts[1]["messages"], "answer": "Hello!"}, {**prompts[1], "answer": "Hi!"}]
+    (folder / "my-questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     (folder / "words.txt").write_text("# One in a line.\ncurse*\n")
     chat_model = folder / "runs" / "quickstart"
     labels = {"id2label": {0: "fine", 1: "toxic", 2: "insult"}, "num_labels": 3}
@@ -228,6 +230,8 @@ def _smaller(words: list[str]) -> list[str]:
         "dpo": [*SMALL_RUN, "--max_length", "256"],
         "reward": [*SMALL_RUN, "--max_length", "256"],
         "finetune": SMALL_RUN,
+        # The model's answers are all wrong.
+        "pairs": ["--rewards", '{"name": "length", "least": 9999}'],
     }
     return options.get(words[1], [])
 

@@ -25,6 +25,7 @@ from . import (
     finetune,
     generate,
     merge,
+    pairs,
     plan,
     pretrain,
     pull,
@@ -51,7 +52,7 @@ Every command explains itself: chatgpt-hf COMMAND --help"""
 # The order of the help: it reads as the way from nothing to a shared model.
 PANELS = {
     "Start": (quickstart, plan, data, tokenizer),
-    "Train": (pretrain, sft, dpo, reward, finetune),
+    "Train": (pretrain, sft, dpo, reward, pairs, finetune),
     "Evaluate": (evaluate, compare, explain),
     "Use": (chat, ui, serve, generate),
     "Convert": (convert, merge, quantize, export),

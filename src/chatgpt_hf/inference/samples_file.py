@@ -30,7 +30,7 @@ def sample_file(
     max_new_tokens: int = 128,
     batch_size: int = 64,
     quantize: str | None = None,
-    **parameters: float,
+    **parameters: Any,
 ) -> int:
     """Samples answers to every line of a file of `generate_file`. An unfinished output file is continued.
 
