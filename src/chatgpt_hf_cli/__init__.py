@@ -24,6 +24,7 @@ from . import (
     export,
     finetune,
     generate,
+    grpo,
     merge,
     plan,
     pretrain,
@@ -51,7 +52,7 @@ Every command explains itself: chatgpt-hf COMMAND --help"""
 # The order of the help: it reads as the way from nothing to a shared model.
 PANELS = {
     "Start": (quickstart, plan, data, tokenizer),
-    "Train": (pretrain, sft, dpo, reward, finetune),
+    "Train": (pretrain, sft, dpo, reward, grpo, finetune),
     "Evaluate": (evaluate, compare, explain),
     "Use": (chat, ui, serve, generate),
     "Convert": (convert, merge, quantize, export),
