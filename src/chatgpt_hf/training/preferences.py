@@ -1,6 +1,5 @@
 """The order, rows, checks and figures of trainings on preferences, for chat models and reward models."""
 
-import dataclasses
 import logging
 from abc import abstractmethod
 from collections import Counter
@@ -21,7 +20,7 @@ from ..data.summary import RowSummary
 from ..errors import ConfigError, DataError, TokenizerError
 from ..evaluation.preferences import length_accuracy, pair_accuracy
 from ..tokenization_chatgpt import IM_END
-from .chat_run import ChatRun, load_chat_tokenizer
+from .chat_run import ChatRun, check_not_used, load_chat_tokenizer
 from .preference_arguments import PreferenceArguments, RewardModelArguments
 from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint
 from .run import check_block_size
@@ -87,9 +86,7 @@ def check_preferences(model: RewardModelArguments, chosen: PreferenceArguments, 
     """
     if not chosen.dataset:
         raise ConfigError("--dataset is missing: name a file, folder or Hub id with preferences.")
-    for item in dataclasses.fields(arguments):
-        if item.name in NOT_USED and getattr(arguments, item.name) != item.default:
-            raise ConfigError(f"--{item.name} does nothing here: {NOT_USED[item.name]}. Leave it out.")
+    check_not_used(arguments, NOT_USED)
     if model.lora_dropout and arguments.disable_dropout:
         raise ConfigError(
             f"--lora_dropout {model.lora_dropout} does nothing while --disable_dropout is true: give --disable_dropout false, or "
