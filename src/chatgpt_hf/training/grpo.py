@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, concatenate_datasets
 from transformers import Trainer, TrainerState
 
 from ..chat_templates import encode_chat_prompt
 from ..checkpoints import check_tokenizer_fits, context_length, load_model, sample_of
-from ..data.conversations import InvalidRows, conversation_key
+from ..data.conversations import InvalidRows, as_json, conversation_key
 from ..data.preference_tokens import encode_sides
 from ..data.prompts import Prompts, read_prompts, warn_of_shared_prompts
 from ..data.sources import parse_sources
@@ -234,12 +234,10 @@ class GRPORun(ChatRun):
                 len(rows),
                 room,
             )
-        features = rows.features["prompt"]
-        return (
-            rows.select(kept)
-            .remove_columns(["prompt", "place"])
-            .add_column("prompt", [list(map(json.dumps, prompt)) for prompt in prompts], feature=features)
-        )
+        written = {"prompt": [as_json(prompt) for prompt in prompts]}
+        encoded = Dataset.from_dict(written, Features(prompt=rows.features["prompt"]))
+        # `add_column` takes no column of JSON.
+        return concatenate_datasets([encoded, rows.select(kept).remove_columns(["prompt", "place"])], axis=1)
 
     def _check_end_mark(self, rows: Dataset) -> None:
         answer = [{"role": "assistant", "content": "."}]
