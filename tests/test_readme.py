@@ -84,6 +84,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my-chats.jsonl").write_text(chat * 8)
     pairs = [{"prompt": f"What is {n}?", "chosen": f"{n} is a number.", "rejected": "No."} for n in range(30)]
     (folder / "my-pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    sums = [{"question": f"{n} + 2 = ?", "answer": n + 2} for n in range(30)]
+    (folder / "my-sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
     prompts = [{"prompt": "Return a"}, {"messages": [{"role": "user", "content": "Hi"}]}]
     (folder / "my-prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     questions = [{"messages": prompts[1]["messages"], "answer": "Hello!"}, {**prompts[1], "answer": "Hi!"}]
@@ -229,6 +231,7 @@ def _smaller(words: list[str]) -> list[str]:
         # The recipes are for the real quickstart's longer context.
         "dpo": [*SMALL_RUN, "--max_length", "256"],
         "reward": [*SMALL_RUN, "--max_length", "256"],
+        "grpo": [*SMALL_RUN, "--num_generations", "2", "--evaluate_prompts", "2", "--max_completion_length", "4"],
         "finetune": SMALL_RUN,
         # The model's answers are all wrong.
         "pairs": ["--rewards", '{"name": "length", "least": 9999}'],

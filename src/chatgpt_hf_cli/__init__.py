@@ -24,6 +24,7 @@ from . import (
     export,
     finetune,
     generate,
+    grpo,
     merge,
     pairs,
     plan,
@@ -52,7 +53,7 @@ Every command explains itself: chatgpt-hf COMMAND --help"""
 # The order of the help: it reads as the way from nothing to a shared model.
 PANELS = {
     "Start": (quickstart, plan, data, tokenizer),
-    "Train": (pretrain, sft, dpo, reward, pairs, finetune),
+    "Train": (pretrain, sft, dpo, reward, grpo, pairs, finetune),
     "Evaluate": (evaluate, compare, explain),
     "Use": (chat, ui, serve, generate),
     "Convert": (convert, merge, quantize, export),

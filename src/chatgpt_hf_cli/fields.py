@@ -25,6 +25,7 @@ TITLES = {
     "ArchitectureArguments": "Architecture of a new model",
     "CorpusArguments": "Data",
     "ConversationArguments": "Data",
+    "ConversationDataArguments": "Data",
     "TaskArguments": "Task and data",
     "PlanArguments": "Plan",
     "PreferenceArguments": "Data",

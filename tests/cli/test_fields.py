@@ -14,7 +14,8 @@ from chatgpt_hf_cli import evaluate, fields
 from chatgpt_hf_cli.errors import UsageMistake
 
 TYPES = {
-    name: getattr(chatgpt_hf_cli, name).TYPES for name in ("pretrain", "sft", "dpo", "reward", "finetune", "plan")
+    name: getattr(chatgpt_hf_cli, name).TYPES
+    for name in ("pretrain", "sft", "dpo", "reward", "grpo", "finetune", "plan")
 }
 TYPES["evaluate"] = evaluate.TASK
 
@@ -93,6 +94,8 @@ INPUTS = [
     ("sft", "load_in_4bit: 2", ["--no_skip_memory_metrics"]),
     ("dpo", "loss_type: ipo\nloss_weights: [1]\ndataset: {source: b}", []),
     ("dpo", "beta: much", ["--use_peft"]),
+    ("grpo", "rewards: [exact, {name: length, most: 64}]\nreward_weights: [1, 0.1]\nreward_clip_range: [0, 1]", []),
+    ("grpo", "num_generations: several", []),
     ("finetune", "task: guess", []),
     ("finetune", "label_map: {PER: person}\nlabel_names: [a, b]", ["--dataset", "a", "b"]),
     ("finetune", None, ["--no_baseline", "--class_weights"]),

@@ -38,6 +38,8 @@ COMMANDS = {
     "dpo": "dpo --model_name_or_path THEIRS --dataset PAIRS --output_dir NEW",
     "dpo with a reference": "dpo --model_name_or_path OURS --ref_model_name_or_path THEIRS --dataset PAIRS --output_dir NEW --max_length 64",
     "reward": "reward --model_name_or_path THEIRS --dataset PAIRS --output_dir NEW",
+    "grpo": "grpo --model_name_or_path THEIRS --dataset PAIRS --rewards exact --answer_column chosen --output_dir NEW",
+    "grpo with a reward model": "grpo --model_name_or_path OURS --dataset PAIRS --rewards THEIRS --output_dir NEW",
     "pairs": "pairs SAMPLES --rewards THEIRS --output NEW",
     "finetune": "finetune --task text-classification --model_name_or_path THEIRS --dataset TABLE --output_dir NEW",
     "plan": "plan --model_name_or_path THEIRS --max_steps 5 --block_size 16",

@@ -42,6 +42,7 @@ def test_from_a_corpus_to_an_answer(cli: Cli, pretrain_options: list[str], chats
         ("pretrain", ["--model_name_or_path", "--hidden_size", "--corpus", "--vocab_size", "TrainingArguments"]),
         ("sft", ["--model_name_or_path", "--dataset", "--block_size", "SFTConfig"]),
         ("dpo", ["--model_name_or_path", "--dataset", "--loss_type", "DPOConfig"]),
+        ("grpo", ["--model_name_or_path", "--rewards", "--loss_type", "GRPOConfig"]),
     ],
 )
 def test_help_lists_the_fields(command: str, fields: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from chatgpt_hf.training.arguments import (
     TaskModelArguments,
     parse_recipe,
 )
+from chatgpt_hf.training.grpo_arguments import GRPOArguments, PromptArguments
 from chatgpt_hf.training.preference_arguments import (
     DPOArguments,
     PreferenceArguments,
@@ -42,6 +43,7 @@ BY_NAME = {
     "sft": SFT,
     "dpo": (PreferenceModelArguments, PreferenceArguments, DPOArguments),
     "reward": (RewardModelArguments, PreferenceArguments, RewardArguments),
+    "grpo": (RewardModelArguments, PromptArguments, GRPOArguments),
 }
 SHIPPED = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 

@@ -17,6 +17,7 @@ from chatgpt_hf.data.packing import pack_documents
 from chatgpt_hf.data.sources import parse_sources
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.tokenization_chatgpt import CHAT_TEMPLATE, encode_conversation, load_tokenizer
+from chatgpt_hf.training import conversation_run
 from chatgpt_hf.training import sft as module
 from chatgpt_hf.training.arguments import ChatModelArguments, ChatSFTArguments, ConversationArguments, parse_recipe
 
@@ -91,7 +92,7 @@ def test_the_held_out_part_is_measured_and_not_learned(
     train = Dataset.from_list([{"messages": [user("Hello!"), assistant("Hi! How are you?")]}] * 4)
     test = Dataset.from_list([{"messages": [user("Smile"), assistant("No")]}])
     read = Conversations(DatasetDict(train=train, test=test), [])
-    monkeypatch.setattr(module, "read_conversations", lambda sources, **options: read)
+    monkeypatch.setattr(conversation_run, "read_conversations", lambda sources, **options: read)
     seen = []
     packing = module.pack_documents
     monkeypatch.setattr(module, "pack_documents", lambda rows, *a, **k: seen.append(rows) or packing(rows, *a, **k))

@@ -19,9 +19,7 @@ from .splits import warn_of_overlap
 from .summary import RowSummary
 
 ANSWER = "answer"
-_FEATURES = Features(
-    {"prompt": List(Json()), "columns": Json(), "source": Value("string"), "place": Value("string")}
-)
+_FEATURES = Features({"prompt": List(Json()), "columns": Json(), "source": Value("string"), "place": Value("string")})
 
 
 @dataclass(frozen=True)
@@ -80,10 +78,12 @@ class PromptReader(ConversationReader):
         if self._is_left_out(cells, tuple(FLAGS)):
             return []
         column = None if "prompt" in self._named else messages_column(cells)
-        written = asked(cells, contexts="prompt" not in self._named) if column is None else turns_of(cells.take(column))
+        written = (
+            asked(cells, contexts="prompt" not in self._named) if column is None else turns_of(cells.take(column))
+        )
         messages = normalize_messages(written or [], self.unused, self.notes)
         check_conversation(messages)
-        said = []
+        said: list[str] = []
         while messages and messages[-1]["role"] == "assistant":
             said.insert(0, messages.pop()["content"])
         if not messages:
@@ -155,9 +155,7 @@ def _spread(rows: Dataset, names: Sequence[str]) -> Dataset:
     """Returns rows with a column for each name."""
     columns = {name: [json.dumps(cells.get(name)) for cells in rows["columns"]] for name in names}
     kept = {"prompt": [as_json(messages) for messages in rows["prompt"]], "place": rows["place"][:]}
-    features = Features(
-        {"prompt": List(Json()), "place": Value("string"), **{name: Json() for name in names}}
-    )
+    features = Features({"prompt": List(Json()), "place": Value("string"), **{name: Json() for name in names}})
     return Dataset.from_dict({**kept, **columns}, features)
 
 

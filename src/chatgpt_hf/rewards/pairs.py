@@ -14,7 +14,7 @@ from ..data.prompts import read_prompts
 from ..data.sources import CorpusSource
 from ..errors import DataError, OutputError
 from ..files import make_folder, write_atomically
-from .base import Reward, total_rewards
+from .base import GIVEN, Reward, total_rewards
 from .loading import check_columns
 
 KINDS = ("pairs", "sft")
@@ -163,8 +163,9 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
 
 
 def _totals(rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion", "place")}
-    ids = columns.pop("completion_ids", [None])
+    own = (*GIVEN, "prompt", "completion", "place")
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in own}
+    ids = [row.get("completion_ids") for row in rows]
     return total_rewards(
         rewards,
         [row["prompt"] for row in rows],

@@ -164,8 +164,8 @@ class CorpusArguments:
 
 
 @dataclass
-class ConversationArguments:
-    """Which conversations to learn from, and how."""
+class ConversationDataArguments:
+    """Which conversations to learn from, and which of them the model answers afterwards."""
 
     dataset: list[str] = field(
         default_factory=lambda: ["builtin:python-qa"],
@@ -224,13 +224,6 @@ class ConversationArguments:
     evaluate_base: bool = field(
         default=False, metadata={"help": "Also measure the base model's answers before training, for comparison."}
     )
-    repetition_penalty: float | None = field(
-        default=None,
-        metadata={
-            "help": "Written to generation_config.json: makes tokens less likely that the text already holds. A little above 1 keeps "
-            "small models from repeating themselves (Keskar et al. 2019)."
-        },
-    )
     show_masks: int = field(
         default=0, metadata={"help": "Print this many training rows before training; colour marks the learned tokens."}
     )
@@ -239,6 +232,19 @@ class ConversationArguments:
         # A recipe may give a single source without a list.
         if isinstance(self.dataset, str | Mapping):
             self.dataset = [self.dataset]  # type: ignore[list-item]
+
+
+@dataclass
+class ConversationArguments(ConversationDataArguments):
+    """Which conversations to learn from, and how."""
+
+    repetition_penalty: float | None = field(
+        default=None,
+        metadata={
+            "help": "Written to generation_config.json: makes tokens less likely that the text already holds. A little above 1 keeps "
+            "small models from repeating themselves (Keskar et al. 2019)."
+        },
+    )
 
 
 # NumPy's generator takes 32 bits.

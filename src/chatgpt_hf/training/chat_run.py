@@ -1,11 +1,13 @@
 """What the trainings of chat models share: a base with adapters, rows of which some are held out, answers before and after."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from datasets import Dataset
-from transformers import IntervalStrategy, PreTrainedTokenizerBase, Trainer
+from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from ..checkpoints import load_model
 from ..data.prepare import tokenizer_fingerprint
 from ..errors import ConfigError, TokenizerError
 from ..evaluation.generation import generate_completions
@@ -14,6 +16,7 @@ from .adapters import adapter_record
 from .arguments import ChatModelArguments
 from .resuming import template_fingerprint
 from .run import Run, write_base_sample
+from .weights import loading
 
 # Longest answer to a prompt of `answer_samples`.
 _ANSWER_TOKENS = 128
@@ -73,6 +76,23 @@ class ChatRun(Run):
                 f"and none are held out: give --test_fraction {self.usual_fraction} or an --eval_dataset."
             )
 
+    def load_other(self, field: str, name: str) -> PreTrainedModel:
+        """Loads a model whose predictions are compared with those of `model`, such as a reference.
+
+        Raises:
+            ConfigError: If it has another vocabulary than `model` and `tokenizer`, which are loaded by now.
+        """
+        tokenizer = load_tokenizer(name)
+        other = load_model(name, **loading(self.model_arguments))
+        same = tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(self.tokenizer)
+        if not same or other.config.vocab_size != self.model.config.vocab_size:
+            raise ConfigError(
+                f"--{field} {name} has another vocabulary ({other.config.vocab_size} entries) than {self.base} "
+                f"({self.model.config.vocab_size}), so their log-probabilities cannot be compared: name a model with the same "
+                "tokenizer."
+            )
+        return other
+
     def record(self) -> dict[str, Any]:
         """Facts for data.json that every such training has: of the tokenizer, the seed and the adapters."""
         return {
@@ -129,6 +149,18 @@ def before_and_after(before: Sequence[str], after: Sequence[str]) -> list[str]:
         for texts in zip(before, after, strict=True)
         for when, text in zip(("before", "after"), texts, strict=True)
     ]
+
+
+def check_not_used(arguments: Any, reasons: Mapping[str, str]) -> None:
+    """Raises `ConfigError` if a field is set that does nothing here.
+
+    Args:
+        arguments: A dataclass of arguments.
+        reasons: By the fields' names.
+    """
+    for item in dataclasses.fields(arguments):
+        if item.name in reasons and getattr(arguments, item.name) != item.default:
+            raise ConfigError(f"--{item.name} does nothing here: {reasons[item.name]}. Leave it out.")
 
 
 def load_chat_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:

@@ -10,11 +10,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer
 
 from ..checkpoints import load_model, sample_of
-from ..data.prepare import tokenizer_fingerprint
 from ..errors import ConfigError
 from ..evaluation.mode import evaluating
 from ..extras import needed_by
-from ..tokenization_chatgpt import load_tokenizer
 from .adapters import lora_config, quantization
 from .chat_run import before_and_after
 from .preference_arguments import DPOArguments, PreferenceArguments, PreferenceModelArguments
@@ -143,7 +141,8 @@ class DPORun(PreferenceRun):
     def prepare(self) -> None:
         super().prepare()
         arguments = self.arguments
-        self.reference = self._reference()
+        named = self.model_arguments.ref_model_name_or_path
+        self.reference = None if named is None else self.load_other("ref_model_name_or_path", named)
         if self.read.judged and arguments.loss_type == ["kto"]:
             self.rows, self.eval_rows = (
                 rows and with_other_answers(rows, arguments.per_device_train_batch_size)
@@ -157,22 +156,6 @@ class DPORun(PreferenceRun):
             **{name: getattr(arguments, name) for name in _LOSS_SETTINGS},
             **({"per_device_train_batch_size": arguments.per_device_train_batch_size} if in_batches else {}),
         }
-
-    def _reference(self) -> PreTrainedModel | None:
-        """The reference model that was named, if any."""
-        name = self.model_arguments.ref_model_name_or_path
-        if name is None:
-            return None
-        tokenizer = load_tokenizer(name)
-        reference = load_model(name, **loading(self.model_arguments))
-        same = tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(self.tokenizer)
-        if not same or reference.config.vocab_size != self.model.config.vocab_size:
-            raise ConfigError(
-                f"--ref_model_name_or_path {name} has another vocabulary ({reference.config.vocab_size} entries) than "
-                f"{self.model_arguments.model_name_or_path} ({self.model.config.vocab_size}), so their log-probabilities cannot be "
-                "compared: name a model with the same tokenizer."
-            )
-        return reference
 
     def make_trainer(self) -> ResumableTrainer:
         arguments = copy.copy(self.arguments)
