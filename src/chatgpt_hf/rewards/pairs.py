@@ -165,7 +165,7 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
 def _totals(rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
     own = (*GIVEN, "prompt", "completion", "place")
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in own}
-    ids = [row.get("completion_ids") for row in rows]
+    ids: list[Any] = [row.get("completion_ids") for row in rows]
     return total_rewards(
         rewards,
         [row["prompt"] for row in rows],
