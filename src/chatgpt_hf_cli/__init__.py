@@ -25,7 +25,9 @@ from . import (
     export,
     finetune,
     generate,
+    grpo,
     merge,
+    pairs,
     plan,
     pretrain,
     pull,
@@ -52,7 +54,7 @@ Every command explains itself: chatgpt-hf COMMAND --help"""
 # The order of the help: it reads as the way from nothing to a shared model.
 PANELS = {
     "Start": (quickstart, plan, data, tokenizer),
-    "Train": (pretrain, sft, dpo, reward, distill, finetune),
+    "Train": (pretrain, sft, dpo, reward, grpo, pairs, distill, finetune),
     "Evaluate": (evaluate, compare, explain),
     "Use": (chat, ui, serve, generate),
     "Convert": (convert, merge, quantize, export),

@@ -15,7 +15,7 @@ from chatgpt_hf_cli.errors import UsageMistake
 
 TYPES = {
     name: getattr(chatgpt_hf_cli, name).TYPES
-    for name in ("pretrain", "sft", "dpo", "reward", "distill", "finetune", "plan")
+    for name in ("pretrain", "sft", "dpo", "reward", "grpo", "distill", "finetune", "plan")
 }
 TYPES["evaluate"] = evaluate.TASK
 
@@ -95,6 +95,8 @@ INPUTS = [
     ("dpo", "loss_type: ipo\nloss_weights: [1]\ndataset: {source: b}", []),
     ("dpo", "beta: much", ["--use_peft"]),
     ("distill", "lmbda: some", ["--repetition_penalty", "1.1"]),
+    ("grpo", "rewards: [exact, {name: length, most: 64}]\nreward_weights: [1, 0.1]\nreward_clip_range: [0, 1]", []),
+    ("grpo", "num_generations: several", []),
     ("finetune", "task: guess", []),
     ("finetune", "label_map: {PER: person}\nlabel_names: [a, b]", ["--dataset", "a", "b"]),
     ("finetune", None, ["--no_baseline", "--class_weights"]),

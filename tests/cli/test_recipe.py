@@ -43,6 +43,7 @@ def test_from_a_corpus_to_an_answer(cli: Cli, pretrain_options: list[str], chats
         ("sft", ["--model_name_or_path", "--dataset", "--block_size", "SFTConfig"]),
         ("dpo", ["--model_name_or_path", "--dataset", "--loss_type", "DPOConfig"]),
         ("distill", ["--teacher_model_name_or_path", "--dataset", "--lmbda", "DistillationConfig"]),
+        ("grpo", ["--model_name_or_path", "--rewards", "--loss_type", "GRPOConfig"]),
     ],
 )
 def test_help_lists_the_fields(command: str, fields: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

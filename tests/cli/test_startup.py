@@ -25,7 +25,7 @@ from chatgpt_hf_cli import _choices, fields, make_app, static
 CLI = Path(chatgpt_hf_cli.__file__).parent
 LIBRARY = Path(chatgpt_hf.__file__).parent
 HEAVY = ["accelerate", "chatgpt_hf", "datasets", "numpy", "pandas", "torch", "transformers", "trl"]
-RECIPE_COMMANDS = ["pretrain", "sft", "dpo", "reward", "distill", "finetune", "plan"]
+RECIPE_COMMANDS = ["pretrain", "sft", "dpo", "reward", "grpo", "distill", "finetune", "plan"]
 
 # Runs command lines in one process, and says after each which packages have been imported.
 PROBE = """
@@ -82,6 +82,11 @@ MISTAKES = [
     ),
     (["generate", "m", "--prompts", "p.jsonl"], "--prompts needs --output: the .jsonl file for the answers."),
     (["generate", "m", "--prompts", "none.jsonl", "--output", "o"], "--prompts: there is no file none.jsonl."),
+    (["generate", "m", "--samples", "2"], "--samples needs --prompts: the .jsonl file with the prompts."),
+    (["generate", "m", "--samples", "none"], "--samples: "),
+    (["pairs", "a.jsonl"], "--rewards is missing: name what answers are worth, such as exact."),
+    (["pairs", "a.jsonl", "--rewards", "exact"], "--output is missing: name the .jsonl file to write."),
+    (["pairs", "a.jsonl", "--to", "dpo"], "--to dpo is unknown; choose from pairs, sft."),
     (["generate", "m", "more"], "Got unexpected extra argument"),
     (["evaluate", "m"], "Give one of --corpus, --dataset, --code, --benchmarks, --bias to measure on."),
     (

@@ -26,6 +26,7 @@ from chatgpt_hf.training.arguments import (
     parse_recipe,
 )
 from chatgpt_hf.training.distill_arguments import DistillArguments
+from chatgpt_hf.training.grpo_arguments import GRPOArguments, PromptArguments
 from chatgpt_hf.training.preference_arguments import (
     DPOArguments,
     PreferenceArguments,
@@ -45,6 +46,7 @@ BY_NAME = {
     "dpo": (PreferenceModelArguments, PreferenceArguments, DPOArguments),
     "reward": (RewardModelArguments, PreferenceArguments, RewardArguments),
     "distill": (ChatModelArguments, ConversationDataArguments, DistillArguments),
+    "grpo": (RewardModelArguments, PromptArguments, GRPOArguments),
 }
 SHIPPED = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 

@@ -3,7 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -119,19 +119,30 @@ def check_end_mark(rows: PreferenceRows, model: PreTrainedModel, tokenizer: PreT
 
     It would be rewarded for what it says and never for stopping.
     """
+    ends = end_marks(model, tokenizer)
+    last = {ids[-1] for ids in rows.rows["completion_ids" if rows.judged else "chosen_ids"]}
+    if not last & ends:
+        raise no_end_mark(last, tokenizer)
+
+
+def end_marks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Token ids that end an answer: the tokenizer's and our template's mark, and those of the model's generation."""
     named = getattr(model, "generation_config", model.config).eos_token_id
     ends = {
         tokenizer.eos_token_id,
         tokenizer.get_vocab().get(IM_END),
         *(named if isinstance(named, list) else [named]),
     }
-    last = {ids[-1] for ids in rows.rows["completion_ids" if rows.judged else "chosen_ids"]}
-    if not last & ends:
-        shown = ", ".join(repr(tokenizer.decode([token])) for token in sorted(last)[:3])
-        raise TokenizerError(
-            f"The model has no end mark: its chat template ends answers with {shown}, and generation does not stop there. Name the "
-            "end mark as eos_token_id in generation_config.json, or fine-tune with a template that has one (`chatgpt-hf sft`)."
-        )
+    return ends - {None}
+
+
+def no_end_mark(last: Collection[int], tokenizer: PreTrainedTokenizerBase) -> TokenizerError:
+    """The error for a chat template that ends answers with tokens at which generation does not stop."""
+    shown = ", ".join(repr(tokenizer.decode([token])) for token in sorted(last)[:3])
+    return TokenizerError(
+        f"The model has no end mark: its chat template ends answers with {shown}, and generation does not stop there. Name the "
+        "end mark as eos_token_id in generation_config.json, or fine-tune with a template that has one (`chatgpt-hf sft`)."
+    )
 
 
 def accuracy_figures(margins: Sequence[float], train: Dataset, held_out: Dataset) -> dict[str, float]:
