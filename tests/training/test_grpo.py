@@ -57,10 +57,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(chat_folder: Path, files: Path) -> list[str]:
-    """Arguments of a training that takes a second; tests may append arguments that add to or override these."""
-    text = f"""--model_name_or_path {chat_folder} --dataset {files}/prompts.jsonl --rewards {files}/rewards.py:varied
-        --max_completion_length 8 --num_generations 4 --temperature 1.5 --per_device_train_batch_size 8 --max_steps 2
+def options(base_folder: Path, files: Path) -> list[str]:
+    """Arguments of a training that takes a second, of a model whose answers all differ; tests may append arguments."""
+    text = f"""--model_name_or_path {base_folder} --dataset {files}/prompts.jsonl --rewards {files}/rewards.py:varied
+        --max_completion_length 8 --num_generations 4 --per_device_train_batch_size 8 --max_steps 2
         --learning_rate 1e-3 --test_fraction 0 --evaluate_prompts 0 --logging_steps 1 --save_strategy no --disable_tqdm true"""
     return text.split()
 
@@ -207,8 +207,8 @@ def test_the_reference_is_the_model_as_it_was_handed_over(
     first, second = watched.logged("kl")
     assert first == pytest.approx(0, abs=1e-6)
     assert abs(second) > 1e-5
-    # TRL would write a card.
-    assert not (tmp_path / "run" / "README.md").exists()
+    # TRL would write a card; PEFT does.
+    assert (tmp_path / "run" / "README.md").exists() == ("--use_peft" in more)
 
 
 def test_what_is_sampled(options: list[str], chat_folder: Path, tmp_path: Path) -> None:
@@ -219,7 +219,8 @@ def test_what_is_sampled(options: list[str], chat_folder: Path, tmp_path: Path) 
     (poisoned / "generation_config.json").write_text(json.dumps(settings))
     found = []
     for folder in (chat_folder, poisoned):
-        watched = start(options, tmp_path / "run", "--model_name_or_path", folder, "--max_completion_length", 24)
+        more = ["--model_name_or_path", folder, "--max_completion_length", 24, "--temperature", 1.5]
+        watched = start(options, tmp_path / "run", *more)
         found.append(first_batch(watched))
     for name in ("prompt_ids", "completion_ids", "advantages"):
         assert torch.equal(found[0][name], found[1][name])
@@ -275,7 +276,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(kind: str, options: list[str], tmp
         for change, words in (
             (["--beta", "0.2"], "--beta was 0.1 and is 0.2"),
             (["--rewards", "exact"], "--rewards was"),
-            (["--temperature", "1"], "--temperature was 1.5 and is 1.0"),
+            (["--temperature", "2"], "--temperature was 1.0 and is 2.0"),
         ):
             with pytest.raises(CheckpointError, match=words):
                 run(options, part, *more, "--resume_from_checkpoint", "true", *change)
@@ -326,11 +327,12 @@ def test_a_reward_is_learned_and_reported(options: list[str], files: Path, tmp_p
 
 
 def test_what_teaches_nothing_is_said(
-    options: list[str], files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    options: list[str], chat_folder: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(rollouts, "PATIENCE", 2)
     monkeypatch.setattr(GRPORun, "report", lambda *arguments: None)
-    more = ["--rewards", f"{files}/rewards.py:one", "--evaluate_prompts", "2"]
+    more = ["--model_name_or_path", chat_folder, "--rewards", f"{files}/rewards.py:one", "--evaluate_prompts", "2"]
+    more += ["--max_completion_length", "24"]
     with caplog.at_level(logging.WARNING):
         watched = run(options, tmp_path / "one", *more)
     assert "Before the training, all answers get the same reward, 1" in caplog.text
@@ -341,7 +343,7 @@ def test_what_teaches_nothing_is_said(
     assert watched.logged("grad_norm") == [0, 0]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        run(options, tmp_path / "clipped", "--rewards", "exact", "--max_completion_length", "1", "--evaluate_prompts", "2")
+        run(options, tmp_path / "clipped", "--rewards", "exact", "--evaluate_prompts", "2")
     assert "Before the training, no answer ended within --max_completion_length" in caplog.text
     assert "so nothing is learned: no answer ended within" in caplog.text
 
