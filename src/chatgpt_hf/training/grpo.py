@@ -181,6 +181,9 @@ class GRPORun(ChatRun):
             # The reference is the base model, which no checkpoint holds.
             "base": text_fingerprint(json.dumps(self.base_sample)),
         }
+        # Before anything is written: a reward that fails is found here.
+        self.measured = [self._measure()]
+        self._warn_before()
 
     def _read_splits(self) -> dict[str, Dataset]:
         chosen = self.data_arguments
@@ -263,8 +266,6 @@ class GRPORun(ChatRun):
         self.adapter = lora_config(self.model_arguments, self.model)
         if arguments.disable_dropout:
             silence_attention_dropout(self.model)
-        self.measured = [self._measure()]
-        self._warn_before()
         beta = arguments.beta
         reference = None
         if beta and self.adapter is None:
