@@ -69,7 +69,7 @@ def test_answers_to_a_prompt_are_held_out_together(tmp_path: Path) -> None:
     [
         ({"answer": "2"}, "it has no question"),
         ({"question": "1", "image": "a.png"}, "it has image: only text can be learned"),
-        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "message 1"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "message 1|no prompt"),
         ({"messages": [{"role": "robot", "content": "Hi"}]}, "robot"),
     ],
 )
