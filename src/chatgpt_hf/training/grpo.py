@@ -346,8 +346,11 @@ class GRPORun(ChatRun):
         if before is not None:
             self.measured.append(after := self._measure())
             part = "trained" if self.eval_rows is None else "held_out"
-            results |= {f"{part}_{name}_before": value for name, value in before.figures().items()}
-            results |= {f"{part}_{name}": value for name, value in {**after.figures(), **after.gain(before)}.items()}
+            best = "pass_at" if before.is_right_or_wrong() and after.is_right_or_wrong() else "best_of"
+            begun = before.figures(best)
+            for name, value in after.figures(best).items():
+                results |= {f"{part}_{name}_before": begun[name], f"{part}_{name}": value}
+            results |= {f"{part}_{name}": value for name, value in after.gain(before).items()}
         return results
 
     def report(self, trainer: Trainer, results: dict[str, Any]) -> None:
