@@ -195,12 +195,7 @@ def test_a_part_of_a_batch_has_only_its_own_padding() -> None:
 
 @pytest.mark.parametrize(
     ("in_memory", "more"),
-    [
-        (True, []),
-        (True, ["--use_peft", "true"]),
-        (False, ["--loss_type", RLOO]),
-        (False, ["--sync_ref_model", "true"]),
-    ],
+    [(True, []), (True, ["--use_peft", "true"]), (False, ["--loss_type", RLOO]), (False, ["--sync_ref_model", "true"])],
 )
 @pytest.mark.usefixtures("without_report")
 def test_the_reference_is_the_model_as_it_was_handed_over(
@@ -305,15 +300,7 @@ def test_evaluation_changes_nothing_in_the_training(options: list[str], tmp_path
     more = ["--test_fraction", "0.4"]
     plain = run(options, tmp_path / "plain", *more)
     evaluated = run(
-        options,
-        tmp_path / "evaluated",
-        *more,
-        "--eval_strategy",
-        "steps",
-        "--eval_steps",
-        "1",
-        "--evaluate_prompts",
-        "2",
+        options, tmp_path / "evaluated", *more, "--eval_strategy", "steps", "--eval_steps", "1", "--evaluate_prompts", "2"
     )
     assert evaluated.logged() == plain.logged()
     assert len(evaluated.logged("eval_reward")) == 2
@@ -321,21 +308,10 @@ def test_evaluation_changes_nothing_in_the_training(options: list[str], tmp_path
 
 def test_a_reward_is_learned_and_reported(options: list[str], files: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    more = [
-        "--rewards",
-        f"{files}/rewards.py:spaces",
-        "--max_steps",
-        "12",
-        "--evaluate_prompts",
-        "6",
-        "--learning_rate",
-        "5e-3",
-    ]
+    more = ["--rewards", f"{files}/rewards.py:spaces", "--max_steps", "12", "--evaluate_prompts", "6", "--learning_rate", "5e-3"]
     figures = run(options, folder, *more).figures  # type: ignore[attr-defined]
     assert figures["trained_reward"] > figures["trained_reward_before"]
-    assert figures["trained_reward_gain"] == pytest.approx(
-        figures["trained_reward"] - figures["trained_reward_before"]
-    )
+    assert figures["trained_reward_gain"] == pytest.approx(figures["trained_reward"] - figures["trained_reward_before"])
     assert figures["trained_reward_gain_low"] <= figures["trained_reward_gain"] <= figures["trained_reward_gain_high"]
     assert figures["trained_best_of_4"] >= figures["trained_reward"]
     assert 0 <= figures["trained_distinct_answers"] <= 1
@@ -358,25 +334,14 @@ def test_what_teaches_nothing_is_said(
     with caplog.at_level(logging.WARNING):
         watched = run(options, tmp_path / "one", *more)
     assert "Before the training, all answers get the same reward, 1" in caplog.text
-    assert (
-        "For 2 batches of answers in a row, all answers to a prompt got the same reward (1 on average)" in caplog.text
-    )
+    assert "For 2 batches of answers in a row, all answers to a prompt got the same reward (1 on average)" in caplog.text
     assert "the reward accepts everything" in caplog.text
     assert watched.figures["train_groups_of_equal_reward"] == watched.figures["train_groups"] == 4  # type: ignore[attr-defined]
     # Nothing was learned.
     assert watched.logged("grad_norm") == [0, 0]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        run(
-            options,
-            tmp_path / "clipped",
-            "--rewards",
-            "exact",
-            "--max_completion_length",
-            "1",
-            "--evaluate_prompts",
-            "2",
-        )
+        run(options, tmp_path / "clipped", "--rewards", "exact", "--max_completion_length", "1", "--evaluate_prompts", "2")
     assert "Before the training, no answer ended within --max_completion_length" in caplog.text
     assert "so nothing is learned: no answer ended within" in caplog.text
 
