@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ._abstain import AbstainOption, AbstainTextOption, wanted
 from ._choices import LARGEST_SEED
 from ._compile import CompileOption
 from ._moderation import split_commas
@@ -56,6 +57,8 @@ def register(app: typer.Typer, panel: str) -> None:
         ] = None,
         quantize: QuantizeOption = None,
         compile: CompileOption = False,
+        abstain: AbstainOption = None,
+        abstain_text: AbstainTextOption = None,
         seed: Annotated[
             int | None,
             typer.Option("--seed", min=0, max=LARGEST_SEED, help="Random seed: the same seed gives the same text."),
@@ -94,9 +97,22 @@ def register(app: typer.Typer, panel: str) -> None:
             check_file("--prompts", prompts)
             from chatgpt_hf.inference.prompt_file import generate_file
 
-            count = generate_file(model, prompts, output, max_new_tokens=max_new_tokens, quantize=quantize, **sampling)
+            count = generate_file(
+                model,
+                prompts,
+                output,
+                max_new_tokens=max_new_tokens,
+                quantize=quantize,
+                abstain=wanted(abstain),
+                abstain_text=abstain_text,
+                **sampling,
+            )
             say(f"{count} answers in {output}")
             return
+        if abstain is not None or abstain_text is not None:
+            raise UsageMistake(
+                "--abstain judges answers to messages, and a single text has none: give --prompts, or use chatgpt-hf chat --prompt."
+            )
         if output is not None:
             raise UsageMistake("--output is for the answers to --prompts; a single text is printed.")
         check_model(model)
