@@ -46,7 +46,6 @@ AbstainOption = Annotated[
     typer.Option(
         "--abstain",
         callback=_known,
-        metavar="[THRESHOLD]",
         help="Say --abstain_text instead of an answer that the model is not sure of. The threshold is that of chatgpt-hf calibrate, or the number given: a mean log-probability per token, such as -0.5. Each greedy answer is judged before anything is shown.",
     ),
 ]
