@@ -56,7 +56,16 @@ SHORT = {
 }
 # Ratios of losses, memory or CPU time: two of these scripts run at a time, the longest first. The others measure by the clock
 # and need the machine for themselves.
-UNTIMED = {"abstention", "command_memory", "data_memory", "lr_scaling", "pretrain_quality", "quantized", "startup", "tasks"}
+UNTIMED = {
+    "abstention",
+    "command_memory",
+    "data_memory",
+    "lr_scaling",
+    "pretrain_quality",
+    "quantized",
+    "startup",
+    "tasks",
+}
 
 
 @dataclass

@@ -111,12 +111,12 @@ def calibrate(
         raise TokenizerError(
             f"{folder} has no chat template: this is a base model, and its texts are no answers to judge."
         )
-    model = load_for_generation(folder)
-    check_tokenizer_fits(model, tokenizer)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}
     rows = [_sampled(known, "known", "train", limit, encoding, seed)]
     if unknown is not None:
         rows.append(_sampled(unknown, "unknown", "test", limit, encoding, seed))
+    model = load_for_generation(folder)
+    check_tokenizer_fits(model, tokenizer)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}
     judged = [
         judge(model, tokenizer, *part, desc=f"Answering {name} questions", **options)
         for name, part in zip(("known", "unknown"), rows, strict=False)
