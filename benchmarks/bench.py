@@ -52,10 +52,22 @@ SHORT = {
     "startup": "--rounds 3",
     "alignment": "--rounds 3",
     "command_memory": "--commands convert generate",
+    "abstention": "--out FOLDER --seeds 0 --questions 120 --part 40 --sft '--num_train_epochs 40' --pretrain "
+    "'--hidden_size 96 --num_hidden_layers 2 --vocab_size 1024 --max_steps 20'",
 }
 # Ratios of losses, memory or CPU time: two of these scripts run at a time, the longest first. The others measure by the clock
 # and need the machine for themselves.
-UNTIMED = {"alignment", "command_memory", "data_memory", "lr_scaling", "pretrain_quality", "quantized", "startup", "tasks"}
+UNTIMED = {
+    "abstention",
+    "alignment",
+    "command_memory",
+    "data_memory",
+    "lr_scaling",
+    "pretrain_quality",
+    "quantized",
+    "startup",
+    "tasks",
+}
 
 
 @dataclass

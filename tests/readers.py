@@ -1,5 +1,6 @@
 """Everything that reads files, each with valid files of its kind that mutations.py changes. Used by fuzz.py and test_fuzz.py."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -521,6 +522,22 @@ def _kept_recipe(folder: Path) -> None:
     _task_arguments(str(folder), {"task": "text-classification"})
 
 
+def _make_abstention(random: Random) -> Files:
+    weights = hashlib.sha256(hashlib.sha256(b"weights").digest()).hexdigest()
+    template = hashlib.sha256(json.dumps(_tokenizer().chat_template).encode()).hexdigest()
+    content = {"format": 1, "threshold": -0.5, "text": "No.", "max_new_tokens": 8}
+    made = json_file(random, {**content, "weights": weights, "chat_template": template})
+    return {"abstention.json": made, "model.safetensors": b"weights"}
+
+
+def _abstention(folder: Path) -> None:
+    from chatgpt_hf.inference.abstention import load_abstention
+
+    found = load_abstention(folder, _tokenizer())
+    found.text.encode()
+    assert found.threshold <= 0 < found.max_new_tokens
+
+
 READERS: dict[str, Reader] = {
     "csv": Reader(_rows_file("csv", TEXTS), _all_rows),
     "tsv": Reader(_rows_file("tsv", TEXTS), _all_rows),
@@ -552,6 +569,7 @@ READERS: dict[str, Reader] = {
     "cache": Reader(_make_cache, _cache),
     "stored": Reader(_make_stored, _stored),
     "labels": Reader(_make_labels, _labels),
+    "abstention": Reader(_make_abstention, _abstention),
     "chat": Reader(lambda random: {"chat.json": json_file(random, CHATS[0])}, _chat),
 }  # fmt: skip
 

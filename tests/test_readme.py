@@ -21,9 +21,12 @@ from chatgpt_hf import (
     ChatGPTForCausalLM,
     ChatGPTForSequenceClassification,
     convert_checkpoint,
+    load_model,
     load_tokenizer,
     train_tokenizer,
 )
+from chatgpt_hf.chat_templates import encode_chat_prompt
+from chatgpt_hf.evaluation.generation import PLAIN_GREEDY, generate_completions
 from chatgpt_hf.export.export import export_model
 from chatgpt_hf.quickstart import quickstart
 from chatgpt_hf.tasks.arguments import TaskArguments
@@ -92,6 +95,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my-questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     samples = [{**questions[0], "completion": completion} for completion in ("Hello!", "Bye!")]
     (folder / "my-samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    make_known_questions(folder)
     (folder / "words.txt").write_text("# One in a line.\ncurse*\n")
     chat_model = folder / "runs" / "quickstart"
     labels = {"id2label": {0: "fine", 1: "toxic", 2: "insult"}, "num_labels": 3}
@@ -111,6 +115,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         types = (TaskModelArguments, TaskArguments, FinetuneArguments)
         finetune(*parse_recipe(types, None, [*options, *rows, *SMALL_RUN]))
     return folder
+
+
+def make_known_questions(folder: Path) -> None:
+    """`my-known.jsonl`, with what the chat model itself says, and `my-unknown.jsonl`."""
+    model, tokenizer = load_model(folder / "runs" / "quickstart"), load_tokenizer(folder / "runs" / "quickstart")
+    asked = [f"What is number {number}?" for number in range(24)]
+    prompts = [encode_chat_prompt(tokenizer, [{"role": "user", "content": text}]) for text in asked]
+    options = {"max_new_tokens": 128, "batch_size": 24, "progress": False, "desc": ""}
+    completions = generate_completions(model, tokenizer, prompts, **options, **PLAIN_GREEDY)
+    for name, said in (("my-known", [done.text for done in completions]), ("my-unknown", ["?"] * len(asked))):
+        rows = [
+            {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]}
+            for text, answer in zip(asked, said, strict=True)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def make_gguf(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Reads the format, dtype, origin and size of a folder's weights without loading the model."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -23,6 +24,8 @@ from transformers.utils import (
 from .errors import CheckpointError
 from .files import read_json
 from .parsing import parse_yaml, read_file, special_kind
+
+logger = logging.getLogger(__name__)
 
 # In the config of a model whose weights come from another family: that family, and what else is known about the original.
 ORIGIN_FIELD = "converted_from"
@@ -49,6 +52,8 @@ _LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 CARD_NAME = "README.md"
 # The facts of the run that made a folder.
 REPORT_FILE = "report/report.json"
+# The threshold below which a model abstains; it belongs to the weights that it was calibrated with.
+ABSTENTION_NAME = "abstention.json"
 # What reads a quantized folder, by the `quant_method` of its config.
 _READERS = {
     "gptq": "transformers with `pip install optimum gptqmodel`, and vLLM, read GPTQ",
@@ -346,6 +351,16 @@ def copy_licence(source: str | Path | None, folder: Path) -> None:
         for file in sorted(Path(source).glob(pattern)):
             if file.is_file() and not (folder / file.name).exists():
                 shutil.copyfile(file, folder / file.name)
+
+
+def warn_of_calibration(source: str | Path | None) -> None:
+    """Warns that a model made from `source` has other weights, so the source's calibration of abstention stays behind."""
+    if source is not None and (Path(source) / ABSTENTION_NAME).is_file():
+        logger.warning(
+            "%s is not copied: its threshold belongs to the weights that it was calibrated with. Run `chatgpt-hf calibrate` on the "
+            "new folder.",
+            Path(source) / ABSTENTION_NAME,
+        )
 
 
 def check_memory(folder: Path, dtype: torch.dtype | None = None, *, copies: float = 1.0, hint: str = "") -> None:

@@ -12,6 +12,7 @@ import typer
 from typer.main import get_command
 
 from . import (
+    calibrate,
     card,
     chat,
     compare,
@@ -55,7 +56,7 @@ Every command explains itself: chatgpt-hf COMMAND --help"""
 PANELS = {
     "Start": (quickstart, plan, data, tokenizer),
     "Train": (pretrain, sft, dpo, reward, grpo, pairs, distill, finetune),
-    "Evaluate": (evaluate, compare, explain),
+    "Evaluate": (evaluate, calibrate, compare, explain),
     "Use": (chat, ui, serve, generate),
     "Convert": (convert, merge, quantize, export),
     "Share": (card, push, pull),

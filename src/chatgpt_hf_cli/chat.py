@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ._abstain import AbstainOption, AbstainTextOption, wanted
 from ._choices import LARGEST_SEED
 from ._compile import CompileOption
 from ._moderation import (
@@ -69,6 +70,8 @@ def register(app: typer.Typer, panel: str) -> None:
         ] = None,
         quantize: QuantizeOption = None,
         compile: CompileOption = False,
+        abstain: AbstainOption = None,
+        abstain_text: AbstainTextOption = None,
         bad_words: Annotated[
             list[str] | None,
             typer.Option("--bad_words", help="Words that the model must not generate, separated by commas."),
@@ -84,7 +87,7 @@ def register(app: typer.Typer, panel: str) -> None:
     ) -> None:
         """Chat with a model in the terminal.
 
-        Answers stream. Ctrl-C stops an answer, /help lists the commands, /quit ends.
+        Answers stream, except with --abstain, which judges each before it is shown. Ctrl-C stops an answer, /help lists the commands, /quit ends.
 
         Example: chatgpt-hf chat runs/quickstart
 
@@ -105,6 +108,8 @@ def register(app: typer.Typer, panel: str) -> None:
             quantize=quantize,
             compile=compile,
             report=say_aside,
+            abstain=wanted(abstain),
+            abstain_text=abstain_text,
             system_prompt=system,
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             max_new_tokens=max_new_tokens,
@@ -142,7 +147,12 @@ def answer(session: "ChatSession", pieces: Iterator[str], longer: str = "/set ma
 
 
 def why_not_whole(session: "ChatSession", longer: str) -> str | None:
-    """One sentence about why the last answer is not whole; None if the model or the reader ended it."""
+    """One sentence about why the last answer is not whole, or not the model's; None if the model or the reader ended it."""
+    if session.ending.abstained and session.abstention is not None:
+        return (
+            f"The model abstained: its answer has a mean log-probability of {session.ending.confidence:.2f}, below "
+            f"{session.abstention.threshold:.2f}."
+        )
     if session.ending.finish_reason == "content_filter":
         return "Moderation ended the answer."
     length = len(session.ending.answer_ids)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ._abstain import AbstainOption, AbstainTextOption, wanted
 from ._choices import LARGEST_SEED
 from ._compile import CompileOption
 from ._moderation import split_commas
@@ -64,6 +65,8 @@ def register(app: typer.Typer, panel: str) -> None:
         ] = None,
         quantize: QuantizeOption = None,
         compile: CompileOption = False,
+        abstain: AbstainOption = None,
+        abstain_text: AbstainTextOption = None,
         seed: Annotated[
             int | None,
             typer.Option(
@@ -111,6 +114,10 @@ def register(app: typer.Typer, panel: str) -> None:
                 raise UsageMistake(
                     "--samples come from the model's plain distribution: leave --repetition_penalty out."
                 )
+            if samples is not None and (abstain is not None or abstain_text is not None):
+                raise UsageMistake(
+                    "--abstain judges one answer to a prompt, and --samples gives several: leave one of them out."
+                )
             if samples is not None and samples > 1 and temperature == 0:
                 raise UsageMistake(f"At --temperature 0, all {samples} answers are the same: give --samples 1.")
             check_model(model)
@@ -133,11 +140,24 @@ def register(app: typer.Typer, panel: str) -> None:
                 return
             from chatgpt_hf.inference.prompt_file import generate_file
 
-            count = generate_file(model, prompts, output, max_new_tokens=max_new_tokens, quantize=quantize, **sampling)
+            count = generate_file(
+                model,
+                prompts,
+                output,
+                max_new_tokens=max_new_tokens,
+                quantize=quantize,
+                abstain=wanted(abstain),
+                abstain_text=abstain_text,
+                **sampling,
+            )
             say(f"{count} answers in {output}")
             return
         if samples is not None:
             raise UsageMistake("--samples needs --prompts: the .jsonl file with the prompts.")
+        if abstain is not None or abstain_text is not None:
+            raise UsageMistake(
+                "--abstain judges answers to messages, and a single text has none: give --prompts, or use chatgpt-hf chat --prompt."
+            )
         if output is not None:
             raise UsageMistake("--output is for the answers to --prompts; a single text is printed.")
         check_model(model)

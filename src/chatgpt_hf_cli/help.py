@@ -9,6 +9,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ._abstain import spell_out
+
 # Longer names get a separate line.
 NAME_WIDTH = 26
 
@@ -19,6 +21,12 @@ class Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the help; called by typer."""
         formatter.write(command_help(self, ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the command line; called by typer."""
+        if any("--abstain" in item.opts for item in self.params):
+            args = spell_out(args)
+        return super().parse_args(ctx, args)
 
 
 class Group(TyperGroup):

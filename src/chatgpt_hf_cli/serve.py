@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from ._abstain import AbstainOption, AbstainTextOption, wanted
 from ._compile import CompileOption
 from ._hosts import AllowedHostsOption
 from ._moderation import (
@@ -74,6 +75,8 @@ def register(app: typer.Typer, panel: str) -> None:
         ] = None,
         quantize: QuantizeOption = None,
         compile: CompileOption = False,
+        abstain: AbstainOption = None,
+        abstain_text: AbstainTextOption = None,
         bad_words: Annotated[
             list[str] | None,
             typer.Option("--bad_words", help="Words that the model must not generate, separated by commas."),
@@ -102,10 +105,13 @@ def register(app: typer.Typer, panel: str) -> None:
             raise UsageMistake(f"--log_level is {log_level}; use debug, info, warning, error or critical.")
         if compile and continuous_batching:
             raise UsageMistake("--compile is for one request at a time: leave out --compile or --continuous_batching.")
+        if abstain is not None and continuous_batching:
+            raise UsageMistake("--abstain judges one answer at a time: leave out --abstain or --continuous_batching.")
         check_moderation(moderation, moderation_labels)
         check_model(model)
         from rich.console import Console
 
+        from chatgpt_hf.inference.abstention import choose_abstention
         from chatgpt_hf.inference.compiling import compiled_prefix
         from chatgpt_hf.inference.loading import load_for_generation
         from chatgpt_hf.inference.parameters import restrictions
@@ -115,6 +121,7 @@ def register(app: typer.Typer, panel: str) -> None:
 
         tokenizer = load_tokenizer(model)
         loaded = load_for_generation(model, quantize)
+        abstention = choose_abstention(model, tokenizer, wanted(abstain), abstain_text, quantize=quantize)
         engine = Engine(
             served_model_name or model,
             loaded,
@@ -122,6 +129,7 @@ def register(app: typer.Typer, panel: str) -> None:
             prefix=compiled_prefix(loaded.eval(), say_aside) if compile else None,
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             continuous_batching=continuous_batching,
+            abstain=abstention,
             max_concurrent=max_concurrent,
             **({} if repetition_penalty is None else {"repetition_penalty": repetition_penalty}),
             **restrictions(tokenizer, split_commas(bad_words), watermark),

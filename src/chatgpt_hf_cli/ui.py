@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from ._abstain import AbstainOption, AbstainTextOption, wanted
 from ._hosts import AllowedHostsOption
 from ._moderation import (
     ModerationLabelsOption,
@@ -42,6 +43,8 @@ def register(app: typer.Typer, panel: str) -> None:
             ),
         ] = None,
         quantize: QuantizeOption = None,
+        abstain: AbstainOption = None,
+        abstain_text: AbstainTextOption = None,
         moderation: ModerationOption = None,
         moderation_labels: ModerationLabelsOption = None,
         moderation_threshold: ModerationThresholdOption = 0.5,
@@ -66,6 +69,8 @@ def register(app: typer.Typer, panel: str) -> None:
             port=port,
             allowed_hosts=split_commas(allowed_hosts) or (),
             quantize=quantize,
+            abstain=wanted(abstain),
+            abstain_text=abstain_text,
             system_prompt=system,
             moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
             max_new_tokens=max_new_tokens,

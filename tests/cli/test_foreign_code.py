@@ -17,6 +17,7 @@ COMMANDS = {
     "chat": "chat THEIRS --prompt Hi",
     "chat with an adapter": "chat ADAPTER --prompt Hi",
     "chat with a moderator": "chat OURS --prompt Hi --moderation THEIRS --moderation_labels bad",
+    "calibrate": "calibrate THEIRS --known CHATS",
     "generate": "generate THEIRS --prompt Hi",
     "generate with a draft": "generate OURS --prompt Hi --speculate THEIRS",
     "serve": "serve THEIRS --port 1",

@@ -19,6 +19,7 @@ from transformers.cli.serving.utils import ToolCall
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, ChatSession, load_model, load_tokenizer
 from chatgpt_hf.errors import ConfigError, ContentFiltered
+from chatgpt_hf.inference.abstention import Abstention
 from chatgpt_hf.inference.cache import PrefixCache
 from chatgpt_hf.serving.engine import Ended, Engine, GenerationFailed, _passes
 
@@ -601,6 +602,13 @@ def test_tool_calls_come_apart_from_the_text(base_folder, tmp_path, client, runn
         (streamed,) = [c.choices[0].delta.tool_calls[0] for c in chunks if c.choices[0].delta.tool_calls]
         assert (streamed.function.name, json.loads(streamed.function.arguments)) == ("add", {"a": 1, "b": 2})
         assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    # A call is not withheld, however unsure the model is; a text is.
+    engine = Engine(
+        "tiny", load_model(tmp_path / "chat"), tokenizer, max_new_tokens=100, abstain=Abstention(0.0, "No.")
+    )
+    with running(engine) as address:
+        assert ask(client(address), "1+2", tools=tools).choices[0].message.tool_calls[0].function.name == "add"
+        assert ask(client(address), "What?", max_tokens=5).choices[0].message.content == "No."
 
 
 @pytest.fixture

@@ -87,6 +87,23 @@ def test_one_answer_at_a_time_in_a_page(chat_folder: Path) -> None:
     assert list(handlers.answer(history, [], "", 0, 1.0, 50, 40, None, there)) == []
 
 
+def test_a_page_whose_model_abstains(chat_folder: Path) -> None:
+    handlers = Handlers(
+        Sessions(lambda: ChatSession.from_pretrained(chat_folder, abstain=-0.5, abstain_text="No idea."))
+    )
+    here = Request("a")
+    for question, answer, notice in (
+        ("Hello!", "Hi! How are you?", ""),
+        ("Is the river red?", "No idea.", "The model abstained, because it was not sure enough of its answer."),
+    ):
+        *_, (history, _, said) = handlers.answer(
+            [{"role": "user", "content": question}], [], "", 0, 1.0, 50, 40, None, here
+        )
+        assert (history[-1]["content"], said) == (answer, notice)
+    # The withheld answer is not in the panel.
+    assert handlers.tokens(True, here) == ""
+
+
 def test_a_pages_history() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": " two"}]
     history = [{"role": "user", "content": "unanswered"}, {"role": "user", "content": parts}]

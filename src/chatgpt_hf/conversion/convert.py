@@ -16,7 +16,7 @@ from ..errors import CheckpointError, ConversionError, TokenizerError
 from ..files import check_new_folder, new_folder
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
-from ..stored import ORIGIN_FIELD, carry_origin, copy_licence
+from ..stored import ORIGIN_FIELD, carry_origin, copy_licence, warn_of_calibration
 from ..tokenization_chatgpt import load_tokenizer
 from .characters import META_NAME, PICKLED_META_NAME, read_character_tokenizer, refuse_pickled_meta
 from .families import FAMILIES, MODEL_FAMILIES, find_file, known_families
@@ -80,6 +80,7 @@ def convert_checkpoint(
         if loaded_tokenizer is not None:
             loaded_tokenizer.save_pretrained(temporary)
         copy_licence(source, temporary)
+    warn_of_calibration(source)
     return difference
 
 

@@ -11,7 +11,7 @@ from ..checkpoints import ADAPTER_CONFIG_NAME, load_model, repair_generation_con
 from ..errors import ConversionError
 from ..extras import needed_by
 from ..files import check_new_folder, new_folder
-from ..stored import base_of, carry_origin, copy_licence, quantization_of, stored_dtype
+from ..stored import base_of, carry_origin, copy_licence, quantization_of, stored_dtype, warn_of_calibration
 from ..tokenization_chatgpt import load_tokenizer
 from .convert import float32_logits, random_ids
 
@@ -77,6 +77,7 @@ def merge_adapter(source: str | Path, output_dir: str | Path, dtype: torch.dtype
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         copy_licence(base, temporary)
+    warn_of_calibration(source)
     return difference
 
 

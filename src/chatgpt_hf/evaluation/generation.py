@@ -3,13 +3,20 @@
 import logging
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from ..checkpoints import context_length
 from ..errors import DataError
@@ -18,6 +25,15 @@ from .mode import evaluating
 from .padding import pad
 
 logger = logging.getLogger(__name__)
+
+# Settings for `generate` that always take the model's likeliest token: without a model's own sampling and penalties.
+PLAIN_GREEDY: dict[str, Any] = {
+    **{"do_sample": False, "num_beams": 1, "guidance_scale": 1.0},
+    **{"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0},
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+    # Takes precedence over `min_length`.
+    "min_new_tokens": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -28,11 +44,33 @@ class Completion:
         ids: The generated tokens up to the end mark, without it, or up to a stop string, including it.
         text: `ids` without special tokens, up to the first stop string.
         ended: True if an end mark or a stop string came before the room was used up.
+        confidence: Mean log-probability of the greedy tokens with the end mark, if it was asked for; see
+            `GreedyConfidence`.
     """
 
     ids: list[int]
     text: str
     ended: bool
+    confidence: float | None = None
+
+
+class GreedyConfidence(LogitsProcessor):
+    """Changes nothing, but records how likely the likeliest token of each step is, which greedy search then takes.
+
+    With `PLAIN_GREEDY`, these are the model's own probabilities.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Records a step; called by `generate` with the scores of the next token, (rows, vocab)."""
+        self._steps.append(scores.float().log_softmax(-1).amax(-1))
+        return scores
+
+    def mean(self, row: int, length: int) -> float:
+        """Mean log-probability, in nats, of the first `length` generated tokens of a row; length is at least 1."""
+        return sum(step[row].item() for step in self._steps[:length]) / length
 
 
 @torch.inference_mode()
@@ -47,6 +85,7 @@ def generate_completions(
     desc: str,
     noun: str = "prompts",
     stop: Sequence[str] = (),
+    confidence: bool = False,
     **generation: Any,
 ) -> list[Completion]:
     """Continues each prompt as far as `max_new_tokens` and the model's context allow.
@@ -61,6 +100,7 @@ def generate_completions(
         noun: The warning's word for the prompts.
         stop: Stop strings. The first one that appears ends the completion and is cut off; one that begins in the prompt
             does not count.
+        confidence: Record how likely the answers are; for greedy search.
         **generation: Options of `model.generate`; without any, the model's generation config decides.
 
     Returns:
@@ -97,17 +137,25 @@ def generate_completions(
             criteria: list[StoppingCriteria] = [_Count(bar)]
             if stop:
                 criteria.append(_Stop(tokenizer, width, stop))
+            recorder = GreedyConfidence()
             output = model.generate(
                 **{name: value.to(model.device) for name, value in inputs.items()},
                 max_new_tokens=room,
+                logits_processor=LogitsProcessorList([recorder] if confidence else []),
                 stopping_criteria=StoppingCriteriaList(criteria),
                 pad_token_id=filler,
                 # `_Stop` does it; and guesses, which change no text, are made for single rows only.
                 **dict.fromkeys(("stop_strings", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")),
                 **generation,
             )
-            for index, row in zip(indices, output[:, width:].tolist(), strict=True):
-                completions[index] = _completion(tokenizer, row, ends, stop)
+            for place, (index, row) in enumerate(zip(indices, output[:, width:].tolist(), strict=True)):
+                done_row = _completion(tokenizer, row, ends, stop)
+                if confidence:
+                    # With the end mark, if that is what ended it.
+                    length = len(done_row.ids)
+                    length += length < len(row) and row[length] in ends
+                    done_row = replace(done_row, confidence=recorder.mean(place, length))
+                completions[index] = done_row
             # All may have ended early.
             bar.update(done - bar.n)
     return completions

@@ -18,7 +18,7 @@ from ..checkpoints import BASE_SAMPLE_NAME, check_finite_file, check_safetensors
 from ..errors import CheckpointError, ConfigError
 from ..files import read_json
 from ..reporting.card import CARD_NAME
-from ..stored import check_shards, safetensors_files
+from ..stored import ABSTENTION_NAME, check_shards, safetensors_files
 from ..training.run_folder import DATA_NAME, RECIPE_NAME, is_whole_checkpoint
 from ..untrusted import check_files, check_link
 
@@ -30,6 +30,7 @@ _PUBLISHED = (
     CONFIG_NAME,
     ADAPTER_CONFIG_NAME,
     BASE_SAMPLE_NAME,
+    ABSTENTION_NAME,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -13,9 +13,11 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from ..chat_templates import encode_chat_prompt
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ChatGPTError, DataError, OutputError, TemplateTimeout
+from ..evaluation.generation import PLAIN_GREEDY, generate_completions
 from ..files import write_atomically
 from ..parsing import parse_json, read_file, special_kind
 from ..tokenization_chatgpt import load_tokenizer
+from .abstention import Abstention, choose_abstention
 from .continuous import check_continuous_batching, prepare_batching
 from .generate import encode_prompt
 from .loading import load_for_generation
@@ -24,6 +26,9 @@ from .parameters import generation_config_with, sampling
 # Fields that an answer adds to its line. They replace existing ones: files for fine-tuning already have a
 # `completion`.
 OWN_FIELDS = ("line", "completion", "finish_reason")
+# Added too if the model may abstain.
+_JUDGED_FIELDS = ("confidence", "abstained")
+_JUDGED_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,16 @@ def generate_file(
     max_new_tokens: int = 128,
     max_concurrent: int = 16,
     quantize: str | None = None,
+    abstain: Abstention | float | bool | None = None,
+    abstain_text: str | None = None,
     **parameters: Any,
 ) -> int:
     """Answers every line of a file. An unfinished output file is continued.
 
     A line is a JSON object with `prompt`, a text to continue, or `messages`, a conversation to answer. The output has
     one object per line, in the order in which they finished: the line's own fields, its number as `line`,
-    `completion`, and `finish_reason`, which is `stop` or `length`.
+    `completion`, and `finish_reason`, which is `stop` or `length`. If the model may abstain, lines have `messages`, all of
+    them are judged before the first is answered, and each object also has `confidence` and `abstained`.
 
     Args:
         name_or_path: Folder or Hub id of a causal language model.
@@ -66,6 +74,7 @@ def generate_file(
         max_new_tokens: Maximum length of a completion, in tokens.
         max_concurrent: Number of prompts that share the model's steps.
         quantize: See `load_for_generation`.
+        abstain, abstain_text: See `choose_abstention`.
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
     Returns:
@@ -78,15 +87,18 @@ def generate_file(
     """
     model, tokenizer = load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
+    abstention = choose_abstention(name_or_path, tokenizer, abstain, abstain_text, quantize=quantize)
     parameters |= {**sampling(parameters.pop("temperature", None)), "max_new_tokens": max_new_tokens}
     config = generation_config_with(model.generation_config, **parameters)
     check_continuous_batching(model, config, "without --prompts, one text at a time is continued")
     context = context_length(model)
-    rows, faults = read_prompts(Path(prompts), tokenizer, context, max_new_tokens)
+    rows, faults = read_prompts(Path(prompts), tokenizer, context, max_new_tokens, judged=abstention is not None)
     total = len(rows) + len(faults)
     target = Path(output)
     done = {line for line, _ in read_output(target, {row.line: row.row for row in rows})}
     left = [row for row in rows if row.line not in done]
+    # Before the model is prepared for continuous batching, which has attention of its own.
+    confidences = {} if abstention is None else _confidences(abstention, model, tokenizer, left)
     ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
     batching = ContinuousBatchingConfig(use_cuda_graph=False, **prepare_batching(model, context, max_concurrent))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -94,19 +106,26 @@ def generate_file(
         target.open("a", encoding="utf-8") as file,
         tqdm(total=len(rows), initial=len(done), desc="Generating", unit="prompt") as progress,
     ):
+
+        def write(row: Prompt, completion: str, finish_reason: str, abstained: bool = False) -> None:
+            said = {"line": row.line, "completion": completion, "finish_reason": finish_reason}
+            if abstention is not None:
+                said |= {"confidence": confidences[row.line], "abstained": abstained}
+            file.write(json.dumps({**row.row, **said}, ensure_ascii=False) + "\n")
+            file.flush()
+            progress.update()
+
+        if abstention is not None:
+            withheld = [row for row in left if confidences[row.line] < abstention.threshold]
+            for row in withheld:
+                write(row, abstention.text, "stop", abstained=True)
+            left = [row for row in left if confidences[row.line] >= abstention.threshold]
         for row, ids, error in answers(model, left, config, batching):
             if error is not None:
                 faults.append(f"line {row.line}: {error}")
                 continue
-            record = {
-                **row.row,
-                "line": row.line,
-                "completion": tokenizer.decode(ids, skip_special_tokens=True),
-                "finish_reason": "stop" if ids and ids[-1] in ends else "length",
-            }
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
-            progress.update()
+            completion = tokenizer.decode(ids, skip_special_tokens=True)
+            write(row, completion, "stop" if ids and ids[-1] in ends else "length")
     raise_for_faults(faults, total, prompts, output)
     return len(rows)
 
@@ -120,14 +139,37 @@ def raise_for_faults(faults: Sequence[str], total: int, prompts: str | Path, out
         )
 
 
+def _confidences(
+    abstention: Abstention, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Prompt]
+) -> dict[int, float]:
+    """Returns how sure the model is of its greedy answer to each row, by line."""
+    completions = generate_completions(
+        model,
+        tokenizer,
+        [row.ids for row in rows],
+        max_new_tokens=abstention.max_new_tokens,
+        batch_size=_JUDGED_AT_A_TIME,
+        progress=True,
+        desc="Judging",
+        confidence=True,
+        **PLAIN_GREEDY,
+    )
+    return {row.line: done.confidence or 0.0 for row, done in zip(rows, completions, strict=True)}
+
+
 def read_prompts(
     file: Path,
     tokenizer: PreTrainedTokenizerBase,
     context: int,
     max_new_tokens: int,
     own: Sequence[str] = OWN_FIELDS,
+    *,
+    judged: bool = False,
 ) -> tuple[list[Prompt], list[str]]:
     """Returns the usable lines without the fields `own`, and the faults of the others.
+
+    Args:
+        judged: The answers are judged, so lines with `prompt` are faults.
 
     Raises:
         DataError: If the file cannot be read, or is empty.
@@ -137,12 +179,15 @@ def read_prompts(
         lines = read_file(file, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--prompts {file} cannot be read: {error}") from error
+    own = (*own, *_JUDGED_FIELDS) if judged else own
     rows, faults = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             ids = _ids(row := parse_json(line), tokenizer)
+            if judged and "messages" not in row:
+                raise DataError("it has a prompt, and --abstain judges answers to messages")
             if len(ids) >= context:
                 raise DataError(f"it takes {len(ids)} tokens, but the model's context is {context}")
         except json.JSONDecodeError as error:

@@ -19,7 +19,7 @@ from ..errors import ConfigError, DataError
 from ..evaluation.scoring import negative_log_likelihoods
 from ..extras import require
 from ..files import check_new_folder, new_folder
-from ..stored import carry_origin, copy_licence
+from ..stored import carry_origin, copy_licence, warn_of_calibration
 from ..tokenization_chatgpt import encode_texts, load_tokenizer
 from .cpu.packed_linear import use_cpu_kernels
 from .four_bits import GROUP_SIZE, quantize_layers
@@ -240,6 +240,7 @@ def quantize_folder(
         # Before the folder appears: one that cannot be measured must not stay behind. The kernels pack the weights, so they
         # come after the weights are saved.
         quantized = _perplexity(use_cpu_kernels(model), unseen) if unseen else 0.0
+    warn_of_calibration(source)
     if not unseen:
         return None
     return QuantizationCost(quantization, original, quantized, sum(len(row) - 1 for row in unseen))

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from ..errors import ConfigError, DataError, TokenizerError
 from ..files import write_atomically
 from ..parsing import parse_json, read_file
 from ..tokenization_chatgpt import check_text, load_tokenizer
+from .abstention import Abstention, choose_abstention
 from .cache import PrefixCache
 from .compiling import compiled_prefix
 from .filters import TextFilter
@@ -45,6 +46,8 @@ class ChatSession:
         system_prompt: Opens the conversation and is never dropped.
         moderation: Checks messages, earlier ones too, and filters answers before anyone reads them.
         prefix: Keeps what the model computed between answers; a new `PrefixCache` if not given.
+        abstain: An `Abstention`, or the threshold of one. Each answer is then judged before its first piece appears, by
+            the greedy answer, which costs the time of another answer; `ending` tells how sure the model was.
         **generation: Fields of `GenerationConfig`, such as `temperature`, `max_new_tokens` or `stop_strings`.
 
     Attributes:
@@ -66,8 +69,14 @@ class ChatSession:
         system_prompt: str | None = None,
         moderation: "Moderator | None" = None,
         prefix: PrefixCache | None = None,
+        abstain: Abstention | float | None = None,
         **generation: Any,
     ) -> None:
+        if isinstance(abstain, bool):
+            raise ConfigError(
+                "abstain=True means a folder's calibration: use ChatSession.from_pretrained, or give a threshold, such as "
+                "abstain=-0.5."
+            )
         if tokenizer.chat_template is None:
             raise TokenizerError(
                 "The tokenizer has no chat template: this is a base model. Fine-tune it first (`chatgpt-hf sft`), or "
@@ -78,6 +87,7 @@ class ChatSession:
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
         self.moderation = moderation
+        self.abstention = Abstention(abstain) if isinstance(abstain, (int, float)) else abstain
         self.name_or_path: str | None = None
         self.generation_config = generation_config_with(model.generation_config, **generation)
         self.messages: list[dict[str, Any]] = []
@@ -95,6 +105,8 @@ class ChatSession:
         *,
         compile: bool = False,
         report: Callable[[str], object] = lambda sentence: None,
+        abstain: Abstention | float | bool | None = None,
+        abstain_text: str | None = None,
         **kwargs: Any,
     ) -> "ChatSession":
         """Loads model and tokenizer from a folder or Hub id.
@@ -104,11 +116,13 @@ class ChatSession:
             quantize: See `load_for_generation`.
             compile: See `compiled_prefix`.
             report: Called with a sentence about `compile`.
+            abstain, abstain_text: See `choose_abstention`.
             **kwargs: Passed to `ChatSession`.
         """
         model, tokenizer = load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path))
+        abstention = choose_abstention(name_or_path, tokenizer, abstain, abstain_text, quantize=quantize)
         prefix = compiled_prefix(model.eval(), report) if compile else None
-        session = cls(model, tokenizer, prefix=prefix, **kwargs)
+        session = cls(model, tokenizer, prefix=prefix, abstain=abstention, **kwargs)
         session.name_or_path = str(name_or_path)
         return session
 
@@ -160,7 +174,8 @@ class ChatSession:
         """Sends a message and yields the answer while it is generated, in pieces of valid UTF-8.
 
         Leaving the iterator early stops the model within one token and keeps the answer so far. The same happens if
-        the moderator ends the answer; then `ending.finish_reason` is `content_filter`.
+        the moderator ends the answer; then `ending.finish_reason` is `content_filter`. If the model is to abstain
+        where it is not sure, nothing appears until the answer is judged.
 
         Raises:
             ConfigError: If the message does not fit into the context even without earlier turns.
@@ -175,11 +190,7 @@ class ChatSession:
         messages = self._forget_to_fit([*self.messages, {"role": "user", "content": text}])
         answer, whole, self.ending, self._cancelled = "", False, Ending(), Event()
         try:
-            prompt = self._prompt(messages)
-            config = self._config_within(len(prompt))
-            for piece in stream_tokens(
-                self.model, self.tokenizer, prompt, config, self._prefix, filters, self.ending, self._cancelled
-            ):
+            for piece in self._pieces(self._prompt(messages), filters):
                 answer += piece
                 yield piece
             whole = True
@@ -190,6 +201,23 @@ class ChatSession:
                 self._passed.add(answer.strip())
             else:
                 self.ending = Ending()
+
+    def _pieces(self, prompt: list[int], filters: Sequence[TextFilter]) -> Iterator[str]:
+        """The answer to a prompt, or the text of the abstention if the model is not sure enough of its greedy answer."""
+        config = self._config_within(len(prompt))
+        if self.abstention is not None:
+            draft = self.abstention.draft(self.model, self.tokenizer, prompt, self._prefix.generate, self._cancelled)
+            if draft is None:
+                # Stopped before there was anything to show.
+                return
+            self.ending.confidence = draft.confidence
+            if self.abstention.withholds(draft):
+                self.ending.prompt_ids, self.ending.finish_reason, self.ending.abstained = prompt, "stop", True
+                yield self.abstention.text
+                return
+        yield from stream_tokens(
+            self.model, self.tokenizer, prompt, config, self._prefix, filters, self.ending, self._cancelled
+        )
 
     def _moderate(self, messages: list[dict[str, Any]]) -> None:
         """Checks all messages that were not checked or generated here: a page or a file may bring a whole conversation."""

@@ -20,7 +20,7 @@ from .cache import PrefixCache, growing_cache
 from .filters import FilterChain, StopStrings, TextFilter
 
 
-class _Cancelled(StoppingCriteria):
+class Cancelled(StoppingCriteria):
     """Stops `generate` within one token once the flag is set."""
 
     def __init__(self, flag: Event) -> None:
@@ -37,12 +37,16 @@ class Ending:
     Attributes:
         finish_reason: In OpenAI's terms: `stop`, `length` (max_new_tokens are used up) or `content_filter`; None while
             the answer continues, and if it was stopped or nobody read it to its end.
-        prompt_ids, answer_ids: The model's input and output, including special tokens.
+        prompt_ids, answer_ids: The model's input and output, including special tokens; no output if it abstained.
+        confidence: How sure the model was of its greedy answer, if it was asked to abstain; see `Abstention`.
+        abstained: True if the answer is the text of the abstention.
     """
 
     finish_reason: str | None = None
     prompt_ids: list[int] = field(default_factory=list)
     answer_ids: list[int] = field(default_factory=list)
+    confidence: float | None = None
+    abstained: bool = False
 
 
 def stream_tokens(
@@ -87,7 +91,7 @@ def stream_tokens(
                 "generation_config": config,
                 "streamer": streamer,
                 "assistant_model": assistant_model,
-                "stopping_criteria": StoppingCriteriaList([_Cancelled(cancelled)]),
+                "stopping_criteria": StoppingCriteriaList([Cancelled(cancelled)]),
             }
             if getattr(model.generation_config, "stop_strings", None):
                 # `generate` takes the model's own where the config has none, and needs the tokenizer for them.

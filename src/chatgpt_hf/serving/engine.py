@@ -6,6 +6,7 @@ import queue
 import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from threading import Event
 from typing import Any, TypeAlias
 
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from transformers.utils.chat_parsing import ResponseParser
 
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ConfigError
+from ..inference.abstention import Abstention, Draft
 from ..inference.cache import PrefixCache
 from ..inference.continuous import check_continuous_batching, prepare_batching
 from ..inference.filters import FilterChain, StopStrings, TextFilter
@@ -48,10 +50,12 @@ class Ended:
     Attributes:
         finish_reason: `stop`, `length`, `tool_calls` or `content_filter`.
         completion_tokens: Number of generated tokens, including the end mark.
+        abstained: True if the model was not sure enough of its answer; then the tokens are those of the withheld one.
     """
 
     finish_reason: str
     completion_tokens: int
+    abstained: bool = False
 
 
 Item: TypeAlias = str | ToolCall | ReasoningText | Ended
@@ -76,6 +80,7 @@ class Engine:
         prefix: Generates the answers without continuous batching, and keeps what the last one computed; the model
             itself if not given.
         moderation: Checks every incoming message, and every answer before it is sent.
+        abstain: When the model says that it does not know; see `ChatSession`. Not with continuous batching.
         **generation: Fields of `GenerationConfig` that override the model's own.
     """
 
@@ -89,8 +94,13 @@ class Engine:
         max_concurrent: int = 16,
         moderation: Moderator | None = None,
         prefix: PrefixCache | None = None,
+        abstain: Abstention | None = None,
         **generation: Any,
     ) -> None:
+        if abstain is not None and continuous_batching:
+            raise ConfigError(
+                "Abstention judges one answer at a time, and continuous batching computes many: leave one of them out."
+            )
         check_tokenizer_fits(model, tokenizer)
         self.name = name
         self.model = model.eval()
@@ -100,6 +110,10 @@ class Engine:
         self._defaults = generation_config_with(model.generation_config, **generation)
         if self._defaults.max_new_tokens is None:
             self._defaults.max_new_tokens = MAX_TOKENS
+        self.abstention = abstain
+        if abstain is not None and prefix is None:
+            # The answer begins with what the judged one has computed.
+            prefix = PrefixCache(self.model)
         self._generator: Any = prefix or self.model
         self.batching: ContinuousBatching | None = None
         self._one_by_one: GenerateManager | None = None
@@ -150,6 +164,8 @@ class Engine:
     ) -> AsyncGenerator[Item, None]:
         """Yields the answer in pieces that may be shown, then `Ended`. Closing it stops the model within one token.
 
+        If the model may abstain, its greedy answer is judged first. One that calls a tool is not withheld.
+
         Args:
             ids: The prompt.
             seed: Seed for sampling this answer.
@@ -163,6 +179,12 @@ class Engine:
         if self.moderation is not None:
             stages.append(self.moderation.filter())
         chain = FilterChain(stages)
+        if self.abstention is not None:
+            draft = await self._draft(self.abstention, ids)
+            if self.abstention.withholds(draft) and not (tools and self._calls(ids, draft, tools)):
+                yield self.abstention.text
+                yield Ended("stop", len(draft.ids), abstained=True)
+                return
         parser = self._parser(ids, tools) if tools else None
         pieces, streamer = self._start(ids, config, seed, parser)
         called = False
@@ -189,6 +211,29 @@ class Engine:
         used_up = config.max_new_tokens is not None and streamer.total_tokens >= config.max_new_tokens
         reason = chain.finish_reason or ("tool_calls" if called else "length" if used_up else "stop")
         yield Ended(reason, streamer.total_tokens)
+
+    async def _draft(self, abstention: Abstention, ids: list[int]) -> Draft:
+        """The greedy answer, computed on the generating thread; it ends within one token if the client leaves."""
+        assert self._one_by_one is not None
+        gone = Event()
+        answer = self._one_by_one.async_submit(
+            abstention.draft, self.model, self.tokenizer, ids, self._generator.generate, gone
+        )
+        try:
+            # Shielded: the thread could not deliver its result to a future that was cancelled.
+            draft = await asyncio.shield(answer)
+        except Exception as error:
+            raise GenerationFailed(str(error)) from error
+        finally:
+            gone.set()
+        assert draft is not None
+        return draft
+
+    def _calls(self, ids: list[int], draft: Draft, tools: list[dict[str, Any]]) -> bool:
+        """True if an answer calls a tool, or begins to."""
+        parser = self._parser(ids, tools)
+        events = parser.feed(self.tokenizer.decode(draft.ids)) if parser is not None else []
+        return any(event.get("field") == "tool_calls" for event in events)
 
     def _parser(self, ids: list[int], tools: list[dict[str, Any]]) -> ResponseParser | None:
         template = get_response_template(self.tokenizer, self.model)

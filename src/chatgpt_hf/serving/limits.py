@@ -40,6 +40,7 @@ class Metrics:
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts.", **make)
         self.completion_tokens = Counter("completion_tokens", "Tokens generated.", **make)
         self.filtered = Counter("filtered", "Messages and answers that moderation blocked.", ["where"], **make)
+        self.abstained = Counter("abstained", "Answers of which the model was not sure enough.", **make)
         self.cancelled = Counter(
             "cancelled", "Answers that ended early, because the client left, time ran out or the model failed.", **make
         )

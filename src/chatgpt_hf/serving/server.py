@@ -229,6 +229,11 @@ class _Answers:
     async def complete(self, request: Request, body: CompletionRequest) -> Response:
         if body.model not in (None, self._engine.name):
             return self.unknown_model(str(body.model))
+        if self._engine.abstention is not None:
+            raise ConfigError(
+                "This server withholds answers of which the model is not sure, and a text to continue has no answer to judge: use "
+                "/v1/chat/completions."
+            )
         await self._moderate(body)
         ids = await asyncio.to_thread(encode_prompt, self._engine.tokenizer, body.prompt)
         items = self._items(ids, body.max_tokens, body, None)
@@ -308,6 +313,8 @@ class _Answers:
                     if isinstance(item, Ended):
                         whole = True
                         self._metrics.completion_tokens.inc(item.completion_tokens)
+                        if item.abstained:
+                            self._metrics.abstained.inc()
                         if item.finish_reason == "content_filter":
                             self._metrics.filtered.labels("output").inc()
                     yield item

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checkpoints import context_length
 from ..errors import ChatGPTError, ConfigError
 from ..extras import needed_by
+from ..inference.abstention import Abstention, choose_abstention
 from ..inference.loading import load_for_generation
 from ..inference.parameters import sampling
 from ..inference.session import ChatSession
@@ -47,6 +48,7 @@ _CLOSING_SECONDS = 3
 NOTICES = {
     "content_filter": "The answer was ended by moderation.",
     "length": "The answer was cut off at the maximum length in the settings.",
+    "abstained": "The model abstained, because it was not sure enough of its answer.",
 }
 
 
@@ -152,7 +154,7 @@ class Handlers:
             return
         finally:
             self._writing = None
-        notice = NOTICES.get(session.ending.finish_reason or "", "")
+        notice = NOTICES.get("abstained" if session.ending.abstained else session.ending.finish_reason or "", "")
         shown = [*history, {"role": "assistant", "content": answer.strip()}] if answer.strip() else history
         yield shown, gr.skip(), notice or ("" if answer.strip() else "The model gave an empty answer.")
 
@@ -224,6 +226,7 @@ def build_page(
     title: str = "chatgpt-hf",
     system_prompt: str | None = None,
     moderation: "Moderator | None" = None,
+    abstain: Abstention | float | None = None,
     **generation: Any,
 ) -> gr.Blocks:
     """Builds the page of a chat model; `launch_page` starts it.
@@ -231,7 +234,7 @@ def build_page(
     Args:
         title: Title above the conversations and in the browser's tab.
         system_prompt: System prompt of new conversations; it can be changed on the page.
-        moderation: See `ChatSession`.
+        moderation, abstain: See `ChatSession`.
         **generation: Initial values of the page's controls; the model sets the others.
 
     Raises:
@@ -240,7 +243,8 @@ def build_page(
     """
 
     def session() -> ChatSession:
-        return ChatSession(model, tokenizer, system_prompt=system_prompt, moderation=moderation, **generation)
+        options: dict[str, Any] = {"moderation": moderation, "abstain": abstain, **generation}
+        return ChatSession(model, tokenizer, system_prompt=system_prompt, **options)
 
     config = session().generation_config
     # transformers' defaults, for values that the model does not set.
@@ -462,6 +466,8 @@ def serve_page(
     port: int = 7860,
     allowed_hosts: Sequence[str] = (),
     quantize: str | None = None,
+    abstain: Abstention | float | bool | None = None,
+    abstain_text: str | None = None,
     started: Callable[[str], None] = print,
     **options: Any,
 ) -> None:
@@ -470,13 +476,16 @@ def serve_page(
     Args:
         allowed_hosts: See `launch_page`.
         quantize: See `load_for_generation`.
+        abstain, abstain_text: See `choose_abstention`.
         started: Called with the address once the page is ready.
         **options: Options of `build_page`.
     """
     options.setdefault(
         "title", Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)
     )
-    page = build_page(load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path)), **options)
+    model, tokenizer = load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path))
+    options["abstain"] = choose_abstention(name_or_path, tokenizer, abstain, abstain_text, quantize=quantize)
+    page = build_page(model, tokenizer, **options)
     address = launch_page(page, host, port, allowed_hosts=allowed_hosts)
     # Gradio's own `block_thread` misses a signal that comes before it waits, and lets open pages delay the end.
     ended = Event()
