@@ -65,13 +65,13 @@ def test_no_answer_to_measure(sft_options: list[str], tmp_path: Path) -> None:
 
 def test_the_number_of_answers(sft_options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
-    measure = module.evaluate_answers
+    measure = conversation_run.evaluate_answers
 
     def counted(model: Any, tokenizer: Any, conversations: Any, **options: Any) -> Any:
         asked.append((options["desc"], len(conversations)))
         return measure(model, tokenizer, conversations, **options)
 
-    monkeypatch.setattr(module, "evaluate_answers", counted)
+    monkeypatch.setattr(conversation_run, "evaluate_answers", counted)
     figures = run(sft_options, tmp_path / "run", "--evaluate_answers", "2")
     assert asked == [("Answering (trained)", 2)]
     assert "trained_rouge_l" in figures
