@@ -50,11 +50,12 @@ SHORT = {
     "pretrain_quality": "--arms shakespeare-char --seeds 1 --points 0 --max_steps 150 --jobs 1 --out FOLDER",
     "data_memory": "--megabytes 2",
     "startup": "--rounds 3",
+    "alignment": "--rounds 3",
     "command_memory": "--commands convert generate",
 }
 # Ratios of losses, memory or CPU time: two of these scripts run at a time, the longest first. The others measure by the clock
 # and need the machine for themselves.
-UNTIMED = {"command_memory", "data_memory", "lr_scaling", "pretrain_quality", "quantized", "startup", "tasks"}
+UNTIMED = {"alignment", "command_memory", "data_memory", "lr_scaling", "pretrain_quality", "quantized", "startup", "tasks"}
 
 
 @dataclass

@@ -88,6 +88,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my-sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
     prompts = [{"prompt": "Return a"}, {"messages": [{"role": "user", "content": "Hi"}]}]
     (folder / "my-prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    questions = [{"messages": prompts[1]["messages"], "answer": "Hello!"}, {**prompts[1], "answer": "Hi!"}]
+    (folder / "my-questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    samples = [{**questions[0], "completion": completion} for completion in ("Hello!", "Bye!")]
+    (folder / "my-samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     (folder / "words.txt").write_text("# One in a line.\ncurse*\n")
     chat_model = folder / "runs" / "quickstart"
     labels = {"id2label": {0: "fine", 1: "toxic", 2: "insult"}, "num_labels": 3}
@@ -231,6 +235,8 @@ def _smaller(words: list[str]) -> list[str]:
         "reward": [*SMALL_RUN, "--max_length", "256"],
         "grpo": [*SMALL_RUN, "--num_generations", "2", "--evaluate_prompts", "2", "--max_completion_length", "4"],
         "finetune": SMALL_RUN,
+        # The model's answers are all wrong.
+        "pairs": ["my-samples.jsonl"],
     }
     return options.get(words[1], [])
 

@@ -26,6 +26,7 @@ from . import (
     generate,
     grpo,
     merge,
+    pairs,
     plan,
     pretrain,
     pull,
@@ -52,7 +53,7 @@ Every command explains itself: chatgpt-hf COMMAND --help"""
 # The order of the help: it reads as the way from nothing to a shared model.
 PANELS = {
     "Start": (quickstart, plan, data, tokenizer),
-    "Train": (pretrain, sft, dpo, reward, grpo, finetune),
+    "Train": (pretrain, sft, dpo, reward, grpo, pairs, finetune),
     "Evaluate": (evaluate, compare, explain),
     "Use": (chat, ui, serve, generate),
     "Convert": (convert, merge, quantize, export),

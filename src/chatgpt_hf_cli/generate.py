@@ -32,6 +32,14 @@ def register(app: typer.Typer, panel: str) -> None:
             str | None,
             typer.Option("--output", help="File for the answers to --prompts. An unfinished file is continued."),
         ] = None,
+        samples: Annotated[
+            int | None,
+            typer.Option(
+                "--samples",
+                min=1,
+                help="Sample this many answers to each of --prompts, from the model's plain distribution.",
+            ),
+        ] = None,
         max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest continuation in tokens.")] = 128,
         temperature: Annotated[
             float | None,
@@ -58,7 +66,12 @@ def register(app: typer.Typer, panel: str) -> None:
         compile: CompileOption = False,
         seed: Annotated[
             int | None,
-            typer.Option("--seed", min=0, max=LARGEST_SEED, help="Random seed: the same seed gives the same text."),
+            typer.Option(
+                "--seed",
+                min=0,
+                max=LARGEST_SEED,
+                help="Random seed: the same seed gives the same text, or the same --samples (0 if not given).",
+            ),
         ] = None,
         bad_words: Annotated[
             list[str] | None,
@@ -71,11 +84,13 @@ def register(app: typer.Typer, panel: str) -> None:
     ) -> None:
         """Continue a text, or answer a file of prompts.
 
-        Options that are not given come from the model's generation_config.json.
+        Options that are not given come from the model's generation_config.json; with --samples, nothing does: the temperature is 1.
 
         Example: chatgpt-hf generate runs/quickstart/base --prompt "Return a copy of" --temperature 0.8 --seed 1
 
         Example: chatgpt-hf generate my-model --prompts prompts.jsonl --output answers.jsonl
+
+        Example: chatgpt-hf generate my-model --prompts prompts.jsonl --samples 8 --seed 1 --output samples.jsonl
         """
         sampling: dict[str, Any] = {
             "temperature": temperature,
@@ -86,17 +101,43 @@ def register(app: typer.Typer, panel: str) -> None:
         if prompts is not None:
             if output is None:
                 raise UsageMistake("--prompts needs --output: the .jsonl file for the answers.")
-            if prompt or seed is not None or bad_words or watermark or speculate or compile:
+            if prompt or bad_words or watermark or speculate or compile:
                 raise UsageMistake(
-                    "--prompt, --seed, --bad_words, --watermark, --speculate and --compile are for one text, not for --prompts."
+                    "--prompt, --bad_words, --watermark, --speculate and --compile are for one text, not for --prompts."
                 )
+            if samples is None and seed is not None:
+                raise UsageMistake("--seed is for one text or for --samples, not for --prompts with one answer each.")
+            if samples is not None and repetition_penalty not in (None, 1):
+                raise UsageMistake(
+                    "--samples come from the model's plain distribution: leave --repetition_penalty out."
+                )
+            if samples is not None and samples > 1 and temperature == 0:
+                raise UsageMistake(f"At --temperature 0, all {samples} answers are the same: give --samples 1.")
             check_model(model)
             check_file("--prompts", prompts)
+            if samples is not None:
+                from chatgpt_hf.inference.samples_file import sample_file
+
+                del sampling["repetition_penalty"]
+                count = sample_file(
+                    model,
+                    prompts,
+                    output,
+                    samples=samples,
+                    seed=seed or 0,
+                    max_new_tokens=max_new_tokens,
+                    quantize=quantize,
+                    **{name: value for name, value in sampling.items() if value is not None},
+                )
+                say(f"{count} answers in {output}")
+                return
             from chatgpt_hf.inference.prompt_file import generate_file
 
             count = generate_file(model, prompts, output, max_new_tokens=max_new_tokens, quantize=quantize, **sampling)
             say(f"{count} answers in {output}")
             return
+        if samples is not None:
+            raise UsageMistake("--samples needs --prompts: the .jsonl file with the prompts.")
         if output is not None:
             raise UsageMistake("--output is for the answers to --prompts; a single text is printed.")
         check_model(model)

@@ -40,6 +40,7 @@ COMMANDS = {
     "reward": "reward --model_name_or_path THEIRS --dataset PAIRS --output_dir NEW",
     "grpo": "grpo --model_name_or_path THEIRS --dataset PAIRS --rewards exact --answer_column chosen --output_dir NEW",
     "grpo with a reward model": "grpo --model_name_or_path OURS --dataset PAIRS --rewards THEIRS --output_dir NEW",
+    "pairs": "pairs SAMPLES --rewards THEIRS --output NEW",
     "finetune": "finetune --task text-classification --model_name_or_path THEIRS --dataset TABLE --output_dir NEW",
     "plan": "plan --model_name_or_path THEIRS --max_steps 5 --block_size 16",
 }
@@ -55,6 +56,8 @@ def words(base_folder: Path, chats_file: Path, pairs_file: Path, tmp_path: Path)
     adapter = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": str(theirs)}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
     (tmp_path / "text.txt").write_text("The cat sits.\n" * 50)
+    sample = {"prompt": "Hi", "completion": "Hello"}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample) + "\n")
     (tmp_path / "table.csv").write_text("text,label\n" + "".join(f"text {n},{n % 2}\n" for n in range(40)))
     named = {
         "THEIRS": theirs,
@@ -64,6 +67,7 @@ def words(base_folder: Path, chats_file: Path, pairs_file: Path, tmp_path: Path)
         "TABLE": tmp_path / "table.csv",
         "CHATS": chats_file,
         "PAIRS": pairs_file,
+        "SAMPLES": tmp_path / "samples.jsonl",
         "NEW": tmp_path / "new",
     }
     return lambda line: [str(named.get(word, word)) for word in line.split()]

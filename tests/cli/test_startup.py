@@ -82,6 +82,11 @@ MISTAKES = [
     ),
     (["generate", "m", "--prompts", "p.jsonl"], "--prompts needs --output: the .jsonl file for the answers."),
     (["generate", "m", "--prompts", "none.jsonl", "--output", "o"], "--prompts: there is no file none.jsonl."),
+    (["generate", "m", "--samples", "2"], "--samples needs --prompts: the .jsonl file with the prompts."),
+    (["generate", "m", "--samples", "none"], "--samples: "),
+    (["pairs", "a.jsonl"], "--rewards is missing: name what answers are worth, such as exact."),
+    (["pairs", "a.jsonl", "--rewards", "exact"], "--output is missing: name the .jsonl file to write."),
+    (["pairs", "a.jsonl", "--to", "dpo"], "--to dpo is unknown; choose from pairs, sft."),
     (["generate", "m", "more"], "Got unexpected extra argument"),
     (["evaluate", "m"], "Give one of --corpus, --dataset, --code, --benchmarks, --bias to measure on."),
     (

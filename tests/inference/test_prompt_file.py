@@ -178,7 +178,8 @@ def test_what_cannot_be_asked_for(refused: Callable[..., str], chat_folder: Path
     assert "--prompts needs --output" in refused("generate", chat_folder, "--prompts", prompts)
     assert "--output is for the answers to --prompts" in refused("generate", chat_folder, "--output", output)
     both = ("generate", chat_folder, "--prompts", prompts, "--output", output)
-    assert "are for one text, not for --prompts" in refused(*both, "--seed", 1)
+    assert "are for one text, not for --prompts" in refused(*both, "--bad_words", "cat")
+    assert "--seed is for one text or for --samples" in refused(*both, "--seed", 1)
     assert "cannot apply repetition_penalty" in refused(*both, "--repetition_penalty", 1.2)
     assert "--prompts: there is no file" in refused(
         "generate", chat_folder, "--prompts", tmp_path / "none", "--output", output

@@ -8,7 +8,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..checkpoints import load_for_inference
 from ..conversion.heads import check_language_model
-from .cpu.packed_linear import use_cpu_kernels
+from .cpu.packed_linear import SMALLEST_FOR_MANY_ROWS, use_cpu_kernels
 from .quantization import quantize_model
 
 # How the text is computed, which is decided here: the cache, and who guesses tokens (`--speculate`).
@@ -26,13 +26,16 @@ def load_language_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedMo
     return model
 
 
-def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -> PreTrainedModel:
+def load_for_generation(
+    name_or_path: str | Path, quantize: str | None = None, *, many_rows: bool = False
+) -> PreTrainedModel:
     """Loads a causal language model on the accelerator, or with fast CPU kernels; it can generate but not be trained.
 
     Args:
         name_or_path: Folder or Hub id.
         quantize: See `quantize_model`; None leaves the weights as they are stored. A folder is
             quantized from float32, whatever it is stored in.
+        many_rows: The model will compute dozens of rows at once, for which small layers are packed too.
 
     Raises:
         CheckpointError: If there is no model, or it is incomplete.
@@ -43,7 +46,7 @@ def load_for_generation(name_or_path: str | Path, quantize: str | None = None) -
     if quantize is not None:
         quantize_model(model, quantize)
     _take_tokens_only(model.generation_config)
-    return use_cpu_kernels(model)
+    return use_cpu_kernels(model, smallest=SMALLEST_FOR_MANY_ROWS if many_rows else None)
 
 
 def _take_tokens_only(config: GenerationConfig | None) -> None:

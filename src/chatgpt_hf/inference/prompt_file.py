@@ -1,7 +1,7 @@
 """Answers many prompts from a file with continuous batching; a later run continues an unfinished output file."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from .parameters import generation_config_with, sampling
 
 # Fields that an answer adds to its line. They replace existing ones: files for fine-tuning already have a
 # `completion`.
-_OWN_FIELDS = ("line", "completion", "finish_reason")
+OWN_FIELDS = ("line", "completion", "finish_reason")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def generate_file(
     rows, faults = read_prompts(Path(prompts), tokenizer, context, max_new_tokens)
     total = len(rows) + len(faults)
     target = Path(output)
-    done = read_output(target, {row.line: row.row for row in rows})
+    done = {line for line, _ in read_output(target, {row.line: row.row for row in rows})}
     left = [row for row in rows if row.line not in done]
     ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
     batching = ContinuousBatchingConfig(use_cuda_graph=False, **prepare_batching(model, context, max_concurrent))
@@ -107,18 +107,27 @@ def generate_file(
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
             progress.update()
+    raise_for_faults(faults, total, prompts, output)
+    return len(rows)
+
+
+def raise_for_faults(faults: Sequence[str], total: int, prompts: str | Path, output: str | Path) -> None:
+    """Raises `DataError` if some of the lines have not been answered."""
     if faults:
         raise DataError(
             f"{prompts}: {len(faults)} of {total} lines were not answered: {'; '.join(faults[:10])}{', and others' if len(faults) > 10 else ''}. "
             f"The other answers are in {output}; correct these lines, and run the same command again."
         )
-    return len(rows)
 
 
 def read_prompts(
-    file: Path, tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int
+    file: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    max_new_tokens: int,
+    own: Sequence[str] = OWN_FIELDS,
 ) -> tuple[list[Prompt], list[str]]:
-    """Returns the usable lines, and the faults of the others.
+    """Returns the usable lines without the fields `own`, and the faults of the others.
 
     Raises:
         DataError: If the file cannot be read, or is empty.
@@ -143,15 +152,20 @@ def read_prompts(
         except (ValueError, ChatGPTError, TemplateError) as error:
             faults.append(f"line {number}: {error}")
         else:
-            kept = {name: value for name, value in row.items() if name not in _OWN_FIELDS}
+            kept = {name: value for name, value in row.items() if name not in own}
             rows.append(Prompt(number, kept, ids, min(max_new_tokens, context - len(ids))))
     if not rows and not faults:
         raise DataError(f"--prompts {file} is empty: give a JSON object with prompt or messages on each line.")
     return rows, faults
 
 
-def read_output(file: Path, rows: dict[int, dict[str, Any]]) -> set[int]:
-    """Returns the numbers of the answered lines; removes an incomplete last record from the file.
+def read_output(file: Path, rows: dict[int, dict[str, Any]], samples: int | None = None) -> set[tuple[int, int]]:
+    """Returns line and sample of each answer; removes an incomplete last record from the file.
+
+    Args:
+        file: The output; may be missing.
+        rows: The fields of each line.
+        samples: The largest number of a sample; None for one answer to each line, whose number is 1.
 
     Raises:
         OutputError: If it contains anything but answers to these rows.
@@ -165,14 +179,21 @@ def read_output(file: Path, rows: dict[int, dict[str, Any]]) -> set[int]:
     for text in whole:
         try:
             record = parse_json(text)
-            same = rows[record["line"]].items() <= record.items() and "completion" in record
+            row = rows[record["line"]]
+            same = row.items() <= record.items() and "completion" in record
+            if samples is None:
+                # One answer, not several.
+                number, same = 1, same and ("sample" in record) == ("sample" in row)
+            else:
+                number = record["sample"]
+                same = same and 1 <= number <= samples
         except (ValueError, KeyError, TypeError):
             same = False
         if not same:
             raise OutputError(
                 f"{file} contains answers to other prompts, or something else. Nothing was written; name another --output."
             )
-        done.add(record["line"])
+        done.add((record["line"], number))
     if cut:
         write_atomically(file, lambda temporary: temporary.write_bytes(b"".join(line + b"\n" for line in whole)))
     return done
