@@ -128,6 +128,10 @@ PRIVATE: dict[str, dict[str, str]] = {
         "_load_best_model": "Trainer has no public event before it loads the best checkpoint",
         "_save_checkpoint": CHECKPOINT,
     },
+    "training/rollouts.py": {
+        "_generate_single_turn": "where both trainers sample; `rollout_func` is experimental, and RLOOTrainer has none",
+        "_get_train_sampler": "its sampler begins anew in a run that resumes in a later epoch",
+    },
     "training/run.py": {
         "_load_from_checkpoint": "a finished run takes its last checkpoint without a step more; `Trainer.train` takes one"
     },

@@ -30,6 +30,7 @@ TITLES = {
     "PlanArguments": "Plan",
     "PreferenceArguments": "Data",
     "PreferenceModelArguments": "Model",
+    "PromptArguments": "Data and rewards",
     "RewardModelArguments": "Model",
 }
 MORE = "More fields of "

@@ -25,7 +25,7 @@ from chatgpt_hf.training.grpo import LOSSES, GRPORun
 from chatgpt_hf.training.grpo_arguments import GRPOArguments, PromptArguments
 from chatgpt_hf.training.optim import MuonAdamW
 from chatgpt_hf.training.preference_arguments import RewardModelArguments
-from chatgpt_hf.training.rollouts import RLOO, part_of
+from chatgpt_hf.training.rollouts import RLOO, part_of, plain_copy
 
 TYPES = (RewardModelArguments, PromptArguments, GRPOArguments)
 # What the model of `chat_folder` has memorized, and what it has not.
@@ -57,10 +57,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(chat_folder: Path, files: Path) -> list[str]:
-    """Arguments of a training that takes a second; tests may append arguments that add to or override these."""
-    text = f"""--model_name_or_path {chat_folder} --dataset {files}/prompts.jsonl --rewards {files}/rewards.py:varied
-        --max_completion_length 8 --num_generations 4 --temperature 1.5 --per_device_train_batch_size 8 --max_steps 2
+def options(base_folder: Path, files: Path) -> list[str]:
+    """Arguments of a training that takes a second, of a model whose answers all differ; tests may append arguments."""
+    text = f"""--model_name_or_path {base_folder} --dataset {files}/prompts.jsonl --rewards {files}/rewards.py:varied
+        --max_completion_length 8 --num_generations 4 --per_device_train_batch_size 8 --max_steps 2
         --learning_rate 1e-3 --test_fraction 0 --evaluate_prompts 0 --logging_steps 1 --save_strategy no --disable_tqdm true"""
     return text.split()
 
@@ -74,10 +74,13 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
 class Watched(GRPORun):
     """A run whose trainer can be looked at."""
 
-    def make_trainer(self) -> Any:
-        # An answer of 8 tokens rarely has an end mark.
+    def _measure(self) -> Any:
+        # An answer of 8 tokens rarely has an end mark. This is called before the training, too.
         for reward in self.rewards:
             reward.ends = ()
+        return super()._measure()
+
+    def make_trainer(self) -> Any:
         self.trainer = super().make_trainer()
         return self.trainer
 
@@ -195,7 +198,12 @@ def test_a_part_of_a_batch_has_only_its_own_padding() -> None:
 
 @pytest.mark.parametrize(
     ("in_memory", "more"),
-    [(True, []), (True, ["--use_peft", "true"]), (False, ["--loss_type", RLOO]), (False, ["--sync_ref_model", "true"])],
+    [
+        (True, []),
+        (True, ["--use_peft", "true"]),
+        (False, ["--loss_type", RLOO]),
+        (False, ["--sync_ref_model", "true"]),
+    ],
 )
 @pytest.mark.usefixtures("without_report")
 def test_the_reference_is_the_model_as_it_was_handed_over(
@@ -207,8 +215,8 @@ def test_the_reference_is_the_model_as_it_was_handed_over(
     first, second = watched.logged("kl")
     assert first == pytest.approx(0, abs=1e-6)
     assert abs(second) > 1e-5
-    # TRL would write a card.
-    assert not (tmp_path / "run" / "README.md").exists()
+    # TRL would write a card; PEFT does.
+    assert (tmp_path / "run" / "README.md").exists() == ("--use_peft" in more)
 
 
 def test_what_is_sampled(options: list[str], chat_folder: Path, tmp_path: Path) -> None:
@@ -219,7 +227,8 @@ def test_what_is_sampled(options: list[str], chat_folder: Path, tmp_path: Path) 
     (poisoned / "generation_config.json").write_text(json.dumps(settings))
     found = []
     for folder in (chat_folder, poisoned):
-        watched = start(options, tmp_path / "run", "--model_name_or_path", folder, "--max_completion_length", 24)
+        more = ["--model_name_or_path", folder, "--max_completion_length", 24, "--temperature", 1.5]
+        watched = start(options, tmp_path / "run", *more)
         found.append(first_batch(watched))
     for name in ("prompt_ids", "completion_ids", "advantages"):
         assert torch.equal(found[0][name], found[1][name])
@@ -229,13 +238,19 @@ def test_what_is_sampled(options: list[str], chat_folder: Path, tmp_path: Path) 
     asked = {tuple(encode_chat_prompt(tokenizer, [{"role": "user", "content": text}])) for text in QUESTIONS}
     for row, mask in zip(found[0]["prompt_ids"], found[0]["prompt_mask"], strict=True):
         assert tuple(row[mask.bool()].tolist()) in asked
+    # The copy that samples does not call the forward pass of the model that learns.
+    model = watched.trainer.model
+    fast = plain_copy(model)
+    if fast is not model:  # this CPU has packed layers
+        assert "forward" in vars(model)
+        assert "forward" not in vars(fast)
     # The log-probabilities of the sampler are those that the training computes.
     samples = watched.trainer.sample([list(next(iter(asked)))] * 4)
     prompt = torch.tensor([next(iter(asked))] * 4)
     for row, sample in zip(prompt, samples, strict=True):
         ids = torch.cat([row, torch.tensor(sample.ids)])[None]
         log_probs, *_ = watched.trainer._get_per_token_logps_and_entropies(
-            watched.trainer.model, ids, torch.ones_like(ids), len(sample.ids)
+            model, ids, torch.ones_like(ids), len(sample.ids)
         )
         torch.testing.assert_close(log_probs[0].detach(), torch.tensor(sample.log_probs), rtol=0, atol=1e-5)
 
@@ -275,7 +290,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(kind: str, options: list[str], tmp
         for change, words in (
             (["--beta", "0.2"], "--beta was 0.1 and is 0.2"),
             (["--rewards", "exact"], "--rewards was"),
-            (["--temperature", "1"], "--temperature was 1.5 and is 1.0"),
+            (["--temperature", "2"], "--temperature was 1.0 and is 2.0"),
         ):
             with pytest.raises(CheckpointError, match=words):
                 run(options, part, *more, "--resume_from_checkpoint", "true", *change)
@@ -300,7 +315,15 @@ def test_evaluation_changes_nothing_in_the_training(options: list[str], tmp_path
     more = ["--test_fraction", "0.4"]
     plain = run(options, tmp_path / "plain", *more)
     evaluated = run(
-        options, tmp_path / "evaluated", *more, "--eval_strategy", "steps", "--eval_steps", "1", "--evaluate_prompts", "2"
+        options,
+        tmp_path / "evaluated",
+        *more,
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "1",
+        "--evaluate_prompts",
+        "2",
     )
     assert evaluated.logged() == plain.logged()
     assert len(evaluated.logged("eval_reward")) == 2
@@ -308,10 +331,21 @@ def test_evaluation_changes_nothing_in_the_training(options: list[str], tmp_path
 
 def test_a_reward_is_learned_and_reported(options: list[str], files: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    more = ["--rewards", f"{files}/rewards.py:spaces", "--max_steps", "12", "--evaluate_prompts", "6", "--learning_rate", "5e-3"]
+    more = [
+        "--rewards",
+        f"{files}/rewards.py:spaces",
+        "--max_steps",
+        "12",
+        "--evaluate_prompts",
+        "6",
+        "--learning_rate",
+        "5e-3",
+    ]
     figures = run(options, folder, *more).figures  # type: ignore[attr-defined]
     assert figures["trained_reward"] > figures["trained_reward_before"]
-    assert figures["trained_reward_gain"] == pytest.approx(figures["trained_reward"] - figures["trained_reward_before"])
+    assert figures["trained_reward_gain"] == pytest.approx(
+        figures["trained_reward"] - figures["trained_reward_before"]
+    )
     assert figures["trained_reward_gain_low"] <= figures["trained_reward_gain"] <= figures["trained_reward_gain_high"]
     assert figures["trained_best_of_4"] >= figures["trained_reward"]
     assert 0 <= figures["trained_distinct_answers"] <= 1
@@ -326,22 +360,39 @@ def test_a_reward_is_learned_and_reported(options: list[str], files: Path, tmp_p
 
 
 def test_what_teaches_nothing_is_said(
-    options: list[str], files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    options: list[str],
+    chat_folder: Path,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(rollouts, "PATIENCE", 2)
     monkeypatch.setattr(GRPORun, "report", lambda *arguments: None)
-    more = ["--rewards", f"{files}/rewards.py:one", "--evaluate_prompts", "2"]
+    more = ["--model_name_or_path", chat_folder, "--rewards", f"{files}/rewards.py:one", "--evaluate_prompts", "2"]
+    more += ["--max_completion_length", "24"]
     with caplog.at_level(logging.WARNING):
         watched = run(options, tmp_path / "one", *more)
     assert "Before the training, all answers get the same reward, 1" in caplog.text
-    assert "For 2 batches of answers in a row, all answers to a prompt got the same reward (1 on average)" in caplog.text
+    assert (
+        "For 2 batches of answers in a row, all answers to a prompt got the same reward (1 on average)" in caplog.text
+    )
     assert "the reward accepts everything" in caplog.text
     assert watched.figures["train_groups_of_equal_reward"] == watched.figures["train_groups"] == 4  # type: ignore[attr-defined]
     # Nothing was learned.
     assert watched.logged("grad_norm") == [0, 0]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        run(options, tmp_path / "clipped", "--rewards", "exact", "--max_completion_length", "1", "--evaluate_prompts", "2")
+        run(
+            options,
+            tmp_path / "clipped",
+            "--rewards",
+            "exact",
+            "--evaluate_prompts",
+            "2",
+            "--max_completion_length",
+            "1",
+        )
     assert "Before the training, no answer ended within --max_completion_length" in caplog.text
     assert "so nothing is learned: no answer ended within" in caplog.text
 
@@ -362,7 +413,7 @@ def test_what_teaches_nothing_is_said(
         ("--max_completion_length 128", "leaves no room for a prompt in the model's context, which is 128"),
         ("--sync_ref_model true", "--sync_ref_model needs a reference in memory"),
         ("--lora_dropout 0.1", "--lora_dropout 0.1 does nothing while --disable_dropout is true"),
-        ("--num_generations 1", "num_generations"),
+        ("--num_generations 1", "at least 2 generations per prompt"),
         ("--num_generations 3", "must be divisible by num_generations"),
         ("--reward_weights 1 2", "There are 1 rewards and 2 weights"),
         ("--rewards nosuch", "The reward 'nosuch' is unknown"),
@@ -413,4 +464,4 @@ def test_bad_input(
     plain = Path(shutil.copytree(chat_folder, tmp_path / "plain"))
     (plain / "chat_template.jinja").unlink()
     assert "so it is a base model" in refused("grpo", *options, "--model_name_or_path", plain, *new)
-    assert not (tmp_path / "new" / "model.safetensors").exists()
+    assert not (tmp_path / "new").exists()

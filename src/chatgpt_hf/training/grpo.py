@@ -5,7 +5,6 @@ import dataclasses
 import json
 import logging
 import math
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from datasets import Dataset, Features, concatenate_datasets
 from transformers import Trainer, TrainerState
 
 from ..chat_templates import encode_chat_prompt
-from ..checkpoints import check_tokenizer_fits, context_length, load_model, sample_of
+from ..checkpoints import check_tokenizer_fits, context_length, load_model, making_adapters, sample_of
 from ..data.conversations import InvalidRows, as_json, conversation_key
 from ..data.preference_tokens import encode_sides
 from ..data.prompts import Prompts, read_prompts, warn_of_shared_prompts
@@ -55,7 +54,7 @@ logger = logging.getLogger(__name__)
 LOSSES = (*STEP_LOSSES, *TOKEN_LOSSES, *ROW_LOSSES)
 # What a resumed run has to share with the run before, besides its data: with other settings the curve would be of two trainings.
 _SETTINGS = (
-    *("loss_type", "beta", "num_generations", "num_iterations", "steps_per_generation", "max_completion_length"),
+    *("loss_type", "beta", "num_generations", "num_iterations", "generation_batch_size", "max_completion_length"),
     *(
         "temperature",
         "top_p",
@@ -147,7 +146,8 @@ class GRPORun(ChatRun):
             reward.check()
         splits = self._read_splits()
         for rows in splits.values():
-            check_columns(self.rewards, rows.remove_columns("place"), rows["place"].__getitem__)
+            places = ["", *rows["place"]]
+            check_columns(self.rewards, rows.remove_columns("place"), places.__getitem__)
         self.model = load_model(self.base, **loading(self.model_arguments), **quantization(self.model_arguments))
         check_tokenizer_fits(self.model, self.tokenizer)
         self.ends = end_marks(self.model, self.tokenizer)
@@ -174,11 +174,16 @@ class GRPORun(ChatRun):
             "system_prompt": text_fingerprint(chosen.system_prompt),
             "rewards": json.loads(json.dumps(chosen.rewards, default=str)),
             **{name: getattr(arguments, name) for name in _SETTINGS},
+            # Of a loss that is a mean over the tokens of a batch, whatever their number.
+            **({"batch_size": arguments.per_device_train_batch_size} if arguments.loss_type in TOKEN_LOSSES else {}),
             READ_WITH: {"skip_invalid": chosen.skip_invalid},
             **self.record(),
             # The reference is the base model, which no checkpoint holds.
             "base": text_fingerprint(json.dumps(self.base_sample)),
         }
+        # Before anything is written: a reward that fails is found here.
+        self.measured = [self._measure()]
+        self._warn_before()
 
     def _read_splits(self) -> dict[str, Dataset]:
         chosen = self.data_arguments
@@ -261,15 +266,13 @@ class GRPORun(ChatRun):
         self.adapter = lora_config(self.model_arguments, self.model)
         if arguments.disable_dropout:
             silence_attention_dropout(self.model)
-        self.measured = [self._measure()]
-        self._warn_before()
         beta = arguments.beta
         reference = None
         if beta and self.adapter is None:
             reference = copy.deepcopy(self.model).requires_grad_(False).eval()
         # TRL would load the reference from the folder that the config names, and the model may have changed since.
         arguments.beta, arguments.sync_ref_model = 0.0, False
-        with warnings.catch_warnings():
+        with making_adapters():
             trainer_class = LeaveOneOutTrainer if arguments.loss_type == RLOO else GroupTrainer
             trainer = trainer_class(
                 model=self.model,
@@ -343,8 +346,11 @@ class GRPORun(ChatRun):
         if before is not None:
             self.measured.append(after := self._measure())
             part = "trained" if self.eval_rows is None else "held_out"
-            results |= {f"{part}_{name}_before": value for name, value in before.figures().items()}
-            results |= {f"{part}_{name}": value for name, value in {**after.figures(), **after.gain(before)}.items()}
+            best = "pass_at" if before.is_right_or_wrong() and after.is_right_or_wrong() else "best_of"
+            begun = before.figures(best)
+            for name, value in after.figures(best).items():
+                results |= {f"{part}_{name}_before": begun[name], f"{part}_{name}": value}
+            results |= {f"{part}_{name}": value for name, value in after.gain(before).items()}
         return results
 
     def report(self, trainer: Trainer, results: dict[str, Any]) -> None:

@@ -106,7 +106,10 @@ class GRPOArguments(TRLOptions, GRPOConfig):
     reward_clip_range: tuple[float, float] | None = field(
         default=None, metadata={"help": "With rloo: lowest and highest reward; others are cut to them."}
     )
-    # TRL's text has a name that is too long for a line.
+    # TRL's texts of these two have names that are too long for a line.
+    transformers_continuous_batching_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of transformers' ContinuousBatchingConfig."}
+    )
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Not used: give dtype or attn_implementation."}
     )

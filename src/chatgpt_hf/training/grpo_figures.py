@@ -32,18 +32,22 @@ class MeasuredAnswers:
     distinct: np.ndarray
     texts: list[str]
 
-    def figures(self) -> dict[str, float]:
-        """The figures by name: means over prompts, each reward with a 95 % interval."""
-        samples = self.sampled.shape[1]
-        # With rewards of two values, the higher of which means "right", this is pass@k (Chen et al. 2021).
-        worth = set(np.unique(self.sampled[~np.isnan(self.sampled)]).tolist())
-        best = f"pass_at_{samples}" if len(worth) <= 2 and min(worth, default=0.0) == 0 else f"best_of_{samples}"
+    def is_right_or_wrong(self) -> bool:
+        """True if every reward is 0 or 1: then the mean of the best of k answers is pass@k (Chen et al. 2021)."""
+        return set(self.sampled[~np.isnan(self.sampled)].tolist()) <= {0.0, 1.0}
+
+    def figures(self, best: str = "best_of") -> dict[str, float]:
+        """The figures by name: means over prompts, each reward with a 95 % interval.
+
+        Args:
+            best: Name of the mean of the best of k answers, without the number k.
+        """
         found: dict[str, float] = {}
         for name, values in (("reward", self.sampled), ("greedy_reward", self.greedy[:, None])):
             figure = bootstrap(_measure(values))
             found |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
         highest = np.where(np.isnan(self.sampled), -np.inf, self.sampled).max(1)
-        found[best] = float(np.where(np.isfinite(highest), highest, 0.0).mean())
+        found[f"{best}_{self.sampled.shape[1]}"] = float(np.where(np.isfinite(highest), highest, 0.0).mean())
         return {**found, "clipped": float(self.clipped.mean()), "distinct_answers": float(self.distinct.mean())}
 
     def gain(self, before: "MeasuredAnswers") -> dict[str, float]:

@@ -38,6 +38,9 @@ class RewardTrainer(PreferenceTrainer):
     answers to one prompt that all get the same reward has no gradient, not even of a KL term. Such rows, and with no KL term all
     rows without an advantage, are left out of the forward pass.
 
+    TRL's trainers have no public place for this. Both have the same private methods, which are overridden here:
+    `_tokenize_prompts`, `_generate_single_turn`, `_calculate_rewards` and `_generate_and_score_completions`.
+
     Attributes:
         prompt_ids: Token ids of every prompt, by `conversation_key`.
         groups: Groups of answers that were sampled for the training.
