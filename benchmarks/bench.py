@@ -55,7 +55,16 @@ SHORT = {
 }
 # Ratios of losses, memory or CPU time: two of these scripts run at a time, the longest first. The others measure by the clock
 # and need the machine for themselves.
-UNTIMED = {"alignment", "command_memory", "data_memory", "lr_scaling", "pretrain_quality", "quantized", "startup", "tasks"}
+UNTIMED = {
+    "alignment",
+    "command_memory",
+    "data_memory",
+    "lr_scaling",
+    "pretrain_quality",
+    "quantized",
+    "startup",
+    "tasks",
+}
 
 
 @dataclass
