@@ -234,6 +234,7 @@ def _smaller(words: list[str]) -> list[str]:
         "dpo": [*SMALL_RUN, "--max_length", "256"],
         "reward": [*SMALL_RUN, "--max_length", "256"],
         "grpo": [*SMALL_RUN, "--num_generations", "2", "--evaluate_prompts", "2", "--max_completion_length", "4"],
+        "distill": [*SMALL_SFT, "--block_size", "128"],
         "finetune": SMALL_RUN,
         # The model's answers are all wrong.
         "pairs": ["my-samples.jsonl"],

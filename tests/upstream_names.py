@@ -113,6 +113,12 @@ PRIVATE: dict[str, dict[str, str]] = {
         "transformers.models.auto.modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": TABLE,
         "transformers.models.auto.modeling_auto.MODEL_MAPPING_NAMES": TABLE,
     },
+    "training/distill.py": {
+        "_generate": "TRL has no public way to give DistillationTrainer answers that exist already",
+        "_generate_single_turn": "DistillationTrainer's sampling, which `_generate` does not call for such answers",
+        "_get_eval_sampler": "TRL shuffles the held-out rows anew in each evaluation",
+        "_get_train_sampler": "TRL's order of a later epoch depends on the epochs before, which a resumed run has not seen",
+    },
     "training/dpo.py": {"_prepare_dataset": "TRL has no public way to give DPOTrainer and KTOTrainer tokenized rows"},
     "training/recipe.py": {
         "_setup_devices": "defaults without setting up devices anew; `TrainingArguments` has no switch"

@@ -17,6 +17,7 @@ from . import (
     compare,
     convert,
     data,
+    distill,
     dpo,
     env,
     evaluate,
@@ -53,7 +54,7 @@ Every command explains itself: chatgpt-hf COMMAND --help"""
 # The order of the help: it reads as the way from nothing to a shared model.
 PANELS = {
     "Start": (quickstart, plan, data, tokenizer),
-    "Train": (pretrain, sft, dpo, reward, grpo, pairs, finetune),
+    "Train": (pretrain, sft, dpo, reward, grpo, pairs, distill, finetune),
     "Evaluate": (evaluate, compare, explain),
     "Use": (chat, ui, serve, generate),
     "Convert": (convert, merge, quantize, export),

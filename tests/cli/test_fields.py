@@ -15,7 +15,7 @@ from chatgpt_hf_cli.errors import UsageMistake
 
 TYPES = {
     name: getattr(chatgpt_hf_cli, name).TYPES
-    for name in ("pretrain", "sft", "dpo", "reward", "grpo", "finetune", "plan")
+    for name in ("pretrain", "sft", "dpo", "reward", "grpo", "distill", "finetune", "plan")
 }
 TYPES["evaluate"] = evaluate.TASK
 
@@ -96,6 +96,7 @@ INPUTS = [
     ("dpo", "beta: much", ["--use_peft"]),
     ("grpo", "rewards: [exact, {name: length, most: 64}]\nreward_weights: [1, 0.1]\nreward_clip_range: [0, 1]", []),
     ("grpo", "num_generations: several", []),
+    ("distill", "lmbda: some", ["--repetition_penalty", "1.1"]),
     ("finetune", "task: guess", []),
     ("finetune", "label_map: {PER: person}\nlabel_names: [a, b]", ["--dataset", "a", "b"]),
     ("finetune", None, ["--no_baseline", "--class_weights"]),

@@ -41,6 +41,8 @@ COMMANDS = {
     "grpo": "grpo --model_name_or_path THEIRS --dataset PAIRS --rewards exact --answer_column chosen --output_dir NEW",
     "grpo with a reward model": "grpo --model_name_or_path OURS --dataset PAIRS --rewards THEIRS --output_dir NEW",
     "pairs": "pairs SAMPLES --rewards THEIRS --output NEW",
+    "distill": "distill --model_name_or_path THEIRS --teacher_model_name_or_path OURS --dataset CHATS --output_dir NEW --block_size 64",
+    "distill from a teacher": "distill --model_name_or_path OURS --teacher_model_name_or_path THEIRS --dataset CHATS --output_dir NEW --block_size 64",
     "finetune": "finetune --task text-classification --model_name_or_path THEIRS --dataset TABLE --output_dir NEW",
     "plan": "plan --model_name_or_path THEIRS --max_steps 5 --block_size 16",
 }

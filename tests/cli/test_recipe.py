@@ -43,6 +43,7 @@ def test_from_a_corpus_to_an_answer(cli: Cli, pretrain_options: list[str], chats
         ("sft", ["--model_name_or_path", "--dataset", "--block_size", "SFTConfig"]),
         ("dpo", ["--model_name_or_path", "--dataset", "--loss_type", "DPOConfig"]),
         ("grpo", ["--model_name_or_path", "--rewards", "--loss_type", "GRPOConfig"]),
+        ("distill", ["--teacher_model_name_or_path", "--dataset", "--lmbda", "DistillationConfig"]),
     ],
 )
 def test_help_lists_the_fields(command: str, fields: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +58,7 @@ def test_help(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     result = cli("--help")
     assert result.code == 0
-    for command in ("quickstart", "tokenizer", "pretrain", "sft", "dpo", "chat", "generate", "convert"):
+    for command in ("quickstart", "tokenizer", "pretrain", "sft", "dpo", "distill", "chat", "generate", "convert"):
         assert result.out.count(f" {command} ") >= 1
         assert cli(command, "--help").code == 0
 

@@ -17,6 +17,7 @@ from chatgpt_hf.training.arguments import (
     ChatModelArguments,
     ChatSFTArguments,
     ConversationArguments,
+    ConversationDataArguments,
     CorpusArguments,
     FinetuneArguments,
     ModelArguments,
@@ -24,6 +25,7 @@ from chatgpt_hf.training.arguments import (
     TaskModelArguments,
     parse_recipe,
 )
+from chatgpt_hf.training.distill_arguments import DistillArguments
 from chatgpt_hf.training.grpo_arguments import GRPOArguments, PromptArguments
 from chatgpt_hf.training.preference_arguments import (
     DPOArguments,
@@ -44,6 +46,7 @@ BY_NAME = {
     "dpo": (PreferenceModelArguments, PreferenceArguments, DPOArguments),
     "reward": (RewardModelArguments, PreferenceArguments, RewardArguments),
     "grpo": (RewardModelArguments, PromptArguments, GRPOArguments),
+    "distill": (ChatModelArguments, ConversationDataArguments, DistillArguments),
 }
 SHIPPED = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 

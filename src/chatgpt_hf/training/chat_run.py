@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from datasets import Dataset
-from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..checkpoints import load_model
 from ..data.prepare import tokenizer_fingerprint
-from ..errors import ConfigError, TokenizerError
+from ..errors import ConfigError, DataError, TokenizerError
 from ..evaluation.generation import generate_completions
 from ..tokenization_chatgpt import load_tokenizer
 from .adapters import adapter_record
@@ -149,6 +149,20 @@ def before_and_after(before: Sequence[str], after: Sequence[str]) -> list[str]:
         for texts in zip(before, after, strict=True)
         for when, text in zip(("before", "after"), texts, strict=True)
     ]
+
+
+def check_fills_a_step(rows: int, sources: Sequence[str], arguments: TrainingArguments) -> None:
+    """Raises `DataError` if there are fewer rows than a step takes.
+
+    Args:
+        sources: Where they are from, for the message.
+    """
+    taken = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    if rows < taken:
+        raise DataError(
+            f"{', '.join(sources)}: the rows to train on are {rows}, and a step takes {taken}: give more rows, or a smaller "
+            "--per_device_train_batch_size or --gradient_accumulation_steps."
+        )
 
 
 def check_not_used(arguments: Any, reasons: Mapping[str, str]) -> None:

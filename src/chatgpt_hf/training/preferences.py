@@ -17,10 +17,10 @@ from ..data.preference_tokens import show_pairs, tokenize_preferences
 from ..data.preferences import read_preferences, warn_of_shared_prompts
 from ..data.sources import parse_sources
 from ..data.summary import RowSummary
-from ..errors import ConfigError, DataError, TokenizerError
+from ..errors import ConfigError, TokenizerError
 from ..evaluation.preferences import length_accuracy, pair_accuracy
 from ..tokenization_chatgpt import IM_END
-from .chat_run import ChatRun, check_not_used, load_chat_tokenizer
+from .chat_run import ChatRun, check_fills_a_step, check_not_used, load_chat_tokenizer
 from .preference_arguments import PreferenceArguments, RewardModelArguments
 from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint
 from .run import check_block_size
@@ -109,12 +109,7 @@ _FEW = 30
 
 def check_enough(rows: PreferenceRows, arguments: TrainingArguments) -> None:
     """Raises `DataError` if there are fewer rows than a step takes; warns if few are held out."""
-    taken = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    if len(rows.rows) < taken:
-        raise DataError(
-            f"{', '.join(rows.sources)}: the rows to train on are {len(rows.rows)}, and a step takes {taken}: give more rows, or a "
-            "smaller --per_device_train_batch_size or --gradient_accumulation_steps."
-        )
+    check_fills_a_step(len(rows.rows), rows.sources, arguments)
     if rows.eval_rows is not None and len(rows.eval_rows) < _FEW:
         logger.warning("Only %d preferences are held out: figures for them say little.", len(rows.eval_rows))
 
