@@ -127,10 +127,12 @@ def step(setting: Setting, name: str) -> None:
 def gradient_difference(setting: Setting) -> float:
     """How far the gradients of both trainers differ for the same answers, relative to their norm."""
     rows = [setting.rows[index] for index in range(8) for _ in range(8)]
-    inputs = setting.trainers["ours"]._generate_and_score_completions(rows)
+    # Several times, so that some group has no gradient.
+    batches = [setting.trainers["ours"]._generate_and_score_completions(rows) for _ in range(3)]
     found = {}
     for name, trainer in setting.trainers.items():
-        trainer.compute_loss(trainer.model, dict(inputs)).backward()
+        for inputs in batches:
+            trainer.compute_loss(trainer.model, dict(inputs)).backward()
         found[name] = torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
         trainer.model.zero_grad()
     return float((found["ours"] - found["TRL"]).norm() / found["TRL"].norm())

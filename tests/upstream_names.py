@@ -37,7 +37,6 @@ FOREACH = "one kernel for many tensors, as torch.optim's own steps; PyTorch has 
 STATISTICS = "counts by example, for intervals and comparisons; the public scores do not hold them"
 TABLE = "read by Trainer and pipelines; `Auto*.register` leaves it as it is"
 OPERATOR = "PyTorch packs weights in public only while it compiles (`torch._inductor.config.freezing`)"
-ROLLOUTS = "TRL's trainers of rewards have no public step for it that both have"
 CHECKPOINT = "Trainer has no public event before a checkpoint is written, and none in each process while it is"
 
 # Everything else, with the reason why there is no public way. By file, relative to src/chatgpt_hf.
@@ -136,11 +135,8 @@ PRIVATE: dict[str, dict[str, str]] = {
         "_save_checkpoint": CHECKPOINT,
     },
     "training/rollouts.py": {
-        "_calculate_rewards": f"{ROLLOUTS}, and which groups have equal rewards it says nowhere else",
-        "_generate_and_score_completions": f"{ROLLOUTS}, and there are no advantages before",
-        "_generate_single_turn": f"{ROLLOUTS}; RLOOTrainer has no `rollout_func`",
+        "_generate_single_turn": "where both trainers sample; `rollout_func` is experimental, and RLOOTrainer has none",
         "_get_train_sampler": "its sampler begins anew in a run that resumes in a later epoch",
-        "_tokenize_prompts": f"{ROLLOUTS} but its own rendering of the chat template",
     },
     "training/run.py": {
         "_load_from_checkpoint": "a finished run takes its last checkpoint without a step more; `Trainer.train` takes one"

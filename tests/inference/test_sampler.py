@@ -199,6 +199,14 @@ def test_frequencies_are_the_probabilities() -> None:
     assert ((counts - expected) ** 2 / expected.clamp(min=1e-6))[expected > 5].sum() < 120
 
 
+def test_the_ends_of_the_range_reach_no_token_without_probability() -> None:
+    never = float("-inf")
+    logits = torch.tensor([[never, 0.0, 1.0, never]]).repeat(2, 1)
+    draws = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    chosen, _ = module._choose(logits, draws, module._Settings(1.0, 0, 1.0, 0.0))
+    assert chosen.tolist() == [1, 2]
+
+
 def test_answers_end_where_the_context_does() -> None:
     prompt = list(range(6, 61))
     answers = sample(make("ours"), [prompt, [7]], end_ids=(), max_new_tokens=40)

@@ -25,7 +25,7 @@ from chatgpt_hf.training.grpo import LOSSES, GRPORun
 from chatgpt_hf.training.grpo_arguments import GRPOArguments, PromptArguments
 from chatgpt_hf.training.optim import MuonAdamW
 from chatgpt_hf.training.preference_arguments import RewardModelArguments
-from chatgpt_hf.training.rollouts import RLOO, part_of
+from chatgpt_hf.training.rollouts import RLOO, part_of, plain_copy
 
 TYPES = (RewardModelArguments, PromptArguments, GRPOArguments)
 # What the model of `chat_folder` has memorized, and what it has not.
@@ -238,13 +238,19 @@ def test_what_is_sampled(options: list[str], chat_folder: Path, tmp_path: Path) 
     asked = {tuple(encode_chat_prompt(tokenizer, [{"role": "user", "content": text}])) for text in QUESTIONS}
     for row, mask in zip(found[0]["prompt_ids"], found[0]["prompt_mask"], strict=True):
         assert tuple(row[mask.bool()].tolist()) in asked
+    # The copy that samples does not call the forward pass of the model that learns.
+    model = watched.trainer.model
+    fast = plain_copy(model)
+    if fast is not model:  # this CPU has packed layers
+        assert "forward" in vars(model)
+        assert "forward" not in vars(fast)
     # The log-probabilities of the sampler are those that the training computes.
     samples = watched.trainer.sample([list(next(iter(asked)))] * 4)
     prompt = torch.tensor([next(iter(asked))] * 4)
     for row, sample in zip(prompt, samples, strict=True):
         ids = torch.cat([row, torch.tensor(sample.ids)])[None]
         log_probs, *_ = watched.trainer._get_per_token_logps_and_entropies(
-            watched.trainer.model, ids, torch.ones_like(ids), len(sample.ids)
+            model, ids, torch.ones_like(ids), len(sample.ids)
         )
         torch.testing.assert_close(log_probs[0].detach(), torch.tensor(sample.log_probs), rtol=0, atol=1e-5)
 

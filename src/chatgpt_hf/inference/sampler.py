@@ -118,8 +118,11 @@ class _Settings:
     """Checked sampling parameters."""
 
     def __init__(self, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-        chosen = {**sampling(temperature), "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        config = generation_config_with(GenerationConfig(), **chosen)
+        neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        given = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+        # transformers warns of any filter without sampling, even of one that keeps all tokens.
+        filters = {name: value for name, value in given.items() if value != neutral[name]}
+        config = generation_config_with(GenerationConfig(), **sampling(temperature), **filters)
         self.greedy = not config.do_sample
         self.temperature = 1.0 if self.greedy else temperature
         self.filters = LogitsProcessorList()

@@ -26,7 +26,7 @@ from ..rewards.base import GIVEN
 from .adapters import lora_config, quantization
 from .chat_run import ChatRun, before_and_after, load_chat_tokenizer
 from .grpo_arguments import GRPOArguments, PromptArguments
-from .grpo_figures import measure_answers
+from .grpo_figures import MeasuredAnswers, measure_answers
 from .preference_arguments import RewardModelArguments
 from .preferences import end_marks, no_end_mark, silence_attention_dropout
 from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint, text_fingerprint
@@ -55,17 +55,9 @@ LOSSES = (*STEP_LOSSES, *TOKEN_LOSSES, *ROW_LOSSES)
 # What a resumed run has to share with the run before, besides its data: with other settings the curve would be of two trainings.
 _SETTINGS = (
     *("loss_type", "beta", "num_generations", "num_iterations", "generation_batch_size", "max_completion_length"),
-    *(
-        "temperature",
-        "top_p",
-        "top_k",
-        "epsilon",
-        "epsilon_high",
-        "delta",
-        "importance_sampling_level",
-        "scale_rewards",
-    ),
-    *("multi_objective_aggregation", "reward_weights", "mask_truncated_completions", "top_entropy_quantile"),
+    *("temperature", "top_p", "top_k", "epsilon", "epsilon_high", "delta", "importance_sampling_level"),
+    *("scale_rewards", "multi_objective_aggregation"),
+    *("reward_weights", "mask_truncated_completions", "top_entropy_quantile"),
     *("entropy_coef", "use_adaptive_entropy", "normalize_advantages", "reward_clip_range", "disable_dropout"),
     *("shuffle_dataset", "use_bias_correction_kl", "off_policy_mask_threshold"),
 )
@@ -126,12 +118,19 @@ class GRPORun(ChatRun):
             raise ConfigError(
                 f"--evaluate_prompts is {chosen.evaluate_prompts}: give 0 to skip the evaluation, or more."
             )
+        if chosen.evaluate_prompts and self._is_sharded():
+            raise ConfigError(
+                "--evaluate_prompts needs the whole model in each process, and DeepSpeed and FSDP divide it: give --evaluate_prompts 0."
+            )
         if self.model_arguments.lora_dropout and arguments.disable_dropout:
             raise ConfigError(
                 f"--lora_dropout {self.model_arguments.lora_dropout} does nothing while --disable_dropout is true: give "
                 "--disable_dropout false, or leave it out."
             )
         check_settings(arguments, use_peft=self.model_arguments.use_peft)
+
+    def _is_sharded(self) -> bool:
+        return bool(self.arguments.deepspeed or self.arguments.fsdp)
 
     def check(self) -> None:
         super().check()
@@ -181,6 +180,9 @@ class GRPORun(ChatRun):
             # The reference is the base model, which no checkpoint holds.
             "base": text_fingerprint(json.dumps(self.base_sample)),
         }
+        if not (self._is_sharded() or self.model_arguments.load_in_4bit):
+            # `Trainer` does so later, and the model answers before.
+            self.model.to(arguments.device)
         # Before anything is written: a reward that fails is found here.
         self.measured = [self._measure()]
         self._warn_before()
@@ -301,7 +303,7 @@ class GRPORun(ChatRun):
     def first_loss(self) -> float | None:
         return largest_loss(self.arguments, self.model.config.get_text_config().vocab_size)
 
-    def _measure(self) -> Any:
+    def _measure(self) -> MeasuredAnswers | None:
         """Lets the model answer some held-out prompts, or some of the training; None if none are to be measured."""
         chosen, arguments = self.data_arguments, self.arguments
         rows = self.rows if self.eval_rows is None else self.eval_rows
@@ -343,8 +345,8 @@ class GRPORun(ChatRun):
             results["train_groups"] = trainer.groups
             results["train_groups_of_equal_reward"] = trainer.dead_groups
         before = self.measured[0]
-        if before is not None:
-            self.measured.append(after := self._measure())
+        if before is not None and (after := self._measure()) is not None:
+            self.measured.append(after)
             part = "trained" if self.eval_rows is None else "held_out"
             best = "pass_at" if before.is_right_or_wrong() and after.is_right_or_wrong() else "best_of"
             begun = before.figures(best)

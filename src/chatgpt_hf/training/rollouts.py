@@ -2,6 +2,7 @@
 
 import logging
 from abc import abstractmethod
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -27,6 +28,8 @@ RLOO = "rloo"
 ROW_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo", RLOO)
 TOKEN_LOSSES = ("bnpo",)
 STEP_LOSSES = ("dapo", "cispo", "vespo")
+# A batch is computed in up to so many parts of rows of similar length, of at least so many rows.
+_PARTS, _LEAST_ROWS = 4, 4
 # After this many steps in a row in which nothing could be learned, the log says so.
 PATIENCE = 20
 
@@ -37,6 +40,10 @@ class RewardTrainer(PreferenceTrainer):
     Prompts are encoded by us, and answers sampled without anything that the model's generation config asks for. A group of
     answers to one prompt that all get the same reward has no gradient, not even of a KL term. Such rows, and with no KL term all
     rows without an advantage, are left out of the forward pass.
+
+    TRL's trainers have no public place for this. Both have the same private methods, which are overridden here:
+    `_tokenize_prompts`, `_generate_single_turn`, `_calculate_rewards`, `_generate_and_score_completions` and
+    `_get_per_token_logps_and_entropies`.
 
     Attributes:
         prompt_ids: Token ids of every prompt, by `conversation_key`.
@@ -160,6 +167,39 @@ class RewardTrainer(PreferenceTrainer):
             share *= (tokens[rows].sum() / tokens.sum().clamp(min=1)).item()
         loss = super().compute_loss(model, part_of(inputs, rows), return_outputs, num_items_in_batch)
         return loss * share
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **others: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """TRL's log-probabilities, computed for rows of similar length together: one long answer makes most of a batch padding.
+
+        Only on a CPU, where padding takes as long as tokens; and in one process, since each has other lengths.
+        """
+        compute = partial(super()._get_per_token_logps_and_entropies, model)
+        options = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss, **others}
+        lengths = attention_mask[:, -logits_to_keep:].sum(1)
+        count = min(_PARTS, len(lengths) // _LEAST_ROWS)
+        apart = input_ids.device.type == "cpu" and self.accelerator.num_processes == 1 and count > 1
+        if batch_size is not None or compute_aux_loss or not apart:
+            return compute(input_ids, attention_mask, logits_to_keep, batch_size, **options)
+        order = lengths.argsort(stable=True)
+        parts = []
+        for rows in order.tensor_split(count):
+            unused = logits_to_keep - max(1, int(lengths[rows].max()))
+            width = input_ids.shape[1] - unused
+            found = compute(input_ids[rows, :width], attention_mask[rows, :width], logits_to_keep - unused, **options)
+            parts.append([None if values is None else nn.functional.pad(values, (0, unused)) for values in found])
+        back = order.argsort()
+        log_probs, entropies, _ = zip(*parts, strict=True)
+        return torch.cat(log_probs)[back], torch.cat(entropies)[back] if compute_entropy else None, None
 
 
 class GroupTrainer(RewardTrainer, GRPOTrainer):
