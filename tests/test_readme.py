@@ -21,13 +21,11 @@ from chatgpt_hf import (
     ChatGPTForCausalLM,
     ChatGPTForSequenceClassification,
     convert_checkpoint,
-    load_model,
     load_tokenizer,
     train_tokenizer,
 )
-from chatgpt_hf.chat_templates import encode_chat_prompt
-from chatgpt_hf.evaluation.generation import PLAIN_GREEDY, generate_completions
 from chatgpt_hf.export.export import export_model
+from chatgpt_hf.inference.abstention import Abstention, save_abstention
 from chatgpt_hf.quickstart import quickstart
 from chatgpt_hf.tasks.arguments import TaskArguments
 from chatgpt_hf.training.arguments import FinetuneArguments, TaskModelArguments, parse_recipe
@@ -118,18 +116,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_known_questions(folder: Path) -> None:
-    """`my-known.jsonl`, with what the chat model itself says, and `my-unknown.jsonl`."""
-    model, tokenizer = load_model(folder / "runs" / "quickstart"), load_tokenizer(folder / "runs" / "quickstart")
-    asked = [f"What is number {number}?" for number in range(24)]
-    prompts = [encode_chat_prompt(tokenizer, [{"role": "user", "content": text}]) for text in asked]
-    options = {"max_new_tokens": 128, "batch_size": 24, "progress": False, "desc": ""}
-    completions = generate_completions(model, tokenizer, prompts, **options, **PLAIN_GREEDY)
-    for name, said in (("my-known", [done.text for done in completions]), ("my-unknown", ["?"] * len(asked))):
+    """`my-known.jsonl` and `my-unknown.jsonl`, and a calibration of the chat model, which knows no answer."""
+    for name in ("my-known", "my-unknown"):
         rows = [
-            {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]}
-            for text, answer in zip(asked, said, strict=True)
+            {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": "A number."}]}
+            for n in range(24)
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chat_model = folder / "runs" / "quickstart"
+    save_abstention(Abstention(-0.5), chat_model, load_tokenizer(chat_model), {})
 
 
 def make_gguf(folder: Path) -> None:
@@ -238,6 +233,10 @@ def test_every_command_runs(
             with served(fork_server, words[1:], workplace, free_port()):
                 continue
         result = fork_server.run(workplace, typed, arguments=[*words[1:], *_smaller(words)])
+        if words[1] == "calibrate":
+            # Only a model that has learned something has right answers.
+            assert "Only 0 of 24 answers to --known are right" in result.stderr, result.stderr
+            continue
         assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
 
 

@@ -12,7 +12,7 @@ from chatgpt_hf.inference.abstention import Abstention
 
 # Only ends a test that hangs.
 PATIENCE = 900
-ABSTENTION = Abstention(-0.5, "I don't know that.", 40)
+ABSTENTION = Abstention(-0.02, "I don't know that.", 40)
 KNOWN, UNKNOWN = "Hello!", "Is the river red?"
 
 

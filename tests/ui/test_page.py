@@ -89,7 +89,7 @@ def test_one_answer_at_a_time_in_a_page(chat_folder: Path) -> None:
 
 def test_a_page_whose_model_abstains(chat_folder: Path) -> None:
     handlers = Handlers(
-        Sessions(lambda: ChatSession.from_pretrained(chat_folder, abstain=-0.5, abstain_text="No idea."))
+        Sessions(lambda: ChatSession.from_pretrained(chat_folder, abstain=-0.02, abstain_text="No idea."))
     )
     here = Request("a")
     for question, answer, notice in (

@@ -74,7 +74,8 @@ def generate_file(
         max_new_tokens: Maximum length of a completion, in tokens.
         max_concurrent: Number of prompts that share the model's steps.
         quantize: See `load_for_generation`.
-        abstain, abstain_text: See `choose_abstention`.
+        abstain: See `choose_abstention`.
+        abstain_text: See `choose_abstention`.
         **parameters: Sampling parameters of `GenerationConfig`; a temperature of 0 means greedy.
 
     Returns:

@@ -116,7 +116,8 @@ class ChatSession:
             quantize: See `load_for_generation`.
             compile: See `compiled_prefix`.
             report: Called with a sentence about `compile`.
-            abstain, abstain_text: See `choose_abstention`.
+            abstain: See `choose_abstention`.
+            abstain_text: See `choose_abstention`.
             **kwargs: Passed to `ChatSession`.
         """
         model, tokenizer = load_for_generation(name_or_path, quantize), load_tokenizer(str(name_or_path))

@@ -234,7 +234,8 @@ def build_page(
     Args:
         title: Title above the conversations and in the browser's tab.
         system_prompt: System prompt of new conversations; it can be changed on the page.
-        moderation, abstain: See `ChatSession`.
+        moderation: See `ChatSession`.
+        abstain: See `ChatSession`.
         **generation: Initial values of the page's controls; the model sets the others.
 
     Raises:
@@ -476,7 +477,8 @@ def serve_page(
     Args:
         allowed_hosts: See `launch_page`.
         quantize: See `load_for_generation`.
-        abstain, abstain_text: See `choose_abstention`.
+        abstain: See `choose_abstention`.
+        abstain_text: See `choose_abstention`.
         started: Called with the address once the page is ready.
         **options: Options of `build_page`.
     """
