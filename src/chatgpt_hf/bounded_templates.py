@@ -9,14 +9,16 @@ It is not put back, because other threads may be about to compile templates. Out
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import nodes
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 from transformers.utils import chat_template_utils
 
@@ -70,6 +72,19 @@ _DEEP = (
     ),
     *("unique", "sort", "dictsort", "sum", "min", "max", "groupby"),
 )
+# Tests that compare; `select` and `reject` use them too.
+_COMPARING = (
+    *("eq", "equalto", "==", "ne", "!=", "in"),
+    *("gt", "greaterthan", ">", "ge", ">=", "lt", "lessthan", "<", "le", "<="),
+)
+# Filters of texts, and methods that search from the end, whose time grows with the product of two lengths.
+_QUADRATIC = ("striptags", "urlize", "wordwrap")
+_FROM_THE_END = ("rfind", "rindex", "rsplit", "rpartition")
+_COMPARISONS_PER_STEP = 10_000
+# Options that Jinja adds to calls: the variables of the loop and the block.
+_SCOPES = ("_loop_vars", "_block_vars")
+# What contains values. Templates make no others: the sandbox lets them change none, and hides sets.
+_CONTAINERS = (list, tuple, dict, KeysView, ValuesView, ItemsView)
 
 
 @dataclass
@@ -133,23 +148,62 @@ def _size(value: Any) -> int:
 
 def _deep_size(value: Any, known: dict[int, int]) -> int:
     """Characters and entries in a value, counted as often as it is contained: lists that share parts are small in memory only."""
-    if not isinstance(value, (list, tuple, dict)):
+    if not isinstance(value, _CONTAINERS):
+        if isinstance(value, Namespace):
+            raise TemplateTimeout(
+                "the chat template puts a namespace into a list, a namespace or text, where it could grow"
+            )
         return _size(value)
     if id(value) not in known:
-        parts = (part for pair in value.items() for part in pair) if isinstance(value, dict) else value
+        _spend(1 + len(value) // 4)
+        pairs = value.items() if isinstance(value, dict) else value
+        parts = (part for pair in pairs for part in pair) if isinstance(value, (dict, ItemsView)) else value
         known[id(value)] = len(value) + sum(_deep_size(part, known) for part in parts)
     return known[id(value)]
+
+
+def _nested(value: Any) -> int:
+    """The deep size of a value.
+
+    Raises:
+        TemplateTimeout: If it is too large: whatever happens to the value then takes a bounded time.
+    """
+    if _BUDGET.get(None) is None:
+        return 0
+    try:
+        size = _deep_size(value, {})
+    except RecursionError:
+        raise TemplateTimeout("the chat template nests lists too deep, which makes them too large") from None
+    if size > LARGEST:
+        raise TemplateTimeout("the chat template builds a list of lists that is too large")
+    return size
 
 
 def _check_deep(*values: Any) -> None:
     """Checks values before they become text, or are compared."""
     for value in values:
-        _check_size(_deep_size(value, {}))
+        _check_size(_nested(value))
 
 
 def _measured(value: Any) -> Any:
+    """Returns a value that an operation has made."""
     _check_size(_size(value))
+    if isinstance(value, _CONTAINERS):
+        _nested(value)
     return value
+
+
+class _BoundedNamespace(Namespace):
+    """A namespace whose values are checked: loops build large ones from them."""
+
+    def __init__(self, /, *arguments: Any, **values: Any) -> None:
+        for value in (*arguments, *values.values()):
+            _nested(value)
+        super().__init__(*arguments, **values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _nested(value)
+        super().__setitem__(name, value)
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -164,6 +218,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self.filters = {name: _bounded(name, function) for name, function in self.filters.items()}
             # A loop of one function call, with any numbers.
             self.globals.pop("lipsum", None)
+            self.globals["namespace"] = _BoundedNamespace
+            self.tests |= {name: _comparing(self.tests[name]) for name in _COMPARING}
             source = _Counting().visit(self.parse(source))
             source.set_environment(self)
         return super().compile(source, *arguments, **options)
@@ -187,10 +243,19 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return value
 
     def compared(self, value: Any) -> Any:
-        """Returns the left side of a comparison."""
-        if isinstance(value, (list, tuple, dict)):
+        """Returns a value that is compared, or the key of an entry."""
+        if isinstance(value, (str, *_CONTAINERS)):
             _check_deep(value)
         return value
+
+    def built(self, value: Any) -> Any:
+        """Returns a list, tuple, dictionary or part of one, or of a text, that a template has made."""
+        return _measured(value)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Returns `obj[argument]` for a template."""
+        # It is hashed, and if there is no such entry, the message shows it.
+        return super().getitem(obj, self.compared(argument) if isinstance(argument, tuple) else argument)
 
     def call(self, context: Any, obj: Any, /, *arguments: Any, **options: Any) -> Any:
         """Calls a function or method for a template."""
@@ -199,8 +264,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if owner is self:
             return obj(*arguments)
         _spend(_STEPS_OF_A_CALL)
+        if isinstance(owner, (str, *_CONTAINERS)):
+            _check_deep(owner)
+        # What a macro does is counted itself.
+        if not isinstance(obj, Macro):
+            _check_deep(*arguments, *(value for name, value in options.items() if name not in _SCOPES))
         if isinstance(owner, str):
-            _check_deep(*arguments, *options.values())
             _check_text_operation(obj.__name__, [owner, *arguments], options)
         return _measured(super().call(context, obj, *arguments, **options))
 
@@ -219,7 +288,18 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
             if bits > _MOST_BITS and _BUDGET.get(None) is not None:
                 raise TemplateTimeout(f"the chat template computes a number of {bits:,} bits, which is too large")
-        return super().call_binop(context, operator, left, right)
+        return _measured(super().call_binop(context, operator, left, right))
+
+
+def _comparing(test: Any) -> Callable[..., bool]:
+    """A test whose arguments are checked."""
+
+    @functools.wraps(test)
+    def bounded(*values: Any) -> bool:
+        _check_deep(*values)
+        return test(*values)
+
+    return bounded
 
 
 def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,6 +335,14 @@ def _check_text_operation(name: str, arguments: list[Any], options: dict[str, An
         if isinstance(number, int) and abs(number) > _LARGEST_NUMBER:
             _check_size(abs(number) + LARGEST)
     sizes = [_size(other) for other in others]
+    if name in _QUADRATIC:
+        _spend(_size(text) ** 2 // _COMPARISONS_PER_STEP)
+    elif name in _FROM_THE_END:
+        _spend(_size(text) * max(sizes, default=0) // _COMPARISONS_PER_STEP)
+    elif name == "sum":
+        # Lists are added one after the other, each time into a new one.
+        added = text if isinstance(text, (list, tuple)) else ()
+        _spend(len(added) * sum(map(_size, added)) // _COMPARISONS_PER_STEP)
     if name == "join":
         separator, items = (
             (text, others[0])
@@ -294,9 +382,30 @@ class _Counting(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
         self.generic_visit(node)
-        if not isinstance(node.expr, nodes.Const):
-            node.expr = _call("compared", [node.expr], node)
+        part: Any
+        for part in (node, *node.ops):
+            if not isinstance(part.expr, nodes.Const):
+                part.expr = _call("compared", [part.expr], node)
         return node
+
+    def visit_List(self, node: nodes.List) -> nodes.Expr:
+        self.generic_visit(node)
+        return _built(node, node.items)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
+        self.generic_visit(node)
+        return _built(node, node.items) if node.ctx == "load" else node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:
+        self.generic_visit(node)
+        for pair in node.items:
+            if not isinstance(pair.key, nodes.Const):
+                pair.key = _call("compared", [pair.key], node)
+        return _built(node, [part for pair in node.items for part in (pair.key, pair.value)])
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        return _call("built", [node], node) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         self.generic_visit(node)
@@ -305,6 +414,11 @@ class _Counting(NodeTransformer):
             for part in node.nodes
         ]
         return node
+
+
+def _built(node: nodes.Expr, parts: list[nodes.Expr]) -> nodes.Expr:
+    """A list, tuple or dictionary that is checked, if it has parts that are not written in the template."""
+    return node if all(isinstance(part, nodes.Const) for part in parts) else _call("built", [node], node)
 
 
 def _call(name: str, arguments: list[Any], node: nodes.Node) -> nodes.Call:
