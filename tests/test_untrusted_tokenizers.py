@@ -247,6 +247,7 @@ FIELDS: list[tuple[str, Any]] = [
     *((f"{side}_side", value) for side in ("padding", "truncation") for value in ("up", 5, [])),
     *(("added_tokens_decoder", value) for value in ([], "x", {"x": {}}, {"1": "a"}, {"1": {"content": 5}})),
     *(("added_tokens_decoder", value) for value in ({"-1": {"content": "a"}}, {str(10**10): {"content": "a"}})),
+    ("added_tokens_decoder", {"1" * 5000: {"content": "a"}}),
     *(("clean_up_tokenization_spaces", value) for value in ({}, "x", 1)),
     *(("tokenizer_class", value) for value in (5, [], {"a": 1})),
     *(("extra_special_tokens", value) for value in (3, "x", [3], {"a": 3})),
@@ -257,7 +258,7 @@ FIELDS: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "value"), FIELDS, ids=str)
+@pytest.mark.parametrize(("field", "value"), FIELDS, ids=lambda each: f"{each!s:.40}")
 def test_fields_of_another_type(tmp_path: Path, field: str, value: Any) -> None:
     message = refusal(check_fields, tmp_path / "tokenizer_config.json", {field: value})
     assert message.startswith(f"{tmp_path / 'tokenizer_config.json'}: {field} is ")

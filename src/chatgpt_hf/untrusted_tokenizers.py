@@ -199,8 +199,9 @@ def _are_tokens(value: Any) -> bool:
 
 
 def _are_added(value: Any) -> bool:
+    # transformers makes a token for each id up to the largest.
     return isinstance(value, dict) and all(
-        key.isdecimal() and int(key) <= _MOST_PADDING and isinstance(token, dict) and _is_token(token)
+        key.isdecimal() and len(key) < 8 and isinstance(token, dict) and _is_token(token)
         for key, token in value.items()
     )
 
