@@ -38,6 +38,7 @@ FLOORS = [
     ("conversion/families/",),
     ("model/",),
     ("untrusted",),
+    ("untrusted_tokenizers",),
     ("generation_settings",),
     ("stored",),
     ("cache",),

@@ -81,6 +81,27 @@ def test_layers_that_are_repeated_without_weights(adapter: Path) -> None:
     assert "layer_replication asks for 3,000 layers" in refusal(load_model, adapter)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"init_lora_weights": "pissa_niter_5000"},
+        {"init_lora_weights": f"pissa_niter_{'0' * 5000}5000"},
+        {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 5000}},
+    ],
+    ids=["PiSSA", "zeros", "LoftQ"],
+)
+def test_an_adapter_that_is_initialized_for_hours(adapter: Path, change: dict[str, Any]) -> None:
+    edit(adapter / "adapter_config.json", **change)
+    message = refusal(load_model, adapter)
+    assert message.startswith(f"{adapter / 'adapter_config.json'}: {list(change)[-1]}")
+    assert "asks for 5,000 rounds, and at most 100 are possible" in message
+
+
+def test_an_adapter_of_an_ordinary_initialization(adapter: Path) -> None:
+    edit(adapter / "adapter_config.json", init_lora_weights="pissa_niter_16")
+    load_model(adapter)
+
+
 @pytest.mark.parametrize("change", [{"num_labels": 10**10}, {"text_config": {"num_labels": 10**10}}], ids=str)
 def test_more_labels_than_a_model_has(folder: Path, change: dict[str, Any]) -> None:
     edit(folder / "config.json", **change)

@@ -50,6 +50,7 @@ from .stored import (
     refuse_other_formats,
     safetensors_files,
 )
+from .text_encoding import clear_errors
 from .tokenization_chatgpt import load_tokenizer
 from .untrusted import (
     check_adapter_patterns,
@@ -413,6 +414,15 @@ def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         raise TokenizerError(
             f"The tokenizer has {len(tokenizer)} tokens and the model's `vocab_size` is {model.config.vocab_size}: "
             "use the tokenizer that the model was trained with, or call `model.resize_token_embeddings(len(tokenizer))`."
+        )
+    with clear_errors():
+        # What a post-processor puts around a text need not be in the vocabulary.
+        around = tokenizer("", verbose=False)["input_ids"]
+    ids = [*tokenizer.get_vocab().values(), *around]
+    if ids and max(ids) >= model.config.vocab_size:
+        raise TokenizerError(
+            f"The tokenizer has a token with the id {max(ids)} and the model's `vocab_size` is {model.config.vocab_size}: correct "
+            "tokenizer.json, or use the tokenizer that the model was trained with."
         )
 
 

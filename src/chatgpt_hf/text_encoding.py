@@ -50,13 +50,13 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of texts in which stand-ins mark the special tokens; adds none."""
-        with _clear_errors():
+        with clear_errors():
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self.ids(encoding) for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns ids, and the range of characters of each, both (seq,)."""
-        with _clear_errors():
+        with clear_errors():
             encoding = self._backend.encode(text, add_special_tokens=False)
         return self.ids(encoding), encoding.offsets
 
@@ -66,7 +66,7 @@ class TextEncoder:
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
+def clear_errors() -> Iterator[None]:
     """Turns what the tokenizers library raises for a text into a `TokenizerError`.
 
     It panics, which is no `Exception`, where a regular expression of tokenizer.json would need exponential time; and raises

@@ -14,6 +14,7 @@ from .errors import CheckpointError, TokenizerError, one_line
 from .files import read_json
 from .stored import base_of, base_places, is_adapter, refuse_other_formats
 from .untrusted import check_files
+from .untrusted_tokenizers import check_fields, check_parts
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
             check_files(folder, tokenizer=True)
             # Once: a large vocabulary takes some tenths of a second.
             stored = read_json(folder / TOKENIZER_FILE)
+            check_fields(folder / "tokenizer_config.json", read_json(folder / "tokenizer_config.json"))
         except CheckpointError as error:
             raise TokenizerError(str(error)) from error
         names = {file.name for file in folder.iterdir()}
@@ -79,9 +81,11 @@ def load_tokenizer(path_or_id: str | PathLike[str]) -> PreTrainedTokenizerBase:
     elif folder.exists() or folder.is_absolute() or str(path_or_id).startswith((".", "~")):
         raise TokenizerError(f"{folder} is not a folder: give the folder that contains tokenizer.json, or a Hub id")
     try:
+        stored = stored or _downloaded(str(folder))
         _check_kind(stored)
+        described = _described(stored)
         tokenizer = loader.from_pretrained(str(folder), trust_remote_code=False)
-        return _faithful(tokenizer, str(folder), stored or _downloaded(str(folder)))
+        return _faithful(tokenizer, str(folder), stored, described)
     # The tokenizers library raises a bare `Exception` for a file that it cannot parse, or panics.
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -113,17 +117,19 @@ def _downloaded(name: str) -> dict[str, Any]:
     return read_json(Path(file))
 
 
-def _faithful(tokenizer: PreTrainedTokenizerBase, name: str, stored: dict[str, Any]) -> PreTrainedTokenizerBase:
+def _faithful(
+    tokenizer: PreTrainedTokenizerBase, name: str, stored: dict[str, Any], described: Tokenizer | None
+) -> PreTrainedTokenizerBase:
     """Returns a tokenizer with the parts that tokenizer.json describes, if there is one.
 
     Many classes of transformers build some of the parts themselves: GPT2Tokenizer leaves out a Digits pre-tokenizer,
     LlamaTokenizer any normalizer. If a part differs, the tokenizer is loaded again with the class that takes the file as it is,
     which is also what `save_pretrained` then names.
     """
-    if not stored:
+    if described is None:
         return tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and _parts(backend) == _stored_parts(stored):
+    if backend is not None and _parts(backend) == _stored_parts(stored, described):
         return tokenizer
     # Unigram has a list of pairs.
     vocabulary = {entry if isinstance(entry, str) else entry[0] for entry in stored["model"]["vocab"]}
@@ -155,15 +161,23 @@ def _parts(backend: Tokenizer) -> dict[str, Any]:
     return {**states, "model": options, "added_tokens": added, "size": backend.get_vocab_size(with_added_tokens=False)}
 
 
-def _stored_parts(stored: dict[str, Any]) -> dict[str, Any]:
-    """`_parts` of a tokenizer.json."""
+def _described(stored: dict[str, Any]) -> Tokenizer | None:
+    """A tokenizer with all parts of a tokenizer.json except for the vocabulary, checked; None without a file."""
+    if not stored:
+        return None
     model = stored["model"]
-    size = len(model["vocab"])
     if model.get("type") in ("BPE", "WordPiece", "WordLevel"):
         # Large, and not needed to make the parts.
         model = {**model, "vocab": {}, **({"merges": []} if "merges" in model else {})}
+    # Added tokens would already be normalized.
     backend = Tokenizer.from_str(json.dumps({**stored, "model": model, "added_tokens": []}))
+    check_parts(backend)
+    return backend
+
+
+def _stored_parts(stored: dict[str, Any], described: Tokenizer) -> dict[str, Any]:
+    """`_parts` of a tokenizer.json."""
     added = {
         token["id"]: {name: value for name, value in token.items() if name != "id"} for token in stored["added_tokens"]
     }
-    return {**_parts(backend), "added_tokens": added, "size": size}
+    return {**_parts(described), "added_tokens": added, "size": len(stored["model"]["vocab"])}

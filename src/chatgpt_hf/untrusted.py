@@ -58,6 +58,8 @@ _MOST_TIMES, _MOST_MORE = 4, 100_000_000
 _MOST_LABELS = 1_000_000
 # Layers that an adapter may repeat although it has weights for fewer.
 _MOST_REPEATED = 128
+# Rounds of an adapter's initialization, which PEFT repeats when it loads one; it suggests 16 and 1.
+_MOST_ROUNDS = 100
 # Fields of adapter_config.json with patterns, as values or as keys.
 _PATTERNS = (
     *("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern", "modules_to_save"),
@@ -308,7 +310,10 @@ def _build(folder: Path, model_class: Any) -> torch.nn.Module:
 
 
 def check_adapter_sizes(folder: Path) -> None:
-    """Raises `ConfigError` if an adapter's config asks for larger matrices or more layers than its folder has; without one, passes."""
+    """Raises `ConfigError` if an adapter's config asks for larger matrices or more layers than its folder has, or endless work.
+
+    A folder without an adapter passes.
+    """
     file = folder / ADAPTER_CONFIG_NAME
     if not file.is_file():
         return
@@ -324,6 +329,16 @@ def check_adapter_sizes(folder: Path) -> None:
     for name, size in sizes.items():
         if largest is not None and isinstance(size, int) and size > largest:
             raise ConfigError(f"{file}: {name} is {size:,}, and no weight of the adapter is larger than {largest:,}.")
+    niter = str(config.get("init_lora_weights")).rpartition("_niter_")[2]
+    loftq = config.get("loftq_config")
+    for name, rounds in (
+        ("init_lora_weights", float(niter) if niter.isdecimal() else None),
+        ("loftq_config.loftq_iter", loftq.get("loftq_iter") if isinstance(loftq, dict) else None),
+    ):
+        if isinstance(rounds, (int, float)) and rounds > _MOST_ROUNDS:
+            raise ConfigError(
+                f"{file}: {name} asks for {rounds:,.0f} rounds, and at most {_MOST_ROUNDS} are possible."
+            )
     ranges = config.get("layer_replication")
     ends = [ends for ends in ranges if isinstance(ends, list) and len(ends) == 2] if isinstance(ranges, list) else []
     layers = sum(end - start for start, end in ends if isinstance(start, int) and isinstance(end, int))
