@@ -136,6 +136,10 @@ def test_what_is_not_good_is_not_called_good() -> None:
     costly = QuantizationCost("int4", 10.0, 10.6, 99)
     assert not costly.good
     assert "NOT good, since more than +5% is lost" in str(costly)
+    assert str(QuantizationCost("int8", 300.0, 300.0, 99, vocab_size=300)).endswith(": good.")
+    broken = QuantizationCost("int8", 103633804.0, 99091458.0, 99, vocab_size=300)
+    assert not broken.good
+    assert "A perplexity above 300, the size of the vocabulary, is worse than guessing" in str(broken)
 
 
 def test_quantized_from_float32(base_folder: Path, tmp_path: Path) -> None:
