@@ -345,8 +345,12 @@ def test_training_says_which_tools_the_template_does_not_show(
     call = {"type": "function", "function": {"name": "add_up", "arguments": {"a": 1}}}
     tool = {"type": "function", "function": {"name": "add_up", "parameters": {"type": "object", "properties": {}}}}
     asked = [CHAT[0], {"role": "assistant", "content": "So:", "tool_calls": [call]}]
+    marked = (
+        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% generation %}"
+        "{{ message.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% endfor %}"
+    )
     counts: dict[str, Counter[str]] = {"chatml": Counter(), "qwen": Counter()}
-    for name, template in (("chatml", CHATML), ("qwen", QWEN_TOOLS)):
+    for name, template in (("chatml", marked), ("qwen", QWEN_TOOLS)):
         encode_messages(asked, [tool], tokenizer_of("qwen", template), counts[name])
         warn_of_keys(counts[name])
     assert +counts["chatml"] == {"tools": 1, "tool_calls": 1}

@@ -121,7 +121,8 @@ def test_what_it_costs_on_own_text(cli: Callable[..., Any], base_folder: Path, t
     corpus.write_text("\n".join(f"The dog number {number} runs around the garden." for number in range(400)))
     result = cli("quantize", base_folder, tmp_path / "int4", "--to", "int4", "--corpus", corpus)
     assert result.code == 0
-    found = re.search(r"perplexity (\S+) became (\S+) \((\S+)%\) on \d+ tokens: good\.", result.out)
+    # The model has learned a few other sentences by heart.
+    found = re.search(r"perplexity (\S+) became (\S+) \((\S+)%\) on \d+ tokens: says nothing\.", result.out)
     assert found, result.out
     assert abs(float(found[2]) / float(found[1]) - 1 - float(found[3]) / 100) < 1e-3
     corpus.write_text("Too short.")

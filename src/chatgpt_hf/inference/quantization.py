@@ -73,7 +73,7 @@ class QuantizationCost:
         if self.broken:
             return (
                 f"{figures}: says nothing. A perplexity above {self.vocab_size}, the size of the vocabulary, is worse than "
-                "guessing: the original model is broken, or its tokenizer is another model's."
+                "guessing: the original model is broken, has another model's tokenizer, or has learned nothing like this text."
             )
         if self.good:
             return f"{figures}: good."

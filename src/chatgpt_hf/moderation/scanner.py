@@ -144,7 +144,7 @@ class _Start(NamedTuple):
     """
 
     position: int
-    count: int
+    reads: int
 
 
 class Scanner:
@@ -268,7 +268,7 @@ class Scanner:
                 return
         states: dict[_State, tuple[_Start, int]] = {}
         for state, (start, gap) in self._states.items():
-            if self._index - start.count >= LONGEST_MATCH:
+            if self._index - start.reads >= LONGEST_MATCH:
                 continue
             for follower in self._followers(state, char, kind):
                 longer = gap + 1 if follower.gap else 0
