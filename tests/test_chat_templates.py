@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,19 @@ from foreign_tokenizers import (
 from transformers import PreTrainedTokenizerBase
 
 from chatgpt_hf import chat_templates
-from chatgpt_hf.chat_templates import encode_chat_prompt, encode_conversation, encode_turns, read_chat_template
-from chatgpt_hf.data.conversations import load_conversations, tokenize_conversations
+from chatgpt_hf.chat_templates import (
+    encode_chat_prompt,
+    encode_conversation,
+    encode_turns,
+    read_chat_template,
+    shown_of_tools,
+)
+from chatgpt_hf.data.conversations import (
+    encode_messages,
+    load_conversations,
+    tokenize_conversations,
+    warn_of_keys,
+)
 from chatgpt_hf.data.packing import IGNORE_INDEX
 from chatgpt_hf.data.sources import parse_sources
 from chatgpt_hf.errors import DataError, TemplateTimeout, TokenizerError
@@ -302,3 +314,45 @@ def test_sft_with_a_template_of_the_users(
     message = refused("sft", *sft_options, "--chat_template_path", file, "--output_dir", tmp_path / "no")
     assert "does not mark what the assistant says" in message
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        (CHATML, (False, False, True)),
+        (CHATML_WITH_DEFAULT_SYSTEM, (False, False, True)),
+        (CHATML + "{# tools #}", (False, False, True)),
+        (CHATML + "{% if tools %}You have tools.{% endif %}", (False, False, True)),
+        (CHATML.replace("messages %}", "messages if message['role'] != 'tool' %}", 1), (False, False, False)),
+        (QWEN_TOOLS, (True, True, True)),
+        (CHAT_TEMPLATE, (True, True, True)),
+        # It refuses messages of tools itself.
+        (MISTRAL, (False, False, True)),
+        ({"default": CHATML, "tool_use": QWEN_TOOLS}, (True, False, True)),
+        # It refuses everything, so a conversation will tell.
+        ("{{ raise_exception('no') }}", (True, True, True)),
+    ],
+)
+def test_what_a_template_shows_of_tools(
+    template: Any, shown: tuple[bool, ...], tokenizer_of: Callable[..., PreTrainedTokenizerBase]
+) -> None:
+    assert shown_of_tools(tokenizer_of("qwen", template)) == shown
+
+
+def test_training_says_which_tools_the_template_does_not_show(
+    tokenizer_of: Callable[..., PreTrainedTokenizerBase], caplog: pytest.LogCaptureFixture
+) -> None:
+    call = {"type": "function", "function": {"name": "add_up", "arguments": {"a": 1}}}
+    tool = {"type": "function", "function": {"name": "add_up", "parameters": {"type": "object", "properties": {}}}}
+    asked = [CHAT[0], {"role": "assistant", "content": "So:", "tool_calls": [call]}]
+    marked = (
+        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% generation %}"
+        "{{ message.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% endfor %}"
+    )
+    counts: dict[str, Counter[str]] = {"chatml": Counter(), "qwen": Counter()}
+    for name, template in (("chatml", marked), ("qwen", QWEN_TOOLS)):
+        encode_messages(asked, [tool], tokenizer_of("qwen", template), counts[name])
+        warn_of_keys(counts[name])
+    assert +counts["chatml"] == {"tools": 1, "tool_calls": 1}
+    assert not +counts["qwen"]
+    assert [record.message.partition("learned: ")[2] for record in caplog.records] == ["tools (1), tool_calls (1)."]

@@ -28,6 +28,24 @@ RENDER_SECONDS = 30.0
 _MARKING = threading.Lock()
 
 
+# A tool, its call and its result that no template contains.
+_PROBE, _PROBE_RESULT = "zqxprobetool", "zqxproberesult"
+
+
+class ShownOfTools(NamedTuple):
+    """What a chat template shows of tools. Where it refuses every trial, this says True, and a conversation will tell.
+
+    Attributes:
+        tools: The tools that the assistant may call.
+        tool_calls: The calls in the assistant's messages.
+        tool_messages: Messages of role `tool`.
+    """
+
+    tools: bool
+    tool_calls: bool
+    tool_messages: bool
+
+
 class EncodedConversation(NamedTuple):
     """A conversation as tokens.
 
@@ -85,6 +103,41 @@ def encode_conversation(
     """
     encoded = encode_turns(tokenizer, messages, add_generation_prompt, tools)
     return {"input_ids": encoded.input_ids, "assistant_masks": [int(turn > 0) for turn in encoded.turn]}
+
+
+def shown_of_tools(tokenizer: PreTrainedTokenizerBase) -> ShownOfTools:
+    """Finds out what a tokenizer's chat template shows of tools, by rendering a few conversations.
+
+    Raises:
+        TokenizerError: If the tokenizer is not a fast one, or has no chat template, or one that is not valid.
+        TemplateTimeout: If the template does not end.
+    """
+    parameters = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    tool = {"type": "function", "function": {"name": _PROBE, "description": "Adds.", "parameters": parameters}}
+    system, question = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 2?"}
+    # Mistral's templates want an id of nine letters and digits.
+    function: dict[str, Any] = {"name": _PROBE, "arguments": {"a": 1}}
+    call = {"id": "abcdef123", "type": "function", "function": function}
+    called: list[dict[str, Any]] = [question, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    result = {"role": "tool", "content": _PROBE_RESULT, "name": _PROBE, "tool_call_id": "abcdef123"}
+    without_name = {key: value for key, value in result.items() if key != "name"}
+
+    def shows(needle: str, *trials: tuple[Sequence[Mapping[str, Any]], bool]) -> bool:
+        found = []
+        for messages, with_tools in trials:
+            try:
+                rendering = _Rendering(tokenizer, messages, [tool] if with_tools else None)
+                found.append(needle in rendering.render(add_generation_prompt=True))
+            except DataError:
+                continue
+        return any(found) or not found
+
+    return ShownOfTools(
+        tools=shows(_PROBE, ([question], True), ([system, question], True)),
+        # Not with the tools, where their own name would be found.
+        tool_calls=shows(_PROBE, (called, False), ([*called, without_name], False)),
+        tool_messages=shows(_PROBE_RESULT, ([*called, result], False), ([*called, result], True)),
+    )
 
 
 def encode_turns(

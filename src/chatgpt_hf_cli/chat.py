@@ -93,6 +93,8 @@ def register(app: typer.Typer, panel: str) -> None:
 
         Example: chatgpt-hf chat runs/quickstart --prompt "What does str.join do?"
         """
+        if prompt is not None and not prompt.strip():
+            raise UsageMistake("--prompt is empty: give the message that the model should answer.")
         check_moderation(moderation, moderation_labels)
         check_model(model)
         # transformers' `set_seed` brings its trainer, which takes a second.

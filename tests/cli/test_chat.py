@@ -26,6 +26,11 @@ def test_one_message(cli: Cli, chat_folder: Path) -> None:
     assert cli("chat", chat_folder, "--prompt", "Who are you?", "--max_new_tokens", "3").out != ANSWER + "\n"
 
 
+@pytest.mark.parametrize("prompt", ["", " \n\t"])
+def test_an_empty_message_is_refused(refused: Callable[..., str], chat_folder: Path, prompt: str) -> None:
+    assert refused("chat", chat_folder, "--prompt", prompt).startswith("--prompt is empty: give the message")
+
+
 def test_the_seed_decides(cli: Cli, chat_folder: Path) -> None:
     def say(seed: int) -> str:
         options = ["--temperature", "8", "--max_new_tokens", "20"]

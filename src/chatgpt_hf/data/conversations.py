@@ -264,6 +264,10 @@ def encode_messages(
     else:
         learned = [True] * len(encoded.turns)
     _check_shown(shown, encoded.text, encoded.template, left_out)
+    # A name may occur in the text by chance: then nothing is said.
+    left_out["tools"] += any(_name_of(tool) not in encoded.text for tool in tools or [])
+    for message in answers:
+        left_out["tool_calls"] += any(_name_of(call) not in encoded.text for call in message.get("tool_calls") or [])
     labels = [
         token if turn and learned[turn - 1] else IGNORE_INDEX
         for token, turn in zip(encoded.input_ids, encoded.turn, strict=True)
@@ -271,9 +275,15 @@ def encode_messages(
     return encoded.input_ids, labels
 
 
+def _name_of(tool: Any) -> str:
+    """The name of the function of a tool or a call; empty if it has none."""
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    return str(function.get("name") or "") if isinstance(function, dict) else ""
+
+
 def warn_of_keys(left_out: Counter[str]) -> None:
-    """Logs a warning about the keys of messages that the template leaves out, if there are any."""
-    if left_out:
+    """Logs a warning about the keys of messages, and the tools, that the template leaves out, if there are any."""
+    if left_out := +left_out:
         counts = ", ".join(f"{key} ({count})" for key, count in left_out.most_common())
         logger.warning("The chat template does not show these keys of messages, so they are not learned: %s.", counts)
 

@@ -44,12 +44,14 @@ class QuantizationCost:
         original: The perplexity of the original weights in float32.
         quantized: The perplexity of the quantized model, computed as the commands will compute it.
         tokens: How many tokens were predicted.
+        vocab_size: Size of the vocabulary; a model that knows nothing has a perplexity of this. None if unknown.
     """
 
     quantization: str
     original: float
     quantized: float
     tokens: int
+    vocab_size: int | None = None
 
     @property
     def increase(self) -> float:
@@ -58,11 +60,21 @@ class QuantizationCost:
 
     @property
     def good(self) -> bool:
-        """True if the perplexity grew by at most 2 percent (int8) or 5 percent (int4)."""
-        return round(self.increase, 4) <= GOOD[self.quantization]
+        """True if the perplexity grew by at most 2 percent (int8) or 5 percent (int4), of a model that is not broken."""
+        return not self.broken and round(self.increase, 4) <= GOOD[self.quantization]
+
+    @property
+    def broken(self) -> bool:
+        """True if the original predicts this text worse than a model that gives all tokens the same probability."""
+        return self.vocab_size is not None and self.original > self.vocab_size
 
     def __str__(self) -> str:
         figures = f"perplexity {self.original:.3f} became {self.quantized:.3f} ({self.increase:+.2%}) on {self.tokens} tokens"
+        if self.broken:
+            return (
+                f"{figures}: says nothing. A perplexity above {self.vocab_size}, the size of the vocabulary, is worse than "
+                "guessing: the original model is broken, has another model's tokenizer, or has learned nothing like this text."
+            )
         if self.good:
             return f"{figures}: good."
         remedy = "a larger --corpus of the same kind, or --to int8" if self.quantization == "int4" else "the original"
@@ -243,7 +255,8 @@ def quantize_folder(
     warn_of_calibration(source)
     if not unseen:
         return None
-    return QuantizationCost(quantization, original, quantized, sum(len(row) - 1 for row in unseen))
+    vocab_size = model.config.get_text_config().vocab_size
+    return QuantizationCost(quantization, original, quantized, sum(len(row) - 1 for row in unseen), vocab_size)
 
 
 def _halves(tokenizer: PreTrainedTokenizerBase, corpus: str, length: int) -> tuple[list[list[int]], list[list[int]]]:

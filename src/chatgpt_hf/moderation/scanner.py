@@ -1,7 +1,9 @@
 """Searches a text for all words of a list at once, character by character."""
 
+import copy
 import re
 from collections.abc import Callable
+from html import unescape
 from html.entities import html5
 from typing import NamedTuple
 
@@ -20,9 +22,12 @@ _JOINERS = frozenset("!\"#$%&'()+,-./:;<=>?@[\\]_{|}")
 _STOPS = frozenset(".,;:!?…()[]{}")
 # From here to the end of the line, text is shown in reverse.
 _OVERRIDE = "\u202e"
-# The beginning of a character that is written as in HTML or JSON.
+# Invisible characters that stand for printable ASCII, in order: tags, and variation selectors that number bytes from 16.
+_INVISIBLE_ASCII = {chr(first + code): chr(code) for first in (0xE0000, 0xE00F0) for code in range(0x20, 0x7F)}
+# The beginning of a character that is written as in HTML or JSON. Of the zeros that a number begins with, one is kept.
+_ZEROS = re.compile(r"&#[xX]?00")
 _REFERENCE = re.compile(
-    r"&(?:#(?:[0-9]{0,8}|[xX][0-9a-fA-F]{0,8})|[A-Za-z][A-Za-z0-9]{0,31})?"
+    r"&(?:#(?:0?[0-9]{0,7}|[xX]0?[0-9a-fA-F]{0,6})|[A-Za-z][A-Za-z0-9]{0,31})?"
     r"|\\(?:u(?:[0-9a-fA-F]{0,4}|[dD][89abAB][0-9a-fA-F]{2}\\(?:u[0-9a-fA-F]{0,4})?))?"
 )
 
@@ -132,6 +137,16 @@ class _State(NamedTuple):
         return longest <= 2 or single
 
 
+class _Start(NamedTuple):
+    """Where a match begins: the position in the text, and how many characters were read before it.
+
+    A character that is written as in HTML takes many positions, any number of zeros included, but is read as one.
+    """
+
+    position: int
+    reads: int
+
+
 class Scanner:
     """Searches for all words of a list at once, character by character.
 
@@ -147,9 +162,15 @@ class Scanner:
         self.match: tuple[int, int, int] | None = None
         self._roots, self._reversed_roots = roots, reversed_roots
         self._overridden = False
-        self._states: dict[_State, tuple[int, int]] = {}  # start of the match, length of the gap
+        self._states: dict[_State, tuple[_Start, int]] = {}  # start of the match, length of the gap
         self._position = 0
+        self._index = 0
         self._written = ""  # the beginning of a character that is written as in HTML or JSON
+        self._widths: list[int] = []  # how much of the text each of its characters stands for
+        # Tag characters are invisible, so this reads past them. A language model can read them as letters: another
+        # scanner does so, from the first one on.
+        self._spells_tags = False
+        self._spelling: Scanner | None = None
         self._before = Kind.SPACE
         self._style = ""
         self._char_before = ""
@@ -158,47 +179,84 @@ class Scanner:
     @property
     def held_from(self) -> int:
         """Start of the text that may still become a match."""
-        return min((start for start, _ in self._states.values()), default=self._position)
+        own = min((start.position for start, _ in self._states.values()), default=self._position)
+        return own if self._spelling is None else min(own, self._spelling.held_from)
 
     def feed(self, char: str) -> None:
         """Takes the next character of the text."""
-        if not self._written and char not in "&\\":
-            self._take(char, 1)
+        self._read(char, 1)
+
+    def _read(self, char: str, width: int) -> None:
+        """Takes a character that stands for so many characters of the text."""
+        if not self._written:
+            if char in ("&", "\\"):
+                self._written, self._widths = char, [width]
+            else:
+                self._take(char, width)
             return
         written = self._written + char
-        if (meant := _meant(written)) is not None:
+        if _ZEROS.fullmatch(written):
+            self._widths[-1] += width
+        elif (meant := _meant(written)) is not None:
+            width += sum(self._widths)
             self._written = ""
-            self._take(meant, len(written))
+            # Written twice, as in &amp;#116; this begins another character.
+            self._read(meant, width)
         elif _REFERENCE.fullmatch(written):
             self._written = written
+            self._widths.append(width)
         else:
             self._take_written()
-            self.feed(char)
+            self._read(char, width)
 
     def finish(self) -> None:
         """Takes the end of the text."""
-        self._take_written()
+        while self._written:
+            self._take_written()
         if self.match is None:
             self._accept(None)
+        if self._spelling is not None:
+            self._spelling.finish()
+            self._take_match_of(self._spelling)
 
     def _take_written(self) -> None:
-        written, self._written = self._written, ""
-        # Browsers read numbers without a semicolon, too.
-        if (meant := _meant(f"{written};")) is not None and written[1:2] == "#":
-            self._take(meant, len(written))
+        written, widths, self._written = self._written, self._widths, ""
+        end = _end_without_semicolon(written)
+        if end and (meant := _meant(f"{written[:end]};")) is not None:
+            self._read(meant, sum(widths[:end]))
         else:
-            for char in written:
-                self._take(char, 1)
+            self._take(written[0], widths[0])
+            end = 1
+        for char, width in zip(written[end:], widths[end:], strict=True):
+            self._read(char, width)
 
     def _take(self, char: str, width: int) -> None:
         if char == _OVERRIDE:
             self._overridden = True
         elif char == "\n":
             self._overridden = False
-        for folded in read(char):
+        tag = _INVISIBLE_ASCII.get(char, "")
+        if tag and not self._spells_tags and self._spelling is None:
+            self._spelling = copy.copy(self)
+            self._spelling._spells_tags = True
+        if self._spelling is not None:
+            self._spelling._take(char, width)
+        # A word may be whole in tags beside visible letters.
+        if tag and self._spells_tags:
+            reads = tuple(each._replace(style="tag") for each in read(tag))
+        else:
+            reads = read(char) if char else ()
+        for folded in reads:
             if self.match is None:
                 self._feed(folded, width)
         self._position += width
+        self._index += bool(reads)
+        if self._spelling is not None:
+            self._take_match_of(self._spelling)
+
+    def _take_match_of(self, other: "Scanner") -> None:
+        if other.match is not None:
+            self._found(*other.match)
 
     def _feed(self, now: Read, width: int) -> None:
         char, kind, style = now
@@ -208,9 +266,9 @@ class Scanner:
             self._accept(now if kind == now.kind else now._replace(kind=kind))
             if self.match is not None:
                 return
-        states: dict[_State, tuple[int, int]] = {}
+        states: dict[_State, tuple[_Start, int]] = {}
         for state, (start, gap) in self._states.items():
-            if self._position - start >= LONGEST_MATCH:
+            if self._index - start.reads >= LONGEST_MATCH:
                 continue
             for follower in self._followers(state, char, kind):
                 longer = gap + 1 if follower.gap else 0
@@ -232,7 +290,7 @@ class Scanner:
                 self._inside = True
 
     def _begin(
-        self, states: dict[_State, tuple[int, int]], roots: tuple[Node, Node], char: str, kind: Kind, style: str
+        self, states: dict[_State, tuple[_Start, int]], roots: tuple[Node, Node], char: str, kind: Kind, style: str
     ) -> None:
         """Adds the matches that begin here."""
         root, root_open = roots
@@ -244,11 +302,11 @@ class Scanner:
         for node in root_open.moves.get(char, ()):
             self._begin_at(states, node, char, self._same_word(node, kind, self._before, style))
 
-    def _begin_at(self, states: dict[_State, tuple[int, int]], node: Node, char: str, in_word: bool) -> None:
+    def _begin_at(self, states: dict[_State, tuple[_Start, int]], node: Node, char: str, in_word: bool) -> None:
         letter = char in node.evident
         number = _is_number(node, char) or (node.short and self._char_before == "%")
         state = _State(node, letter, self._inside, in_word, letter=letter, number=number)
-        states.setdefault(state, (self._position, 0))
+        states.setdefault(state, (_Start(self._position, self._index), 0))
 
     def _same_word(self, node: Node, own: Kind, neighbor: Kind, style: str) -> bool:
         """True if a neighbor belongs to the word of a match.
@@ -276,7 +334,7 @@ class Scanner:
                     continue
                 if self._same_word(node, self._before, following.kind, following.style):
                     continue
-            self._found(start, self._position, line)
+            self._found(start.position, self._position, line)
 
     def _accept_open(self, width: int) -> None:
         for state, (start, _) in self._states.items():
@@ -284,7 +342,7 @@ class Scanner:
             if state.node.line_open is None or state.gap or state.spaced or state.joined:
                 continue
             if state.whole():
-                self._found(start, self._position + width, state.node.line_open)
+                self._found(start.position, self._position + width, state.node.line_open)
 
     def _found(self, start: int, end: int, line: int) -> None:
         self.match = min(self.match or (start, end, line), (start, end, line))
@@ -377,19 +435,26 @@ def _is_number(node: Node, char: str) -> bool:
 
 
 def _meant(written: str) -> str | None:
-    """The character that is written as in HTML or JSON; None if it is none, or one that no word contains."""
+    """The character that is written as in HTML or JSON; None if it is none, or one that no word contains.
+
+    Empty for what HTML reads as nothing.
+    """
     if written.startswith("\\"):
         meant = unescaped(written)
         return meant if len(meant) == 1 and len(written) >= 6 and meant != "\ufffd" else None
     if not written.endswith(";"):
         return None
     if written[1:2] == "#":
-        digits = written[2:-1]
-        try:
-            code = int(digits[1:], 16) if digits[:1] in ("x", "X") else int(digits)
-            return chr(code).encode("utf-8").decode()
-        except (ValueError, OverflowError):
-            return None
+        meant = unescape(written)
+        return None if meant == written else meant
     meant = html5.get(written[1:], "")
     folded = fold(meant) if len(meant) == 1 else "?"
-    return meant if not folded.strip() or (folded.isascii() and folded.isalnum()) else None
+    word = not folded.strip() or (folded.isascii() and folded.isalnum())
+    return meant if word or meant in ("&", "\\") else None
+
+
+def _end_without_semicolon(written: str) -> int:
+    """The end of a character that browsers read although its semicolon is missing; 0 if there is none."""
+    if written[1:2] == "#":
+        return len(written)
+    return next((end for end in range(len(written), 2, -1) if written[1:end] in html5), 0)

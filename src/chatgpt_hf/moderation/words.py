@@ -20,13 +20,14 @@ class WordList:
 
     It finds whole words: in upper or lower case, with accents, in full-width or other decorated letters, in look-alike
     letters of other alphabets, with digits and symbols for letters, with repeated letters, written as in HTML or JSON,
-    in reverse after a bidirectional override, and with gaps between letters. Symbols, unusual spaces and invisible
-    characters always count as gaps. White space (and dashes of a sentence) counts only if all pieces have at most two
-    letters or one piece has a single letter, so it finds "p e n i s" and "p enis" but not "pen is"; in a word of three
-    letters, only if all pieces have one. The words of a phrase may be separated by white space and symbols, but not by
-    the end of a sentence or of a part of it, unless the list has this punctuation. Words in scripts without spaces,
-    such as Chinese, are found anywhere, even with spaces and symbols between the characters, but not across punctuation
-    of sentences. A gap may have at most 16 characters, a match at most 400.
+    in invisible tag characters, in reverse after a bidirectional override, and with gaps between letters. Symbols,
+    unusual spaces and invisible characters always count as gaps. White space (and dashes of a sentence) counts only
+    if all pieces have at most two letters or one piece has a single letter, so it finds "p e n i s" and "p enis" but
+    not "pen is"; in a word of three letters, only if all pieces have one. The words of a phrase may be separated by
+    white space and symbols, but not by the end of a sentence or of a part of it, unless the list has this
+    punctuation. Words in scripts without spaces, such as Chinese, are found anywhere, even with spaces and symbols
+    between the characters, but not across punctuation of sentences. A gap may have at most 16 characters, a match at
+    most 400; invisible ones do not count, and one that is written as in HTML or JSON counts as one.
 
     Look-alike letters are those that Unicode calls confusable (UTS #39) and those of common fancy alphabets. So an
     English word also matches a word of another language that looks the same. Names in code that only touch, as in
@@ -154,13 +155,13 @@ class _WordFilter:
         self.finish_reason: str | None = None
         self._words = words
         self._scanner = words._scanner()
-        self._held = ""
+        self._held: list[str] = []  # pieces: a character may be written with very many zeros
         self._shown = 0
 
     def feed(self, piece: str) -> str:
         if self.finish_reason is not None:
             return ""
-        self._held += piece
+        self._held.append(piece)
         for char in piece:
             self._scanner.feed(char)
         return self._release()
@@ -174,12 +175,17 @@ class _WordFilter:
     def _release(self, ending: bool = False) -> str:
         match = self._scanner.match
         end = match[0] if match else self._scanner.held_from
-        cut = len(self._held) if ending and not match else end - self._shown
-        shown, self._held = self._held[:cut], self._held[cut:]
+        everything = ending or match is not None
+        if not everything and end == self._shown:
+            return ""
+        held = "".join(self._held)
+        cut = len(held) if ending and not match else end - self._shown
+        shown, rest = held[:cut], held[cut:]
+        self._held = [rest]
         self._shown += cut
         if match:
             self.finish_reason = "content_filter"
             start, end, line = match
-            self._words._log("output", line, self._held[: end - start])
-            self._held = ""
+            self._words._log("output", line, rest[: end - start])
+            self._held = []
         return shown

@@ -6,6 +6,7 @@ import queue
 import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Event
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from transformers.cli.serving.utils import (
 )
 from transformers.utils.chat_parsing import ResponseParser
 
+from ..chat_templates import ShownOfTools, shown_of_tools
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ConfigError
 from ..inference.abstention import Abstention, Draft
@@ -121,6 +123,11 @@ class Engine:
             self.batching = ContinuousBatching(model, self._defaults, self.context, max_concurrent)
         else:
             self._one_by_one = GenerateManager()
+
+    @cached_property
+    def shown_of_tools(self) -> ShownOfTools:
+        """What the model's chat template shows of tools; raises like `chat_templates.shown_of_tools`."""
+        return shown_of_tools(self.tokenizer)
 
     def config(self, prompt_tokens: int, max_tokens: int | None, **parameters: Any) -> GenerationConfig:
         """Returns the generation config of a request.

@@ -169,6 +169,11 @@ class _Answers:
             raise ConfigError("The model has no chat template: it is a base model; use /v1/completions.")
         await self._moderate(body)
         tools = body.tools if body.tool_choice != "none" else None
+        if (unseen := await asyncio.to_thread(_unseen, engine, body, tools)) is not None:
+            message = (
+                f"{unseen}: this model's chat template has none, so the model would not see them; leave them out."
+            )
+            return error_response(400, message, param=unseen)
         messages = [message.model_dump(exclude_none=True) for message in body.messages]
         ids = await asyncio.to_thread(encode_chat_prompt, engine.tokenizer, messages, tools)
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
@@ -341,6 +346,19 @@ class _Answers:
             return error_response(500, f"The model failed: {error}")
         finally:
             gone.cancel()
+
+
+def _unseen(engine: Engine, body: ChatRequest, tools: list[dict[str, Any]] | None) -> str | None:
+    """The field of a request by which tools come in that the model would not see; None if there is none."""
+    fields = {
+        "tools": ("tools", tools),
+        "tool_choice": ("tools", body.tool_choice == "auto"),
+    }
+    for index, message in enumerate(body.messages):
+        fields[f"messages.{index}.tool_calls"] = ("tool_calls", message.tool_calls)
+        fields[f"messages.{index}.role"] = ("tool_messages", message.role == "tool")
+    given = {field: kind for field, (kind, value) in fields.items() if value}
+    return next((field for field, kind in given.items() if not getattr(engine.shown_of_tools, kind)), None)
 
 
 def _stream(events: AsyncGenerator[str, None], items: AsyncGenerator[Item, None]) -> StreamingResponse:
