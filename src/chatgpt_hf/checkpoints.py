@@ -389,7 +389,12 @@ UNLIMITED_CONTEXT = 2**31 - 1
 
 def context_length(model: PreTrainedModel) -> int:
     """The most tokens that a model attends to at once; `UNLIMITED_CONTEXT` where its config names no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED_CONTEXT
+    return context_of(model.config)
+
+
+def context_of(config: PreTrainedConfig) -> int:
+    """As `context_length`, from the model's config alone."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED_CONTEXT
 
 
 # Rows without a token that an embedding may have, because kernels like multiples of a power of two.

@@ -30,7 +30,11 @@ _MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", 
 _TOOLS = ("tools", "functions")
 # Read by `ConversationReader`, because a conversation takes several rows.
 TABLE_TITLE = "a row per message"
-TABLE = "a row per message: a conversation's id (session_id, conversation_id ...), role and content"
+# Some of `SHAPES`, for messages.
+_KNOWN = (
+    "messages (a list of role and content), ShareGPT's conversations, Alpaca's instruction and output, prompt and completion, question "
+    "and answer, or a row per message with session_id, role and content"
+)
 
 # Headers in Chinese files.
 _ALIASES = {
@@ -168,9 +172,8 @@ def find_shape(row: Row, cells: Cells | None = None) -> Shape:
             value = cells.peek(missing)
             raise DataError(f"its {missing} is {'empty' if is_blank(value) else f'no text, but {value!r:.80}'}")
     raise DataError(
-        f"it has the columns {', '.join(map(str, row)) or 'none'}, which fit no known shape of conversations. Known: "
-        f"{'; '.join([*(shape.name for shape in SHAPES), TABLE])}. Or name the columns with --prompt_column and "
-        "--completion_column"
+        f"it has the columns {', '.join(map(str, row)) or 'none'}, which fit no known shape of conversations: name the columns with "
+        f"--prompt_column and --completion_column, or write {_KNOWN}"
     )
 
 

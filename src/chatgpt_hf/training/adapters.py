@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import ConfigError
 from ..extras import needed_by, require
 from .arguments import ChatModelArguments
 from .resuming import text_fingerprint
+
+# Layers that LoRA can adapt.
+_ADAPTED = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
 
 
 def quantization(arguments: ChatModelArguments) -> dict[str, Any]:
@@ -52,6 +56,22 @@ def adapter_record(arguments: ChatModelArguments, base_sample: list[float]) -> d
     record = {name: getattr(arguments, name) for name in names}
     # A checkpoint without adapters holds all weights, so nothing depends on what they were at first.
     return {**record, "base": text_fingerprint(json.dumps(base_sample))} if arguments.use_peft else record
+
+
+def check_target_modules(names: Sequence[str] | None, config: PreTrainedConfig) -> None:
+    """Raises `ConfigError` if one of `lora_target_modules` names no layer of a model; PEFT leaves out such a name if others fit."""
+    if names is None:
+        return
+    # Names without weights. The seed of the training is set by now.
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    layers = [name for name, module in model.named_modules() if isinstance(module, _ADAPTED)]
+    for wanted in names:
+        if not any(f".{name}".endswith(f".{wanted}") for name in layers):
+            there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise ConfigError(
+                f"--lora_target_modules {wanted} names no layer of the model: choose from {there}, or leave it out for all linear layers."
+            )
 
 
 def lora_config(

@@ -5,7 +5,6 @@ defaults are therefore literals, or made of names that are defined in this packa
 """
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from inspect import cleandoc
@@ -18,6 +17,7 @@ from .._moved import names_of
 from ..extras import needed_by
 from ..model.configuration_chatgpt import ChatGPTConfig
 from .optim import MuonFactory
+from .ranges import ADAPTERS, check_device, check_ranges, check_training
 from .recipe import parse_recipe as parse_recipe
 
 with needed_by("Training"):
@@ -114,6 +114,9 @@ class ChatModelArguments(ModelArguments):
     load_in_4bit: bool = field(
         default=False, metadata={"help": "Load the base model in 4 bits (QLoRA); needs bitsandbytes and a GPU."}
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, ADAPTERS)
 
 
 @dataclass
@@ -247,8 +250,6 @@ class ConversationArguments(ConversationDataArguments):
     )
 
 
-# NumPy's generator takes 32 bits.
-LARGEST_SEED = 2**32 - 1
 # Defaults for a base model that was not made with this package.
 FOREIGN_OPTIM = "adamw_torch_fused"
 FOREIGN_LEARNING_RATES = {"weights": 2e-5, "adapters": 2e-4}
@@ -290,21 +291,11 @@ class OptimizerOptions:
             raise ValueError(f"--embedding_learning_rate is for --optim muon and --optim is {wanted}: leave it out.")
         if self.learning_rate is None:  # type: ignore[has-type]
             self.learning_rate = self.default_learning_rates["muon" if wanted == "muon" else "others"]
-        self._check_numbers()
+        check_training(self)
         self.optim = FOREIGN_OPTIM if wanted == "muon" else wanted
         super().__post_init__()  # type: ignore[misc]
         self.optim = wanted
-
-    def _check_numbers(self) -> None:
-        for name in ("learning_rate", "embedding_learning_rate", "weight_decay", "muon_momentum", "adam_epsilon"):
-            value = getattr(self, name)
-            # YAML has whole numbers that are too large for a float.
-            if value is not None and not 0 <= value <= sys.float_info.max:
-                raise ValueError(f"--{name} is {value}: give a finite number that is not negative.")
-        for name in ("seed", "data_seed"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= LARGEST_SEED:
-                raise ValueError(f"--{name} is {value}: give a number from 0 to {LARGEST_SEED}.")
+        check_device(self)  # type: ignore[arg-type]
 
     def use_foreign_defaults(self, *, adapters: bool) -> None:
         """Sets the optimizer and the rate, where not given, to those that are usual for models made elsewhere.

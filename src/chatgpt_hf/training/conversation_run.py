@@ -66,6 +66,9 @@ class ConversationRun(ChatRun):
                 "--evaluate_base."
             )
 
+    def row_length(self) -> tuple[str, int]:
+        return "block_size", self.data_arguments.block_size
+
     def read(self) -> DatasetDict:
         """Reads the conversations that the arguments name, as `train` and, if any are held out, `test`."""
         chosen = self.data_arguments

@@ -74,6 +74,9 @@ class FinetuneRun(Run):
             )
         super().check()
 
+    def row_length(self) -> tuple[str, int]:
+        return "max_length", self.task_arguments.max_length
+
     def prepare(self) -> None:
         chosen, wanted = self.model_arguments, self.task_arguments
         self.task = task = make_task(wanted, self.arguments.seed)

@@ -28,6 +28,7 @@ from ..stored import is_foreign
 from ..tokenization_chatgpt import load_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
 from .hardware import GPUS, find_gpu, free_memory, matmul_peak, synchronize, training_device
+from .ranges import has_steps
 from .scaling import count_parameters, flops_per_token, memory_bytes, model_config
 from .trainer import PretrainTrainer
 
@@ -68,7 +69,7 @@ def plan(
     gpu = find_gpu(plan_arguments.gpu)
     if not 0 < plan_arguments.mfu <= 1:
         raise ConfigError(f"--mfu must be above 0 and at most 1, got {plan_arguments.mfu}.")
-    if arguments.max_steps <= 0:
+    if not has_steps(arguments):
         raise ConfigError("A plan needs the number of steps: give --max_steps, or --depth, which sets it.")
     base = model_arguments.model_name_or_path
     if base is not None and is_foreign(base):

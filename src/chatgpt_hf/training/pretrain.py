@@ -27,6 +27,7 @@ from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..terminal import visible
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
+from .ranges import has_steps
 from .run import Run, check_block_size
 from .samples import SampleText, sample_text
 from .scaling import flops_per_token
@@ -80,6 +81,9 @@ class PretrainRun(Run):
             corpus_arguments,
         )
         self.callbacks = callbacks
+
+    def row_length(self) -> tuple[str, int]:
+        return "block_size", self.corpus_arguments.block_size
 
     def prepare(self) -> None:
         arguments, corpus_arguments = self.arguments, self.corpus_arguments
@@ -200,7 +204,7 @@ def _load_corpus(
     specification = json.dumps([described, read_as], sort_keys=True)
     common["encoding"] = corpus_arguments.encoding
     if corpus_arguments.streaming:
-        if arguments.max_steps <= 0:
+        if not has_steps(arguments):
             raise ConfigError("--streaming has no end: give --max_steps, or --depth, which sets it.")
         if (corpus_arguments.tokenizer or model_arguments.model_name_or_path) is None:
             raise ConfigError(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..errors import ConfigError
 from ..extras import needed_by
 from ..tokenization_chatgpt import load_tokenizer
 from . import recipe_fields
+from .ranges import RANGES, check_ranges
 from .recipe_fields import FieldParser, RecipeMistake, recipes_folder
 
 with needed_by("Training"):
@@ -56,6 +58,11 @@ def parse_recipe(
         content, set_by_hand = parser.check(recipe, overrides)
     for name, value in content.pop("env", {}).items():
         os.environ[name] = str(value)
+    try:
+        # The dial computes with some of them.
+        check_ranges(SimpleNamespace(**set_by_hand), RANGES)
+    except ValueError as error:
+        raise ConfigError(f"{recipe or 'The command line'}: {error}") from error
     # Only pretraining reads a corpus, and only there does `depth` set anything.
     dialed = _turn_dial(set_by_hand) if "corpus" in parser.fields else {}
     parser.set_defaults_with_config(**dialed | content)

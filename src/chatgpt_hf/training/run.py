@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import yaml
 from accelerate.utils import broadcast_object_list
 from transformers import (
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
@@ -24,7 +25,8 @@ from transformers import (
 from ..checkpoints import (
     BASE_SAMPLE_NAME,
     check_folder,
-    context_length,
+    context_of,
+    load_config,
     refuse_adapter,
     repair_generation_config,
 )
@@ -34,6 +36,7 @@ from ..hub.connection import check_access
 from ..hub.push import push
 from ..reporting.report import Report, training_facts
 from ..stored import copy_licence, is_foreign, origin_of
+from .adapters import check_target_modules
 from .arguments import ChatModelArguments, ModelArguments, OptimizerOptions
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
 from .recipe import resolve_recipe
@@ -168,6 +171,17 @@ class Run(ABC):
             self.arguments.use_foreign_defaults(adapters=adapters)
         frozen = adapters or getattr(chosen, "freeze_base", False)
         check_trainable(chosen, self.arguments, frozen=frozen, references=self.references())
+        if Path(chosen.model_name_or_path).is_dir():
+            config = load_config(chosen.model_name_or_path)
+            if (row := self.row_length()) is not None:
+                field, length = row
+                check_row_fits(length, config, field=field)
+            if adapters:
+                check_target_modules(chosen.lora_target_modules, config)
+
+    def row_length(self) -> tuple[str, int] | None:
+        """Returns the field with the length of a training row, and the length in tokens; None if there is no such field."""
+        return None
 
     @abstractmethod
     def prepare(self) -> None:
@@ -331,7 +345,12 @@ class Run(ABC):
 
 def check_block_size(block_size: int, model: PreTrainedModel, *, field: str = "block_size") -> None:
     """Raises `ConfigError` if training rows would be longer than the model's context."""
-    limit = context_length(model)
+    check_row_fits(block_size, model.config, field=field)
+
+
+def check_row_fits(block_size: int, config: PreTrainedConfig, *, field: str) -> None:
+    """As `check_block_size`, from the model's config alone."""
+    limit = context_of(config)
     if block_size > limit:
         raise ConfigError(
             f"--{field} {block_size} is longer than the model's context: `max_position_embeddings` is {limit}. Give "

@@ -238,7 +238,8 @@ def dial(depth: int, *, world_size: int = 1, **set_by_hand: Any) -> dict[str, An
     recipe["learning_rate"] = _two_digits(rate * math.sqrt(batch / best_batch(tokens)))
     rate = set_by_hand.get("learning_rate", recipe["learning_rate"])
     timescale = 1.084 * (tokens / parameters) ** -0.527
-    recipe["weight_decay"] = _two_digits(1 / (rate * steps * timescale))
+    # A rate of 0 decays nothing either.
+    recipe["weight_decay"] = _two_digits(1 / (rate * steps * timescale)) if rate else 0.0
     return {name: value for name, value in recipe.items() if name not in set_by_hand}
 
 
