@@ -81,8 +81,6 @@ _COMPARING = (
 _QUADRATIC = ("striptags", "urlize", "wordwrap")
 _FROM_THE_END = ("rfind", "rindex", "rsplit", "rpartition")
 _COMPARISONS_PER_STEP = 10_000
-# Options that Jinja adds to calls: the variables of the loop and the block.
-_SCOPES = ("_loop_vars", "_block_vars")
 # What contains values. Templates make no others: the sandbox lets them change none, and hides sets.
 _CONTAINERS = (list, tuple, dict, KeysView, ValuesView, ItemsView)
 
@@ -268,7 +266,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             _check_deep(owner)
         # What a macro does is counted itself.
         if not isinstance(obj, Macro):
-            _check_deep(*arguments, *(value for name, value in options.items() if name not in _SCOPES))
+            # Jinja adds the variables of the loop and the block, under names with an underscore.
+            _check_deep(*arguments, *(value for name, value in options.items() if not name.startswith("_")))
         if isinstance(owner, str):
             _check_text_operation(obj.__name__, [owner, *arguments], options)
         return _measured(super().call(context, obj, *arguments, **options))

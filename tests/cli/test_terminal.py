@@ -94,7 +94,8 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
 
 def session() -> Any:
-    return SimpleNamespace(ending=SimpleNamespace(finish_reason="stop", answer_ids=[1]), cut_by=None)
+    ending = SimpleNamespace(finish_reason="stop", answer_ids=[1], abstained=False)
+    return SimpleNamespace(ending=ending, cut_by=None)
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)

@@ -157,6 +157,6 @@ def test_the_config_refuses_before_the_data_is_read(
     with pytest.raises(ConfigError, match="--block_size 100000 is longer than the model's context"):
         _check(base_folder, tmp_path / "new")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="^--model_name_or_path nowhere: there is no such folder here, and"):
+    with pytest.raises(CheckpointError, match=r"^--model_name_or_path nowhere: there is no such folder here, and"):
         _check("nowhere", tmp_path / "new")
     assert not list(tmp_path.iterdir())

@@ -77,7 +77,9 @@ RANGES = (
     ),
 )
 # Only if `max_steps` does not decide.
-EPOCHS = Range(("num_train_epochs",), lambda value: 0 < value < math.inf, "give a finite number above 0, or --max_steps")
+EPOCHS = Range(
+    ("num_train_epochs",), lambda value: 0 < value < math.inf, "give a finite number above 0, or --max_steps"
+)
 ADAPTERS = (
     Range(("lora_r",), lambda value: value >= 1, "give a whole number from 1"),
     Range(
