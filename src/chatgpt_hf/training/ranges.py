@@ -77,7 +77,9 @@ RANGES = (
     ),
 )
 # Only if `max_steps` does not decide.
-EPOCHS = Range(("num_train_epochs",), lambda value: 0 < value < math.inf, "give a finite number above 0, or --max_steps")
+EPOCHS = Range(
+    ("num_train_epochs",), lambda value: 0 < value < math.inf, "give a finite number above 0, or --max_steps"
+)
 ADAPTERS = (
     Range(("lora_r",), lambda value: value >= 1, "give a whole number from 1"),
     Range(
@@ -125,8 +127,8 @@ def check_device(arguments: TrainingArguments) -> None:
     of_xla = isinstance(arguments.fsdp_config, dict) and arguments.fsdp_config.get("xla")
     if arguments.fsdp and not of_xla and arguments.parallel_mode != ParallelMode.DISTRIBUTED:
         raise ValueError(
-            "--fsdp shares a model among several processes, and this is a single one: start them with "
-            "`torchrun --nproc_per_node N -m chatgpt_hf_cli`, or leave it out."
+            "--fsdp shares a model among several processes, and this is a single one: start several with "
+            "`accelerate launch --num_processes N`, or leave it out."
         )
 
 
