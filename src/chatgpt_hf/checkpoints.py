@@ -243,6 +243,23 @@ def check_folder(name_or_path: str | Path) -> None:
         )
 
 
+def check_named(name_or_path: str | Path, field: str) -> None:
+    """As `check_folder`, and asks the Hub for the config of what is no folder.
+
+    Args:
+        field: What names the model, for the message.
+    """
+    check_folder(name_or_path)
+    if Path(name_or_path).is_dir():
+        return
+    try:
+        PreTrainedConfig.get_config_dict(str(name_or_path))
+    except OSError as error:
+        raise CheckpointError(
+            f"--{field} {name_or_path}: there is no such folder here, and no such model could be read from the Hub: {one_line(error)}"
+        ) from error
+
+
 def refuse_adapter(name_or_path: str | Path) -> None:
     """Raises `ConversionError` for a folder that contains an adapter and no model."""
     if is_adapter(name_or_path):

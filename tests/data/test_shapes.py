@@ -93,7 +93,8 @@ def test_empty_rows_at_the_start_do_not_decide() -> None:
 )
 def test_what_is_no_known_shape_lists_the_columns(row: dict[str, Any]) -> None:
     with pytest.raises(
-        DataError, match=f"it has the columns {', '.join(row)}, which fit no known shape.*ShareGPT.*Alpaca"
+        DataError,
+        match=f"it has the columns {', '.join(row)}, which fit no known shape of conversations: name the columns with --prompt_column .*ShareGPT.*Alpaca",
     ):
         find_shape(row)
 
@@ -411,7 +412,7 @@ def test_named_columns_that_do_not_exist() -> None:
             {"prompt": "Q", "history": "none", "response": "A"},
             "its history is neither a list of messages nor of pairs",
         ),
-        ({"role": "user", "content": "Q"}, "a row per message: a conversation's id"),
+        ({"role": "user", "content": "Q"}, "a row per message with session_id"),
         ({"prompt": "Q", "chosen": 0}, "its chosen is 0, which points to an answer instead of being one"),
         ({"prompt": "Q", "response_1": "A", "response_2": "B", "chosen": 0}, "no answer of that number"),
         ({"prompt": "Q", "model_a": "x", "chosen": "model_a"}, "no answer of that name"),

@@ -141,13 +141,11 @@ class Shape(NamedTuple):
 
     Attributes:
         title: A few words, for tables.
-        name: Description for messages to the user.
         fits: True if a row has this shape.
         read: Returns the conversations of a row, with messages as they are written.
     """
 
     title: str
-    name: str
     fits: Callable[[Cells], bool]
     read: Callable[[Cells], list[list[Any]]]
 
@@ -451,19 +449,16 @@ def tools_of(cells: Cells) -> list[dict[str, Any]] | None:
 SHAPES = (
     Shape(
         "messages with roles",
-        "`messages` (or `conversations`), a list of role and content, or ShareGPT's from and value",
         lambda cells: messages_column(cells) is not None,
         _messages,
     ),
     Shape(
         "texts by two speakers in turn",
-        "`messages` (or `dialog`), a list of texts by two speakers in turn",
         lambda cells: cells.first(_MESSAGES, lambda value: _utterances(value) is not None) is not None,
         _dialogue,
     ),
     Shape(
         "self-instruct",
-        "self-instruct: `instruction` and `instances`, a list of input and output",
         lambda cells: (
             is_scalar(cells.peek("instruction"))
             and isinstance(cells.peek("instances"), Sequence)
@@ -473,14 +468,11 @@ SHAPES = (
     ),
     Shape(
         "question and answer",
-        f"Alpaca and other pairs: one of {', '.join(QUESTIONS)} and one of {', '.join(ANSWERS)}, as text or list of "
-        f"messages, and optionally one of {', '.join(_CONTEXTS)}, one of {', '.join(_SYSTEMS[:3])}, and history",
         lambda cells: cells.first(QUESTIONS, is_question) is not None and cells.first(ANSWERS, is_answer) is not None,
         _pair,
     ),
     Shape(
         "the chosen conversation",
-        "`chosen`, a list of role and content, without `rejected`",
         lambda cells: turns_of(cells.peek("chosen")) is not None,
         _whole_answer,
     ),

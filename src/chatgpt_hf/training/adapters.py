@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Conv1D, PreTrainedConfig, PreTrainedModel
 
 from ..errors import ConfigError
 from ..extras import needed_by, require

@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from ..checkpoints import check_named, refuse_adapter
 from ..data.conversations import (
     Conversations,
     conversation_key,
@@ -57,6 +58,9 @@ class ConversationRun(ChatRun):
         chosen = self.data_arguments
         self.fraction_is_default = chosen.test_fraction is None
         if self.fraction_is_default:
+            refuse_adapter(self.base)
+            # Before the Hub is asked whether it is foreign, more than once.
+            check_named(self.base, "model_name_or_path")
             chosen.test_fraction = FOREIGN_TEST_FRACTION if is_foreign(self.base) else 0.0
         if chosen.evaluate_answers < 0:
             raise ConfigError(f"--evaluate_answers is {chosen.evaluate_answers}: give 0 to skip the answers, or more.")

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_available
-from transformers.training_args import ParallelMode
 
 # NumPy's generator takes 32 bits.
 LARGEST_SEED = 2**32 - 1
@@ -125,10 +124,10 @@ def check_device(arguments: TrainingArguments) -> None:
         # Accelerate would train in float32 and say nothing.
         raise ValueError("--fp16 needs an accelerator, and this is a CPU: give --bf16 true, or leave it out.")
     of_xla = isinstance(arguments.fsdp_config, dict) and arguments.fsdp_config.get("xla")
-    if arguments.fsdp and not of_xla and arguments.parallel_mode != ParallelMode.DISTRIBUTED:
+    if arguments.fsdp and not of_xla and arguments.parallel_mode.value != "distributed":
         raise ValueError(
-            "--fsdp shares a model among several processes, and this is a single one: start them with "
-            "`torchrun --nproc_per_node N -m chatgpt_hf_cli`, or leave it out."
+            "--fsdp shares a model among several processes, and this is a single one: start several with "
+            "`accelerate launch --num_processes N`, or leave it out."
         )
 
 

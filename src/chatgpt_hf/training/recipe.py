@@ -58,15 +58,10 @@ def parse_recipe(
         content, set_by_hand = parser.check(recipe, overrides)
     for name, value in content.pop("env", {}).items():
         os.environ[name] = str(value)
-    try:
-        # The dial computes with some of them.
-        check_ranges(SimpleNamespace(**set_by_hand), RANGES)
-    except ValueError as error:
-        raise ConfigError(f"{recipe or 'The command line'}: {error}") from error
     # Only pretraining reads a corpus, and only there does `depth` set anything.
-    dialed = _turn_dial(set_by_hand) if "corpus" in parser.fields else {}
-    parser.set_defaults_with_config(**dialed | content)
     try:
+        dialed = _turn_dial(set_by_hand) if "corpus" in parser.fields else {}
+        parser.set_defaults_with_config(**dialed | content)
         return parser.parse_args_and_config(list(overrides))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{recipe or 'The command line'}: {error}") from error
@@ -87,6 +82,9 @@ def _turn_dial(set_by_hand: Mapping[str, Any]) -> dict[str, Any]:
     if set_by_hand.get("depth") is None or set_by_hand.get("model_name_or_path") is not None:
         return {}
     from .scaling import dial
+
+    # It computes with them.
+    check_ranges(SimpleNamespace(**set_by_hand), RANGES)
 
     others = {name: value for name, value in set_by_hand.items() if name not in ("depth", "vocab_size")}
     if others.get("tokenizer") is not None:

@@ -24,7 +24,7 @@ from transformers import (
 
 from ..checkpoints import (
     BASE_SAMPLE_NAME,
-    check_folder,
+    check_named,
     context_of,
     load_config,
     refuse_adapter,
@@ -164,7 +164,7 @@ class Run(ABC):
         if chosen.model_name_or_path is None:
             return
         refuse_adapter(chosen.model_name_or_path)
-        check_folder(chosen.model_name_or_path)
+        check_named(chosen.model_name_or_path, "model_name_or_path")
         adapters = isinstance(chosen, ChatModelArguments) and chosen.use_peft
         foreign = is_foreign(chosen.model_name_or_path)
         if foreign and isinstance(self.arguments, OptimizerOptions):
@@ -176,7 +176,7 @@ class Run(ABC):
             if (row := self.row_length()) is not None:
                 field, length = row
                 check_row_fits(length, config, field=field)
-            if adapters:
+            if isinstance(chosen, ChatModelArguments) and adapters:
                 check_target_modules(chosen.lora_target_modules, config)
 
     def row_length(self) -> tuple[str, int] | None:
