@@ -329,7 +329,7 @@ def check_adapter_sizes(folder: Path) -> None:
     for name, size in sizes.items():
         if largest is not None and isinstance(size, int) and size > largest:
             raise ConfigError(f"{file}: {name} is {size:,}, and no weight of the adapter is larger than {largest:,}.")
-    niter = str(config.get("init_lora_weights")).rpartition("_niter_")[2]
+    niter = str(config.get("init_lora_weights")).rpartition("niter_")[2]
     loftq = config.get("loftq_config")
     for name, rounds in (
         ("init_lora_weights", float(niter) if niter.isdecimal() else None),
