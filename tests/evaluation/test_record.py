@@ -106,6 +106,29 @@ def test_an_unknown_aggregate(evaluation: Evaluation, tmp_path: Path) -> None:
         Evaluation.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *((("settings",), value) for value in (["seed"], [{"seed": 1}], None)),
+        *((("figures", "bleu", "options"), value) for value in ([None], {"smooth_value": "x"}, {"unknown": 1})),
+        *((("figures", "bleu", "signature"), value) for value in (True, ["tok:13a"])),
+        *(((name,), 1) for name in ("task", "data", "command", "identity", "figures", "examples")),
+        (("figures", "bleu", "higher_is_better"), "yes"),
+    ],
+)
+def test_fields_of_another_type(evaluation: Evaluation, tmp_path: Path, path: tuple[str, ...], value: Any) -> None:
+    evaluation.save(tmp_path)
+    results = json.loads((tmp_path / RESULTS_NAME).read_text(encoding="utf-8"))
+    *parents, last = path
+    changed = results
+    for parent in parents:
+        changed = changed[parent]
+    changed[last] = value
+    (tmp_path / RESULTS_NAME).write_text(json.dumps(results), encoding="utf-8")
+    with pytest.raises(DataError, match=r"has no evaluation|has 3 examples"):
+        Evaluation.load(tmp_path)
+
+
 def test_measures_of_other_examples() -> None:
     with pytest.raises(DataError, match="right has 2 examples, but the evaluation has 1"):
         Evaluation("a", "b", {"right": Measure("mean", np.ones((2, 2)))}, [{}])

@@ -108,21 +108,35 @@ class Evaluation:
             measures = {
                 name: Measure(
                     kept["aggregate"],
-                    np.array([parts[name] for parts in statistics]),
-                    kept["higher_is_better"],
-                    kept["options"],
-                    kept.get("signature", ""),
+                    np.array([parts[name] for parts in statistics], dtype=float),
+                    _of_type(bool, kept, "higher_is_better"),
+                    _of_type(dict, kept, "options"),
+                    _of_type(str, kept, "signature", ""),
                 )
                 for name, kept in figures.items()
             }
+            for measure in measures.values():
+                if isinstance(measure.options.get("smooth_value"), str | list | dict):
+                    # Of BLEU, which looks at it only if the texts have no long n-gram in common.
+                    raise TypeError(f"smooth_value is {measure.options['smooth_value']!r:.80}")
+                # Fails if options or statistics do not belong to the aggregate.
+                _ = measure.value
             return cls(
-                results["task"],
-                results["data"],
+                _of_type(str, results, "task"),
+                _of_type(str, results, "data"),
                 measures,
                 examples,
-                results["settings"],
-                results.get("command", ""),
-                results.get("identity", ""),
+                _of_type(dict, results, "settings"),
+                _of_type(str, results, "command", ""),
+                _of_type(str, results, "identity", ""),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise DataError(f"{folder} has no evaluation that `chatgpt-hf evaluate` wrote: {error!r}") from error
+
+
+def _of_type(kind: type, values: dict[str, Any], name: str, *default: Any) -> Any:
+    """Returns an entry of a file, if it has this type."""
+    value = values.get(name, *default) if default else values[name]
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r:.80}")
+    return value

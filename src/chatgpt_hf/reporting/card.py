@@ -434,6 +434,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         # A cell must be one line, and a bar would end it.
         return " ".join(str(value).split()).replace("|", "\\|")
-    if isinstance(value, int) or abs(value) >= 10_000:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if abs(value) >= 10_000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
