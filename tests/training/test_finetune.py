@@ -429,7 +429,7 @@ def test_mistakes(
 def test_pooling_is_of_our_heads_alone(refused: Any, classes: str, llama_folder: Path, tmp_path: Path) -> None:
     options = ["--dataset", classes, "--model_name_or_path", llama_folder, "--output_dir", tmp_path / "run"]
     assert "--classifier_pooling: models of the family llama" in refused(
-        "finetune", *options, "--classifier_pooling", "mean"
+        "finetune", *options, "--classifier_pooling", "mean", "--max_length", "32"
     )
 
 

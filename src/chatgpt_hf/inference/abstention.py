@@ -233,6 +233,7 @@ def weights_fingerprint(folder: Path) -> str:
     if not files:
         raise CheckpointError(f"{folder} has no weights in safetensors that a calibration could belong to.")
     for file in files:
+        check_regular(file)
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
