@@ -22,7 +22,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 from ..checkpoints import context_length
 from ..errors import CheckpointError, ConfigError
 from ..evaluation.generation import PLAIN_GREEDY, GreedyConfidence
-from ..files import read_json, write_atomically
+from ..files import check_regular, read_json, write_atomically
 from ..hub.connection import hub_errors
 from ..stored import ABSTENTION_NAME, safetensors_files, weight_files
 from .parameters import generation_config_with
