@@ -23,9 +23,19 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "export": ("export", "{}", "--format", "onnx", "--output_dir", "{new}"),
     "finetune": ("finetune", "sst2", "--model_name_or_path", "{}", "--output_dir", "{new}"),
     "generate": ("generate", "{}", "--prompt", "Hello!"),
-    "pretrain": ("pretrain", "--model_name_or_path", "{}", "--max_steps", "1", "--output_dir", "{new}"),
+    "pretrain": (
+        "pretrain",
+        "--model_name_or_path",
+        "{}",
+        "--max_steps",
+        "1",
+        "--block_size",
+        "64",
+        "--output_dir",
+        "{new}",
+    ),
     "quantize": ("quantize", "{}", "{new}", "--to", "int8"),
-    "sft": ("sft", "--model_name_or_path", "{}", "--output_dir", "{new}"),
+    "sft": ("sft", "--model_name_or_path", "{}", "--block_size", "64", "--output_dir", "{new}"),
 }
 
 
