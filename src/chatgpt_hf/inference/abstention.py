@@ -225,7 +225,7 @@ def weights_fingerprint(folder: Path) -> str:
     """A hash of a folder's weights, or of an adapter's own (its base is checked when it is loaded).
 
     Raises:
-        CheckpointError: If there are none.
+        CheckpointError: If there are none, or they cannot be read.
     """
     digest = hashlib.sha256()
     # In the order of the names, which is that of the shards.
@@ -233,9 +233,12 @@ def weights_fingerprint(folder: Path) -> str:
     if not files:
         raise CheckpointError(f"{folder} has no weights in safetensors that a calibration could belong to.")
     for file in files:
-        check_regular(file)
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        try:
+            check_regular(file)
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from error
     return digest.hexdigest()
 
 
