@@ -1,4 +1,4 @@
-"""What abstaining costs and what it is good for: the quickstart's model says that it does not know, below a calibrated threshold.
+"""Measures abstention on the quickstart's model: right answers lost and invented answers avoided, at a calibrated threshold.
 
 A part of the questions that a model was trained on chooses the threshold; the figures are of other trained questions, and of
 questions about functions that it never saw. An answer is exact if it is the reference word for word, and invented if it is
@@ -31,7 +31,7 @@ Conversation = list[dict[str, Any]]
 
 
 class Answers(NamedTuple):
-    """What a model says to some questions.
+    """A model's answers to some questions.
 
     Attributes:
         exact: Whether the answer that is shown without a threshold is the reference, (questions,).

@@ -33,7 +33,7 @@ _PROBE, _PROBE_RESULT = "zqxprobetool", "zqxproberesult"
 
 
 class ShownOfTools(NamedTuple):
-    """What a chat template shows of tools. Where it refuses every trial, this says True, and a conversation will tell.
+    """Which parts of tool use a chat template shows. A part is True if the template refuses every trial of it.
 
     Attributes:
         tools: The tools that the assistant may call.

@@ -1,6 +1,6 @@
 """Abstention: a model that is not sure enough of its answer says so instead of making something up.
 
-How sure it is, is the mean log-probability of its own greedy answer. That depends on the conversation only, not on how the
+Its confidence is the mean log-probability of its greedy answer. That depends on the conversation only, not on how the
 answer that is shown gets chosen: temperature, penalties, bans and seeds change nothing about it.
 """
 

@@ -30,7 +30,7 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Judged:
-    """What a model said to questions whose answers are known.
+    """A model's answers to questions whose right answers are known.
 
     Attributes:
         confidence: How sure it was of each greedy answer, (questions,).

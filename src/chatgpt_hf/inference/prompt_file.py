@@ -98,7 +98,7 @@ def generate_file(
     target = Path(output)
     done = {line for line, _ in read_output(target, {row.line: row.row for row in rows})}
     left = [row for row in rows if row.line not in done]
-    # Before the model is prepared for continuous batching, which has attention of its own.
+    # First, because continuous batching replaces the model's attention.
     confidences = {} if abstention is None else _confidences(abstention, model, tokenizer, left)
     ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
     batching = ContinuousBatchingConfig(use_cuda_graph=False, **prepare_batching(model, context, max_concurrent))

@@ -1,4 +1,4 @@
-"""What a reward is: a function of answers, whose results are checked, and which gives nothing to answers that do not end."""
+"""Reward functions: their results are checked, and an answer that does not end gets nothing."""
 
 import inspect
 import math

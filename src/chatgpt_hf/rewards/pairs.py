@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Made:
-    """What was made of samples.
+    """Rows made from samples.
 
     Attributes:
         rows: Rows for `dpo` and `reward` (`prompt`, `chosen`, `rejected`, `margin`) or for `sft` (`messages`).
