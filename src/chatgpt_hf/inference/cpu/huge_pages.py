@@ -1,6 +1,7 @@
 """Backs weights by 2 MB huge pages: decoding streams all weights, and with 4 KB pages TLB misses dominate."""
 
 import ctypes
+import errno
 import mmap
 from itertools import groupby
 from pathlib import Path
@@ -27,7 +28,11 @@ def use_huge_pages() -> int:
     if not _SIZE_FILE.is_file():
         return 0
     size, moved = int(_SIZE_FILE.read_text()), 0
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def collapse(address: int, length: int) -> bool:
+        return not libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), ctypes.c_int(_MADV_COLLAPSE))
+
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, permissions, _, _, inode, *name = line.split(maxsplit=5)
         # Threads' stacks are included here, but hardly any of their memory is in use.
@@ -45,9 +50,14 @@ def use_huge_pages() -> int:
         begin = 0
         for worth_it, run in groupby((in_use & 1).mean(axis=1) > 0.5):
             length = len(list(run)) * size
-            if worth_it and not libc.madvise(
-                ctypes.c_void_p(first + begin), ctypes.c_size_t(length), ctypes.c_int(_MADV_COLLAPSE)
-            ):
+            if worth_it and collapse(first + begin, length):
                 moved += length
+            elif worth_it:
+                # Linux stops at the first page that it cannot move, but most of the others can still be moved.
+                for address in range(first + begin, first + begin + length, size):
+                    if collapse(address, size):
+                        moved += size
+                    elif ctypes.get_errno() == errno.ENOMEM:  # There are no more huge pages.
+                        return moved
             begin += length
     return moved
