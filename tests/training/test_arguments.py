@@ -278,10 +278,11 @@ def test_the_dial_sets_what_is_not_set_by_hand(tmp_path: Path) -> None:
     assert merged(*parse_recipe(PRETRAIN, recipe, ["--hidden_size", "256"]))["hidden_size"] == 256
 
 
-def test_the_dial_is_for_new_models_and_pretraining_alone(tmp_path: Path) -> None:
+def test_the_dial_is_for_new_models_of_pretraining(tmp_path: Path) -> None:
     recipe = write(tmp_path, "depth: 3\nmodel_name_or_path: base\n")
     assert merged(*parse_recipe(PRETRAIN, recipe))["hidden_size"] is None
-    assert merged(*parse_recipe(SFT, recipe))["max_steps"] == -1
+    with pytest.raises(ConfigError, match="--depth sizes a new model"):
+        parse_recipe(SFT, recipe)
 
 
 def test_the_dial_reads_the_size_of_the_tokenizer(base_folder: Path) -> None:

@@ -203,7 +203,7 @@ def test_evaluation_is_on_the_answers_of_the_data(options: list[str], tmp_path: 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("--lmbda 1.5", "--lmbda is 1.5: give the share of own answers, from 0 to 1"),
+        ("--lmbda 1.5", "--lmbda is 1.5: give the share of answers that the student samples, from 0 to 1"),
         ("--temperature 0", "--temperature is 0.0: give a finite number above 0"),
         ("--lmbda 1 --max_completion_length 0", "--max_completion_length is 0: give 1 or more tokens"),
         ("--top_p 0.5", "--top_p does nothing here: it is for answers of the model's own: give --lmbda above 0"),

@@ -35,7 +35,7 @@ class AnswersResult:
 
 
 def ends_with_an_answer(messages: list[dict[str, Any]] | None) -> bool:
-    """True if the last message is a text of the assistant's to learn, with a question before it.
+    """True if the last message is an answer to learn, with a question before it.
 
     A call of a tool has no text to compare with, and a message of weight 0 is no answer to repeat.
     """

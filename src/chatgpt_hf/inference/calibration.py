@@ -83,7 +83,7 @@ def calibrate(
             They do not change the threshold; they measure what it is good for.
         keep: Share of the right answers to keep.
         text: What the model says when it abstains.
-        limit: Most conversations of each kind, chosen at random.
+        limit: At most this many conversations of each kind, chosen at random.
         max_new_tokens: Answers are judged by at most this many tokens.
         encoding: Encoding of the files; UTF-8 if not given.
         seed: Seed of the choice.
@@ -262,7 +262,7 @@ def _sampled(
     rows: Dataset = splits[part] if part in splits else splits["train"]
     found = [index for index, messages in enumerate(rows["messages"]) if ends_with_an_answer(messages)]
     if not found:
-        raise DataError(f"--{option} has no conversation that ends with an answer of the assistant.")
+        raise DataError(f"--{option} has no conversation that ends with an answer.")
     if len(found) > limit:
         found = sorted(random.Random(seed).sample(found, limit))
     chosen = rows.select(found)

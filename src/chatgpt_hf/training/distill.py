@@ -78,7 +78,7 @@ class StudentTrainer(PreferenceTrainer, DistillationTrainer):
     (completion,): the loss is measured where the mask is 1.
 
     Args:
-        share: Of the rows that are learned with an answer of the student's, sampled in each step; TRL's own trainer has 1.
+        share: Share of the rows whose answer the student samples in each step; TRL's trainer has 1.
         context: Positions of both models. A prompt that leaves no room for an own answer keeps that of the row.
     """
 
@@ -158,7 +158,9 @@ class DistillRun(ConversationRun):
             raise ConfigError("--teacher_model_name_or_path is missing: name the chat model to learn from.")
         check_not_used(arguments, NOT_USED)
         if not 0 <= arguments.lmbda <= 1:
-            raise ConfigError(f"--lmbda is {arguments.lmbda}: give the share of own answers, from 0 to 1.")
+            raise ConfigError(
+                f"--lmbda is {arguments.lmbda}: give the share of answers that the student samples, from 0 to 1."
+            )
         if not 0 < arguments.temperature < math.inf:
             raise ConfigError(f"--temperature is {arguments.temperature}: give a finite number above 0.")
         if arguments.max_completion_length is None or arguments.max_completion_length < 1:
