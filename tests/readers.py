@@ -315,6 +315,7 @@ def _asked(folder: Path) -> None:
 
 def _samples(folder: Path) -> None:
     """Answers that `generate --samples` wrote, as `pairs` reads them and a later run continues them."""
+    from chatgpt_hf.data.prompts import read_prompts
     from chatgpt_hf.data.sources import parse_sources
     from chatgpt_hf.inference.prompt_file import read_output
     from chatgpt_hf.rewards.loading import load_rewards
@@ -327,8 +328,10 @@ def _samples(folder: Path) -> None:
         write_rows(rows, made / f"{kind}.jsonl")
         (made / f"{kind}.jsonl").unlink()
 
+    # A file that cannot be read is read once, not for each reward.
+    read_prompts(parse_sources(str(file)))
     _each(lambda name: rank(name, "pairs"), _REWARDS)
-    _each(lambda name: rank(name, "sft", min_reward=0.5), _REWARDS)
+    _each(lambda name: rank(name, "sft", min_reward=0.5), _REWARDS[:1])
     prompt = {name: SAMPLES[0][name] for name in ("question", "answer", "id", "pattern", "schema")}
     read_output(file, {1: prompt, 2: prompt}, samples=2)
 
