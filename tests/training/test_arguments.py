@@ -11,18 +11,11 @@ from accelerate import PartialState
 
 from chatgpt_hf import ChatGPTConfig
 from chatgpt_hf.errors import ConfigError
-from chatgpt_hf.tasks.arguments import TaskArguments
 from chatgpt_hf.training.arguments import (
     ArchitectureArguments,
     ChatModelArguments,
-    ChatSFTArguments,
-    ConversationArguments,
     ConversationDataArguments,
-    CorpusArguments,
-    FinetuneArguments,
-    ModelArguments,
     PretrainArguments,
-    TaskModelArguments,
     parse_recipe,
 )
 from chatgpt_hf.training.distill_arguments import DistillArguments
@@ -37,9 +30,8 @@ from chatgpt_hf.training.preference_arguments import (
 from chatgpt_hf.training.recipe import find_recipe, recipes_folder, resolve_recipe
 from chatgpt_hf.training.scaling import dial
 
-PRETRAIN = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
-SFT = (ChatModelArguments, ConversationArguments, ChatSFTArguments)
-FINETUNE = (TaskModelArguments, TaskArguments, FinetuneArguments)
+from .trainings import FINETUNE, PRETRAIN, SFT
+
 # By the beginning of a recipe's name; those with a task are of `finetune`, the others of `pretrain`.
 BY_NAME = {
     "sft": SFT,
