@@ -404,7 +404,7 @@ def test_weights_that_are_no_numbers_are_said_at_load_and_before_a_push(
     save_file(weights, where / name, metadata={"format": "pt"})
     for load in (load_model, check_model_folder):
         message = refusal(CheckpointError, load, where)
-        assert "1 weights contain NaN or infinite numbers, including " in message
+        assert "NaN or infinite numbers in 1 of the weights, including " in message
         assert str(where) in message
 
 

@@ -217,7 +217,7 @@ def check_finite(weights: Iterable[tuple[str, torch.Tensor]], where: str | Path)
             broken.append(name)
     if broken:
         raise CheckpointError(
-            f"{where}: {len(broken)} weights contain NaN or infinite numbers, including {', '.join(broken[:3])}. The training "
+            f"{where}: NaN or infinite numbers in {len(broken)} of the weights, including {', '.join(broken[:3])}. The training "
             "diverged, or the file was damaged: use an earlier checkpoint, or copy it again."
         )
 
