@@ -338,6 +338,11 @@ def test_pickles(folder: Path, adapter: Path, tmp_path: Path, of: str, kind: str
     assert not trace.exists()
 
 
+def test_an_adapter_without_weights(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    assert "has no adapter_model.safetensors, the adapter's weights" in refusal(CheckpointError, load_model, adapter)
+
+
 def test_an_adapter_that_is_based_on_itself(adapter: Path, tmp_path: Path) -> None:
     second, third = (Path(shutil.copytree(adapter, tmp_path / name)) for name in ("second", "third"))
     for base, circle in ((adapter, "itself."), (second, f"itself through {second}.")):

@@ -340,6 +340,9 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
     for file in safetensors_files(folder):
         check_safetensors(file)
     check_adapter_sizes(folder)
+    if not any(folder.glob("adapter_model*")):
+        # PEFT would look for them on the Hub.
+        raise CheckpointError(f"{folder} has no adapter_model.safetensors, the adapter's weights: copy it again.")
     try:
         model = load_model(base, model_class, **kwargs)
     except CheckpointError as error:
