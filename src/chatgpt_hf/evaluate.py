@@ -1,4 +1,4 @@
-"""Evaluates a finished model on any data: text, its own task, code, benchmarks, or a probe of bias."""
+"""Evaluates a finished model on any data: text, its own task, code, benchmarks, preferences, or a probe of bias."""
 
 import hashlib
 import json
@@ -8,17 +8,25 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from .checkpoints import UNLIMITED_CONTEXT, check_tokenizer_fits, context_length
 from .data.corpus import load_corpus
+from .data.preferences import read_preferences
+from .data.sources import parse_sources
 from .errors import CheckpointError, ConfigError
 from .evaluation.bias import evaluate_bias
 from .evaluation.code import evaluate_code, read_problems
 from .evaluation.figures import Figure
 from .evaluation.harness import evaluate_benchmarks
 from .evaluation.language_modeling import evaluate_language_modeling, window_and_stride
+from .evaluation.preferences import evaluate_preferences, likelihood_scores, reward_scores
 from .evaluation.record import EVALUATION_FOLDER, RESULTS_NAME, Evaluation
 from .files import check_is_folder, read_json, read_yaml
 from .inference.loading import load_language_model
+from .rewards.models import load_reward_model
+from .stored import config_of
 from .tasks.arguments import TaskArguments
 from .tasks.registry import load_task_model, make_task
 from .tokenization_chatgpt import load_tokenizer
@@ -60,8 +68,7 @@ def measure_corpus(
     _check_out(name_or_path, out)
     splits = load_corpus(corpus, text_column=text_column, encoding=encoding)
     texts = [text for split in splits.values() for text in split["text"]]
-    model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
-    check_tokenizer_fits(model, tokenizer)
+    model, tokenizer = _load(name_or_path)
     size, step = window_and_stride(model, window, stride)
     context = context_length(model)
     report(f"The model sees {size:,} tokens at a time; {step:,} of them are new in each window.")
@@ -101,7 +108,7 @@ def measure_task(
     check_tokenizer_fits(model, tokenizer)
     task = make_task(arguments, seed, model=model)
     found = task.evaluate(model.eval(), tokenizer, task.test, data=dataset, batch_size=batch_size)
-    chosen = {name: value for name, value in overrides.items() if value is not None}
+    chosen = _given(overrides)
     destination = _Destination(name_or_path, dataset, chosen, out, command)
     return destination.save({f"{name}-{_slug(dataset)}": value for name, value in found.items()})
 
@@ -127,8 +134,7 @@ def measure_code(
     """
     _check_out(name_or_path, out)
     rows = read_problems(Path(problems))
-    model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
-    check_tokenizer_fits(model, tokenizer)
+    model, tokenizer = _load(name_or_path)
     evaluation = evaluate_code(
         model,
         tokenizer,
@@ -169,8 +175,7 @@ def measure_benchmarks(
 ) -> Figures:
     """Runs standard benchmarks by lm-evaluation-harness; saves the harness' own results next to ours."""
     _check_out(name_or_path, out)
-    model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
-    check_tokenizer_fits(model, tokenizer)
+    model, tokenizer = _load(name_or_path)
     results = evaluate_benchmarks(
         model,
         tokenizer,
@@ -191,10 +196,78 @@ def measure_benchmarks(
 def measure_bias(name_or_path: str, *, batch_size: int = 8, out: Path | None = None, command: str = "") -> Figures:
     """Probes whether the model expects "he" or "she" for people of twenty professions; its card shows the result."""
     _check_out(name_or_path, out)
-    model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
-    check_tokenizer_fits(model, tokenizer)
+    model, tokenizer = _load(name_or_path)
     evaluation = evaluate_bias(model, tokenizer, batch_size=batch_size)
     return _Destination(name_or_path, None, {}, out, command).save({evaluation.task: evaluation})
+
+
+def measure_preferences(
+    name_or_path: str,
+    preferences: str,
+    *,
+    reference: str | None = None,
+    encoding: str | None = None,
+    skip_invalid: bool = False,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    out: Path | None = None,
+    command: str = "",
+) -> Figures:
+    """Measures how often a chat model finds the better answer of a pair likelier, or a reward model gives it more.
+
+    Args:
+        preferences: Pairs in any form that `dpo` reads: a file, folder, glob or Hub id; all splits.
+        reference: The chat model before a training on preferences; then the gains since are measured too.
+        encoding: Encoding of the files, UTF-8 if not given.
+        skip_invalid: Leave out rows that cannot be used, with a warning that counts them.
+        limit: The number of pairs; all if not given.
+
+    Raises:
+        DataError: If there are no pairs, or one cannot be used.
+        ConfigError: If there is a reference for a reward model.
+    """
+    _check_out(name_or_path, out)
+    pairs = _pairs(preferences, encoding, skip_invalid, limit)
+    options: dict[str, Any] = {"batch_size": batch_size}
+    before = None
+    if _is_reward_model(name_or_path):
+        if reference is not None:
+            raise ConfigError(f"{name_or_path} is a reward model, which has no use for --reference: leave it out.")
+        found = reward_scores(*load_reward_model(name_or_path), pairs, **options)
+    else:
+        found = likelihood_scores(*_load(name_or_path), pairs, **options)
+        if reference is not None:
+            before = likelihood_scores(*_load(reference), pairs, **options)
+    evaluation = evaluate_preferences(found, pairs, data=preferences, reference=before)
+    chosen = {"limit": limit, "reference": reference and _place(reference), "skip_invalid": skip_invalid or None}
+    evaluation.settings |= _given(chosen)
+    destination = _Destination(name_or_path, preferences, chosen, out, command)
+    return destination.save({f"{evaluation.task}-{_slug(preferences)}": evaluation})
+
+
+def _given(chosen: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _load(name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A language model and its tokenizer, which fit each other."""
+    model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
+    check_tokenizer_fits(model, tokenizer)
+    return model, tokenizer
+
+
+def _is_reward_model(name_or_path: str) -> bool:
+    return any(
+        str(name).endswith("ForSequenceClassification") for name in config_of(name_or_path).get("architectures") or ()
+    )
+
+
+def _pairs(preferences: str, encoding: str | None, skip_invalid: bool, limit: int | None) -> Dataset:
+    """All pairs of a source, or the first ones."""
+    sources = parse_sources(preferences, encoding=encoding, field="preferences")
+    read = read_preferences(sources, kind="pairs", skip_invalid=skip_invalid)
+    pairs = concatenate_datasets(list(read.splits.values()))
+    return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
 
 
 def _check_out(name_or_path: str, out: Path | None) -> None:

@@ -61,17 +61,32 @@ def register(app: typer.Typer, panel: str) -> None:
                 help="Compare the probabilities of sentences with he and with she; the result appears in the model card.",
             ),
         ] = None,
+        preferences: Annotated[
+            str | None,
+            typer.Option(
+                "--preferences",
+                help="Measure how often the better answer of a pair is likelier, or gets a higher score from a reward model: a file, folder, glob or Hub id, as for dpo.",
+            ),
+        ] = None,
         benchmark_data: Annotated[
             str | None,
             typer.Option("--benchmark_data", help="Folder with the benchmarks' files, to run without the Hub."),
         ] = None,
         limit: Annotated[
-            int | None, typer.Option("--limit", help="Number of items of each benchmark; all if not given.")
+            int | None,
+            typer.Option("--limit", min=1, help="Number of items of each benchmark, or of pairs; all if not given."),
         ] = None,
         num_fewshot: Annotated[
             int | None,
             typer.Option(
                 "--num_fewshot", help="Number of examples before each item; the benchmark's own if not given."
+            ),
+        ] = None,
+        reference: Annotated[
+            str | None,
+            typer.Option(
+                "--reference",
+                help="The model before its training on --preferences; measures also how often the better answer gained more.",
             ),
         ] = None,
         window: Annotated[
@@ -92,6 +107,12 @@ def register(app: typer.Typer, panel: str) -> None:
         encoding: Annotated[
             str | None, typer.Option("--encoding", help="Encoding of the files, such as gb18030; UTF-8 if not given.")
         ] = None,
+        skip_invalid: Annotated[
+            bool,
+            typer.Option(
+                "--skip_invalid", help="Leave out rows of --preferences that cannot be used, and count them."
+            ),
+        ] = False,
         samples: Annotated[int, typer.Option("--samples", help="Number of programs for each problem.")] = 1,
         k: Annotated[str, typer.Option("--k", help="Values of k in pass@k, separated by commas.")] = "1",
         temperature: Annotated[
@@ -123,20 +144,25 @@ def register(app: typer.Typer, panel: str) -> None:
     ) -> None:
         """Measure a model, with 95 % confidence intervals.
 
-        Give one of --corpus, --dataset, --code, --benchmarks or --bias. The evaluation is kept for chatgpt-hf compare. With --dataset, the fields of chatgpt-hf finetune about task and data may be given too, such as --task or --label_column.
+        Give one of --corpus, --dataset, --code, --benchmarks, --preferences or --bias. The evaluation is kept for chatgpt-hf compare. With --dataset, the fields of chatgpt-hf finetune about task and data may be given too, such as --task or --label_column.
 
         Example: chatgpt-hf evaluate runs/quickstart/base --corpus builtin:python-docs
 
         Example: chatgpt-hf evaluate runs/sst2 --dataset test.csv --batch_size 32
 
         Example: chatgpt-hf evaluate smollm2 --code humaneval.jsonl --chat
+
+        Example: chatgpt-hf evaluate runs/dpo --preferences held-out.jsonl --reference runs/quickstart
         """
         if ctx.args and dataset is None:
             known = [name for item in ctx.command.params for name in item.opts]
             raise UsageMistake(
                 f"Unknown argument {ctx.args[0]}: fields of a task need --dataset.{did_you_mean(ctx.args[0], known)}"
             )
-        wanted = {"--corpus": corpus, "--dataset": dataset, "--code": code, "--benchmarks": benchmarks, "--bias": bias}
+        wanted = {
+            **{"--corpus": corpus, "--dataset": dataset, "--code": code, "--benchmarks": benchmarks},
+            **{"--preferences": preferences, "--bias": bias},
+        }
         given = [name for name, value in wanted.items() if value is not None]
         if len(given) != 1:
             raise UsageMistake(
@@ -146,12 +172,16 @@ def register(app: typer.Typer, panel: str) -> None:
             ("--window", window, "--corpus"),
             ("--stride", stride, "--corpus"),
             ("--chat", chat or None, "--code"),
+            ("--reference", reference, "--preferences"),
+            ("--skip_invalid", skip_invalid or None, "--preferences"),
         ):
             if value is not None and given != [needed]:
                 raise UsageMistake(f"{name} is for {needed}, and this measures with {given[0]}: leave it out.")
         if dataset is not None:
             check_recipe(TASK, None, ctx.args)
         check_model(model)
+        if reference is not None:
+            check_model(reference)
         from chatgpt_hf import evaluate as measure
 
         command = shlex.join(["chatgpt-hf", *sys.argv[1:]])
@@ -189,6 +219,18 @@ def register(app: typer.Typer, panel: str) -> None:
                 chat=chat,
                 batch_size=batch_size or 8,
                 seed=seed or 0,
+                out=out,
+                command=command,
+            )
+        elif preferences is not None:
+            figures = measure.measure_preferences(
+                model,
+                preferences,
+                reference=reference,
+                encoding=encoding,
+                skip_invalid=skip_invalid,
+                limit=limit,
+                batch_size=batch_size,
                 out=out,
                 command=command,
             )
