@@ -20,11 +20,13 @@ from .evaluation.bias import evaluate_bias
 from .evaluation.code import evaluate_code, read_problems
 from .evaluation.figures import Figure
 from .evaluation.harness import evaluate_benchmarks
+from .evaluation.judge import evaluate_judge, log_odds
 from .evaluation.language_modeling import evaluate_language_modeling, window_and_stride
 from .evaluation.preferences import evaluate_preferences, likelihood_scores, reward_scores
 from .evaluation.record import EVALUATION_FOLDER, RESULTS_NAME, Evaluation
 from .files import check_is_folder, read_json, read_yaml
 from .inference.loading import load_language_model
+from .rewards.base import answer_text
 from .rewards.models import load_reward_model
 from .stored import config_of
 from .tasks.arguments import TaskArguments
@@ -240,6 +242,37 @@ def measure_preferences(
             before = likelihood_scores(*_load(reference), pairs, **options)
     evaluation = evaluate_preferences(found, pairs, data=preferences, reference=before)
     chosen = {"limit": limit, "reference": reference and _place(reference), "skip_invalid": skip_invalid or None}
+    evaluation.settings |= _given(chosen)
+    destination = _Destination(name_or_path, preferences, chosen, out, command)
+    return destination.save({f"{evaluation.task}-{_slug(preferences)}": evaluation})
+
+
+def measure_judge(
+    name_or_path: str,
+    preferences: str,
+    *,
+    encoding: str | None = None,
+    skip_invalid: bool = False,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    out: Path | None = None,
+    command: str = "",
+) -> Figures:
+    """Measures how often a chat model, asked which answer of a pair is better, agrees with the labels.
+
+    Args:
+        preferences, encoding, skip_invalid, limit: See `measure_preferences`.
+
+    Raises:
+        DataError: If there are no pairs, or one cannot be used.
+        ConversionError: If the model generates no text.
+    """
+    _check_out(name_or_path, out)
+    pairs = _pairs(preferences, encoding, skip_invalid, limit)
+    sides = [[answer_text(side) for side in pairs[name]] for name in ("chosen", "rejected")]
+    found = log_odds(*_load(name_or_path), pairs["prompt"][:], *sides, batch_size=batch_size)
+    evaluation = evaluate_judge(found, pairs, data=preferences)
+    chosen = {"limit": limit, "skip_invalid": skip_invalid or None}
     evaluation.settings |= _given(chosen)
     destination = _Destination(name_or_path, preferences, chosen, out, command)
     return destination.save({f"{evaluation.task}-{_slug(preferences)}": evaluation})

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,6 +69,13 @@ def register(app: typer.Typer, panel: str) -> None:
                 help="Measure how often the better answer of a pair is likelier, or gets a higher score from a reward model: a file, folder, glob or Hub id, as for dpo.",
             ),
         ] = None,
+        as_judge: Annotated[
+            bool,
+            typer.Option(
+                "--as_judge",
+                help="Ask the model which answer of --preferences is better, in both orders, and measure how often it agrees with the labels.",
+            ),
+        ] = False,
         benchmark_data: Annotated[
             str | None,
             typer.Option("--benchmark_data", help="Folder with the benchmarks' files, to run without the Hub."),
@@ -172,11 +180,14 @@ def register(app: typer.Typer, panel: str) -> None:
             ("--window", window, "--corpus"),
             ("--stride", stride, "--corpus"),
             ("--chat", chat or None, "--code"),
+            ("--as_judge", as_judge or None, "--preferences"),
             ("--reference", reference, "--preferences"),
             ("--skip_invalid", skip_invalid or None, "--preferences"),
         ):
             if value is not None and given != [needed]:
                 raise UsageMistake(f"{name} is for {needed}, and this measures with {given[0]}: leave it out.")
+        if as_judge and reference is not None:
+            raise UsageMistake("--reference is for probabilities, and --as_judge asks the model: leave one out.")
         if dataset is not None:
             check_recipe(TASK, None, ctx.args)
         check_model(model)
@@ -223,10 +234,10 @@ def register(app: typer.Typer, panel: str) -> None:
                 command=command,
             )
         elif preferences is not None:
-            figures = measure.measure_preferences(
+            how = measure.measure_judge if as_judge else partial(measure.measure_preferences, reference=reference)
+            figures = how(
                 model,
                 preferences,
-                reference=reference,
                 encoding=encoding,
                 skip_invalid=skip_invalid,
                 limit=limit,

@@ -62,27 +62,29 @@ def negative_log_likelihoods(
 def next_log_probs(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
-    tokens: Sequence[int],
+    tokens: Sequence[Sequence[int]],
     *,
     pad_token_id: int | None,
     batch_size: int | None = None,
     desc: str = "Scoring",
     progress: bool = True,
 ) -> np.ndarray:
-    """Returns the log-probability of each of some tokens as the one that follows a row, (rows, tokens).
+    """Returns how likely each of some tokens is as the one that follows a row: log-probabilities in nats, (rows, tokens).
 
     Args:
         rows: Token ids, at least one and at most as many as the model's context.
+        tokens: For each row the same number of tokens, (rows, tokens).
         pad_token_id, batch_size: See `negative_log_likelihoods`.
     """
-    found = np.zeros((len(rows), len(tokens)))
+    found = np.zeros(np.shape(tokens))
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     keeps = "logits_to_keep" in inspect.signature(inner.forward).parameters
     for indices, inputs in _padded(model, rows, pad_token_id, batch_size, desc, progress):
         kept, places = (inputs["attention_mask"].sum(1) - 1).unique(return_inverse=True)
         logits = model(**inputs, use_cache=False, **({"logits_to_keep": kept} if keeps else {})).logits
-        last = logits[torch.arange(len(indices)), places if keeps else kept[places]]
-        found[indices] = last.float().log_softmax(-1)[:, list(tokens)].cpu().numpy()
+        last = logits[torch.arange(len(indices), device=logits.device), places if keeps else kept[places]]
+        chosen = torch.tensor([list(tokens[index]) for index in indices], device=last.device)
+        found[indices] = last.float().log_softmax(-1).gather(-1, chosen).cpu().numpy()
     return found
 
 
