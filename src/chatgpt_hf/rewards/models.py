@@ -10,6 +10,7 @@ from ..data.messages import is_empty
 from ..data.preference_tokens import encode_sides
 from ..errors import ConfigError
 from ..evaluation.scoring import classifier_scores
+from ..stored import config_of
 from ..tokenization_chatgpt import load_tokenizer
 from .base import Reward, Text, answer_text
 
@@ -45,6 +46,12 @@ def model_reward(name_or_path: str, *, batch_size: int = 32) -> Reward:
         return [next(found) if row else None for row in rows]
 
     return Reward(name_or_path.rstrip("/").rpartition("/")[2], function)
+
+
+def is_reward_model(name_or_path: str) -> bool:
+    """True if a folder or Hub id has a sequence classifier, for which `load_reward_model` is."""
+    names = config_of(name_or_path).get("architectures")
+    return isinstance(names, list) and any(str(name).endswith("ForSequenceClassification") for name in names)
 
 
 def load_reward_model(name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

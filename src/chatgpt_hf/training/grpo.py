@@ -14,7 +14,7 @@ from datasets import Dataset, Features, concatenate_datasets
 from transformers import Trainer, TrainerState
 
 from ..chat_templates import encode_chat_prompt
-from ..checkpoints import check_tokenizer_fits, context_length, load_model, making_adapters, sample_of
+from ..checkpoints import check_tokenizer_fits, context_length, end_marks, load_model, making_adapters, sample_of
 from ..data.conversations import InvalidRows, as_json, conversation_key
 from ..data.preference_tokens import encode_sides
 from ..data.prompts import Prompts, read_prompts, warn_of_shared_prompts
@@ -28,7 +28,7 @@ from .chat_run import ChatRun, before_and_after, load_chat_tokenizer
 from .grpo_arguments import GRPOArguments, PromptArguments
 from .grpo_figures import MeasuredAnswers, measure_answers
 from .preference_arguments import RewardModelArguments
-from .preferences import end_marks, no_end_mark, silence_attention_dropout
+from .preferences import no_end_mark, silence_attention_dropout
 from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint, text_fingerprint
 from .rollouts import (
     CLIPPED,
