@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -74,6 +75,8 @@ def train(function: str) -> Callable[[tuple[Any, ...]], None]:
         logging.basicConfig(level=logging.INFO, handlers=[handler])
         # The Hub's client logs a line for each request.
         logging.getLogger("httpx2").setLevel(logging.WARNING)
+        # transformers pins memory by default, which matters on GPUs only.
+        warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no accelerator")
         module, _, name = function.partition(":")
         try:
             results = getattr(import_module(module), name)(*parsed)

@@ -41,7 +41,12 @@ def register(app: typer.Typer, panel: str) -> None:
                 help="Sample this many answers to each of --prompts, from the model's plain distribution.",
             ),
         ] = None,
-        max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest continuation in tokens.")] = 128,
+        max_new_tokens: Annotated[
+            int,
+            typer.Option(
+                "--max_new_tokens", help="Longest continuation in tokens; the end of the model's context also ends it."
+            ),
+        ] = 128,
         temperature: Annotated[
             float | None,
             typer.Option(

@@ -17,6 +17,7 @@ from ..extras import needed_by
 from ..inference.cpu.packed_linear import packed_copy
 from ..inference.sampler import Sample, sample_completions
 from .preferences import PreferenceTrainer
+from .resuming import EpochSampler
 
 with needed_by("Training"):
     from trl import GRPOTrainer, RLOOTrainer
@@ -62,7 +63,7 @@ class RewardTrainer(PreferenceTrainer):
         """The `--loss_type`."""
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        return SamplerOfEpochs(super()._get_train_sampler(dataset))
+        return EpochSampler(super()._get_train_sampler(dataset), self.args)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.prompt_ids[conversation_key(prompt)] for prompt in prompts], None, {}
@@ -234,24 +235,6 @@ REMEDY = (
     "harder prompts; if they are the lowest, take easier prompts, more --num_generations, a higher --temperature, or teach the model "
     "with `chatgpt-hf sft` first"
 )
-
-
-class SamplerOfEpochs(Sampler):
-    """TRL's `RepeatSampler`, whose order depends on the epoch: its own would begin anew in a run that resumes in a later one."""
-
-    def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch."""
-        if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.sampler.seed + epoch)
-
-    def __iter__(self) -> Any:
-        return iter(self.sampler)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
 
 def part_of(inputs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
