@@ -114,6 +114,15 @@ def test_a_model_answers_prompts(
     assert [row["answers"] for row in again.rewarded.examples] == [row["answers"] for row in kept.examples]
 
 
+def test_all_splits_are_asked(tmp_path: Path) -> None:
+    rows = [{"question": asked, "answer": right} for asked, right in ASKED]
+    write(tmp_path / "train.jsonl", rows[:2])
+    write(tmp_path / "test.jsonl", rows[2:])
+    read = read_questions(str(tmp_path), load_rewards("exact"))
+    assert sorted(read["answer"][:]) == sorted(right for _, right in ASKED)
+    assert len(read_questions(str(tmp_path), limit=2)) == 2
+
+
 def test_before_and_after(chat_folder: Path, tmp_path: Path) -> None:
     """Answers that were given before, in two files with the same prompts."""
     wrong, cut = "Nothing.", "Hi! How are"
@@ -199,6 +208,9 @@ def test_what_cannot_be_measured(
     )
     assert "--rewards is for --prompts and --answers" in mistake("--bias", "--rewards", "exact")
     assert "--k 1;8 is not a list of whole numbers" in mistake("--answers", one, "--rewards", "exact", "--k", "1;8")
+    assert "--k has 8: give 1 to 2" in mistake(
+        "--prompts", prompts_file, "--rewards", "exact", "--samples", 2, "--k", 8
+    )
     assert "'exakt' is unknown" in mistake("--prompts", prompts_file, "--rewards", "exakt")
     assert "reads the column 'answer'" in mistake("--prompts", plain, "--rewards", "exact")
     assert "Row 1 of" in (message := mistake("--prompts", long, "--rewards", "exact"))

@@ -1,17 +1,18 @@
 """Answers to prompts, by a model or from a file: what they are worth to rewards, and to a judge beside other answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat_templates import encode_chat_prompt
 from .checkpoints import check_tokenizer_fits, context_length, end_marks
 from .data.conversations import InvalidRows, conversation_key
+from .data.messages import is_empty
 from .data.prompts import ANSWER, read_prompts
 from .data.sources import parse_sources
 from .errors import DataError
@@ -22,7 +23,7 @@ from .inference.sampler import sample_completions
 from .rewards import Reward, check_columns
 from .rewards.answers import texts_of
 from .rewards.base import GIVEN
-from .rewards.figures import answer_measures
+from .rewards.figures import answer_measures, check_ks
 from .rewards.models import is_reward_model, model_reward
 from .rewards.pairs import read_samples, sample_groups, sample_rewards
 from .tokenization_chatgpt import load_tokenizer
@@ -75,6 +76,8 @@ def answer_prompts(
         DataError: If a prompt cannot be used, or no answer gets a reward.
         ConfigError: If a parameter is out of range, or a reward fails.
     """
+    # Before the work.
+    check_ks(ks or (), samples)
     model, tokenizer, kept, prompt_ids = _ready(name_or_path, rows["prompt"], rows["place"], skip_invalid)
     rows, ends = rows.select(kept), end_marks(model, tokenizer)
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
@@ -122,6 +125,7 @@ def read_answers(
     *,
     ks: Sequence[int] | None = None,
     named: Mapping[str, str] | None = None,
+    encoding: str | None = None,
     limit: int | None = None,
 ) -> Answers:
     """Reads answers that a model gave before, as `chatgpt-hf generate --prompts` writes them, with one or several to each prompt.
@@ -130,13 +134,14 @@ def read_answers(
         rewards: The result of `load_rewards`.
         ks: Values of k in pass@k; see `answer_measures`.
         named: Columns that the user named, by `prompt` and `answer`.
+        encoding: Encoding of the file, UTF-8 if not given.
         limit: The number of prompts; all if not given.
 
     Raises:
         DataError: If a row is no answer, or no answer gets a reward.
         ConfigError: If a reward fails.
     """
-    rows = read_samples(parse_sources(file, field="answers"), named=named)
+    rows = read_samples(parse_sources(file, encoding=encoding, field="answers"), named=named)
     # In the order of the prompts: `generate` writes an answer when it is finished.
     groups = sorted(sample_groups(rows), key=lambda numbers: (_line(rows[numbers[0]]), numbers))[:limit]
     rows = [rows[number] for numbers in groups for number in numbers]
@@ -178,7 +183,7 @@ def read_questions(
     # Rewards are given something else by these names.
     reserved = (*GIVEN, "prompt", "completion", "place", "image", "images")
     read = read_prompts(sources, skip_invalid=skip_invalid, named=named, reserved=reserved).splits
-    rows = next(iter(read.values()))
+    rows = concatenate_datasets(list(read.values()))
     rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
     check_columns(rewards, rows.remove_columns("place"), ["", *rows["place"]].__getitem__)
     for reward in rewards:
@@ -212,17 +217,20 @@ def judged(answers: Answers, others: Sequence[str], judge: str, *, batch_size: i
     return evaluate_wins(found, prompts, answers.shown, others)
 
 
-def references(answers: Answers) -> list[str]:
-    """The right answers in the file of the prompts: the first text in the column `answer`, or what ends a conversation.
+def references(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns the right answers to prompts: the first text in the column `answer`, or what ends a conversation.
+
+    Args:
+        rows: The rows of `Answers`, or of `read_questions`.
 
     Raises:
         DataError: If a prompt has none.
     """
     found = []
-    for row in answers.rows:
+    for row in rows:
         texts = texts_of(row.get(ANSWER))
-        if not texts or not texts[0].strip():
-            place = row["place"][0].upper() + row["place"][1:]
+        if not texts or is_empty(texts[0]):
+            place = row["place"][:1].upper() + row["place"][1:]
             raise DataError(
                 f"{place} has no answer to compare with: give --against another model or its answers, or name the column with "
                 "--answer_column."
@@ -231,22 +239,25 @@ def references(answers: Answers) -> list[str]:
     return found
 
 
-def matching(answers: Answers, others: Answers) -> list[str]:
-    """The other answers to the same prompts, in their order.
+def matching(rows: Iterable[Mapping[str, Any]], others: Answers) -> list[str]:
+    """Returns the other answers to the same prompts, in their order.
+
+    Args:
+        rows: See `references`.
 
     Raises:
         DataError: If a prompt was not answered.
     """
     by_prompt: dict[str, list[str]] = {}
-    for row, text in zip(others.rows, others.shown, strict=True):
-        by_prompt.setdefault(conversation_key(row["prompt"]), []).append(text)
+    for answered, text in zip(others.rows, others.shown, strict=True):
+        by_prompt.setdefault(conversation_key(answered["prompt"]), []).append(text)
     found = []
-    for row in answers.rows:
+    for row in rows:
         texts = by_prompt.get(conversation_key(row["prompt"]))
         if not texts:
             asked = row["prompt"][-1]["content"]
             raise DataError(f"--against has no answer to the prompt {asked!r:.80}: let it answer the same prompts.")
-        # Rows of the same prompt are in the same order.
+        # Rows with the same prompt are in the same order.
         found.append(texts.pop(0) if len(texts) > 1 else texts[0])
     return found
 

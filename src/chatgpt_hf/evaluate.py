@@ -1,6 +1,6 @@
 """Evaluates a finished model on any data: text, its own task, code, benchmarks, preferences, or a probe of bias."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -322,9 +322,18 @@ def measure_answers(
     loaded = load_rewards(list(rewards), reward_weights) if rewards else []
     named = {} if answer_column is None else {"answer": answer_column}
     chosen: dict[str, Any] = {"limit": limit, "skip_invalid": skip_invalid or None, "answer_column": answer_column}
+    by_model = against is not None and not Path(against).is_file()
+    given = None if against is None or by_model else read_answers(against, named=named, encoding=encoding)
+
+    def opponents(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+        return references(rows) if given is None else matching(rows, given)
+
     if prompts is not None:
         source = prompts
         rows = read_questions(prompts, loaded, named=named, encoding=encoding, skip_invalid=skip_invalid, limit=limit)
+        if judge is not None and not by_model:
+            # What is missing is said before the work.
+            opponents(rows)
         found = answer_prompts(
             name_or_path,
             rows,
@@ -339,7 +348,7 @@ def measure_answers(
         )
         chosen["max_new_tokens"] = max_new_tokens
     else:
-        found = read_answers(str(answers), loaded, ks=ks, named=named, limit=limit)
+        found = read_answers(str(answers), loaded, ks=ks, named=named, encoding=encoding, limit=limit)
         # Answers of two models are in two files, and what they have in common are the prompts.
         source = f"prompts-{digest([row['prompt'] for row in found.rows])[:8]}"
 
@@ -361,13 +370,13 @@ def measure_answers(
             **sampled,
         )
     if judge is not None:
-        if against is None:
-            others = references(found)
-        elif Path(against).is_file():
-            others = matching(found, read_answers(against, named=named))
-        else:
+        more: dict[str, Any] = {"judge": place(judge), "against": against and place(against)}
+        if against is not None and by_model:
+            more["max_new_tokens"] = max_new_tokens
             others = greedy_answers(against, found, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        figures |= keep(judged(found, others, judge), judge=place(judge), against=against and place(against))
+        else:
+            others = opponents(found.rows)
+        figures |= keep(judged(found, others, judge), **more)
     return figures
 
 

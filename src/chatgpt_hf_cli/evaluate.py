@@ -275,9 +275,10 @@ def register(app: typer.Typer, panel: str) -> None:
         if ctx.args:
             check_recipe(TASK, None, ctx.args)
         check_model(model)
-        for other_model in (reference, judge):
-            if other_model is not None:
-                check_model(other_model)
+        for other in (reference, judge, against):
+            # The answers of another model may be in a file.
+            if other is not None and not (other is against and Path(other).is_file()):
+                check_model(other)
         from chatgpt_hf import evaluate as measure
 
         command = shlex.join(["chatgpt-hf", *sys.argv[1:]])

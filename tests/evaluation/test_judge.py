@@ -91,7 +91,7 @@ def test_wins_of_a_model() -> None:
     assert figures == pytest.approx(
         {"win_rate": 2 / 3, "wins": 1 / 3, "losses": 0, "undecided": 2 / 3, "first_place": 0.75, "longer": 0.5}
     )
-    assert evaluation.settings == {"too_long": 1}
+    assert evaluation.settings == {"request": judge.REQUEST, "too_long": 1}
     assert [row["verdict"] for row in evaluation.examples] == [1, 0, 0]
     # The scores of a reward model have no order.
     figures = evaluate_wins(found[:, :1], [QUESTION] * 3, ["a"] * 3, ["b"] * 3).measures

@@ -103,10 +103,11 @@ def test_the_figures_of_pairs(tmp_path: Path) -> None:
         {
             "accuracy": 0.25,
             "accuracy_per_token": 0.5,
-            "gain_accuracy": (1 + 1 + 0 + 0.5) / 4,
             "length_accuracy": 0.625,
             "accuracy_over_length": -0.375,
-            "margin": (1 + 1 - 1 + 0) / 4,
+            "margin": (-7 - 1 + 1 - 1) / 4,
+            "gain_accuracy": (1 + 1 + 0 + 0.5) / 4,
+            "gain_margin": (1 + 1 - 1 + 0) / 4,
         }
     )
     assert all(figure.low <= figure.value <= figure.high for figure in figures.values())
@@ -160,6 +161,13 @@ def test_the_command(
     kept = Evaluation.load(out / "preferences-pairs")
     assert kept.measures["gain_accuracy"].value == 0.5
     assert [row["prompt"][0]["content"] for row in kept.examples] == [row["prompt"] for row in ROWS]
+    # A test split counts too.
+    folder = tmp_path / "split"
+    folder.mkdir()
+    for split in ("train", "test"):
+        write(folder, ROWS).rename(folder / f"{split}.jsonl")
+    result = cli("evaluate", chat_folder, "--preferences", folder, "--as_judge", "--out", out)
+    assert "None of the 8 pairs of answers can be judged" in result.err
     result = cli("evaluate", reward_folder, "--preferences", file, "--limit", 3, "--out", out)
     assert result.code == 0, result.err
     assert len(next(found for path in out.iterdir() if len(found := Evaluation.load(path).examples) == 3)) == 3

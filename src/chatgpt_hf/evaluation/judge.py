@@ -119,7 +119,7 @@ def evaluate_judge(found: np.ndarray, pairs: Dataset, *, data: str = "") -> Eval
         **beside_length(accuracy, pairs),
     }
     return Evaluation(
-        TASK, data, measures, pair_examples(pairs, first=found[:, 0], second=found[:, 1]), settings(found)
+        TASK, data, measures, pair_examples(pairs, first=found[:, 0], second=found[:, 1]), _settings(found)
     )
 
 
@@ -159,7 +159,7 @@ def evaluate_wins(
         {"prompt": list(prompt), "answer": one, "other": other, "verdict": int(verdict)}
         for prompt, one, other, verdict in zip(prompts, ones, others, decided, strict=True)
     ]
-    return Evaluation(TASK, data, measures, examples, settings(found))
+    return Evaluation(TASK, data, measures, examples, _settings(found))
 
 
 def verdicts(found: np.ndarray) -> np.ndarray:
@@ -172,10 +172,11 @@ def verdicts(found: np.ndarray) -> np.ndarray:
     return np.where((signs == signs[:, :1]).all(1), signs[:, 0], 0.0)
 
 
-def settings(found: np.ndarray) -> dict[str, Any]:
-    """What an evaluation keeps of the pairs that could not be judged."""
+def _settings(found: np.ndarray) -> dict[str, Any]:
+    """What the judge was asked, and how many pairs it could not read."""
+    asked = {"request": REQUEST} if found.shape[1] > 1 else {}
     missing = int(np.isnan(found).any(1).sum())
-    return {"too_long": missing} if missing else {}
+    return {**asked, "too_long": missing} if missing else asked
 
 
 def _of_places(found: np.ndarray) -> dict[str, Measure]:

@@ -156,8 +156,8 @@ def evaluate_preferences(
 
     Returns:
         `accuracy`, of the scores, and the measures of `beside_length`. For scores that are sums also `accuracy_per_token`, of the
-        mean score of a token, which does not favor short answers. With a reference `gain_accuracy`: how often the chosen answer
-        gained more, which is what DPO trains. `margin`: the mean difference of the scores; of the gains, if there is a reference.
+        mean score of a token, which does not favor short answers. `margin`: the mean difference of the scores. With a reference,
+        `gain_accuracy` and `gain_margin`: how often the chosen answer gained more, and how much more, which is what DPO trains.
 
     Raises:
         DataError: If there are no pairs, or none fits.
@@ -170,14 +170,19 @@ def evaluate_preferences(
     measures = {"accuracy": accuracy_measure(margins)}
     if found.tokens is not None:
         measures["accuracy_per_token"] = accuracy_measure(PairScores(found.scores / found.tokens).margins)
+    measures |= {**beside_length(measures["accuracy"], pairs), "margin": _mean(margins)}
     if reference is not None:
-        margins = margins - reference.margins
-        measures["gain_accuracy"] = accuracy_measure(margins)
-    measures |= beside_length(measures["accuracy"], pairs)
-    fits = ~np.isnan(margins)
-    measures["margin"] = Measure("mean", np.stack([np.nan_to_num(margins), fits.astype(float)], axis=1))
-    settings = {"too_long": int((~fits).sum())} if not fits.all() else {}
+        gains = margins - reference.margins
+        measures |= {"gain_accuracy": accuracy_measure(gains), "gain_margin": _mean(gains)}
+    missing = int(np.isnan(margins).sum())
+    settings = {"too_long": missing} if missing else {}
     return Evaluation(TASK, data, measures, pair_examples(pairs, margin=margins), settings)
+
+
+def _mean(values: np.ndarray) -> Measure:
+    """The mean of values, (pairs,), of which some may be NaN."""
+    there = ~np.isnan(values)
+    return Measure("mean_where_defined", np.stack([np.nan_to_num(values), there.astype(float)], axis=1))
 
 
 def pair_examples(pairs: Dataset, **found: np.ndarray) -> list[dict[str, Any]]:

@@ -77,8 +77,7 @@ def answer_measures(
     if np.isnan(values).all():
         raise DataError(f"None of the answers to {len(texts)} prompts got a reward: look at some of them.")
     fewest = min(map(len, texts))
-    if wrong := [k for k in ks or () if not 1 <= k <= fewest]:
-        raise ConfigError(f"--k has {wrong[0]}: give 1 to {fewest}, the number of answers to a prompt.")
+    check_ks(ks or (), fewest)
     rewards = [values] if greedy is None else [values, greedy]
     right_or_wrong = all(set(part[~np.isnan(part)].tolist()) <= {0.0, 1.0} for part in rewards)
     found = {"reward": reward_measure(values)}
@@ -98,3 +97,9 @@ def answer_measures(
         name: replace(of_texts[name], statistics=np.add.reduceat(of_texts[name].statistics, begins))
         for name in _OF_TEXTS
     }
+
+
+def check_ks(ks: Sequence[int], samples: int) -> None:
+    """Raises `ConfigError` if a k of pass@k is below 1, or above the number of answers to a prompt."""
+    if wrong := [k for k in ks if not 1 <= k <= samples]:
+        raise ConfigError(f"--k has {wrong[0]}: give 1 to {samples}, the number of answers to a prompt.")
