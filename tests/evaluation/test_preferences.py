@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,26 @@ def test_the_command(
     assert len(next(found for path in out.iterdir() if len(found := Evaluation.load(path).examples) == 3)) == 3
     message = refused("evaluate", reward_folder, "--preferences", file, "--reference", chat_folder)
     assert "is a reward model, which has no use for --reference" in message
+
+
+def test_models_that_cannot_rank(
+    chat_folder: Path, reward_folder: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    file = write(tmp_path, ROWS)
+    plain = shutil.copytree(chat_folder, tmp_path / "plain")
+    tokenizer = load_tokenizer(plain)
+    tokenizer.chat_template = None
+    (plain / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(plain)
+    assert "chat template" in refused("evaluate", plain, "--preferences", file)
+    assert "chat template" in refused("evaluate", plain, "--preferences", file, "--as_judge")
+    message = "is a ChatGPTForSequenceClassification: only language models can do this"
+    assert message in refused("evaluate", reward_folder, "--preferences", file, "--as_judge")
+    two = shutil.copytree(reward_folder, tmp_path / "two")
+    config = json.loads((two / "config.json").read_text())
+    labels = {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}
+    (two / "config.json").write_text(json.dumps({**config, **labels}))
+    assert "is a model with 2 outputs, and a reward model has one" in refused("evaluate", two, "--preferences", file)
 
 
 @pytest.mark.parametrize(

@@ -46,15 +46,16 @@ def negative_log_likelihoods(
     """
     nats = np.zeros(len(pieces))
     rows = [ids for ids, _ in pieces]
-    for indices, inputs in _padded(model, rows, pad_token_id, batch_size, desc, progress):
-        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-        for row, index in zip(labels, indices, strict=True):
-            ids, counted = pieces[index]
-            if isinstance(counted, int):
-                row[:counted] = -100
-            else:
-                row[: len(ids)][torch.tensor(counted, device=row.device) == 0] = -100
-        nats[indices] = _losses(model, inputs, labels[:, 1:]).double().sum(1).cpu().numpy()
+    with evaluating(model):
+        for indices, inputs in _padded(model, rows, pad_token_id, batch_size, desc, progress):
+            labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+            for row, index in zip(labels, indices, strict=True):
+                ids, counted = pieces[index]
+                if isinstance(counted, int):
+                    row[:counted] = -100
+                else:
+                    row[: len(ids)][torch.tensor(counted, device=row.device) == 0] = -100
+            nats[indices] = _losses(model, inputs, labels[:, 1:]).double().sum(1).cpu().numpy()
     return nats
 
 
@@ -79,12 +80,13 @@ def next_log_probs(
     found = np.zeros(np.shape(tokens))
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     keeps = "logits_to_keep" in inspect.signature(inner.forward).parameters
-    for indices, inputs in _padded(model, rows, pad_token_id, batch_size, desc, progress):
-        kept, places = (inputs["attention_mask"].sum(1) - 1).unique(return_inverse=True)
-        logits = model(**inputs, use_cache=False, **({"logits_to_keep": kept} if keeps else {})).logits
-        last = logits[torch.arange(len(indices), device=logits.device), places if keeps else kept[places]]
-        chosen = torch.tensor([list(tokens[index]) for index in indices], device=last.device)
-        found[indices] = last.float().log_softmax(-1).gather(-1, chosen).cpu().numpy()
+    with evaluating(model):
+        for indices, inputs in _padded(model, rows, pad_token_id, batch_size, desc, progress):
+            kept, places = (inputs["attention_mask"].sum(1) - 1).unique(return_inverse=True)
+            logits = model(**inputs, use_cache=False, **({"logits_to_keep": kept} if keeps else {})).logits
+            last = logits[torch.arange(len(indices), device=logits.device), places if keeps else kept[places]]
+            chosen = torch.tensor([list(tokens[index]) for index in indices], device=last.device)
+            found[indices] = last.float().log_softmax(-1).gather(-1, chosen).cpu().numpy()
     return found
 
 
@@ -104,9 +106,10 @@ def classifier_scores(
         batch_size: See `negative_log_likelihoods`.
     """
     scores = np.zeros(len(rows))
-    # It finds the end of a row by this token.
-    for indices, inputs in _padded(model, rows, model.config.pad_token_id, batch_size, desc, progress):
-        scores[indices] = model(**inputs).logits.squeeze(-1).float().cpu().numpy()
+    with evaluating(model):
+        # It finds the end of a row by this token.
+        for indices, inputs in _padded(model, rows, model.config.pad_token_id, batch_size, desc, progress):
+            scores[indices] = model(**inputs).logits.squeeze(-1).float().cpu().numpy()
     return scores
 
 
@@ -124,7 +127,7 @@ def _padded(
     lengths = [len(rows[index]) for index in order]
     # Counted in tokens, because batches of short rows take less time.
     bar = tqdm(total=sum(lengths), desc=desc, unit="token", unit_scale=True, disable=not progress)
-    with evaluating(model), bar:
+    with bar:
         for batch in _batches(lengths, batch_size):
             indices = order[batch]
             inputs = pad([rows[index] for index in indices], side="right", pad_token_id=pad_token_id)
