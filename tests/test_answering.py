@@ -136,7 +136,7 @@ def test_before_and_after(chat_folder: Path, tmp_path: Path) -> None:
     assert title.startswith("answers-prompts-")
     (one,) = [Evaluation.load(path) for path in (tmp_path / "one").iterdir()]
     assert [row["prompt"][0]["content"] for row in one.examples] == [asked for asked, _ in ASKED]
-    assert one.examples[0]["answers"] == [cut, wrong]
+    assert one.examples[0]["answers"] == [wrong, cut]
     figures = {
         name: (found[str(tmp_path / "one")].figure.value, found[str(tmp_path / "two")].figure.value)
         for name, found in compared.figures.items()

@@ -116,6 +116,7 @@ def test_programs(cli: Callable, base_folder: Path, tmp_path: Path) -> None:
         (["--bias", "--samples", "2"], "--samples is for --code and --prompts, and this measures with --bias"),
         (["--dataset", "a.csv", "--limit", "2"], "--limit is for --benchmarks and --preferences"),
         (["--corpus", "a.txt", "--skip_invalid"], "Unknown argument --skip_invalid"),
+        (["--preferences", "a.jsonl", "--judge", "b"], "name it as the MODEL, with --as_judge"),
         (["--preferences", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )

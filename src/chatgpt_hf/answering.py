@@ -22,7 +22,7 @@ from .inference.loading import load_for_generation, load_language_model
 from .inference.sampler import sample_completions
 from .rewards import Reward, check_columns
 from .rewards.answers import texts_of
-from .rewards.base import GIVEN
+from .rewards.base import RESERVED
 from .rewards.figures import answer_measures, check_ks
 from .rewards.models import is_reward_model, model_reward
 from .rewards.pairs import read_samples, sample_groups, sample_rewards
@@ -142,8 +142,9 @@ def read_answers(
         ConfigError: If a reward fails.
     """
     rows = read_samples(parse_sources(file, encoding=encoding, field="answers"), named=named)
-    # In the order of the prompts: `generate` writes an answer when it is finished.
-    groups = sorted(sample_groups(rows), key=lambda numbers: (_line(rows[numbers[0]]), numbers))[:limit]
+    # In the order of the prompts and samples: `generate` writes an answer when it is finished.
+    rows.sort(key=lambda row: (_whole(row.get("line")), _whole(row.get("sample"))))
+    groups = sample_groups(rows)[:limit]
     rows = [rows[number] for numbers in groups for number in numbers]
     ends = np.cumsum([len(numbers) for numbers in groups]).tolist()
     groups = [list(range(end - len(numbers), end)) for numbers, end in zip(groups, ends, strict=True)]
@@ -180,9 +181,7 @@ def read_questions(
         DataError: If a row has no prompt, or lacks what a reward reads.
     """
     sources = parse_sources(file, encoding=encoding, field="prompts")
-    # Rewards are given something else by these names.
-    reserved = (*GIVEN, "prompt", "completion", "place", "image", "images")
-    read = read_prompts(sources, skip_invalid=skip_invalid, named=named, reserved=reserved).splits
+    read = read_prompts(sources, skip_invalid=skip_invalid, named=named, reserved=RESERVED).splits
     rows = concatenate_datasets(list(read.values()))
     rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
     check_columns(rewards, rows.remove_columns("place"), ["", *rows["place"]].__getitem__)
@@ -312,6 +311,6 @@ def _numbers(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(value) else value for value in values.tolist()]
 
 
-def _line(row: Mapping[str, Any]) -> int:
-    line = row.get("line")
-    return line if isinstance(line, int) else 0
+def _whole(number: Any) -> int:
+    """The number; 0 for what is none, as in files of other programs."""
+    return number if isinstance(number, int) else 0

@@ -243,6 +243,10 @@ def register(app: typer.Typer, panel: str) -> None:
             raise UsageMistake(
                 f"Give one of {', '.join(wanted)} to measure on" + (f", not {' and '.join(given)}." if given else ".")
             )
+        if judge is not None and preferences is not None:
+            raise UsageMistake(
+                "--judge is for --prompts and --answers. To measure a judge on --preferences, name it as the MODEL, with --as_judge."
+            )
         for name, value, needed in (
             ("--window", window, ("--corpus",)),
             ("--stride", stride, ("--corpus",)),

@@ -22,7 +22,7 @@ from ..data.sources import parse_sources
 from ..errors import CheckpointError, ConfigError, DataError
 from ..extras import needed_by
 from ..rewards import check_columns, load_rewards
-from ..rewards.base import GIVEN
+from ..rewards.base import RESERVED
 from .adapters import lora_config, quantization
 from .chat_run import ChatRun, before_and_after, load_chat_tokenizer
 from .grpo_arguments import GRPOArguments, PromptArguments
@@ -195,7 +195,7 @@ class GRPORun(ChatRun):
             seed=self.arguments.seed,
             skip_invalid=chosen.skip_invalid,
             named={name: column for name, column in named.items() if column is not None},
-            reserved=(*GIVEN, "prompt", "completion", "place", "image", "images"),
+            reserved=RESERVED,
         )
         sources = parse_sources(chosen.dataset, encoding=chosen.encoding, field="dataset")
         self.sources = [source.source for source in sources]
