@@ -13,6 +13,7 @@ PACKAGE = Path(chatgpt_hf.__file__).parent
 # Highest first; a module belongs to the longest entry that its path starts with.
 FLOORS = [
     ("quickstart", "explain", "evaluate", "preview", "environment"),
+    ("answering",),
     ("ui/", "serving/"),
     ("web/",),
     ("moderation/",),

@@ -113,6 +113,11 @@ def test_programs(cli: Callable, base_folder: Path, tmp_path: Path) -> None:
         (["--bias", "--window", "64"], "--window is for --corpus, and this measures with --bias: leave it out"),
         (["--code", "a.jsonl", "--stride", "64"], "--stride is for --corpus"),
         (["--corpus", "a.txt", "--chat"], "--chat is for --code"),
+        (["--bias", "--samples", "2"], "--samples is for --code and --prompts, and this measures with --bias"),
+        (["--dataset", "a.csv", "--limit", "2"], "--limit is for --benchmarks and --preferences"),
+        (["--corpus", "a.txt", "--skip_invalid"], "Unknown argument --skip_invalid"),
+        (["--preferences", "a.jsonl", "--judge", "b"], "name it as the MODEL, with --as_judge"),
+        (["--preferences", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, refused: Callable, base_folder: Path) -> None:

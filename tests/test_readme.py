@@ -84,7 +84,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chat = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}\n'
     (folder / "my-chats.jsonl").write_text(chat * 8)
     pairs = [{"prompt": f"What is {n}?", "chosen": f"{n} is a number.", "rejected": "No."} for n in range(30)]
-    (folder / "my-pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    for name in ("my-pairs", "my-other-pairs"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     sums = [{"question": f"{n} + 2 = ?", "answer": n + 2} for n in range(30)]
     (folder / "my-sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
     prompts = [{"prompt": "Return a"}, {"messages": [{"role": "user", "content": "Hi"}]}]
@@ -100,6 +101,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ChatGPTForSequenceClassification.from_pretrained(chat_model, **labels).save_pretrained(folder / "my-classifier")
     load_tokenizer(str(chat_model)).save_pretrained(folder / "my-classifier")
     tokenizer = load_tokenizer(str(chat_model))
+    # What a judge is asked takes more tokens than the chat model has.
+    ChatGPTForCausalLM.from_pretrained(chat_model, max_position_embeddings=2048).save_pretrained(folder / "my-judge")
+    tokenizer.save_pretrained(folder / "my-judge")
     gpt2 = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2)
     GPT2LMHeadModel(gpt2).save_pretrained(folder / "my-gpt2")
     tokenizer.save_pretrained(folder / "my-gpt2")
@@ -254,6 +258,7 @@ def _smaller(words: list[str]) -> list[str]:
         "distill": [*SMALL_SFT, "--block_size", "128"],
         "grpo": [*SMALL_RUN, "--num_generations", "2", "--evaluate_prompts", "2", "--max_completion_length", "4"],
         "finetune": SMALL_RUN,
+        "evaluate": ["--max_new_tokens", "8"] if "--prompts" in words else [],
         # The model's answers are all wrong.
         "pairs": ["my-samples.jsonl"],
     }

@@ -51,7 +51,7 @@ from .stored import (
     safetensors_files,
 )
 from .text_encoding import clear_errors
-from .tokenization_chatgpt import load_tokenizer
+from .tokenization_chatgpt import IM_END, load_tokenizer
 from .untrusted import (
     check_adapter_patterns,
     check_adapter_sizes,
@@ -452,6 +452,17 @@ def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
 
 @torch.no_grad()
+def end_marks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Token ids that end an answer: the tokenizer's and our template's mark, and those of the model's generation."""
+    named = getattr(model, "generation_config", model.config).eos_token_id
+    ends = {
+        tokenizer.eos_token_id,
+        tokenizer.get_vocab().get(IM_END),
+        *(named if isinstance(named, list) else [named]),
+    }
+    return ends - {None}
+
+
 def extend_vocabulary(model: PreTrainedModel, size: int) -> None:
     """Extends embedding and head to `size` tokens; each new row is the mean of the old ones.
 

@@ -1,29 +1,37 @@
-"""Evaluates a finished model on any data: text, its own task, code, benchmarks, or a probe of bias."""
+"""Evaluates a finished model on any data: text, its own task, code, benchmarks, preferences, or a probe of bias."""
 
-import hashlib
-import json
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .answering import answer_prompts, greedy_answers, judged, matching, read_answers, read_questions, references
 from .checkpoints import UNLIMITED_CONTEXT, check_tokenizer_fits, context_length
 from .data.corpus import load_corpus
-from .errors import CheckpointError, ConfigError
+from .data.preferences import read_preferences
+from .data.sources import parse_sources
+from .errors import ConfigError
 from .evaluation.bias import evaluate_bias
 from .evaluation.code import evaluate_code, read_problems
+from .evaluation.destination import Destination, check_destination, digest, place, slug
 from .evaluation.figures import Figure
 from .evaluation.harness import evaluate_benchmarks
+from .evaluation.judge import evaluate_judge, log_odds
 from .evaluation.language_modeling import evaluate_language_modeling, window_and_stride
-from .evaluation.record import EVALUATION_FOLDER, RESULTS_NAME, Evaluation
-from .files import check_is_folder, read_json, read_yaml
+from .evaluation.preferences import evaluate_preferences, likelihood_scores, reward_scores
+from .evaluation.record import Evaluation
+from .files import read_yaml
 from .inference.loading import load_language_model
+from .rewards import load_rewards
+from .rewards.base import answer_text
+from .rewards.models import is_reward_model, load_reward_model
 from .tasks.arguments import TaskArguments
 from .tasks.registry import load_task_model, make_task
 from .tokenization_chatgpt import load_tokenizer
 from .training.run_folder import RECIPE_NAME
-from .untrusted import check_link
 
 Figures = dict[str, dict[str, Figure]]
 
@@ -57,11 +65,10 @@ def measure_corpus(
         ConfigError: If `window` or `stride` does not fit the model.
         DataError: If the corpus cannot be used, or has no text.
     """
-    _check_out(name_or_path, out)
+    check_destination(name_or_path, out)
     splits = load_corpus(corpus, text_column=text_column, encoding=encoding)
     texts = [text for split in splits.values() for text in split["text"]]
-    model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
-    check_tokenizer_fits(model, tokenizer)
+    model, tokenizer = _load(name_or_path)
     size, step = window_and_stride(model, window, stride)
     context = context_length(model)
     report(f"The model sees {size:,} tokens at a time; {step:,} of them are new in each window.")
@@ -75,8 +82,8 @@ def measure_corpus(
     read_with = {"text_column": text_column, "stride": stride}
     if window is not None:
         read_with["window"] = window
-    destination = _Destination(name_or_path, corpus, read_with, out, command)
-    return destination.save({f"language-modeling-{_slug(corpus)}": evaluation})
+    destination = Destination(name_or_path, corpus, read_with, out, command)
+    return destination.save({f"language-modeling-{slug(corpus)}": evaluation})
 
 
 def measure_task(
@@ -95,15 +102,15 @@ def measure_task(
         dataset: The rows; all are evaluated.
         **overrides: Fields of `TaskArguments` that replace those in the folder's recipe, such as `task` without a recipe.
     """
-    _check_out(name_or_path, out)
+    check_destination(name_or_path, out)
     arguments = _task_arguments(name_or_path, {**overrides, "dataset": [dataset]})
     model, tokenizer = load_task_model(name_or_path, arguments.task), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
     task = make_task(arguments, seed, model=model)
     found = task.evaluate(model.eval(), tokenizer, task.test, data=dataset, batch_size=batch_size)
-    chosen = {name: value for name, value in overrides.items() if value is not None}
-    destination = _Destination(name_or_path, dataset, chosen, out, command)
-    return destination.save({f"{name}-{_slug(dataset)}": value for name, value in found.items()})
+    chosen = _given(overrides)
+    destination = Destination(name_or_path, dataset, chosen, out, command)
+    return destination.save({f"{name}-{slug(dataset)}": value for name, value in found.items()})
 
 
 def measure_code(
@@ -125,10 +132,9 @@ def measure_code(
     Args:
         chat: Ask for each function in a message, through the model's chat template.
     """
-    _check_out(name_or_path, out)
+    check_destination(name_or_path, out)
     rows = read_problems(Path(problems))
-    model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
-    check_tokenizer_fits(model, tokenizer)
+    model, tokenizer = _load(name_or_path)
     evaluation = evaluate_code(
         model,
         tokenizer,
@@ -151,8 +157,8 @@ def measure_code(
     }
     if chat:
         sampled["chat"] = True
-    destination = _Destination(name_or_path, problems, sampled, out, command)
-    return destination.save({f"code-{_slug(problems)}": evaluation})
+    destination = Destination(name_or_path, problems, sampled, out, command)
+    return destination.save({f"code-{slug(problems)}": evaluation})
 
 
 def measure_benchmarks(
@@ -168,9 +174,8 @@ def measure_benchmarks(
     command: str = "",
 ) -> Figures:
     """Runs standard benchmarks by lm-evaluation-harness; saves the harness' own results next to ours."""
-    _check_out(name_or_path, out)
-    model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
-    check_tokenizer_fits(model, tokenizer)
+    check_destination(name_or_path, out)
+    model, tokenizer = _load(name_or_path)
     results = evaluate_benchmarks(
         model,
         tokenizer,
@@ -182,7 +187,7 @@ def measure_benchmarks(
         seed=seed,
     )
     chosen = {"limit": limit, "num_fewshot": num_fewshot, "seed": seed}
-    destination = _Destination(name_or_path, data_folder, chosen, out, command)
+    destination = Destination(name_or_path, data_folder, chosen, out, command)
     named = destination.named(results.evaluations)
     replace(results, evaluations=named).save(destination.folder)
     return {name: evaluation.figures() for name, evaluation in named.items()}
@@ -190,20 +195,208 @@ def measure_benchmarks(
 
 def measure_bias(name_or_path: str, *, batch_size: int = 8, out: Path | None = None, command: str = "") -> Figures:
     """Probes whether the model expects "he" or "she" for people of twenty professions; its card shows the result."""
-    _check_out(name_or_path, out)
+    check_destination(name_or_path, out)
+    model, tokenizer = _load(name_or_path)
+    evaluation = evaluate_bias(model, tokenizer, batch_size=batch_size)
+    return Destination(name_or_path, None, {}, out, command).save({evaluation.task: evaluation})
+
+
+def measure_preferences(
+    name_or_path: str,
+    preferences: str,
+    *,
+    reference: str | None = None,
+    encoding: str | None = None,
+    skip_invalid: bool = False,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    out: Path | None = None,
+    command: str = "",
+) -> Figures:
+    """Measures how often a chat model finds the better answer of a pair likelier, or a reward model gives it more.
+
+    Args:
+        preferences: Pairs in any form that `dpo` reads: a file, folder, glob or Hub id; all splits.
+        reference: The chat model before a training on preferences; then the gains since are measured too.
+        encoding: Encoding of the files, UTF-8 if not given.
+        skip_invalid: Leave out rows that cannot be used, with a warning that counts them.
+        limit: The number of pairs; all if not given.
+
+    Raises:
+        DataError: If there are no pairs, or one cannot be used.
+        ConfigError: If there is a reference for a reward model.
+    """
+    check_destination(name_or_path, out)
+    pairs = _pairs(preferences, encoding, skip_invalid, limit)
+    options: dict[str, Any] = {"batch_size": batch_size}
+    before = None
+    if is_reward_model(name_or_path):
+        if reference is not None:
+            raise ConfigError(f"{name_or_path} is a reward model, which has no use for --reference: leave it out.")
+        found = reward_scores(*load_reward_model(name_or_path), pairs, **options)
+    else:
+        found = likelihood_scores(*_load(name_or_path), pairs, **options)
+        if reference is not None:
+            before = likelihood_scores(*_load(reference), pairs, **options)
+    evaluation = evaluate_preferences(found, pairs, data=preferences, reference=before)
+    chosen = {"limit": limit, "reference": reference and place(reference), "skip_invalid": skip_invalid or None}
+    evaluation.settings |= _given(chosen)
+    destination = Destination(name_or_path, preferences, chosen, out, command)
+    return destination.save({f"{evaluation.task}-{slug(preferences)}": evaluation})
+
+
+def measure_judge(
+    name_or_path: str,
+    preferences: str,
+    *,
+    encoding: str | None = None,
+    skip_invalid: bool = False,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    out: Path | None = None,
+    command: str = "",
+) -> Figures:
+    """Measures how often a chat model, asked which answer of a pair is better, agrees with the labels.
+
+    Args:
+        preferences, encoding, skip_invalid, limit: See `measure_preferences`.
+
+    Raises:
+        DataError: If there are no pairs, or one cannot be used.
+        ConversionError: If the model generates no text.
+    """
+    check_destination(name_or_path, out)
+    pairs = _pairs(preferences, encoding, skip_invalid, limit)
+    sides = [[answer_text(side) for side in pairs[name]] for name in ("chosen", "rejected")]
+    found = log_odds(*_load(name_or_path), pairs["prompt"][:], *sides, batch_size=batch_size)
+    evaluation = evaluate_judge(found, pairs, data=preferences)
+    chosen = {"limit": limit, "skip_invalid": skip_invalid or None}
+    evaluation.settings |= _given(chosen)
+    destination = Destination(name_or_path, preferences, chosen, out, command)
+    return destination.save({f"{evaluation.task}-{slug(preferences)}": evaluation})
+
+
+def measure_answers(
+    name_or_path: str,
+    prompts: str | None = None,
+    *,
+    answers: str | None = None,
+    rewards: Sequence[str] = (),
+    reward_weights: Sequence[float] | None = None,
+    judge: str | None = None,
+    against: str | None = None,
+    answer_column: str | None = None,
+    samples: int = 8,
+    ks: Sequence[int] | None = None,
+    temperature: float = 1.0,
+    max_new_tokens: int = 128,
+    encoding: str | None = None,
+    skip_invalid: bool = False,
+    limit: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    out: Path | None = None,
+    command: str = "",
+) -> Figures:
+    """Measures what a chat model's answers are worth to rewards, to a judge, or to both.
+
+    Args:
+        prompts: Prompts to answer, with what the rewards read: a file, folder, glob or Hub id.
+        answers: Answers that the model gave before; instead of `prompts`. See `read_answers`.
+        rewards, reward_weights: See `load_rewards`.
+        judge: A chat model or reward model that compares the answers with others. See `judged`.
+        against: What they are compared with: a model, or a file with its answers; the right answers in the file if not given.
+        answer_column: The column with the right answers; `answer` if not given.
+        samples, ks, temperature, max_new_tokens: See `answer_prompts`.
+        encoding: Encoding of the files, UTF-8 if not given.
+        skip_invalid: Leave out prompts that cannot be used, with a warning that counts them.
+        limit: The number of prompts; all if not given.
+
+    Raises:
+        ConfigError: If there are neither rewards nor a judge, or some option cannot be used.
+        DataError: If the data cannot be used; the message names the row.
+    """
+    check_destination(name_or_path, out)
+    if not rewards and judge is None:
+        raise ConfigError("Give rewards or a judge: something has to say what the answers are worth.")
+    loaded = load_rewards(list(rewards), reward_weights) if rewards else []
+    named = {} if answer_column is None else {"answer": answer_column}
+    chosen: dict[str, Any] = {"limit": limit, "skip_invalid": skip_invalid or None, "answer_column": answer_column}
+    by_model = against is not None and not Path(against).is_file()
+    given = None if against is None or by_model else read_answers(against, named=named, encoding=encoding)
+
+    def opponents(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+        return references(rows) if given is None else matching(rows, given)
+
+    if prompts is not None:
+        source = prompts
+        rows = read_questions(prompts, loaded, named=named, encoding=encoding, skip_invalid=skip_invalid, limit=limit)
+        if judge is not None and not by_model:
+            # What is missing is said before the work.
+            opponents(rows)
+        found = answer_prompts(
+            name_or_path,
+            rows,
+            loaded,
+            samples=samples,
+            ks=ks,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            skip_invalid=skip_invalid,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        chosen["max_new_tokens"] = max_new_tokens
+    else:
+        found = read_answers(str(answers), loaded, ks=ks, named=named, encoding=encoding, limit=limit)
+        # Answers of two models are in two files, and what they have in common are the prompts.
+        source = f"prompts-{digest([row['prompt'] for row in found.rows])[:8]}"
+
+    def keep(evaluation: Evaluation, **more: Any) -> Figures:
+        settings = _given({**chosen, **more})
+        evaluation.data, evaluation.settings = source, {**settings, **evaluation.settings}
+        destination = Destination(name_or_path, source, settings, out, command)
+        return destination.save({f"{evaluation.task}-{slug(source)}": evaluation})
+
+    figures: Figures = {}
+    if found.rewarded is not None:
+        sampled = {} if prompts is None else {"samples": samples, "temperature": temperature, "seed": seed}
+        weights = None if reward_weights is None else list(reward_weights)
+        figures |= keep(
+            found.rewarded,
+            rewards=list(rewards),
+            reward_weights=weights,
+            ks=None if ks is None else list(ks),
+            **sampled,
+        )
+    if judge is not None:
+        more: dict[str, Any] = {"judge": place(judge), "against": against and place(against)}
+        if against is not None and by_model:
+            more["max_new_tokens"] = max_new_tokens
+            others = greedy_answers(against, found, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        else:
+            others = opponents(found.rows)
+        figures |= keep(judged(found, others, judge), **more)
+    return figures
+
+
+def _given(chosen: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _load(name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A language model and its tokenizer, which fit each other."""
     model, tokenizer = load_language_model(name_or_path), load_tokenizer(name_or_path)
     check_tokenizer_fits(model, tokenizer)
-    evaluation = evaluate_bias(model, tokenizer, batch_size=batch_size)
-    return _Destination(name_or_path, None, {}, out, command).save({evaluation.task: evaluation})
+    return model, tokenizer
 
 
-def _check_out(name_or_path: str, out: Path | None) -> None:
-    """Raises before the work if the evaluation cannot be saved, or a link in the model's folder would lead it elsewhere."""
-    folder = _Destination(name_or_path, None, {}, out, "").folder
-    check_is_folder(folder)
-    if out is None and Path(name_or_path).is_dir():
-        for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
-            check_link(path, Path(name_or_path))
+def _pairs(preferences: str, encoding: str | None, skip_invalid: bool, limit: int | None) -> Dataset:
+    """All pairs of a source, or the first ones."""
+    sources = parse_sources(preferences, encoding=encoding, field="preferences")
+    read = read_preferences(sources, kind="pairs", skip_invalid=skip_invalid)
+    pairs = concatenate_datasets(list(read.splits.values()))
+    return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
 
 
 def _task_arguments(name_or_path: str, overrides: dict[str, Any]) -> TaskArguments:
@@ -216,90 +409,3 @@ def _task_arguments(name_or_path: str, overrides: dict[str, Any]) -> TaskArgumen
     # Relative paths on the command line refer to the working directory, not to the run's `data_dir`.
     given["data_dir"] = overrides.get("data_dir")
     return TaskArguments(**given)
-
-
-@dataclass(frozen=True)
-class _Destination:
-    """The folder that keeps evaluations, and what tells them from others in it.
-
-    Attributes:
-        source: What was evaluated, if the user chose it.
-        settings: What else the user chose that changes the figures.
-        out: Folder that the user named; None for `evaluation/` in the model's folder.
-        command: The command that repeats the evaluation.
-    """
-
-    name_or_path: str
-    source: str | None
-    settings: dict[str, Any]
-    out: Path | None
-    command: str
-
-    @property
-    def folder(self) -> Path:
-        if self.out is not None:
-            return self.out
-        if Path(self.name_or_path).is_dir():
-            return Path(self.name_or_path) / EVALUATION_FOLDER
-        return Path("runs") / EVALUATION_FOLDER / re.sub(r"[^\w.-]+", "-", self.name_or_path.replace("/", "--"))
-
-    def save(self, evaluations: dict[str, Evaluation]) -> Figures:
-        """Returns the figures by the names that the evaluations have in the folder. See `named`."""
-        return {name: evaluation.save(self.folder / name) for name, evaluation in self.named(evaluations).items()}
-
-    def named(self, evaluations: dict[str, Evaluation]) -> dict[str, Evaluation]:
-        """Evaluations by names that no other evaluation in the folder has; the same one again keeps its name.
-
-        Args:
-            evaluations: By the names that people would expect.
-        """
-        # A folder that the user names may hold the evaluations of several models.
-        model = None if self.out is None else _place(self.name_or_path)
-        identity = [self.source and _place(self.source), self.settings, model]
-        named = {}
-        for name, evaluation in evaluations.items():
-            evaluation.command = self.command
-            evaluation.identity = _hash([name, *identity])
-            named[_free_name(self.folder, name, evaluation)] = evaluation
-        return named
-
-
-def _free_name(folder: Path, name: str, evaluation: Evaluation) -> str:
-    """The name itself, or with a hash behind it if another evaluation has it.
-
-    The file system is asked and not the list of names: on some, names that differ only in case are the same.
-    """
-    try:
-        kept = read_json(folder / name / RESULTS_NAME)
-    except CheckpointError:
-        # Nothing that could be lost.
-        return name
-    # Release 0.1 recorded only the source.
-    same = kept["identity"] == evaluation.identity if kept.get("identity") else kept.get("data") == evaluation.data
-    return f"{name}-{evaluation.identity[:8]}" if kept and not same else name
-
-
-def _place(source: str) -> str:
-    """A path that is the same from every working directory; other sources as they are."""
-    path = Path(source).expanduser()
-    try:
-        # A glob names no file.
-        local = path.exists() or path.is_absolute() or any(character in source for character in "*?[")
-    except OSError:
-        # Too long for a path, such as a source that is given as JSON.
-        return source
-    return str(path.resolve()) if local else source
-
-
-def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-
-
-def _slug(source: str) -> str:
-    """Turns a source into a part of a folder's name; not unique."""
-    name = re.sub(r"(\.(gz|bz2|xz|zst|zip))?$", "", Path(source).name, flags=re.IGNORECASE)
-    name = re.sub(r"(?<=.)\.[A-Za-z]\w{0,9}$", "", name)
-    slug = re.sub(r"[^\w]+", "-", name).strip("-") or re.sub(r"[^\w]+", "-", source).strip("-") or "data"
-    # File systems allow 255 bytes, and a character may take four.
-    return slug.encode()[:120].decode("utf-8", "ignore").rstrip("-")

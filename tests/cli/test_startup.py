@@ -88,7 +88,10 @@ MISTAKES = [
     (["pairs", "a.jsonl", "--rewards", "exact"], "--output is missing: name the .jsonl file to write."),
     (["pairs", "a.jsonl", "--to", "dpo"], "--to dpo is unknown; choose from pairs, sft."),
     (["generate", "m", "more"], "Got unexpected extra argument"),
-    (["evaluate", "m"], "Give one of --corpus, --dataset, --code, --benchmarks, --bias to measure on."),
+    (
+        ["evaluate", "m"],
+        "Give one of --corpus, --dataset, --code, --benchmarks, --preferences, --prompts, --answers, --bias to",
+    ),
     (
         ["evaluate", "m", "--corpsu", "x"],
         "Unknown argument --corpsu: fields of a task need --dataset. Did you mean --corpus?",

@@ -90,6 +90,19 @@ def test_holm_lies_between_none_and_bonferroni() -> None:
     assert (adjusted <= np.minimum(1, 20 * p_values) + 1e-12).all()
 
 
+def test_a_figure_of_the_data_only_costs_no_significance(evaluations: dict[str, Evaluation]) -> None:
+    plain = compare(evaluations).figures["accuracy"]["better"].p_value
+    lengths = Measure("mean", np.random.default_rng(3).random((len(evaluations["base"].examples), 2)))
+    more = {
+        name: replace(found, measures={**found.measures, "length_accuracy": lengths})
+        for name, found in evaluations.items()
+    }
+    compared = compare(more)
+    assert compared.figures["accuracy"]["better"].p_value == plain
+    assert compared.figures["length_accuracy"]["better"].difference == (0, 0, 0, 1)
+    assert compared.figures["length_accuracy"]["better"].p_value == 1
+
+
 def test_page(comparison: Comparison) -> None:
     page = comparison.markdown("SST-2")
     rows = [line for line in page.splitlines() if line.startswith("|")]

@@ -12,7 +12,7 @@ from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaFo
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model, load_tokenizer
 from chatgpt_hf.evaluation import scoring
-from chatgpt_hf.evaluation.scoring import continuation, negative_log_likelihoods
+from chatgpt_hf.evaluation.scoring import continuation, negative_log_likelihoods, next_log_probs
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -49,6 +49,31 @@ def test_batches_change_nothing(batch_size: int, model: Any) -> None:
         expected.append(-sum(logits[place - 1, ids[place]].item() for place in range(first, len(ids))))
     found = negative_log_likelihoods(model, pieces, pad_token_id=0, batch_size=batch_size, progress=False)
     assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", ["adapted", "Whole"])
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_the_next_token(batch_size: int | None, make: str) -> None:
+    model = adapted() if make == "adapted" else Whole(LlamaConfig(**SIZES)).eval()
+    rows, tokens = [ids for ids, _ in PIECES], [[3, 7, index] for index in range(len(PIECES))]
+    found = next_log_probs(model, rows, tokens, pad_token_id=0, batch_size=batch_size, progress=False)
+    for row, chosen, log_probs in zip(rows, tokens, found, strict=True):
+        with torch.no_grad():
+            expected = model.eval()(input_ids=torch.tensor([row])).logits[0, -1].log_softmax(-1)[chosen]
+        assert_allclose(log_probs, expected, rtol=1e-4)
+
+
+def test_a_mask_says_what_counts(model: Any) -> None:
+    ids = PIECES[0][0]
+    masks = [[int(3 <= place < 9 or place > 30) for place in range(len(ids))], [0] * 3 + [1] * (len(ids) - 3)]
+    found = negative_log_likelihoods(model, [(ids, mask) for mask in masks], pad_token_id=0, progress=False)
+    each = [
+        negative_log_likelihoods(model, [(ids[: place + 1], place)], pad_token_id=0, progress=False)[0]
+        for place in range(3, len(ids))
+    ]
+    assert_allclose(
+        found, [sum(nats for place, nats in enumerate(each, 3) if mask[place]) for mask in masks], rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("context", "text"), [("The cat", " sits."), ("The cat ", "sits."), ("", "sits.")])

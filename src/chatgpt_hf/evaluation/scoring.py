@@ -26,7 +26,7 @@ BATCH_ROWS, BATCH_TOKENS = 8, 4096
 @torch.inference_mode()
 def negative_log_likelihoods(
     model: PreTrainedModel,
-    pieces: Sequence[tuple[Sequence[int], int]],
+    pieces: Sequence[tuple[Sequence[int], int | Sequence[int]]],
     *,
     pad_token_id: int | None,
     batch_size: int | None = None,
@@ -35,33 +35,104 @@ def negative_log_likelihoods(
 ) -> np.ndarray:
     """Returns the negative log-likelihood of each piece in nats, (pieces,).
 
-    It sums over the tokens from the given position on, each predicted from the tokens before it. Memory does not grow with
-    length times vocabulary: if the logits of a batch are large, the head is applied to a part of the positions at a time.
+    It sums over the tokens that count, each predicted from the tokens before it. Memory does not grow with length times
+    vocabulary: if the logits of a batch are large, the head is applied to a part of the positions at a time.
 
     Args:
-        pieces: Pairs of token ids, at most as many as the model's context, and the position of the first token that
-            counts, at least 1.
+        pieces: Pairs of token ids, at most as many as the model's context, and what counts: all tokens from a position on,
+            at least 1, or those where a mask of the same length is 1.
         pad_token_id: Fills short rows; it is masked, so it may be any id.
         batch_size: Rows at a time; None for up to 8, fewer if they are long.
     """
-    # Batches of similarly long rows need the least padding.
-    order = sorted(range(len(pieces)), key=lambda index: len(pieces[index][0]), reverse=True)
-    lengths = [len(pieces[index][0]) for index in order]
     nats = np.zeros(len(pieces))
+    rows = [ids for ids, _ in pieces]
+    with evaluating(model):
+        for indices, inputs in _padded(model, rows, pad_token_id, batch_size, desc, progress):
+            labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+            for row, index in zip(labels, indices, strict=True):
+                ids, counted = pieces[index]
+                if isinstance(counted, int):
+                    row[:counted] = -100
+                else:
+                    row[: len(ids)][torch.tensor(counted, device=row.device) == 0] = -100
+            nats[indices] = _losses(model, inputs, labels[:, 1:]).double().sum(1).cpu().numpy()
+    return nats
+
+
+@torch.inference_mode()
+def next_log_probs(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[int]],
+    *,
+    pad_token_id: int | None,
+    batch_size: int | None = None,
+    desc: str = "Scoring",
+    progress: bool = True,
+) -> np.ndarray:
+    """Returns how likely each of some tokens is as the one that follows a row: log-probabilities in nats, (rows, tokens).
+
+    Args:
+        rows: Token ids, at least one and at most as many as the model's context.
+        tokens: For each row the same number of tokens, (rows, tokens).
+        pad_token_id, batch_size: See `negative_log_likelihoods`.
+    """
+    found = np.zeros(np.shape(tokens))
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    keeps = "logits_to_keep" in inspect.signature(inner.forward).parameters
+    with evaluating(model):
+        for indices, inputs in _padded(model, rows, pad_token_id, batch_size, desc, progress):
+            kept, places = (inputs["attention_mask"].sum(1) - 1).unique(return_inverse=True)
+            logits = model(**inputs, use_cache=False, **({"logits_to_keep": kept} if keeps else {})).logits
+            last = logits[torch.arange(len(indices), device=logits.device), places if keeps else kept[places]]
+            chosen = torch.tensor([list(tokens[index]) for index in indices], device=last.device)
+            found[indices] = last.float().log_softmax(-1).gather(-1, chosen).cpu().numpy()
+    return found
+
+
+@torch.inference_mode()
+def classifier_scores(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    *,
+    batch_size: int | None = None,
+    desc: str = "Scoring",
+    progress: bool = True,
+) -> np.ndarray:
+    """Returns the score of each row by a sequence classifier with one output, (rows,).
+
+    Args:
+        rows: Token ids, at least one and at most as many as the model's context.
+        batch_size: See `negative_log_likelihoods`.
+    """
+    scores = np.zeros(len(rows))
+    with evaluating(model):
+        # It finds the end of a row by this token.
+        for indices, inputs in _padded(model, rows, model.config.pad_token_id, batch_size, desc, progress):
+            scores[indices] = model(**inputs).logits.squeeze(-1).float().cpu().numpy()
+    return scores
+
+
+def _padded(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    pad_token_id: int | None,
+    batch_size: int | None,
+    desc: str,
+    progress: bool,
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Yields the indices of some rows, long rows first, and their inputs on the model's device, padded on the right."""
+    # Batches of similarly long rows need the least padding.
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
+    lengths = [len(rows[index]) for index in order]
     # Counted in tokens, because batches of short rows take less time.
     bar = tqdm(total=sum(lengths), desc=desc, unit="token", unit_scale=True, disable=not progress)
-    with evaluating(model), bar:
+    with bar:
         for batch in _batches(lengths, batch_size):
             indices = order[batch]
-            rows = pad([pieces[index][0] for index in indices], side="right", pad_token_id=pad_token_id)
-            labels = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
-            for row, index in zip(labels, indices, strict=True):
-                row[: pieces[index][1]] = -100
-            inputs = {name: value.to(model.device) for name, value in rows.items()}
-            losses = _losses(model, inputs, labels[:, 1:].to(model.device))
-            nats[indices] = losses.double().sum(1).cpu().numpy()
+            inputs = pad([rows[index] for index in indices], side="right", pad_token_id=pad_token_id)
+            yield indices, {name: value.to(model.device) for name, value in inputs.items()}
             bar.update(sum(lengths[batch]))
-    return nats
 
 
 def _batches(lengths: Sequence[int], batch_size: int | None) -> Iterator[slice]:

@@ -12,6 +12,8 @@ from ..errors import ChatGPTError, ConfigError, one_line
 Text = str | Sequence[dict[str, Any]]
 # What TRL and this package give to every function; everything else that a function asks for is a column of the data.
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+# Columns of the data that are not passed on, because functions are given something else by these names.
+RESERVED = (*GIVEN, "prompt", "completion", "place", "image", "images")
 
 
 @dataclass

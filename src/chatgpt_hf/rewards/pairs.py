@@ -87,25 +87,14 @@ def make_rows(
             make; the message says why.
         ConfigError: If a reward fails.
     """
-    rows = [row for split in read_prompts(sources, named=named).splits.values() for row in split]
-    for row in rows:
-        _check_sample(row)
+    rows = read_samples(sources, named=named)
     if all(row.get("finish_reason") == "length" for row in rows):
         raise DataError(
             f"All {len(rows)} answers were cut at their longest length, so none can be chosen: sample again with a larger "
             "--max_new_tokens."
         )
-    groups = _groups(rows)
-    check_columns(rewards, rows, lambda number: rows[number - 1]["place"])
-    for reward in rewards:
-        reward.check()
-    totals = _totals(rewards, rows)
-    for numbers in groups:
-        whole = [number for number in numbers if rows[number].get("finish_reason") != "length"]
-        values = [total for number in whole if (total := totals[number]) is not None]
-        least = min([sum(reward.weight * reward.least for reward in rewards), *values])
-        for number in set(numbers) - set(whole):
-            totals[number] = least
+    groups = sample_groups(rows)
+    totals = sample_rewards(rewards, rows, groups)
     scored = [total for total in totals if total is not None]
     # Rows that are kept for a least reward need no others to compare with.
     if len(set(scored)) < 2 and (kind == "pairs" or min_reward is None):
@@ -126,6 +115,45 @@ def make_rows(
         reasons = "; ".join(f"{count} {reason}" for reason, count in made.without.most_common())
         raise DataError(f"None of the {made.prompts} prompts gave a row: {reasons}.")
     return made
+
+
+def read_samples(sources: Sequence[CorpusSource], *, named: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Returns the sampled answers in some files, as `make_rows` reads them: `prompt`, `completion`, and the other columns.
+
+    Raises:
+        DataError: If a row is no sample.
+    """
+    rows = [row for split in read_prompts(sources, named=named).splits.values() for row in split]
+    for row in rows:
+        _check_sample(row)
+    return rows
+
+
+def sample_rewards(
+    rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]], groups: Sequence[Sequence[int]]
+) -> list[float | None]:
+    """Returns the sum of the rewards of each sample, None where there is none; a cut one gets the least of its prompt.
+
+    Args:
+        rewards: The result of `load_rewards`, without end marks.
+        rows: The result of `read_samples`.
+        groups: The result of `sample_groups`.
+
+    Raises:
+        DataError: If a row cannot be used by a reward.
+        ConfigError: If a reward fails.
+    """
+    check_columns(rewards, rows, lambda number: rows[number - 1]["place"])
+    for reward in rewards:
+        reward.check()
+    totals = _totals(rewards, rows)
+    for numbers in groups:
+        whole = [number for number in numbers if rows[number].get("finish_reason") != "length"]
+        values = [total for number in whole if (total := totals[number]) is not None]
+        least = min([sum(reward.weight * reward.least for reward in rewards), *values])
+        for number in set(numbers) - set(whole):
+            totals[number] = least
+    return totals
 
 
 def check_new(output: str | Path) -> Path:
@@ -159,8 +187,8 @@ def _check_sample(row: Mapping[str, Any]) -> None:
         raise DataError(f"{place}: completion_ids is {ids!r:.80}: give a list of token ids, or leave the column out.")
 
 
-def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Numbers of the rows with the same prompt and the same columns that belong to it, in the order of the file."""
+def sample_groups(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Returns the numbers of the rows with the same prompt and the same columns that belong to it, in the order of the file."""
 
     def key(number: int) -> str:
         own = {name: cell for name, cell in rows[number].items() if name not in (*_OF_AN_ANSWER, "prompt", "place")}

@@ -14,7 +14,7 @@ from datasets import Dataset, Features, concatenate_datasets
 from transformers import Trainer, TrainerState
 
 from ..chat_templates import encode_chat_prompt
-from ..checkpoints import check_tokenizer_fits, context_length, load_model, making_adapters, sample_of
+from ..checkpoints import check_tokenizer_fits, context_length, end_marks, load_model, making_adapters, sample_of
 from ..data.conversations import InvalidRows, as_json, conversation_key, warn_of_shared_prompts
 from ..data.preference_tokens import encode_sides
 from ..data.prompts import Prompts, read_prompts
@@ -22,13 +22,13 @@ from ..data.sources import parse_sources
 from ..errors import CheckpointError, ConfigError, DataError
 from ..extras import needed_by
 from ..rewards import check_columns, load_rewards
-from ..rewards.base import GIVEN
+from ..rewards.base import RESERVED
 from .adapters import lora_config, quantization
 from .chat_run import ChatRun, before_and_after, load_chat_tokenizer
 from .grpo_arguments import GRPOArguments, PromptArguments
 from .grpo_figures import MeasuredAnswers, measure_answers
 from .preference_arguments import RewardModelArguments
-from .preferences import end_marks, no_end_mark, silence_attention_dropout
+from .preferences import no_end_mark, silence_attention_dropout
 from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint, text_fingerprint
 from .rollouts import (
     CLIPPED,
@@ -195,7 +195,7 @@ class GRPORun(ChatRun):
             seed=self.arguments.seed,
             skip_invalid=chosen.skip_invalid,
             named={name: column for name, column in named.items() if column is not None},
-            reserved=(*GIVEN, "prompt", "completion", "place", "image", "images"),
+            reserved=RESERVED,
         )
         sources = parse_sources(chosen.dataset, encoding=chosen.encoding, field="dataset")
         self.sources = [source.source for source in sources]

@@ -9,9 +9,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..evaluation.figures import Measure, bootstrap, paired_difference
+from ..evaluation.figures import bootstrap, paired_difference
 from ..inference.sampler import Sample, sample_completions
 from ..rewards import Reward, total_rewards
+from ..rewards.figures import best_of, reward_measure
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class MeasuredAnswers:
         greedy: The reward of the likeliest answer, (prompts,).
         clipped: 1 for each sampled answer without an end mark, (prompts, samples).
         distinct: The share of different texts among the samples of a prompt, (prompts,).
+        sampled_texts, greedy_texts: The answers.
         texts: Each prompt, and on the next line its greedy answer.
     """
 
@@ -30,6 +32,8 @@ class MeasuredAnswers:
     greedy: np.ndarray
     clipped: np.ndarray
     distinct: np.ndarray
+    sampled_texts: list[list[str]]
+    greedy_texts: list[str]
     texts: list[str]
 
     def is_right_or_wrong(self) -> bool:
@@ -44,15 +48,15 @@ class MeasuredAnswers:
         """
         found: dict[str, float] = {}
         for name, values in (("reward", self.sampled), ("greedy_reward", self.greedy[:, None])):
-            figure = bootstrap(_measure(values))
+            figure = bootstrap(reward_measure(values))
             found |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
-        highest = np.where(np.isnan(self.sampled), -np.inf, self.sampled).max(1)
+        highest = best_of(self.sampled, self.sampled.shape[1])
         found[f"{best}_{self.sampled.shape[1]}"] = float(np.where(np.isfinite(highest), highest, 0.0).mean())
         return {**found, "clipped": float(self.clipped.mean()), "distinct_answers": float(self.distinct.mean())}
 
     def gain(self, before: "MeasuredAnswers") -> dict[str, float]:
         """How much the mean reward has grown since, on the same prompts, with a 95 % interval and the p-value of no change."""
-        difference = paired_difference(_measure(before.sampled), _measure(self.sampled))
+        difference = paired_difference(reward_measure(before.sampled), reward_measure(self.sampled))
         return {
             "reward_gain": difference.value,
             "reward_gain_low": difference.low,
@@ -98,6 +102,8 @@ def measure_answers(
         greedy=greedy,
         clipped=np.array([[not sample.ended for sample in answers] for answers in sampled], dtype=float),
         distinct=np.array([len(set(answers)) / len(answers) for answers in texts]),
+        sampled_texts=texts,
+        greedy_texts=[text for (text,) in greedy_texts],
         texts=[f"{question.strip()}\n{answer}" for question, (answer,) in zip(asked, greedy_texts, strict=True)],
     )
 
@@ -118,11 +124,3 @@ def _rewards(
 
 def _text(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:
     return str(tokenizer.decode(sample.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def _measure(values: np.ndarray) -> Measure:
-    """The mean of the values of each prompt, where there are some; (prompts, samples)."""
-    there = ~np.isnan(values)
-    counts = there.sum(1)
-    means = np.where(there, values, 0.0).sum(1) / np.maximum(counts, 1)
-    return Measure("mean", np.stack([means * (counts > 0), (counts > 0).astype(float)], axis=1))

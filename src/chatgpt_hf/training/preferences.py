@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from ..checkpoints import check_tokenizer_fits, sample_of
+from ..checkpoints import check_tokenizer_fits, end_marks, sample_of
 from ..data.conversations import warn_of_shared_prompts
 from ..data.preference_shapes import PreferenceColumns
 from ..data.preference_tokens import show_pairs, tokenize_preferences
@@ -20,7 +20,6 @@ from ..data.sources import parse_sources
 from ..data.summary import RowSummary
 from ..errors import ConfigError, TokenizerError
 from ..evaluation.preferences import length_accuracy, pair_accuracy
-from ..tokenization_chatgpt import IM_END
 from .chat_run import ChatRun, check_fills_a_step, check_not_used, load_chat_tokenizer
 from .preference_arguments import PreferenceArguments, RewardModelArguments
 from .resuming import READ_WITH, ResumableTrainer, rows_fingerprint
@@ -124,17 +123,6 @@ def check_end_mark(rows: PreferenceRows, model: PreTrainedModel, tokenizer: PreT
     last = {ids[-1] for ids in rows.rows["completion_ids" if rows.judged else "chosen_ids"]}
     if not last & ends:
         raise no_end_mark(last, tokenizer)
-
-
-def end_marks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Token ids that end an answer: the tokenizer's and our template's mark, and those of the model's generation."""
-    named = getattr(model, "generation_config", model.config).eos_token_id
-    ends = {
-        tokenizer.eos_token_id,
-        tokenizer.get_vocab().get(IM_END),
-        *(named if isinstance(named, list) else [named]),
-    }
-    return ends - {None}
 
 
 def no_end_mark(last: Collection[int], tokenizer: PreTrainedTokenizerBase) -> TokenizerError:
