@@ -174,7 +174,7 @@ def test_a_run(options: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     figures = prepared(options, folder, *more).execute()
     assert figures["trained_greedy_reward_before"] == 1
-    assert figures["trained_tool_calls_before"] > 0.5
+    assert figures["trained_tool_calls_before"] > 0
     data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
     assert data["tools"] == ["calculator"]
     with pytest.raises(CheckpointError, match="--max_tool_calling_iterations was None and is 2"):
@@ -235,3 +235,24 @@ def test_bad_input(options: list[str], tmp_path: Path, calling_folder: Path, ref
     message = refused("grpo", *options, "--model_name_or_path", tmp_path, "--output_dir", tmp_path / "new")
     assert message.startswith("the chat template refuses the conversation: Unknown role 'tool'")
     assert not (tmp_path / "new").exists()
+
+
+def test_samples_with_tools(
+    calling_folder: Path, tmp_path: Path, cli: Callable[..., Any], refused: Callable[..., str]
+) -> None:
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl"
+    rows = [{"messages": conversation(*pair)[:1], "answer": str(sum(pair))} for pair in SUMS[:2]]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "1+1="}]), encoding="utf-8")
+    command = ("generate", calling_folder, "--prompts", prompts, "--output", output, "--max_new_tokens", 64)
+    more = ("--samples", 2, "--temperature", 0.1, "--tools", "calculator")
+    assert "line 3: it has a prompt, and --tools are for answers to messages" in refused(*command, *more)
+    answers = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert len(answers) == 4
+    for answer in answers:
+        assert answer["tool_messages"] == conversation(*SUMS[answer["line"] - 1])[1:3]
+        assert answer["completion"] == answer["answer"]
+        assert answer["finish_reason"] == "stop"
+        assert -1 < answer["mean_log_prob"] <= 0
+    message = refused("pairs", output, "--rewards", "exact", "--output", tmp_path / "pairs.jsonl")
+    assert "samples.jsonl calls tools before it answers, and rows made of it would leave the calls out" in message
+    assert "--tools is for --samples: leave it out" in cli(*command, "--tools", "calculator").err

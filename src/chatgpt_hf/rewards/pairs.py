@@ -19,7 +19,7 @@ from .loading import check_columns
 
 KINDS = ("pairs", "sft")
 # Columns that belong to one answer, as `chatgpt-hf generate --samples` writes them; the others belong to the prompt.
-_OF_AN_ANSWER = ("line", "sample", "completion", "finish_reason", "completion_ids", "mean_log_prob")
+_OF_AN_ANSWER = ("line", "sample", "completion", "finish_reason", "completion_ids", "mean_log_prob", "tool_messages")
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ def make_rows(
         if not isinstance(row.get("completion"), str):
             raise DataError(
                 f"{row['place']} has no completion: give answers as `chatgpt-hf generate --prompts FILE --samples N` writes them."
+            )
+        if row.get("tool_messages"):
+            raise DataError(
+                f"{row['place']} calls tools before it answers, and rows made of it would leave the calls out: sample without --tools, or "
+                "train with `chatgpt-hf grpo --tools`."
             )
     if all(row.get("finish_reason") == "length" for row in rows):
         raise DataError(
