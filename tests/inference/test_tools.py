@@ -1,6 +1,7 @@
 """The calculator is exact and bounded, and what tools say is encoded as fine-tuning would encode it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,20 @@ def test_a_conversation_with_tools_has_the_tokens_of_fine_tuning(
     assert found == expected[: len(found)]
     assert len(expected) - len(found) == 1
     assert tools.messages(sample) == conversation[1:]
+
+
+def test_a_template_of_others(foreign_tokenizer: Callable[[str], Path]) -> None:
+    """Qwen's has results in a message of the user's, and says nothing about what the assistant says."""
+    tokenizer = load_tokenizer(foreign_tokenizer("qwen"))
+    tools = Tools(["calculator"], tokenizer, [tokenizer.eos_token_id])
+    text = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "123+456"}}\n</tool_call>'
+    turn = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    reply = tools(turn, 0)
+    assert reply is not None
+    conversation = [USER, calls("123+456"), *results("579")]
+    assert reply.messages == conversation[1:]
+    expected = encode_chat_prompt(tokenizer, conversation, tools.schemas)
+    assert [*encode_chat_prompt(tokenizer, [USER], tools.schemas), *turn, *reply.ids] == expected
 
 
 @pytest.mark.parametrize(

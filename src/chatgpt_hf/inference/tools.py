@@ -131,9 +131,17 @@ class Tools:
             if len(self._suffixes) >= _KEPT:
                 self._suffixes.clear()
             ids, turn, *_ = encode_turns(self._tokenizer, self._called(results), True, self.schemas)
-            after = max(at for at, number in enumerate(turn, start=1) if number)
-            self._suffixes[results] = ids[after:]
+            self._suffixes[results] = ids[self._end_of_turn(ids, turn) :]
         return self._suffixes[results]
+
+    def _end_of_turn(self, ids: list[int], turn: list[int]) -> int:
+        """Where the only turn of the assistant's ends, after its end mark; templates may count the line break after it as the turn's."""
+        ends = [at for at, number in enumerate(turn, start=1) if number and ids[at - 1] in self._ends]
+        if not ends:
+            raise DataError(
+                "The chat template does not end a call of a tool with an end mark of the model's, so it would not wait for the result."
+            )
+        return ends[-1]
 
     def _called(self, results: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         """A conversation in which tools gave these results. Templates may ask for ids of nine letters and digits."""
@@ -151,16 +159,12 @@ class Tools:
         name = next(iter(self._functions))
         conversation = self._called([(name, "1")])[:2]
         ids, turn, *_ = encode_turns(self._tokenizer, conversation, False, self.schemas)
-        written = [token for token, number in zip(ids, turn, strict=True) if number]
-        if not written or written[-1] not in self._ends:
-            raise DataError(
-                "The chat template does not end a call of a tool with an end mark of the model's, so it would not wait for the result."
-            )
+        begin, end = turn.index(1), self._end_of_turn(ids, turn)
         for template in (getattr(self._tokenizer, "response_template", None), RESPONSE_TEMPLATE):
             if template is None:
                 continue
             self._template = template
-            calls = self._message(written).get("tool_calls") or []
+            calls = self._message(ids[begin:end]).get("tool_calls") or []
             if [call["function"]["name"] for call in calls] == [name]:
                 return template
         raise DataError(
