@@ -184,7 +184,15 @@ def test_calls_that_fail_are_answered(
 
 
 @pytest.mark.parametrize(
-    "text", ["579", "<tool_call>", "<tool_call>\n{]\n</tool_call>", "<tool_call>\n[1]\n</tool_call>", ""]
+    "text",
+    [
+        "579",
+        "",
+        "<tool_call>",
+        "<tool_call>\n{]\n</tool_call>",
+        "<tool_call>\n[1]\n</tool_call>",
+        '<tool_call>\n{"name": "\\ud800", "arguments": {}}\n</tool_call>',
+    ],
 )
 def test_what_is_no_call_is_an_answer(text: str, tools: Tools, tokenizer: PreTrainedTokenizerBase) -> None:
     ids = written(tokenizer, text)

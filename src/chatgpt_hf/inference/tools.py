@@ -1,6 +1,7 @@
 """Tools that a model calls while it answers: finds calls in what it wrote, runs them, and encodes the results."""
 
 import inspect
+import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -99,6 +100,8 @@ class Tools:
         if turn and turn[-1] in self._ends:
             try:
                 message = parse_response(self._tokenizer.decode(turn), self._template, prefix=self._begin)
+                # JSON can hold half characters, which no file takes.
+                json.dumps(message, ensure_ascii=False).encode()
             # A model can write anything between the marks of a call.
             except Exception:
                 message = {}

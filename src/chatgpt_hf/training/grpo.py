@@ -367,12 +367,13 @@ class GRPORun(ChatRun):
     def report(self, trainer: Trainer, results: dict[str, Any]) -> None:
         method = "RLOO" if self.arguments.loss_type == RLOO else f"GRPO ({self.arguments.loss_type})"
         names = ", ".join(reward.name for reward in self.rewards)
+        called = f", and calls tools in its answers ({', '.join(self.data_arguments.tools)})" if self.toolbox else ""
         texts = [measured.texts[:_SHOWN] for measured in self.measured if measured is not None]
         self.write_report(
             trainer,
             results,
             title=f"Learning from rewards: {method}",
-            description=f"a chat model that learned from rewards ({names}) with {method}, from `{self.base}`.",
+            description=f"a chat model that learned from rewards ({names}) with {method}, from `{self.base}`{called}.",
             data=", ".join(self.sources),
             samples=before_and_after(*texts) if len(texts) > 1 else [],
             columns=[summary.line() for summary in self.summaries],

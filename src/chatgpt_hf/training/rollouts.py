@@ -71,7 +71,10 @@ class RewardTrainer(PreferenceTrainer):
         return SamplerOfEpochs(super()._get_train_sampler(dataset))
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [self.prompt_ids[conversation_key(prompt)] for prompt in prompts], None, {}
+        return self._ids_of(prompts), None, {}
+
+    def _ids_of(self, prompts: list[Any]) -> list[list[int]]:
+        return [self.prompt_ids[conversation_key(prompt)] for prompt in prompts]
 
     def _samples_itself(self) -> bool:
         """True if the model is whole in this process, so that our sampler can be used; TRL has a way for the others."""
@@ -232,15 +235,16 @@ class GroupTrainer(RewardTrainer, GRPOTrainer):
         self.toolbox = toolbox
         self.rollout_func = self._roll_out
 
-    def _roll_out(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
+    def _roll_out(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any] | None]:
         """Samples answers with calls of tools, in the form that TRL takes from a `rollout_func`."""
         assert self.toolbox is not None
-        prompt_ids = self._tokenize_prompts(prompts)[0]
+        prompt_ids = self._ids_of(prompts)
         samples = self.sample(prompt_ids)
         return {
             "prompt_ids": prompt_ids,
             "completion_ids": [sample.ids for sample in samples],
-            "logprobs": [sample.log_probs for sample in samples],
+            # As without tools: those of the sampler are those of the training.
+            "logprobs": None,
             # TRL leaves tokens of 0 out of the loss.
             "env_mask": [sample.tool_mask for sample in samples],
             # Goes into the rows; a column of this name is not passed on to rewards.
