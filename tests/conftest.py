@@ -95,6 +95,7 @@ _beside("hostile_programs")
 _beside("killable")
 _beside("power_cut")
 _beside("mutations")
+_beside("valid_rows")
 _beside("readers")
 _beside("word_lists")
 

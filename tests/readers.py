@@ -5,13 +5,36 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 from mutations import ODD, altered, damaged, json_file, json_lines, packed, parquet, table, yaml_file
+from valid_rows import (
+    ASKED,
+    CARD,
+    CHATS,
+    CHOICES,
+    CONLL,
+    EXAMPLES,
+    HARNESS,
+    LETTERED,
+    MMLU,
+    PREFERENCES,
+    PROBLEMS,
+    QUESTIONS,
+    RECIPE,
+    REPORT,
+    SAMPLES,
+    SHAPES,
+    SPANS,
+    SQUAD,
+    TAGGED,
+    TEXTS,
+    figures,
+)
 
 Files = dict[str, bytes]
 
@@ -43,95 +66,6 @@ def attempt(read: Callable[[Path], Any], folder: Path) -> str | None:
         assert message.strip(), "the message is empty"
         return message
     return None
-
-
-# --- what is read: valid rows of every kind, which the readers' `make` changes ----------------------------------------------------
-
-TEXTS = [
-    {"text": f"Line {number} of a text, naïve and 中文.", "label": "ab"[number % 2], "id": number}
-    for number in range(6)
-]
-CHATS = [
-    {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello!"}], "source": "x"},
-    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
-        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": '{"a": [1.50]}'}}]},
-        {"role": "tool", "content": "2", "name": "f"}, {"role": "assistant", "content": "Two.", "weight": 1}],
-     "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}}]},
-]  # fmt: skip
-SHAPES = [
-    CHATS,
-    [{"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello!"}], "system": "Be kind."}] * 2,
-    [{"instruction": "Add.", "input": "1 1", "output": "2", "history": [["Hi", "Hello"]]}] * 2,
-    [{"prompt": "1+1=", "completion": "2", "train": True}] * 2,
-    [{"message_tree_id": "1", "message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter", "lang": "en"},
-     {"message_tree_id": "1", "message_id": "2", "parent_id": "1", "text": "Hello", "role": "assistant", "rank": 0, "lang": "en"}],
-]  # fmt: skip
-PREFERENCES = [
-    [{"prompt": "1+1=", "completion": "2", "label": True}] * 2,
-    [{"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "a"}], "rejected": "b"}] * 2,
-    [{"chosen": [*CHATS[0]["messages"]], "rejected": [CHATS[0]["messages"][0], {"role": "assistant", "content": "b"}]}] * 2,
-    [{"instruction": "Add.", "input": "1 1", "output": "2", "chosen": "2", "rejected": "3", "margin": 1.5}] * 2,
-    [{"input": {"messages": CHATS[0]["messages"][:1]}, "preferred_output": CHATS[0]["messages"][1:],
-      "non_preferred_output": [{"role": "assistant", "content": "b"}]}] * 2,
-    [{"prompt": "Hi", "response_0": "a", "response_1": "b", "chosen": 1}] * 2,
-    [{"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"}] * 2,
-]  # fmt: skip
-TAGGED = [{"tokens": ["Ann", "saw", "Rome", "."], "ner_tags": ["B-PER", "O", "B-LOC", "O"], "id": "1"}] * 3
-SPANS = [
-    {"text": "Ann saw Rome.", "entities": [{"start": 0, "end": 3, "label": "PER"}, [8, 12, "LOC"]]},
-    {"text": "In Rome.", "label": [[3, 7, "LOC"]]},
-]
-CHOICES = [
-    {"query": "2+2?", "choices": ["3", "4"], "gold": 1},
-    {"query": "1+1?", "choices": ["2", "3"], "gold": 0},
-] * 2
-LETTERED = [
-    {"question": "2+2?", "A": "3", "B": "4", "answer": "B"},
-    {"question": "1+1?", "A": "2", "B": "3", "answer": "A"},
-]
-SQUAD = {"version": "2.0", "data": [{"title": "t", "paragraphs": [{"context": "Ann saw Rome.", "qas": [
-    {"id": "1", "question": "Who?", "answers": [{"text": "Ann", "answer_start": 0}], "is_impossible": False},
-    {"id": "2", "question": "When?", "answers": [], "is_impossible": True}]}]}]}  # fmt: skip
-QUESTIONS = [
-    {"id": "1", "question": "Who?", "context": "Ann saw Rome.", "answers": {"text": ["Ann"], "answer_start": [0]}}
-] * 2
-CONLL = b"-DOCSTART- -X- O O\n\n1 Ann NNP B-PER\n2 saw VBD O\n3 Rome NNP B-LOC\n\n1 Bob NNP B-PER\n2 left VBD O\n"
-PROBLEMS = [{"task_id": "a/1", "prompt": "def f(x):\n", "entry_point": "f", "test": "def check(f):\n    assert f(1) == 1\n",
-             "canonical_solution": "    return x\n"}, {"task_id": "a/2", "prompt": "def g():\n", "entry_point": "g", "test": ""}]  # fmt: skip
-RECIPE = {
-    "corpus": ["a.jsonl", {"source": "b.txt", "weight": 0.5}], "output_dir": "runs/x", "learning_rate": 1e-3, "max_steps": 4,
-    "hidden_size": 16, "optim": "adamw_torch", "lr_scheduler_kwargs": {"a": 1}, "env": {"A": "b"}, "report_to": "none",
-}  # fmt: skip
-HARNESS = {
-    "hellaswag.jsonl": [{"ctx": "A man", "endings": ["runs.", "flies."], "label": 0}] * 2,
-    "lambada.jsonl": [{"text": "the last word"}] * 2,
-    "piqa.jsonl": CHOICES,
-}
-MMLU = [{"question": "2+2?", **{f"choice{i}": str(i) for i in range(4)}, "answer": "3"}] * 2
-
-
-def _figures() -> dict[str, Any]:
-    figure = {
-        "value": 0.5,
-        "low": 0.1,
-        "high": 0.9,
-        "aggregate": "mean",
-        "options": {},
-        "higher_is_better": True,
-        "signature": "x",
-    }
-    return {
-        "task": "text-classification", "data": "a.csv", "examples": 2, "settings": {"batch": 8}, "command": "chatgpt-hf evaluate",
-        "identity": "a", "figures": {"accuracy": figure, "f1": {**figure, "aggregate": "macro_f1"}},
-    }  # fmt: skip
-
-
-EXAMPLES = [{"input": str(index), "output": "a", "reference": "a", "statistics": {"accuracy": [1.0, 1.0], "f1": [1, 1, 1]}} for index in range(2)]  # fmt: skip
-REPORT = {
-    "title": "x", "description": "a small model", "command": "chatgpt-hf pretrain", "data": "a.jsonl", "statistics": [{"source": "a", "rows": 3}],
-    "training": {"seconds": 3.0}, "results": {"eval_loss": 2.5}, "columns": [], "chat": False, "origin": {"name": "x", "model_type": "llama"},
-}  # fmt: skip
-CARD = b"---\nlicense: mit\nlanguage: [en]\ntags: [a]\nmodel-index:\n- name: x\n  results: []\n---\n# A model\n"
 
 
 def _rows_file(name: str, rows: list[Any]) -> Callable[[Random], Files]:
@@ -349,10 +283,77 @@ def _make_prompts(random: Random) -> Files:
     return {"prompts.jsonl": json_lines(random, prompts), "output.jsonl": json_lines(random, answers)}
 
 
+# What prompts and samples may be worth. Programs are only checked, not run.
+_REWARDS = ("exact", "number", "honest", "regex", "json_schema", '{"name": "length", "most": 1}')
+
+
+def _asked(folder: Path) -> None:
+    """Prompts, as `grpo` reads and encodes them."""
+    from chatgpt_hf.chat_templates import encode_chat_prompt
+    from chatgpt_hf.data.conversations import InvalidRows
+    from chatgpt_hf.data.prompts import read_prompts
+    from chatgpt_hf.data.sources import parse_sources
+    from chatgpt_hf.errors import DataError
+    from chatgpt_hf.rewards import check_columns, load_rewards
+    from chatgpt_hf.training.resuming import rows_fingerprint
+
+    read = partial(read_prompts, parse_sources(_only(folder)), reserved=("prompt", "completion"))
+    rows = read(skip_invalid=True).splits["train"]
+    rows_fingerprint(rows)
+    invalid = InvalidRows(skip=True)
+    for prompt, place in zip(rows["prompt"], rows["place"], strict=True):
+        try:
+            encode_chat_prompt(_tokenizer(), prompt)
+        except DataError as error:
+            invalid.add(place, error)
+    _each(
+        lambda name: check_columns(load_rewards(name), rows.remove_columns("place"), ["", *rows["place"]].__getitem__),
+        (*_REWARDS, "python"),
+    )
+    read(skip_invalid=False)
+
+
+def _samples(folder: Path) -> None:
+    """Answers that `generate --samples` wrote, as `pairs` reads them and a later run continues them."""
+    from chatgpt_hf.data.prompts import read_prompts
+    from chatgpt_hf.data.sources import parse_sources
+    from chatgpt_hf.inference.prompt_file import read_output
+    from chatgpt_hf.rewards.loading import load_rewards
+    from chatgpt_hf.rewards.pairs import make_rows, write_rows
+
+    file, made = Path(_only(folder)), folder / "made"
+
+    def rank(name: str, kind: str, **options: Any) -> None:
+        rows = make_rows(parse_sources(str(file)), load_rewards(name), kind=kind, **options)
+        write_rows(rows, made / f"{kind}.jsonl")
+        (made / f"{kind}.jsonl").unlink()
+
+    # A file that cannot be read is read once, not for each reward.
+    read_prompts(parse_sources(str(file)))
+    _each(lambda name: rank(name, "pairs"), _REWARDS)
+    _each(lambda name: rank(name, "sft", min_reward=0.5), _REWARDS[:1])
+    prompt = {name: SAMPLES[0][name] for name in ("question", "answer", "id", "pattern", "schema")}
+    read_output(file, {1: prompt, 2: prompt}, samples=2)
+
+
+def _each(use: Callable[[str], object], names: Sequence[str]) -> None:
+    """Tries all; raises what the first says if none can be used."""
+    from chatgpt_hf.errors import ChatGPTError
+
+    faults = []
+    for name in names:
+        try:
+            use(name)
+        except ChatGPTError as error:
+            faults.append(error)
+    if len(faults) == len(names):
+        raise faults[0]
+
+
 def _make_evaluations(random: Random) -> Files:
     files = {}
     for model in ("a", "b"):
-        results, examples = _figures(), EXAMPLES
+        results, examples = figures(), EXAMPLES
         change = random.randrange(4) if model == "a" else 3
         folder = f"{model}/evaluation/x/"
         files[folder + "results.json"] = (
@@ -375,7 +376,7 @@ def _make_card(random: Random) -> Files:
     files = {
         "config.json": {"model_type": "chatgpt"},
         "report/report.json": REPORT,
-        "evaluation/x/results.json": _figures(),
+        "evaluation/x/results.json": figures(),
     }
     changed = random.choice((*files, "README.md"))
     made = {
@@ -525,7 +526,7 @@ def _kept_recipe(folder: Path) -> None:
 def _make_abstention(random: Random) -> Files:
     weights = hashlib.sha256(hashlib.sha256(b"weights").digest()).hexdigest()
     template = hashlib.sha256(json.dumps(_tokenizer().chat_template).encode()).hexdigest()
-    content = {"format": 1, "threshold": -0.5, "text": "No.", "max_new_tokens": 8}
+    content = {"format": 1, "threshold": -0.5, "text": "No.", "max_new_tokens": 8, "calibration": {"keep": 0.95}}
     made = json_file(random, {**content, "weights": weights, "chat_template": template})
     return {"abstention.json": made, "model.safetensors": b"weights"}
 
@@ -558,6 +559,8 @@ READERS: dict[str, Reader] = {
     "recipe": Reader(lambda random: {"a.yaml": yaml_file(random, RECIPE)}, _recipe),
     "kept-recipe": Reader(lambda random: {"recipe.yaml": yaml_file(random, RECIPE)}, _kept_recipe),
     "prompts": Reader(_make_prompts, _prompts),
+    "asked": Reader(lambda random: _rows_file("any", random.choice(ASKED))(random), _asked),
+    "samples": Reader(lambda random: _rows_file(random.choice(("jsonl", "jsonl", "any")), SAMPLES)(random), _samples),
     "tokenizer": Reader(_make_tokenizer, _load_tokenizer),
     "characters": Reader(lambda random: {"meta.json": json_file(random, {"stoi": {"a": 0, "b": 1}, "itos": {"0": "a", "1": "b"}})}, _meta),
     "gguf": Reader(_make_gguf, _check_gguf),

@@ -17,6 +17,11 @@ MEMORY = 3 << 29
 @pytest.fixture(autouse=True)
 def limits(patience: int) -> Iterator[None]:
     """Ends a test that would take all memory, or for ever."""
+    # What readers import takes more address space than an input may.
+    import trl  # noqa: F401
+
+    import chatgpt_hf.evaluate  # noqa: F401
+
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))

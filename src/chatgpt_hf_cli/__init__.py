@@ -63,6 +63,9 @@ PANELS = {
     "Maintain": (env,),
 }
 
+# They report at import, on every command, which of their compiled parts this machine cannot load, whether used or not.
+TALKATIVE = ("bitsandbytes", "torchao", "torch.utils")
+
 
 def make_app() -> typer.Typer:
     """The command line with all its commands."""
@@ -87,6 +90,8 @@ def main() -> None:
     if logging.lastResort is not None:
         # It prints the warnings of commands that set up no logging.
         logging.lastResort.setFormatter(VisibleFormatter())
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code = _run(sys.argv[1:] or ["--help"])
     except typer.Abort:

@@ -33,12 +33,14 @@ def register(app: typer.Typer, panel: str) -> None:
         keep: Annotated[float, typer.Option("--keep", help="Share of the right answers to keep.")] = 0.95,
         text: Annotated[str, typer.Option("--text", help="What the model says when it abstains.")] = "I don't know.",
         limit: Annotated[
-            int, typer.Option("--limit", help="Most conversations of each kind, chosen at random.")
+            int, typer.Option("--limit", help="At most this many conversations of each kind, chosen at random.")
         ] = 1000,
         max_new_tokens: Annotated[
             int, typer.Option("--max_new_tokens", help="Answers are judged by at most this many tokens.")
         ] = 128,
-        batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Questions at a time.")] = 32,
+        batch_size: Annotated[
+            int, typer.Option("--batch_size", min=1, help="Number of questions answered at a time.")
+        ] = 32,
         encoding: Annotated[
             str | None, typer.Option("--encoding", help="Encoding of the files, such as gb18030; UTF-8 if not given.")
         ] = None,

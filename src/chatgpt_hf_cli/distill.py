@@ -18,7 +18,7 @@ def register(app: typer.Typer, panel: str) -> None:
 
 HELP = """Train a small chat model on the predictions of a larger one.
 
-The small model, the student, learns in conversations what the larger one, the teacher, predicts for each token of the assistant's, with TRL's DistillationTrainer. Both need the same tokenizer. With --lmbda above 0 the student also learns on answers of its own. RECIPE is a YAML file or the name of a shipped recipe; fields on the command line win over it. --resume continues an interrupted run.
+The small model, the student, learns what the larger one, the teacher, predicts for each token of the answers in conversations, with TRL's DistillationTrainer. Both need the same tokenizer. With --lmbda above 0 the student also learns from answers that it samples itself. RECIPE is a YAML file or the name of a shipped recipe; fields on the command line win over it. --resume continues an interrupted run.
 
 Example: chatgpt-hf distill distill-quickstart --model_name_or_path runs/small --teacher_model_name_or_path runs/mine-chat
 

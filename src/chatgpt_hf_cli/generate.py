@@ -47,7 +47,12 @@ def register(app: typer.Typer, panel: str) -> None:
                 "--tools", help="With --samples: tools that the model may call while it answers messages: calculator."
             ),
         ] = None,
-        max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest continuation in tokens.")] = 128,
+        max_new_tokens: Annotated[
+            int,
+            typer.Option(
+                "--max_new_tokens", help="Longest continuation in tokens; the end of the model's context also ends it."
+            ),
+        ] = 128,
         temperature: Annotated[
             float | None,
             typer.Option(

@@ -35,16 +35,16 @@ def register(app: typer.Typer, panel: str) -> None:
                 "--to", help="pairs: the best answer against the worst, for dpo and reward; sft: the best, for sft."
             ),
         ] = "pairs",
-        per_prompt: Annotated[int, typer.Option("--per_prompt", min=1, help="Most rows for each prompt.")] = 1,
+        per_prompt: Annotated[int, typer.Option("--per_prompt", min=1, help="At most this many rows per prompt.")] = 1,
         min_margin: Annotated[
-            float, typer.Option("--min_margin", min=0, help="Least difference of the rewards in a pair.")
+            float, typer.Option("--min_margin", min=0, help="Smallest difference between the rewards of a pair.")
         ] = 0.0,
         min_reward: Annotated[
-            float | None, typer.Option("--min_reward", help="Least reward of an answer that is chosen.")
+            float | None, typer.Option("--min_reward", help="Lowest reward of a chosen answer.")
         ] = None,
         reward_weights: Annotated[
             list[float] | None,
-            typer.Option("--reward_weights", help="A factor for each of --rewards, in their order; repeated too."),
+            typer.Option("--reward_weights", help="Factor of each of --rewards, in the same order. May be repeated."),
         ] = None,
         answer_column: Annotated[
             str | None, typer.Option("--answer_column", help="Column that the rewards read as answer.")
@@ -52,7 +52,7 @@ def register(app: typer.Typer, panel: str) -> None:
     ) -> None:
         """Make pairs or examples from a model's own answers.
 
-        Rewards rank the sampled answers to each prompt; what is best and worst becomes data for dpo, reward or sft. Equal answers count once, and cut ones are never chosen. Says how many prompts gave no row, and why.
+        Rewards rank the sampled answers to each prompt; the best and the worst become data for dpo, reward or sft. Equal answers count once, and answers that were cut are never chosen. Says how many prompts gave no row, and why.
 
         Example: chatgpt-hf pairs samples.jsonl --rewards exact --output pairs.jsonl
 

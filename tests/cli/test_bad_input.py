@@ -203,6 +203,14 @@ def test_fine_tuning_needs_a_model(refused: Refused, chats_file: Path, tmp_path:
     assert message == "--model_name_or_path is missing: name the base model to fine-tune.\n"
 
 
+@pytest.mark.parametrize("command", ["sft", "dpo", "reward", "grpo", "distill", "finetune"])
+def test_a_base_model_has_its_depth(command: str, refused: Refused, base_folder: Path) -> None:
+    message = refused(command, "--model_name_or_path", base_folder, "--depth", "2", "--dataset", "rows.jsonl")
+    assert message == (
+        "--depth sizes a new model, as pretrain makes one; this training starts from --model_name_or_path.\n"
+    )
+
+
 def test_a_base_model_is_not_talked_to(refused: Refused, base_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(base_folder, tmp_path / "model")
     (folder / "chat_template.jinja").unlink()

@@ -71,6 +71,12 @@ def test_answers_to_a_prompt_are_held_out_together(tmp_path: Path) -> None:
         ({"question": "1", "image": "a.png"}, "it has image: only text can be learned"),
         ({"messages": [{"role": "assistant", "content": "Hi"}]}, "message 1|no prompt"),
         ({"messages": [{"role": "robot", "content": "Hi"}]}, "robot"),
+        (
+            {"question": "1+1=", "answer": 2**64},
+            "its answer has a whole number beyond 64 bits, 18446744073709551616: write",
+        ),
+        ({"question": "1+1=", "test": [{"a": -(10**400)}]}, "its test has a whole number beyond 64 bits, -1000"),
+        ({"question": "1+1=", "id\0": 7}, r"the name of its column 'id\\x00' has a zero byte: rename the column"),
     ],
 )
 def test_rows_that_cannot_be_used(row: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -79,3 +85,10 @@ def test_rows_that_cannot_be_used(row: dict[str, Any], words: str, tmp_path: Pat
     kept = read(tmp_path, row, {"question": "1+1="}, skip_invalid=True)
     assert len(kept.splits["train"]) == 1
     assert len(kept.summaries[0].invalid) == 1
+
+
+def test_columns_of_a_row_do_not_take_the_place_of_the_prompt(tmp_path: Path) -> None:
+    row = {"messages": asked("Hi"), "prompt": "Bye", "place": "here", "large": 2**64 - 1, "small": -(2**63)}
+    (kept,) = read(tmp_path, row).splits["train"]
+    file = tmp_path / "rows.jsonl"
+    assert kept == {"prompt": asked("Hi"), "place": f"row 1 of {file}", "large": 2**64 - 1, "small": -(2**63)}

@@ -29,24 +29,17 @@ from chatgpt_hf.evaluate import measure_task
 from chatgpt_hf.evaluation.record import EVALUATION_FOLDER, Evaluation
 from chatgpt_hf.model.pipelines import PIPELINES as OUR_PIPELINES
 from chatgpt_hf.tasks.arguments import TaskArguments
-from chatgpt_hf.training.arguments import (
-    ArchitectureArguments,
-    ChatModelArguments,
-    ChatSFTArguments,
-    ConversationArguments,
-    CorpusArguments,
-    FinetuneArguments,
-    ModelArguments,
-    PretrainArguments,
-    TaskModelArguments,
-    parse_recipe,
-)
+from chatgpt_hf.training import arguments as kinds
+from chatgpt_hf.training.arguments import parse_recipe
 from chatgpt_hf.training.finetune import finetune
 
 COMMANDS: dict[str, tuple[tuple[type, ...], Callable[..., dict[str, Any]]]] = {
-    "pretrain": ((ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments), pretrain),
-    "sft": ((ChatModelArguments, ConversationArguments, ChatSFTArguments), sft),
-    "finetune": ((TaskModelArguments, TaskArguments, FinetuneArguments), finetune),
+    "pretrain": (
+        (kinds.ModelArguments, kinds.ArchitectureArguments, kinds.CorpusArguments, kinds.PretrainArguments),
+        pretrain,
+    ),
+    "sft": ((kinds.ChatModelArguments, kinds.ConversationArguments, kinds.ChatSFTArguments), sft),
+    "finetune": ((kinds.TaskModelArguments, TaskArguments, kinds.FinetuneArguments), finetune),
 }
 
 # Runs that were interrupted after half of their steps: the command, the step of the checkpoint, the last step.

@@ -144,10 +144,17 @@ def test_what_makes_no_rows_is_refused(tmp_path: Path) -> None:
         make(tmp_path, [*cut, *samples("1 + 2", "3", "3")])
     with pytest.raises(DataError, match=r"All 2 answers were cut .* larger --max_new_tokens"):
         make(tmp_path, cut)
-    with pytest.raises(DataError, match=r"samples.jsonl has no completion: .*generate --prompts FILE --samples N"):
+    with pytest.raises(
+        DataError, match=r"^Row 1 of .*samples.jsonl has no completion: .*generate --prompts FILE --samples N"
+    ):
         make(tmp_path, [{"prompt": "Hi", "answer": "2"}])
     with pytest.raises(DataError, match="reads the column 'answer'"):
         make(tmp_path, [{"prompt": "Hi", "completion": "2"}])
+    for ids in (3, ["a"], {"a": 1}, [True]):
+        with pytest.raises(
+            DataError, match=r"^Row 1 of .*samples.jsonl: completion_ids is .*: give a list of token ids"
+        ):
+            make(tmp_path, [{**row, "completion_ids": ids} for row in right])
 
 
 def test_the_command(cli: Callable[..., Any], refused: Callable[..., str], tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def test_a_schema_may_name_its_draft_and_refer_to_its_parts() -> None:
     old = {"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 1, "exclusiveMinimum": True}
     assert given({"name": "json_schema", "schema": old}, ["1", "2"]) == [0, 1]
     assert given({"name": "json_schema", "schema": True}, ["1", "one", "NaN"]) == [1, 0, 0]
+    # An answer may have a number that no float holds.
+    assert given({"name": "json_schema", "schema": {"multipleOf": 0.5}}, ["1.5", "9" * 400]) == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,8 @@ def test_a_schema_may_name_its_draft_and_refer_to_its_parts() -> None:
         ),
         ({"$ref": "#/$defs/nothing"}, "refers to '/$defs/nothing'"),
         ({"$ref": "#"}, "refers to itself without end"),
+        ({"$ref": "#/title", "title": "a"}, "refers to a part that is no schema"),
+        ({"$ref": "#/allOf/x", "allOf": [{}]}, "refers to a part that is no schema"),
     ],
 )
 def test_a_schema_is_whole(schema: dict[str, Any], words: str) -> None:
@@ -274,7 +278,10 @@ def test_what_cannot_be_loaded_is_refused(names: Any, weights: list[float] | Non
         ("exact", {"answer": None}, "Row 1 cannot be used by the reward exact: its answer is None"),
         ("number", {"answer": "many"}, "its answer 'many' has no number"),
         ("regex", {"pattern": "["}, "is no regular expression"),
+        ("regex", {"pattern": f"a{{{'9' * 20}}}"}, "is no regular expression: the repetition number is too large"),
         ("json_schema", {"schema": "{"}, "is no JSON"),
+        ("json_schema", {"schema": {"$schema": 7}}, "its schema has the $schema 7: give the address of a draft"),
+        ("json_schema", {"schema": {"pattern": f"a{{{'9' * 20}}}"}}, "a regular expression that cannot be used"),
         ("python", {"test": "assert (", "entry_point": "f"}, "is no Python"),
         ("python", {"test": "assert f()", "entry_point": "f()"}, "give the name of the function"),
     ],

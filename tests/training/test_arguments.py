@@ -11,18 +11,11 @@ from accelerate import PartialState
 
 from chatgpt_hf import ChatGPTConfig
 from chatgpt_hf.errors import ConfigError
-from chatgpt_hf.tasks.arguments import TaskArguments
 from chatgpt_hf.training.arguments import (
     ArchitectureArguments,
     ChatModelArguments,
-    ChatSFTArguments,
-    ConversationArguments,
     ConversationDataArguments,
-    CorpusArguments,
-    FinetuneArguments,
-    ModelArguments,
     PretrainArguments,
-    TaskModelArguments,
     parse_recipe,
 )
 from chatgpt_hf.training.distill_arguments import DistillArguments
@@ -37,9 +30,8 @@ from chatgpt_hf.training.preference_arguments import (
 from chatgpt_hf.training.recipe import find_recipe, recipes_folder, resolve_recipe
 from chatgpt_hf.training.scaling import dial
 
-PRETRAIN = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
-SFT = (ChatModelArguments, ConversationArguments, ChatSFTArguments)
-FINETUNE = (TaskModelArguments, TaskArguments, FinetuneArguments)
+from .trainings import FINETUNE, PRETRAIN, SFT
+
 # By the beginning of a recipe's name; those with a task are of `finetune`, the others of `pretrain`.
 BY_NAME = {
     "sft": SFT,
@@ -278,10 +270,11 @@ def test_the_dial_sets_what_is_not_set_by_hand(tmp_path: Path) -> None:
     assert merged(*parse_recipe(PRETRAIN, recipe, ["--hidden_size", "256"]))["hidden_size"] == 256
 
 
-def test_the_dial_is_for_new_models_and_pretraining_alone(tmp_path: Path) -> None:
+def test_the_dial_is_for_new_models_of_pretraining(tmp_path: Path) -> None:
     recipe = write(tmp_path, "depth: 3\nmodel_name_or_path: base\n")
     assert merged(*parse_recipe(PRETRAIN, recipe))["hidden_size"] is None
-    assert merged(*parse_recipe(SFT, recipe))["max_steps"] == -1
+    with pytest.raises(ConfigError, match="--depth sizes a new model"):
+        parse_recipe(SFT, recipe)
 
 
 def test_the_dial_reads_the_size_of_the_tokenizer(base_folder: Path) -> None:

@@ -16,12 +16,14 @@ from chatgpt_hf import load_model, train_tokenizer
 from chatgpt_hf.chat_templates import encode_chat_prompt
 from chatgpt_hf.checkpoints import extend_vocabulary
 from chatgpt_hf.data.conversations import tokenize_conversations
-from chatgpt_hf.errors import CheckpointError, ConfigError
+from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
-from chatgpt_hf.training.arguments import ChatModelArguments, ConversationDataArguments, parse_recipe
+from chatgpt_hf.training.arguments import ChatModelArguments, ConversationDataArguments
 from chatgpt_hf.training.distill import DistillRun, as_prompt, last_prompt
 from chatgpt_hf.training.distill_arguments import DistillArguments
 from chatgpt_hf.training.optim import MuonAdamW
+
+from .watched import Training, Watched
 
 TYPES = (ChatModelArguments, ConversationDataArguments, DistillArguments)
 
@@ -31,40 +33,12 @@ def options(sft_options: list[str], chat_folder: Path) -> list[str]:
     return [*sft_options, "--teacher_model_name_or_path", str(chat_folder), "--evaluate_answers", "0"]
 
 
-@pytest.fixture
-def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the report, whose pictures take longer than such a training."""
-    monkeypatch.setattr(DistillRun, "report", lambda *arguments: None)
+class WatchedRun(Watched, DistillRun):
+    pass
 
 
-class Watched(DistillRun):
-    """A run whose trainer can be looked at."""
-
-    def make_trainer(self) -> Any:
-        self.trainer = super().make_trainer()
-        return self.trainer
-
-    def logged(self, name: str = "loss") -> list[float]:
-        return [entry[name] for entry in self.trainer.state.log_history if name in entry]
-
-
-def prepared(options: list[str], folder: Path, *more: object) -> Watched:
-    return Watched(*parse_recipe(TYPES, None, [*options, "--output_dir", str(folder), *map(str, more)]))
-
-
-def run(options: list[str], folder: Path, *more: object) -> Watched:
-    watched = prepared(options, folder, *more)
-    watched.figures = watched.execute()  # type: ignore[attr-defined]
-    return watched
-
-
-def start(options: list[str], folder: Path, *more: object) -> Watched:
-    """A run up to its first step."""
-    watched = prepared(options, folder, *more)
-    watched.check()
-    watched.prepare()
-    watched.make_trainer()
-    return watched
+training = Training(TYPES, WatchedRun)
+run, start = training.run, training.start
 
 
 def divergence(teacher: torch.Tensor, student: torch.Tensor, beta: float) -> torch.Tensor:
@@ -152,35 +126,24 @@ RESUMED = {
 @pytest.mark.usefixtures("without_report")
 def test_a_resumed_run_is_the_same_to_the_bit(kind: str, options: list[str], tmp_path: Path) -> None:
     more = [*RESUMED[kind], "--max_completion_length", "8"] if "own" in kind else RESUMED[kind]
-    # Five conversations: an epoch has two steps, and the last one is left out.
-    more = [*more, "--max_steps", "5", "--save_strategy", "steps", "--save_steps", "1"]
-    whole = run(options, tmp_path / "whole", *more)
     file = "adapter_model.safetensors" if "adapters" in kind else "model.safetensors"
-    # In the middle of an epoch, and at the end of one.
-    for step in (3, 4):
-        part = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"part{step}"))
-        for later in range(step + 1, 6):
-            shutil.rmtree(part / f"checkpoint-{later}")
-        (part / file).unlink()
-        resumed = run(options, part, *more, "--resume_from_checkpoint", "true")
-        assert resumed.logged() == whole.logged()
-        assert (part / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    # Five conversations: an epoch has two steps, and the last one is left out. In the middle of an epoch, and at the end of one.
+    resumed = training.check_resumed(options, tmp_path, *more, last=5, after=(3, 4), file=file)
     if kind == "muon":
-        assert isinstance(whole.trainer.optimizer.optimizer, MuonAdamW)
-        for change, words in (
+        assert isinstance(resumed.trainer.optimizer.optimizer, MuonAdamW)
+        changes = (
             (["--beta", "0.5"], "--beta was 0.0 and is 0.5"),
             (["--lmbda", "0.5"], "--lmbda was 0.0 and is 0.5"),
             (["--teacher_model_name_or_path", options[1]], "--teacher_model_name_or_path was"),
-        ):
-            with pytest.raises(CheckpointError, match=words):
-                run(options, part, *more, "--resume_from_checkpoint", "true", *change)
+        )
+        training.check_unchanged([*options, *more, "--max_steps", "5"], tmp_path / "part4", changes)
 
 
 def test_a_student_learns_what_its_teacher_says(options: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     more = ["--optim", "adamw_torch", "--max_steps", 100, "--per_device_train_batch_size", 5]
     watched = run(options, folder, *more, "--evaluate_answers", 5, "--evaluate_base", "true")
-    figures = watched.figures  # type: ignore[attr-defined]
+    figures = watched.figures
     assert figures["teacher_trained_exact_match"] == figures["trained_exact_match"] == 1
     assert figures["base_trained_exact_match"] == 0
     assert watched.logged()[-1] < watched.logged()[0] / 20
@@ -195,7 +158,7 @@ def test_evaluation_is_on_the_answers_of_the_data(options: list[str], tmp_path: 
     more = ["--eval_dataset", options[3], "--lmbda", 1, "--max_completion_length", 4]
     watched = run(options, tmp_path / "run", *more, "--max_steps", 1)
     again = watched.trainer.evaluate()["eval_loss"]
-    assert watched.figures["held_out_divergence"] == again > 0  # type: ignore[attr-defined]
+    assert watched.figures["held_out_divergence"] == again > 0
     # TRL would write a card.
     assert not (tmp_path / "run" / "README.md").exists()
 
@@ -203,7 +166,7 @@ def test_evaluation_is_on_the_answers_of_the_data(options: list[str], tmp_path: 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("--lmbda 1.5", "--lmbda is 1.5: give the share of own answers, from 0 to 1"),
+        ("--lmbda 1.5", "--lmbda is 1.5: give the share of answers that the student samples, from 0 to 1"),
         ("--temperature 0", "--temperature is 0.0: give a finite number above 0"),
         ("--lmbda 1 --max_completion_length 0", "--max_completion_length is 0: give 1 or more tokens"),
         ("--top_p 0.5", "--top_p does nothing here: it is for answers of the model's own: give --lmbda above 0"),

@@ -19,7 +19,7 @@ from trl import DPOConfig, KTOConfig
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, load_model
 from chatgpt_hf.checkpoints import extend_vocabulary
 from chatgpt_hf.data.conversations import tokenize_conversations
-from chatgpt_hf.errors import ChatGPTError, CheckpointError, ConfigError
+from chatgpt_hf.errors import ChatGPTError, ConfigError
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 from chatgpt_hf.training import dpo as module
 from chatgpt_hf.training.arguments import parse_recipe
@@ -28,6 +28,8 @@ from chatgpt_hf.training.optim import MuonAdamW
 from chatgpt_hf.training.preference_arguments import DPOArguments, PreferenceArguments, PreferenceModelArguments
 from chatgpt_hf.training.preference_losses import JUDGED_LOSSES, PAIR_LOSSES, first_loss
 from chatgpt_hf.training.preferences import silence_attention_dropout
+
+from .watched import RESUME, Training, Watched
 
 TYPES = (PreferenceModelArguments, PreferenceArguments, DPOArguments)
 LN_2 = math.log(2)
@@ -64,40 +66,12 @@ def judged(options: list[str], pairs: list[dict[str, str]], tmp_path_factory: py
     return [*options, "--dataset", str(write(tmp_path_factory.mktemp("judged") / "judged.jsonl", rows))]
 
 
-@pytest.fixture
-def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the report, whose pictures take longer than such a training."""
-    monkeypatch.setattr(DPORun, "report", lambda *arguments: None)
+class WatchedRun(Watched, DPORun):
+    pass
 
 
-class Watched(DPORun):
-    """A run whose trainer can be looked at."""
-
-    def make_trainer(self) -> Any:
-        self.trainer = super().make_trainer()
-        return self.trainer
-
-    def logged(self, name: str = "loss") -> list[float]:
-        return [entry[name] for entry in self.trainer.state.log_history if name in entry]
-
-
-def prepared(options: list[str], folder: Path, *more: object) -> Watched:
-    return Watched(*parse_recipe(TYPES, None, [*options, "--output_dir", str(folder), *map(str, more)]))
-
-
-def run(options: list[str], folder: Path, *more: object) -> Watched:
-    watched = prepared(options, folder, *more)
-    watched.figures = watched.execute()  # type: ignore[attr-defined]
-    return watched
-
-
-def start(options: list[str], folder: Path, *more: object) -> Watched:
-    """A run up to its first step."""
-    watched = prepared(options, folder, *more)
-    watched.check()
-    watched.prepare()
-    watched.make_trainer()
-    return watched
+training = Training(TYPES, WatchedRun)
+run, start = training.run, training.start
 
 
 def learned(watched: Watched, name: str, steps: int = 5) -> list[float]:
@@ -252,18 +226,10 @@ RESUMED = {
 def test_a_resumed_run_is_the_same_to_the_bit(
     kind: str, options: list[str], judged: list[str], tmp_path: Path
 ) -> None:
-    more = [*RESUMED[kind], "--max_steps", "3", "--save_strategy", "steps", "--save_steps", "1"]
     given = judged if kind == "judged" else options
-    whole = run(given, tmp_path / "whole", *more)
-    part = Path(shutil.copytree(tmp_path / "whole", tmp_path / "part"))
-    for step in (2, 3):
-        shutil.rmtree(part / f"checkpoint-{step}")
     file = "adapter_model.safetensors" if "adapters" in kind else "model.safetensors"
-    (part / file).unlink()
-    resumed = run(given, part, *more, "--resume_from_checkpoint", "true")
-    for name in ("loss", "rewards/margins"):
-        assert resumed.logged(name) == whole.logged(name)
-    assert (part / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    figures = ("loss", "rewards/margins")
+    resumed = training.check_resumed(given, tmp_path, *RESUMED[kind], last=3, after=(1,), figures=figures, file=file)
     if kind == "muon":
         assert isinstance(resumed.trainer.optimizer.optimizer, MuonAdamW)
 
@@ -283,16 +249,15 @@ def test_what_a_resumed_run_must_not_change(options: list[str], chat_folder: Pat
     run(options, tmp_path / "run", *more)
     other = Path(shutil.copytree(chat_folder, tmp_path / "other"))
     changed(load_model(chat_folder)).save_pretrained(other)
-    resume = [*more, "--max_steps", "3", "--resume_from_checkpoint", "true"]
-    for change, words in (
+    more += ["--max_steps", "3"]
+    changes = (
         (["--beta", "0.2"], "--beta was 0.1 and is 0.2"),
         (["--loss_type", "ipo"], r"--loss_type was \['sigmoid'\] and is \['ipo'\]"),
         (["--model_name_or_path", str(other)], "the base model was"),
-    ):
-        with pytest.raises(CheckpointError, match=words):
-            run(options, tmp_path / "run", *resume, *change)
+    )
+    training.check_unchanged([*options, *more], tmp_path / "run", changes)
     with pytest.raises(ConfigError, match="--sync_ref_model changes the reference during the training"):
-        run(options, tmp_path / "run", *resume, "--sync_ref_model", "true")
+        run(options, tmp_path / "run", *more, *RESUME, "--sync_ref_model", "true")
 
 
 def test_a_preference_is_learned_and_reported(options: list[str], tmp_path: Path) -> None:

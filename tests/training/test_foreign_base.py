@@ -21,25 +21,12 @@ from chatgpt_hf.conversion.merge import merge_adapter
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.reporting.card import make_card
 from chatgpt_hf.stored import is_foreign, read_header, stored_dtype
-from chatgpt_hf.tasks.arguments import TaskArguments
-from chatgpt_hf.training.arguments import (
-    ArchitectureArguments,
-    ChatModelArguments,
-    ChatSFTArguments,
-    ConversationArguments,
-    CorpusArguments,
-    FinetuneArguments,
-    ModelArguments,
-    PretrainArguments,
-    TaskModelArguments,
-    parse_recipe,
-)
+from chatgpt_hf.training.arguments import ModelArguments, parse_recipe
 from chatgpt_hf.training.finetune import finetune
 from chatgpt_hf.training.weights import loading
 
-SFT = (ChatModelArguments, ConversationArguments, ChatSFTArguments)
-PRETRAIN = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
-FINETUNE = (TaskModelArguments, TaskArguments, FinetuneArguments)
+from .trainings import FINETUNE, PRETRAIN, SFT
+
 QUICK = ["--max_steps", "2", "--logging_steps", "1", "--save_strategy", "no", "--disable_tqdm", "true"]
 
 

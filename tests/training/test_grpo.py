@@ -20,12 +20,13 @@ from chatgpt_hf.errors import ChatGPTError, CheckpointError, ConfigError
 from chatgpt_hf.tokenization_chatgpt import IM_END, load_tokenizer
 from chatgpt_hf.training import grpo as module
 from chatgpt_hf.training import rollouts
-from chatgpt_hf.training.arguments import parse_recipe
 from chatgpt_hf.training.grpo import LOSSES, GRPORun
 from chatgpt_hf.training.grpo_arguments import GRPOArguments, PromptArguments
 from chatgpt_hf.training.optim import MuonAdamW
 from chatgpt_hf.training.preference_arguments import RewardModelArguments
 from chatgpt_hf.training.rollouts import RLOO, part_of, plain_copy
+
+from .watched import RESUME, Training, Watched
 
 TYPES = (RewardModelArguments, PromptArguments, GRPOArguments)
 # What the model of `chat_folder` has memorized, and what it has not.
@@ -65,14 +66,8 @@ def options(base_folder: Path, files: Path) -> list[str]:
     return text.split()
 
 
-@pytest.fixture
-def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the report, whose pictures take longer than such a training; short answers are not punished for their end."""
-    monkeypatch.setattr(GRPORun, "report", lambda *arguments: None)
-
-
-class Watched(GRPORun):
-    """A run whose trainer can be looked at."""
+class WatchedRun(Watched, GRPORun):
+    """A run in which short answers are not punished for their end."""
 
     def _measure(self) -> Any:
         # An answer of 8 tokens rarely has an end mark. This is called before the training, too.
@@ -80,31 +75,9 @@ class Watched(GRPORun):
             reward.ends = ()
         return super()._measure()
 
-    def make_trainer(self) -> Any:
-        self.trainer = super().make_trainer()
-        return self.trainer
 
-    def logged(self, name: str = "loss") -> list[float]:
-        return [entry[name] for entry in self.trainer.state.log_history if name in entry]
-
-
-def prepared(options: list[str], folder: Path, *more: object) -> Watched:
-    return Watched(*parse_recipe(TYPES, None, [*options, "--output_dir", str(folder), *map(str, more)]))
-
-
-def run(options: list[str], folder: Path, *more: object) -> Watched:
-    watched = prepared(options, folder, *more)
-    watched.figures = watched.execute()  # type: ignore[attr-defined]
-    return watched
-
-
-def start(options: list[str], folder: Path, *more: object) -> Watched:
-    """A run up to its first step."""
-    watched = prepared(options, folder, *more)
-    watched.check()
-    watched.prepare()
-    watched.make_trainer()
-    return watched
+training = Training(TYPES, WatchedRun)
+run, start = training.run, training.start
 
 
 def first_batch(watched: Watched) -> dict[str, Any]:
@@ -274,26 +247,18 @@ RESUMED = {
 @pytest.mark.parametrize("kind", RESUMED)
 @pytest.mark.usefixtures("without_report")
 def test_a_resumed_run_is_the_same_to_the_bit(kind: str, options: list[str], tmp_path: Path) -> None:
-    # Three steps are an epoch: the run resumes in the second one.
-    more = [*RESUMED[kind], "--max_steps", "5", "--save_strategy", "steps", "--save_steps", "1"]
-    whole = run(options, tmp_path / "whole", *more)
-    part = Path(shutil.copytree(tmp_path / "whole", tmp_path / "part"))
-    shutil.rmtree(part / "checkpoint-5")
+    more, figures = RESUMED[kind], ("loss", "reward", "completions/mean_length")
     file = "adapter_model.safetensors" if kind == "adapters" else "model.safetensors"
-    (part / file).unlink()
-    resumed = run(options, part, *more, "--resume_from_checkpoint", "true")
-    for name in ("loss", "reward", "completions/mean_length"):
-        assert resumed.logged(name) == whole.logged(name)
-    assert (part / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    # Three steps are an epoch: the run resumes in the second one.
+    resumed = training.check_resumed(options, tmp_path, *more, last=5, after=(4,), figures=figures, file=file)
     if kind == "muon":
         assert isinstance(resumed.trainer.optimizer.optimizer, MuonAdamW)
-        for change, words in (
+        changes = (
             (["--beta", "0.2"], "--beta was 0.1 and is 0.2"),
             (["--rewards", "exact"], "--rewards was"),
             (["--temperature", "2"], "--temperature was 1.0 and is 2.0"),
-        ):
-            with pytest.raises(CheckpointError, match=words):
-                run(options, part, *more, "--resume_from_checkpoint", "true", *change)
+        )
+        training.check_unchanged([*options, *more, "--max_steps", "5"], tmp_path / "part4", changes)
 
 
 @pytest.mark.usefixtures("without_report")
@@ -307,7 +272,7 @@ def test_a_run_resumes_only_at_the_end_of_a_batch_of_answers(options: list[str],
     run(options, tmp_path / "run", *more, "--save_steps", "2", "--max_steps", "1")
     # A run that was stopped between the two steps; it saves at its end.
     with pytest.raises(CheckpointError, match="was saved in the middle of a batch of answers"):
-        run(options, tmp_path / "run", *more, "--save_steps", "2", "--resume_from_checkpoint", "true")
+        run(options, tmp_path / "run", *more, "--save_steps", "2", *RESUME)
 
 
 @pytest.mark.usefixtures("without_report")
@@ -341,7 +306,7 @@ def test_a_reward_is_learned_and_reported(options: list[str], files: Path, tmp_p
         "--learning_rate",
         "5e-3",
     ]
-    figures = run(options, folder, *more).figures  # type: ignore[attr-defined]
+    figures = run(options, folder, *more).figures
     assert figures["trained_reward"] > figures["trained_reward_before"]
     assert figures["trained_reward_gain"] == pytest.approx(
         figures["trained_reward"] - figures["trained_reward_before"]
@@ -359,6 +324,7 @@ def test_a_reward_is_learned_and_reported(options: list[str], files: Path, tmp_p
     assert load_model(folder).config.vocab_size == load_model(options[1]).config.vocab_size
 
 
+@pytest.mark.usefixtures("without_report")
 def test_what_teaches_nothing_is_said(
     options: list[str],
     chat_folder: Path,
@@ -368,7 +334,6 @@ def test_what_teaches_nothing_is_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(rollouts, "PATIENCE", 2)
-    monkeypatch.setattr(GRPORun, "report", lambda *arguments: None)
     more = ["--model_name_or_path", chat_folder, "--rewards", f"{files}/rewards.py:one", "--evaluate_prompts", "2"]
     more += ["--max_completion_length", "24"]
     with caplog.at_level(logging.WARNING):
@@ -378,7 +343,7 @@ def test_what_teaches_nothing_is_said(
         "For 2 batches of answers in a row, all answers to a prompt got the same reward (1 on average)" in caplog.text
     )
     assert "the reward accepts everything" in caplog.text
-    assert watched.figures["train_groups_of_equal_reward"] == watched.figures["train_groups"] == 4  # type: ignore[attr-defined]
+    assert watched.figures["train_groups_of_equal_reward"] == watched.figures["train_groups"] == 4
     # Nothing was learned.
     assert watched.logged("grad_norm") == [0, 0]
     caplog.clear()

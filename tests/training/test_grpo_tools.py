@@ -12,14 +12,15 @@ from trl import GRPOTrainer
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM, train_tokenizer
 from chatgpt_hf.chat_templates import encode_chat_prompt, encode_conversation
-from chatgpt_hf.errors import ChatGPTError, CheckpointError
+from chatgpt_hf.errors import ChatGPTError
 from chatgpt_hf.inference.tools import Tools
 from chatgpt_hf.tokenization_chatgpt import IM_END, load_tokenizer
-from chatgpt_hf.training.arguments import parse_recipe
 from chatgpt_hf.training.grpo import LOSSES, GRPORun
 from chatgpt_hf.training.grpo_arguments import GRPOArguments, PromptArguments
 from chatgpt_hf.training.preference_arguments import RewardModelArguments
 from chatgpt_hf.training.rollouts import RLOO, scored_tokens
+
+from .watched import Training, Watched
 
 TYPES = (RewardModelArguments, PromptArguments, GRPOArguments)
 SUMS = [(12, 7), (30, 45), (8, 91), (61, 20)]
@@ -97,29 +98,19 @@ def options(calling_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     return text.split()
 
 
-class Watched(GRPORun):
+class WatchedRun(Watched, GRPORun):
     """A run whose trainer can be looked at."""
 
-    def make_trainer(self) -> Any:
-        self.trainer = super().make_trainer()
-        return self.trainer
 
-    def report(self, *arguments: Any) -> None:
-        """No pictures, which take longer than such a training."""
+training = Training(TYPES, WatchedRun)
+pytestmark = pytest.mark.usefixtures("without_report")
 
 
-def prepared(options: list[str], folder: Path, *more: object) -> Watched:
-    return Watched(*parse_recipe(TYPES, None, [*options, "--output_dir", str(folder), *map(str, more)]))
-
-
-def first_batch(options: list[str], folder: Path, *more: object) -> tuple[Watched, dict[str, Any]]:
-    watched = prepared(options, folder, *more)
-    watched.check()
-    watched.prepare()
-    trainer = watched.make_trainer()
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    return watched, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+def first_batch(options: list[str], folder: Path, *more: object) -> tuple[Any, dict[str, Any]]:
+    watched = training.start(options, folder, *more)
+    watched.trainer.model.train()
+    watched.trainer.current_gradient_accumulation_steps = 1
+    return watched, watched.trainer._prepare_inputs(next(iter(watched.trainer.get_train_dataloader())))
 
 
 def test_what_the_tool_wrote_is_read_and_not_learned(options: list[str], tmp_path: Path) -> None:
@@ -172,15 +163,13 @@ def test_what_the_tool_wrote_is_read_and_not_learned(options: list[str], tmp_pat
 def test_a_run(options: list[str], tmp_path: Path) -> None:
     more = ["--rewards", "exact", "--evaluate_prompts", "2", "--save_strategy", "steps", "--save_steps", "1"]
     folder = tmp_path / "run"
-    figures = prepared(options, folder, *more).execute()
+    figures = training.run(options, folder, *more).figures
     assert figures["trained_greedy_reward_before"] == 1
     assert figures["trained_tool_calls_before"] > 0
     data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
     assert data["tools"] == ["calculator"]
-    with pytest.raises(CheckpointError, match="--max_tool_calling_iterations was None and is 2"):
-        prepared(
-            options, folder, *more, "--max_tool_calling_iterations", 2, "--resume_from_checkpoint", "true"
-        ).execute()
+    change = ["--max_tool_calling_iterations", 2]
+    training.check_unchanged([*options, *more], folder, [(change, "--max_tool_calling_iterations was None and is 2")])
 
 
 def test_endless_calls_get_no_reward(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +203,7 @@ CALL = {"type": "function", "function": {"name": "calculator", "arguments": {"ex
 )
 def test_contradictions_are_refused(more: str, words: str, options: list[str], tmp_path: Path) -> None:
     with pytest.raises(ChatGPTError, match=re.escape(words)):
-        prepared(options, tmp_path / "run", *more.split()).execute()
+        training.run(options, tmp_path / "run", *more.split())
     assert not (tmp_path / "run").exists()
 
 

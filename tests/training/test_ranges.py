@@ -10,13 +10,9 @@ from chatgpt_hf.errors import CheckpointError, ConfigError
 from chatgpt_hf.training import ranges
 from chatgpt_hf.training.adapters import check_target_modules
 from chatgpt_hf.training.arguments import (
-    ArchitectureArguments,
     ChatModelArguments,
     ChatSFTArguments,
     ConversationArguments,
-    CorpusArguments,
-    FinetuneArguments,
-    ModelArguments,
     PretrainArguments,
     TaskModelArguments,
     parse_recipe,
@@ -26,9 +22,11 @@ from chatgpt_hf.training.grpo_arguments import GRPOArguments
 from chatgpt_hf.training.preference_arguments import DPOArguments, RewardArguments, RewardModelArguments
 from chatgpt_hf.training.sft import SFTRun
 
+from .trainings import COMMANDS, PRETRAIN
+
 TRAININGS = (
-    *(PretrainArguments, ChatSFTArguments, DPOArguments, RewardArguments, GRPOArguments, DistillArguments),
-    FinetuneArguments,
+    *(types[-1] for types, _ in COMMANDS.values()),
+    *(DPOArguments, RewardArguments, GRPOArguments, DistillArguments),
 )
 # Values out of range, and values at its ends.
 FIELDS = {
@@ -103,11 +101,10 @@ def test_steps_decide_over_epochs() -> None:
 
 
 def test_the_dial_computes_with_numbers_in_range(tmp_path: Path) -> None:
-    pretrain = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
     (tmp_path / "recipe.yaml").write_text("depth: 2\nper_device_train_batch_size: 0\n")
     with pytest.raises(ConfigError, match=r"recipe\.yaml: --per_device_train_batch_size is 0: give a whole number"):
-        parse_recipe(pretrain, tmp_path / "recipe.yaml", [])
-    assert parse_recipe(pretrain, None, ["--depth", "2", "--learning_rate", "0"])[-1].weight_decay == 0
+        parse_recipe(PRETRAIN, tmp_path / "recipe.yaml", [])
+    assert parse_recipe(PRETRAIN, None, ["--depth", "2", "--learning_rate", "0"])[-1].weight_decay == 0
 
 
 @pytest.mark.parametrize(

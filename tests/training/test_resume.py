@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,17 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
+from trl.trainer.utils import RepeatSampler
 
-from chatgpt_hf import load_tokenizer, pretrain, sft, train_tokenizer
+from chatgpt_hf import load_tokenizer, train_tokenizer
 from chatgpt_hf.errors import ChatGPTError, CheckpointError, OutputError
-from chatgpt_hf.tasks.arguments import TaskArguments
-from chatgpt_hf.training.arguments import (
-    ArchitectureArguments,
-    ChatModelArguments,
-    ChatSFTArguments,
-    ConversationArguments,
-    CorpusArguments,
-    FinetuneArguments,
-    ModelArguments,
-    PretrainArguments,
-    TaskModelArguments,
-    parse_recipe,
-)
-from chatgpt_hf.training.finetune import finetune
-from chatgpt_hf.training.resuming import rows_fingerprint
+from chatgpt_hf.training.arguments import parse_recipe
+from chatgpt_hf.training.resuming import EpochSampler, rows_fingerprint
+
+from .trainings import COMMANDS
 
 Options = list[str]
-COMMANDS: dict[str, tuple[tuple[type, ...], Callable[..., dict[str, Any]]]] = {
-    "pretrain": ((ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments), pretrain),
-    "sft": ((ChatModelArguments, ConversationArguments, ChatSFTArguments), sft),
-    "finetune": ((TaskModelArguments, TaskArguments, FinetuneArguments), finetune),
-}
 
 
 def run(command: str, options: Options, folder: Path, *more: object) -> dict[str, Any]:
@@ -615,3 +599,21 @@ def test_a_fingerprint_of_rows() -> None:
         [{**rows[0], "none": ""}, rows[1]],
     ]
     assert len({rows_fingerprint(Dataset.from_list(other)) for other in [rows, *others]}) == len(others) + 1
+
+
+@pytest.mark.parametrize("data_seed", [None, 5])
+def test_the_order_of_an_epoch_depends_on_no_other(data_seed: int | None, tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), seed=3, data_seed=data_seed, use_cpu=True)
+
+    def order(*epochs: int) -> list[int]:
+        sampler = EpochSampler(RepeatSampler(range(20), mini_repeat_count=2, batch_size=3, seed=3), arguments)
+        for epoch in epochs:
+            sampler.set_epoch(epoch)
+            rows = list(sampler)
+        assert len(rows) == len(sampler) == 36
+        return rows
+
+    assert order(0, 1, 2) == order(2) != order(1)
+    # The first one is TRL's own.
+    seed = 3 if data_seed is None else data_seed
+    assert order(0) == list(RepeatSampler(range(20), mini_repeat_count=2, batch_size=3, seed=seed))

@@ -1,9 +1,7 @@
 """Reward models: learned from pairs, saved as ordinary classifiers."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,9 +10,10 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from chatgpt_hf.chat_templates import encode_conversation
 from chatgpt_hf.errors import ConfigError
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
-from chatgpt_hf.training.arguments import parse_recipe
 from chatgpt_hf.training.preference_arguments import PreferenceArguments, RewardArguments, RewardModelArguments
 from chatgpt_hf.training.reward import RewardRun
+
+from .watched import Training, Watched
 
 TYPES = (RewardModelArguments, PreferenceArguments, RewardArguments)
 
@@ -24,8 +23,12 @@ def options(pair_options: list[str]) -> list[str]:
     return [*pair_options, "--learning_rate", "3e-3"]
 
 
-def run(options: list[str], folder: Path, *more: object) -> dict[str, Any]:
-    return RewardRun(*parse_recipe(TYPES, None, [*options, "--output_dir", str(folder), *map(str, more)])).execute()
+class WatchedRun(Watched, RewardRun):
+    pass
+
+
+training = Training(TYPES, WatchedRun)
+run = training.run
 
 
 def scores(folder: Path, conversations: list[tuple[str, str]]) -> list[float]:
@@ -43,7 +46,7 @@ def scores(folder: Path, conversations: list[tuple[str, str]]) -> list[float]:
 @pytest.mark.parametrize("more", [[], ["--use_peft", "true", "--learning_rate", "2e-2"]], ids=["weights", "adapters"])
 def test_a_reward_model_is_an_ordinary_classifier(more: list[str], options: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    figures = run(options, folder, "--max_steps", 24, "--test_fraction", 0.3, *more)
+    figures = run(options, folder, "--max_steps", 24, "--test_fraction", 0.3, *more).figures
     assert figures["held_out_pair_accuracy"] == 1
     assert 0.2 < figures["held_out_length_accuracy"] < 0.8
     model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -63,19 +66,10 @@ def test_a_reward_model_is_an_ordinary_classifier(more: list[str], options: list
 
 
 @pytest.mark.parametrize("more", [[], ["--use_peft", "true"]], ids=["weights", "adapters"])
-def test_a_resumed_run_is_the_same_to_the_bit(
-    more: list[str], options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(RewardRun, "report", lambda *arguments: None)
-    more = [*more, "--max_steps", "3", "--save_strategy", "steps", "--save_steps", "1"]
-    run(options, tmp_path / "whole", *more)
-    part = Path(shutil.copytree(tmp_path / "whole", tmp_path / "part"))
-    shutil.rmtree(part / "checkpoint-2")
-    shutil.rmtree(part / "checkpoint-3")
-    (part / "model.safetensors").unlink()
-    run(options, part, *more, "--resume_from_checkpoint", "true")
-    assert (part / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
-    assert not (part / "README.md").exists()
+@pytest.mark.usefixtures("without_report")
+def test_a_resumed_run_is_the_same_to_the_bit(more: list[str], options: list[str], tmp_path: Path) -> None:
+    training.check_resumed(options, tmp_path, *more, last=3, after=(1,))
+    assert not (tmp_path / "part1" / "README.md").exists()
 
 
 def test_bad_input(options: list[str], base_folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

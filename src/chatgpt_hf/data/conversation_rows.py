@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -268,6 +268,36 @@ class ConversationReader:
         if order != list(range(len(rows))):
             self.notes[f"conversations whose messages were sorted by {' and '.join(by)}"] += 1
         return [rows[index] for index in order]
+
+
+class SingleRowReader(ConversationReader):
+    """Reads rows of which each stands for itself, whether or not they are preferences; see `ConversationReader` for what it counts.
+
+    Args:
+        where: Name of the table, for messages.
+        named: Columns that the user named, by what they hold.
+    """
+
+    def __init__(self, where: str, named: Mapping[str, str]) -> None:
+        super().__init__(where)
+        self._named = named
+
+    def _check_kind(self, cells: Cells, number: int) -> None:
+        pass
+
+    def _is_one_message(self, cells: Cells) -> bool:
+        return False
+
+    def _is_read(self, row: Row, cells: Cells) -> bool:
+        """False if the row itself says that it is left out.
+
+        Raises:
+            DataError: If it has no column of a name that the user gave, or something other than text.
+        """
+        self._refuse_media(cells)
+        if missing := next((column for column in self._named.values() if column not in row), None):
+            raise DataError(f"it has no column {missing!r}; it has {', '.join(map(str, row))}")
+        return not self._is_left_out(cells, tuple(FLAGS))
 
 
 def _same(values: Sequence[Any], what: str) -> Any:

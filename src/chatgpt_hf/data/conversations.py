@@ -23,6 +23,7 @@ from .packing import IGNORE_INDEX
 from .row_splits import read_splits
 from .shapes import PairColumns
 from .sources import CorpusSource
+from .splits import warn_of_overlap
 from .summary import RowSummary
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,11 @@ def as_json(items: Sequence[Any] | None) -> list[str] | None:
 def conversation_key(messages: list[dict[str, Any]]) -> str:
     """Returns the text whose hash decides whether a conversation is held out."""
     return json.dumps(messages, sort_keys=True, ensure_ascii=False)
+
+
+def warn_of_shared_prompts(train: Dataset, held_out: Dataset) -> None:
+    """Logs a warning that counts the held-out rows whose `prompt`, a list of messages, is also trained on."""
+    warn_of_overlap(*(map(conversation_key, rows["prompt"]) for rows in (train, held_out)), unit="prompt")
 
 
 class InvalidRows:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from datasets import Dataset, DatasetDict, Features, Json, List, Value
+from datasets import DatasetDict, Features, Json, List, Value
 
 from ..errors import ConfigError, DataError
-from .conversation_rows import ConversationReader
-from .conversations import as_json, conversation_key
-from .messages import FLAGS, Message, check_conversation, is_blank, normalize_messages, text_of
+from .conversation_rows import SingleRowReader
+from .conversations import as_json, conversation_key, warn_of_shared_prompts
+from .messages import Message, check_conversation, is_blank, normalize_messages, text_of
 from .preference_shapes import (
     KNOWN,
     MARKS,
@@ -32,7 +32,6 @@ from .preference_shapes import (
 from .row_splits import read_splits
 from .shapes import Cells, Row, as_turns, asked, find_shape
 from .sources import CorpusSource
-from .splits import warn_of_overlap
 from .summary import RowSummary
 from .tables import read_tables
 
@@ -103,7 +102,7 @@ class Preferences(NamedTuple):
     summaries: list[RowSummary]
 
 
-class PreferenceReader(ConversationReader):
+class PreferenceReader(SingleRowReader):
     """Reads the preferences of one table; see `ConversationReader` for what it counts.
 
     Args:
@@ -113,25 +112,15 @@ class PreferenceReader(ConversationReader):
     """
 
     def __init__(self, where: str, kind: str, named: PreferenceColumns | None = None) -> None:
-        super().__init__(where)
+        super().__init__(where, (named or PreferenceColumns()).names())
         self.kind = kind
         self._columns = named
-        self._named = (named or PreferenceColumns()).names()
 
     def _cells(self, row: Row) -> Cells:
         return named_cells(row, self._columns)
 
-    def _check_kind(self, cells: Cells, number: int) -> None:
-        pass
-
-    def _is_one_message(self, cells: Cells) -> bool:
-        return False
-
     def _read_row(self, row: Row, cells: Cells) -> list[Any]:
-        self._refuse_media(cells)
-        if missing := next((column for column in self._named.values() if column not in row), None):
-            raise DataError(f"it has no column {missing!r}; it has {', '.join(map(str, row))}")
-        if self._is_left_out(cells, tuple(FLAGS)):
+        if not self._is_read(row, cells):
             return []
         tools = tools_in(cells)
         if pair_in(cells):
@@ -259,11 +248,6 @@ def read_preferences(
 def load_preferences(sources: Sequence[CorpusSource], **options: Any) -> DatasetDict:
     """Returns the splits of `read_preferences`, which takes the same arguments."""
     return read_preferences(sources, **options).splits
-
-
-def warn_of_shared_prompts(train: Dataset, held_out: Dataset) -> None:
-    """Logs a warning that counts the held-out rows whose prompt is also trained on; rows are those of `read_preferences`."""
-    warn_of_overlap(*(map(conversation_key, rows["prompt"]) for rows in (train, held_out)), unit="prompt")
 
 
 def kind_of_preferences(sources: Sequence[CorpusSource], named: PreferenceColumns | None = None) -> str | None:

@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 from datasets import Dataset, DatasetDict, Features, Json, List, Value
 
 from ..errors import DataError
-from .conversation_rows import ConversationReader
-from .conversations import as_json, conversation_key
-from .messages import FLAGS, Message, check_conversation, is_blank, normalize_messages
+from .conversation_rows import SingleRowReader
+from .conversations import as_json, conversation_key, warn_of_shared_prompts
+from .messages import Message, check_conversation, is_blank, normalize_messages
 from .row_splits import read_splits
 from .shapes import Cells, Row, asked, messages_column, turns_of
 from .sources import CorpusSource
-from .splits import warn_of_overlap
 from .summary import RowSummary
 
 ANSWER = "answer"
+# Columns of a result that no column of a row takes the place of.
+_OWN = ("prompt", "place")
 _FEATURES = Features({"prompt": List(Json()), "columns": Json(), "source": Value("string"), "place": Value("string")})
 
 
@@ -48,7 +49,7 @@ class Prompts(NamedTuple):
     summaries: list[RowSummary]
 
 
-class PromptReader(ConversationReader):
+class PromptReader(SingleRowReader):
     """Reads the prompts of one table; see `ConversationReader` for what it counts.
 
     Args:
@@ -58,24 +59,14 @@ class PromptReader(ConversationReader):
     """
 
     def __init__(self, where: str, named: Mapping[str, str], reserved: Sequence[str] = ()) -> None:
-        super().__init__(where)
-        self._named = named
+        super().__init__(where, named)
         self._reserved = reserved
 
     def _cells(self, row: Row) -> Cells:
         return Cells(row, {name: column for name, column in self._named.items() if column in row})
 
-    def _check_kind(self, cells: Cells, number: int) -> None:
-        pass
-
-    def _is_one_message(self, cells: Cells) -> bool:
-        return False
-
     def _read_row(self, row: Row, cells: Cells) -> list[Any]:
-        self._refuse_media(cells)
-        if missing := next((column for column in self._named.values() if column not in row), None):
-            raise DataError(f"it has no column {missing!r}; it has {', '.join(map(str, row))}")
-        if self._is_left_out(cells, tuple(FLAGS)):
+        if not self._is_read(row, cells):
             return []
         column = None if "prompt" in self._named else messages_column(cells)
         written = (
@@ -89,11 +80,10 @@ class PromptReader(ConversationReader):
         if not messages:
             raise DataError("it has no prompt")
         read = set(cells.used)
-        columns = {
-            str(name): _plain(value) for name, value in row.items() if name not in read and name not in self._reserved
-        }
+        left_out = {*read, *self._reserved, *_OWN}
+        columns = {str(name): _plain(str(name), value) for name, value in row.items() if name not in left_out}
         if ANSWER in self._named:
-            columns[ANSWER] = _plain(cells.take(ANSWER))
+            columns[ANSWER] = _plain(ANSWER, cells.take(ANSWER))
         elif said and is_blank(columns.get(ANSWER)):
             columns[ANSWER] = "\n".join(said)
         for name in columns:
@@ -142,11 +132,6 @@ def read_prompts(
     return Prompts(splits, summaries)
 
 
-def warn_of_shared_prompts(train: Dataset, held_out: Dataset) -> None:
-    """Logs a warning that counts the held-out rows whose prompt is also trained on."""
-    warn_of_overlap(*(map(conversation_key, rows["prompt"]) for rows in (train, held_out)), unit="prompt")
-
-
 def _columns(read: Prompt) -> dict[str, Any]:
     return {"prompt": as_json(read.messages), "columns": json.dumps(read.columns)}
 
@@ -159,6 +144,15 @@ def _spread(rows: Dataset, names: Sequence[str]) -> Dataset:
     return Dataset.from_dict({**kept, **columns}, features)
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON holds it."""
-    return json.loads(json.dumps(value, default=str))
+def _plain(name: str, value: Any) -> Any:
+    """The value of a column as JSON holds it, if a data set can hold it too."""
+    if "\0" in name:
+        raise DataError(f"the name of its column {name!r:.80} has a zero byte: rename the column")
+
+    def whole(text: str) -> int:
+        number = int(text)
+        if not -(2**63) <= number < 2**64:
+            raise DataError(f"its {name} has a whole number beyond 64 bits, {text:.40}: write it as a text")
+        return number
+
+    return json.loads(json.dumps(value, default=str), parse_int=whole)

@@ -35,7 +35,7 @@ class AnswersResult:
 
 
 def ends_with_an_answer(messages: list[dict[str, Any]] | None) -> bool:
-    """True if the last message is a text of the assistant's to learn, with a question before it.
+    """True if the last message is an answer to learn, with a question before it.
 
     A call of a tool has no text to compare with, and a message of weight 0 is no answer to repeat.
     """
@@ -43,6 +43,25 @@ def ends_with_an_answer(messages: list[dict[str, Any]] | None) -> bool:
         return False
     last = messages[-1]
     return last["role"] == "assistant" and last.get("weight") != 0 and bool(last["content"])
+
+
+def last_questions(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[list[dict[str, Any]]],
+    tools: Sequence[list[dict[str, Any]] | None] | None = None,
+) -> list[list[int]]:
+    """Encodes each conversation up to its last message, the answer to compare with.
+
+    Args:
+        tools: The tools of each conversation, as JSON schemas.
+
+    Returns:
+        Token ids for each conversation, (prompt,).
+    """
+    return [
+        encode_chat_prompt(tokenizer, messages[:-1], given)
+        for messages, given in zip(conversations, tools or [None] * len(conversations), strict=True)
+    ]
 
 
 def evaluate_answers(
@@ -72,10 +91,7 @@ def evaluate_answers(
             raise DataError(
                 f"A conversation to evaluate must end with the assistant's answer, but this one is {messages}."
             )
-    prompts = [
-        encode_chat_prompt(tokenizer, messages[:-1], given)
-        for messages, given in zip(conversations, tools or [None] * len(conversations), strict=True)
-    ]
+    prompts = last_questions(tokenizer, conversations, tools)
     completions = generate_completions(
         model,
         tokenizer,

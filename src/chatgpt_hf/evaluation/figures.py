@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +97,13 @@ def bleu(sums: np.ndarray, **options: Any) -> np.ndarray:
 
     Args:
         **options: Options of `BLEU.compute_bleu`: `smooth_method` (default `exp`, as in `BLEU`) ...
+
+    Raises:
+        TypeError: If `smooth_value` is neither a number nor None.
     """
+    if not isinstance(value := options.get("smooth_value"), Real | None):
+        # sacrebleu looks at it only if the texts have no long n-gram in common.
+        raise TypeError(f"smooth_value is {value!r:.80}")
     with needed_by("BLEU"):
         from sacrebleu.metrics import BLEU
 

@@ -81,7 +81,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def write_tasks(data_folder: str | Path, folder: str | Path, tasks: Sequence[str] | None = None) -> list[str]:
-    """Writes task files for lm-evaluation-harness that read local data and have the names of its own tasks.
+    """Writes task files for lm-evaluation-harness that read local data, under the names of the harness's tasks.
 
     `lm_eval --include_path FOLDER --tasks hellaswag,mmlu ...` then runs the same as `evaluate_benchmarks`. A comment at the
     top of each file says how it differs from the harness' own task. The tasks read the data in place; only MMLU's rows are

@@ -116,9 +116,6 @@ class Evaluation:
                 for name, kept in figures.items()
             }
             for measure in measures.values():
-                if isinstance(measure.options.get("smooth_value"), str | list | dict):
-                    # Of BLEU, which looks at it only if the texts have no long n-gram in common.
-                    raise TypeError(f"smooth_value is {measure.options['smooth_value']!r:.80}")
                 # Fails if options or statistics do not belong to the aggregate.
                 _ = measure.value
             return cls(

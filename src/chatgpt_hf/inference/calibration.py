@@ -10,12 +10,11 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..chat_templates import encode_chat_prompt
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..data.conversations import read_conversations
 from ..data.sources import parse_sources
 from ..errors import CheckpointError, ConfigError, DataError, TokenizerError
-from ..evaluation.answers import ends_with_an_answer
+from ..evaluation.answers import ends_with_an_answer, last_questions
 from ..evaluation.figures import Figure, Measure, bootstrap
 from ..evaluation.generation import PLAIN_GREEDY, generate_completions
 from ..tokenization_chatgpt import load_tokenizer
@@ -83,7 +82,7 @@ def calibrate(
             They do not change the threshold; they measure what it is good for.
         keep: Share of the right answers to keep.
         text: What the model says when it abstains.
-        limit: Most conversations of each kind, chosen at random.
+        limit: At most this many conversations of each kind, chosen at random.
         max_new_tokens: Answers are judged by at most this many tokens.
         encoding: Encoding of the files; UTF-8 if not given.
         seed: Seed of the choice.
@@ -155,10 +154,7 @@ def judge(
     Raises:
         DataError: If a question leaves no room for an answer.
     """
-    prompts = [
-        encode_chat_prompt(tokenizer, messages[:-1], given)
-        for messages, given in zip(conversations, tools or [None] * len(conversations), strict=True)
-    ]
+    prompts = last_questions(tokenizer, conversations, tools)
     limit = context_length(model)
     if long := [number for number, prompt in enumerate(prompts, start=1) if len(prompt) >= limit]:
         raise DataError(f"Question {long[0]} fills the model's context of {limit} tokens: leave it out.")
@@ -262,7 +258,7 @@ def _sampled(
     rows: Dataset = splits[part] if part in splits else splits["train"]
     found = [index for index, messages in enumerate(rows["messages"]) if ends_with_an_answer(messages)]
     if not found:
-        raise DataError(f"--{option} has no conversation that ends with an answer of the assistant.")
+        raise DataError(f"--{option} has no conversation that ends with an answer.")
     if len(found) > limit:
         found = sorted(random.Random(seed).sample(found, limit))
     chosen = rows.select(found)

@@ -342,7 +342,7 @@ class _Decoder:
         padded = not bool(inputs["attention_mask"].all())
         self._mask = inputs["attention_mask"].to(model.device) if padded else None
         self._model, self._cache = model, GrowingCache(model.config)
-        # Not of the instance: trainers put a wrapper of their own there, which names no parameters.
+        # Not of the instance: trainers wrap it there, and the wrapper names no parameters.
         parameters = inspect.signature(type(model).forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._takes_positions = "position_ids" in parameters

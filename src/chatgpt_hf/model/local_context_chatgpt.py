@@ -58,7 +58,7 @@ class ChatGPTCausalConv(nn.Module):
 
 
 class ChatGPTNgramEmbedding(nn.Module):
-    """Embeddings of the last two ids, the last three, and so on, each hashed into a table of its own, summed."""
+    """Embeddings of the last two ids, the last three, and so on, each hashed into its own table, summed."""
 
     def __init__(self, config: ChatGPTConfig) -> None:
         super().__init__()

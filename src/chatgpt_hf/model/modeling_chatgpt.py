@@ -361,7 +361,7 @@ class ChatGPTPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # The flag stands on the leaf: transformers takes a module without parameters of its own for initialised.
+        # The flag stands on the leaf: transformers considers a module without parameters initialised.
         if getattr(module, "_writes_residual", False):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=0.0 if self.config.zero_init_residual else std)

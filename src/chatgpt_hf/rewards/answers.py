@@ -77,7 +77,7 @@ def regex(*, pattern: str | None = None) -> Reward:
             raise DataError(f"its pattern is {pattern!r:.80}: give a regular expression")
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise DataError(f"its pattern {pattern!r:.80} is no regular expression: {error}") from error
 
     if pattern is None:

@@ -72,6 +72,8 @@ def read_schema(cell: Any) -> Validator:
             raise DataError(f"its schema {cell!r:.80} is no JSON: {error}") from error
     if not isinstance(cell, (Mapping, bool)):
         raise DataError(f"its schema is {cell!r:.80}: give an object, such as {{'type': 'object'}}")
+    if isinstance(cell, Mapping) and not isinstance(named := cell.get("$schema", ""), str):
+        raise DataError(f"its schema has the $schema {named!r:.80}: give the address of a draft, or leave it out")
     draft = validator_for(cell, default=Draft202012Validator)
     try:
         # With the formats, among which are regular expressions.
@@ -80,6 +82,8 @@ def read_schema(cell: Any) -> Validator:
         raise DataError(f"its schema has an error at {error.json_path}: {error.message:.200}") from error
     except RecursionError as error:
         raise DataError("its schema is nested too deep") from error
+    except OverflowError as error:
+        raise DataError(f"its schema has a regular expression that cannot be used: {error}") from error
     # Without a registry, jsonschema would fetch what a schema refers to.
     return draft(cell, registry=Registry())
 
@@ -88,11 +92,17 @@ def fits(value: Any, validator: Validator) -> bool:
     """True if a value fits the schema that `read_schema` has read.
 
     Raises:
-        DataError: If the schema refers to something that is not in it, or to itself without end.
+        DataError: If the schema refers to something that is not in it or no schema, or to itself without end.
     """
     try:
         return validator.is_valid(value)
     except Unresolvable as error:
         raise DataError(f"its schema refers to {error.ref!r:.80}, which is not in it") from error
+    except OverflowError:
+        # No float holds a number of the answer, which is none that the schema means.
+        return False
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # Only what is at the place of a schema has been checked, and a reference may lead to any other.
+        raise DataError(f"its schema refers to a part that is no schema ({error!r:.80})") from error
     except RecursionError as error:
         raise DataError("its schema refers to itself without end, or the answer is nested too deep") from error

@@ -89,15 +89,7 @@ def make_rows(
     """
     rows = [row for split in read_prompts(sources, named=named).splits.values() for row in split]
     for row in rows:
-        if not isinstance(row.get("completion"), str):
-            raise DataError(
-                f"{row['place']} has no completion: give answers as `chatgpt-hf generate --prompts FILE --samples N` writes them."
-            )
-        if row.get("tool_messages"):
-            raise DataError(
-                f"{row['place']} calls tools before it answers, and rows made of it would leave the calls out: sample without --tools, or "
-                "train with `chatgpt-hf grpo --tools`."
-            )
+        _check_sample(row)
     if all(row.get("finish_reason") == "length" for row in rows):
         raise DataError(
             f"All {len(rows)} answers were cut at their longest length, so none can be chosen: sample again with a larger "
@@ -154,6 +146,22 @@ def write_rows(made: Made, output: str | Path) -> None:
     make_folder(file.parent)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made.rows)
     write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _check_sample(row: Mapping[str, Any]) -> None:
+    """Raises `DataError` if a row is no answer to a prompt."""
+    ids, place = row.get("completion_ids"), row["place"][:1].upper() + row["place"][1:]
+    if not isinstance(row.get("completion"), str):
+        raise DataError(
+            f"{place} has no completion: give answers as `chatgpt-hf generate --prompts FILE --samples N` writes them."
+        )
+    if ids is not None and not (isinstance(ids, list) and all(type(token) is int for token in ids)):
+        raise DataError(f"{place}: completion_ids is {ids!r:.80}: give a list of token ids, or leave the column out.")
+    if row.get("tool_messages"):
+        raise DataError(
+            f"{place} calls tools before it answers, and rows made of it would leave the calls out: sample without --tools, or train "
+            "with `chatgpt-hf grpo --tools`."
+        )
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 from transformers import PreTrainedConfig, SchedulerType, TrainingArguments
 
 from .._moved import names_of
+from ..errors import ConfigError
 from ..extras import needed_by
 from ..model.configuration_chatgpt import ChatGPTConfig
 from .optim import MuonFactory
@@ -95,6 +96,11 @@ class ModelArguments:
 class ChatModelArguments(ModelArguments):
     """Which model to start from, and whether to train low-rank adapters instead of it; names as in TRL's `ModelConfig`."""
 
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of the model to start from."}
+    )
+    # Recipes of earlier runs have the field.
+    depth: int | None = field(default=None, metadata={"help": "Not used: the model to start from has its size."})
     use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters and leave the base model unchanged."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(
@@ -116,6 +122,10 @@ class ChatModelArguments(ModelArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.depth is not None:
+            raise ConfigError(
+                "--depth sizes a new model, as pretrain makes one; this training starts from --model_name_or_path."
+            )
         check_ranges(self, ADAPTERS)
 
 

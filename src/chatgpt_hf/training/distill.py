@@ -24,13 +24,12 @@ from .chat_run import check_fills_a_step, check_not_used, load_chat_tokenizer
 from .conversation_run import ConversationRun, answer_figures, set_generation
 from .distill_arguments import DistillArguments
 from .preferences import PreferenceTrainer, silence_attention_dropout
-from .resuming import ResumableTrainer, template_fingerprint, text_fingerprint
+from .resuming import EpochSampler, ResumableTrainer, template_fingerprint, text_fingerprint
 from .run import check_block_size
 from .weights import loading
 
 with needed_by("Training"):
     from trl import DistillationTrainer
-    from trl.trainer.utils import RepeatSampler
 
 # Fields of TRL's and transformers' that do nothing here.
 NOT_USED = {
@@ -62,15 +61,6 @@ _SAMPLING = (
 _SETTINGS = ("lmbda", "beta", "temperature", "disable_dropout", "shuffle_dataset", *_SAMPLING)
 
 
-class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that follows from seed and epoch, as a run that resumes in a later epoch needs it."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of an epoch; `Trainer` calls it before each."""
-        if self.shuffle:
-            self.generator.manual_seed(self.seed + epoch)
-
-
 class StudentTrainer(PreferenceTrainer, DistillationTrainer):
     """`DistillationTrainer` on conversations that are tokenized already, and on own answers for a share of them.
 
@@ -78,7 +68,7 @@ class StudentTrainer(PreferenceTrainer, DistillationTrainer):
     (completion,): the loss is measured where the mask is 1.
 
     Args:
-        share: Of the rows that are learned with an answer of the student's, sampled in each step; TRL's own trainer has 1.
+        share: Share of the rows whose answer the student samples in each step; TRL's trainer has 1.
         context: Positions of both models. A prompt that leaves no room for an own answer keeps that of the row.
     """
 
@@ -87,15 +77,7 @@ class StudentTrainer(PreferenceTrainer, DistillationTrainer):
         super().__init__(*args, **kwargs)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        args = self.args
-        return EpochSampler(
-            dataset or self.train_dataset,
-            mini_repeat_count=1,
-            batch_size=args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps,
-            repeat_count=args.gradient_accumulation_steps,
-            shuffle=bool(self.shuffle_dataset),
-            seed=args.seed if args.data_seed is None else args.data_seed,
-        )
+        return EpochSampler(super()._get_train_sampler(dataset), self.args)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler:
         return SequentialSampler(eval_dataset)
@@ -158,7 +140,9 @@ class DistillRun(ConversationRun):
             raise ConfigError("--teacher_model_name_or_path is missing: name the chat model to learn from.")
         check_not_used(arguments, NOT_USED)
         if not 0 <= arguments.lmbda <= 1:
-            raise ConfigError(f"--lmbda is {arguments.lmbda}: give the share of own answers, from 0 to 1.")
+            raise ConfigError(
+                f"--lmbda is {arguments.lmbda}: give the share of answers that the student samples, from 0 to 1."
+            )
         if not 0 < arguments.temperature < math.inf:
             raise ConfigError(f"--temperature is {arguments.temperature}: give a finite number above 0.")
         if arguments.max_completion_length is None or arguments.max_completion_length < 1:

@@ -12,7 +12,7 @@ with needed_by("Training"):
 
 @dataclass
 class DistillArguments(TRLOptions, DistillationConfig):
-    """TRL's `DistillationConfig` with the defaults of our runs, and the share of own answers of `GKDConfig`."""
+    """TRL's `DistillationConfig` with the defaults of our runs, and `lmbda` of its `GKDConfig`."""
 
     default_learning_rates: ClassVar[dict[str, float]] = {"muon": 0.01, "others": 2e-5}
 
@@ -28,7 +28,7 @@ class DistillArguments(TRLOptions, DistillationConfig):
     lmbda: float = field(
         default=0.0,
         metadata={
-            "help": "Share of the rows for which the model learns on an answer of its own, sampled anew in each step (on-policy), "
+            "help": "Share of the rows whose answer the student samples itself, anew in each step (on-policy), "
             "instead of the one in the data."
         },
     )
@@ -41,14 +41,12 @@ class DistillArguments(TRLOptions, DistillationConfig):
     )
     temperature: float = field(
         default=1.0,
-        metadata={
-            "help": "Divides the logits of both models in the loss, and those of own answers when they are sampled."
-        },
+        metadata={"help": "Divides the logits of both models in the loss, and the student's when it samples answers."},
     )
     max_completion_length: int | None = field(
         default=128,
         metadata={
-            "help": "Longest own answer in tokens. Rows whose prompt leaves no room for it keep the data's answer."
+            "help": "Longest answer that the student samples, in tokens. Rows whose prompt leaves no room for it keep the data's answer."
         },
     )
     # TRL's text has names that are too long for a line.

@@ -15,9 +15,9 @@ from transformers import Trainer, TrainerState
 
 from ..chat_templates import encode_chat_prompt
 from ..checkpoints import check_tokenizer_fits, context_length, load_model, making_adapters, sample_of
-from ..data.conversations import InvalidRows, as_json, conversation_key
+from ..data.conversations import InvalidRows, as_json, conversation_key, warn_of_shared_prompts
 from ..data.preference_tokens import encode_sides
-from ..data.prompts import Prompts, read_prompts, warn_of_shared_prompts
+from ..data.prompts import Prompts, read_prompts
 from ..data.sources import parse_sources
 from ..errors import CheckpointError, ConfigError, DataError
 from ..extras import needed_by

@@ -46,7 +46,7 @@ class PromptArguments:
         default=None, metadata={"help": "Column that the rewards read as answer; the one of that name if not given."}
     )
     system_prompt: str | None = field(
-        default=None, metadata={"help": "System message before every prompt that has none of its own."}
+        default=None, metadata={"help": "System message before every prompt that has none."}
     )
     encoding: str | None = field(
         default=None, metadata={"help": "Encoding of the files, such as gb18030 or cp1252; UTF-8 if not given."}
@@ -67,7 +67,7 @@ class PromptArguments:
     evaluate_prompts: int = field(
         default=64,
         metadata={
-            "help": "Number of held-out prompts (of the training, if none are held out) that the model answers before and after "
+            "help": "Number of held-out prompts (training prompts if none are held out) that the model answers before and after "
             "the training: greedily, and num_generations times by sampling. 0 skips it."
         },
     )

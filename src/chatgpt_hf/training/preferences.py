@@ -12,9 +12,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..checkpoints import check_tokenizer_fits, sample_of
+from ..data.conversations import warn_of_shared_prompts
 from ..data.preference_shapes import PreferenceColumns
 from ..data.preference_tokens import show_pairs, tokenize_preferences
-from ..data.preferences import read_preferences, warn_of_shared_prompts
+from ..data.preferences import read_preferences
 from ..data.sources import parse_sources
 from ..data.summary import RowSummary
 from ..errors import ConfigError, TokenizerError

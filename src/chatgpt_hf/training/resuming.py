@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from torch import distributed, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -84,7 +85,7 @@ def template_fingerprint(template: str | Mapping[str, str] | None) -> str | None
 def order_of(arguments: TrainingArguments) -> dict[str, Any]:
     """Returns the settings that decide, besides rows and seed, which rows a step takes; part of a run's record."""
     return {
-        "data_seed": arguments.seed if arguments.data_seed is None else arguments.data_seed,
+        "data_seed": _data_seed(arguments),
         "train_sampling_strategy": arguments.train_sampling_strategy,
         "dataloader_drop_last": arguments.dataloader_drop_last,
         STEP: {
@@ -93,6 +94,10 @@ def order_of(arguments: TrainingArguments) -> dict[str, Any]:
             "processes": arguments.world_size,
         },
     }
+
+
+def _data_seed(arguments: TrainingArguments) -> int:
+    return arguments.seed if arguments.data_seed is None else arguments.data_seed
 
 
 def check_same_run(folder: Path, command: str, checkpoint: Path | None = None) -> None:
@@ -289,6 +294,30 @@ class ResumableTrainer(Trainer):
         groups = getattr(self.optimizer, "param_groups", ())
         self.settings = [{name: group[name] for name in _SETTINGS if name in group} for group in groups]
         return scheduler
+
+
+class EpochSampler(Sampler[int]):
+    """TRL's `RepeatSampler` in an order that follows from seed and epoch: its own begins anew in a run that resumes in a later one.
+
+    Args:
+        sampler: A `RepeatSampler`.
+        arguments: Their `data_seed`, or else their `seed`, decides the order.
+    """
+
+    def __init__(self, sampler: Any, arguments: TrainingArguments) -> None:
+        self.sampler = sampler
+        self.seed = _data_seed(arguments)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of an epoch; accelerate calls it before each."""
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.seed + epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
 
 
 class ContinuedSchedule(TrainerCallback):

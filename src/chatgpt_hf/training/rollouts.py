@@ -21,6 +21,7 @@ from ..inference.sampler import Sample, sample_completions
 from ..inference.tools import Tools, check_names
 from .grpo_arguments import GRPOArguments
 from .preferences import PreferenceTrainer
+from .resuming import EpochSampler
 
 with needed_by("Training"):
     from trl import GRPOTrainer, RLOOTrainer
@@ -68,7 +69,7 @@ class RewardTrainer(PreferenceTrainer):
         """The `--loss_type`."""
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        return SamplerOfEpochs(super()._get_train_sampler(dataset))
+        return EpochSampler(super()._get_train_sampler(dataset), self.args)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return self._ids_of(prompts), None, {}
@@ -294,24 +295,6 @@ REMEDY = (
     "harder prompts; if they are the lowest, take easier prompts, more --num_generations, a higher --temperature, or teach the model "
     "with `chatgpt-hf sft` first"
 )
-
-
-class SamplerOfEpochs(Sampler):
-    """TRL's `RepeatSampler`, whose order depends on the epoch: its own would begin anew in a run that resumes in a later one."""
-
-    def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch."""
-        if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.sampler.seed + epoch)
-
-    def __iter__(self) -> Any:
-        return iter(self.sampler)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
 
 def scored_tokens(inputs: dict[str, Any]) -> torch.Tensor:

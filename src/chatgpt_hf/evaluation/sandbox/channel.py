@@ -5,7 +5,7 @@ that the program sends is code:
 
 - Data arrives as a copy of the same type: None, bool, int, float, complex, str, bytes, bytearray, range, list, tuple, set,
   frozenset, dict, exceptions, instances of the classes that the problem's prompt defines and of the standard library's
-  `_STANDARD`. Instances of other subclasses of these types arrive as the type itself, without methods of their own.
+  `_STANDARD`. Instances of other subclasses of these types arrive as the type itself, without their methods.
 - Lists and other containers that a call changes in place change for the caller too, also inside one another.
 - All else stays where it is, and the other side gets a `Remote`. The judge can call it, iterate over it, and read its public
   attributes; `==` compares no contents, so an object that claims to equal everything equals only itself. The program can call
