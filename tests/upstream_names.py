@@ -135,7 +135,7 @@ PRIVATE: dict[str, dict[str, str]] = {
         "_save_checkpoint": CHECKPOINT,
     },
     "training/rollouts.py": {
-        "_generate_single_turn": "where both trainers sample; `rollout_func` is experimental, and RLOOTrainer has none",
+        "_generate_single_turn": "where both trainers sample; RLOOTrainer has no `rollout_func`, which we take for tools only, as it is experimental",
         "_get_train_sampler": "its sampler begins anew in a run that resumes in a later epoch",
     },
     "training/run.py": {

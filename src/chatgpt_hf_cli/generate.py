@@ -41,6 +41,12 @@ def register(app: typer.Typer, panel: str) -> None:
                 help="Sample this many answers to each of --prompts, from the model's plain distribution.",
             ),
         ] = None,
+        tools: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--tools", help="With --samples: tools that the model may call while it answers messages: calculator."
+            ),
+        ] = None,
         max_new_tokens: Annotated[
             int,
             typer.Option(
@@ -106,6 +112,8 @@ def register(app: typer.Typer, panel: str) -> None:
             "top_p": top_p,
             "repetition_penalty": repetition_penalty,
         }
+        if tools and samples is None:
+            raise UsageMistake("--tools is for --samples: leave it out.")
         if prompts is not None:
             if output is None:
                 raise UsageMistake("--prompts needs --output: the .jsonl file for the answers.")
@@ -139,6 +147,7 @@ def register(app: typer.Typer, panel: str) -> None:
                     seed=seed or 0,
                     max_new_tokens=max_new_tokens,
                     quantize=quantize,
+                    tools=tools or (),
                     **{name: value for name, value in sampling.items() if value is not None},
                 )
                 say(f"{count} answers in {output}")

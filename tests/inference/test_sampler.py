@@ -30,7 +30,7 @@ from chatgpt_hf.errors import CheckpointError, ConfigError, DataError
 from chatgpt_hf.inference import sampler as module
 from chatgpt_hf.inference.cpu.layers import PackedLinear
 from chatgpt_hf.inference.cpu.packed_linear import packed_copy
-from chatgpt_hf.inference.sampler import Sample, sample_completions
+from chatgpt_hf.inference.sampler import Reply, Sample, sample_completions
 
 VOCAB, ENDS = 64, {3, 5, 26, 40, 41}
 SIZES: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -85,16 +85,33 @@ def sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]] = PROMPTS, *
     return sample_completions(model, prompts, **{**fixed, "generator": torch.Generator().manual_seed(4), **options})
 
 
-def by_hand(model: PreTrainedModel, prompt: Sequence[int], draws: list[float], temperature: float) -> list[int]:
-    """One row, without a cache or padding: the token at which the sum of probabilities passes the draw."""
-    ids = list(prompt)
-    for draw in draws:
+def by_hand(
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    draws: list[float],
+    temperature: float,
+    replies: Sequence[list[int]] = (),
+) -> list[int]:
+    """One row, without a cache or padding: the token at which the sum of probabilities passes the draw.
+
+    An end mark is followed by the first of the replies, the next one by the second; where it leaves no room, the row is cut before
+    the end mark. A token of a reply uses up a draw.
+    """
+    ids, replies = list(prompt), list(replies)
+    for at, draw in enumerate(draws):
+        if len(ids) > len(prompt) + at:
+            continue
         scores = (model(torch.tensor([ids])).logits[0, -1].double() / temperature).tolist()
         weights = [math.exp(score) for score in scores]
         token = next(token for token, total in enumerate(itertools.accumulate(weights)) if total > draw * sum(weights))
         ids.append(token)
         if token in ENDS:
-            break
+            if not replies:
+                break
+            if len(ids) + len(replies[0]) >= len(prompt) + len(draws):
+                ids.pop()
+                break
+            ids += replies.pop(0)
     return ids[len(prompt) :]
 
 
@@ -154,6 +171,66 @@ def test_the_division_into_batches_changes_nothing(batch_size: int, monkeypatch:
         monkeypatch.setattr(module, "_LEFT", share)
         found = sample(model, batch_size=batch_size)
         assert [[answer.ids for answer in answers] for answers in found] == expected
+
+
+@pytest.mark.parametrize(("name", "batch_size"), [("ours", 5), ("n-grams", 8)])
+@torch.no_grad()
+def test_replies_are_read_and_not_sampled(name: str, batch_size: int) -> None:
+    """A row goes on after each reply; an end mark in a reply ends nothing."""
+    model = make(name)
+    given = [[30, 3, 31], [32]]
+    turns: list[list[int]] = []
+
+    def replying(turn: list[int], before: int) -> Reply | None:
+        turns.append(turn)
+        return Reply(given[before], [{"role": "tool", "content": str(before)}]) if before < len(given) else None
+
+    options: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.3, "batch_size": batch_size}
+    found = sample(packed_copy(model) if name == "ours" else model, **options, replying=replying)
+    model.eval()
+    draws = torch.rand(4, 2, 24, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    said = []
+    for prompt, answers, own in zip(PROMPTS, found, draws, strict=True):
+        for answer, numbers in zip(answers, own.tolist(), strict=True):
+            assert answer.ids == by_hand(model, prompt, numbers, 1.3, given)
+            mask = torch.tensor(answer.tool_mask).bool()
+            assert [token for reply in answer.replies for token in reply.ids] == torch.tensor(answer.ids)[
+                ~mask
+            ].tolist()
+            assert [reply.messages[0]["content"] for reply in answer.replies] == ["0", "1"][: len(answer.replies)]
+            expected = trained_log_probs(model, prompt, answer.ids, 1.3).where(mask, 0.0)
+            torch.testing.assert_close(torch.tensor(answer.log_probs), expected, rtol=0, atol=1e-5)
+            assert answer.ended == (len(answer.replies) == 2 and answer.ids[-1] in ENDS)
+            begins = [0, *(reply.begin + len(reply.ids) for reply in answer.replies)]
+            ends = [*(reply.begin for reply in answer.replies), len(answer.ids)]
+            said += [answer.ids[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    # What was asked for replies: whole turns, also those that were cut because there was no room.
+    assert all((turn in said or turn[:-1] in said) and turn[-1] in ENDS for turn in turns)
+    assert any(answer.ended for answers in found for answer in answers)
+
+
+def test_an_answer_without_room_for_the_reply_is_cut_before_its_end_mark() -> None:
+    model = make("ours")
+    ordinary = sample(model)
+    ended = [answer for answers in ordinary for answer in answers if answer.ended]
+    assert 0 < len(ended) < 8
+    # No reply at all; one that fills the rest; and one that leaves a token.
+    for ids, goes_on in (
+        ([], False),
+        ([30] * (12 - len(ended[0].ids)), False),
+        ([30] * (11 - len(ended[0].ids)), True),
+    ):
+        turn = ended[0].ids
+        found = sample(
+            model, replying=lambda asked, before, ids=ids, turn=turn: Reply(ids, []) if asked == turn else None
+        )
+        for before, after in zip(itertools.chain(*ordinary), itertools.chain(*found), strict=True):
+            if before.ids != turn:
+                assert after == before
+            elif goes_on:
+                assert after.ids[:-1] == turn + ids
+            else:
+                assert after == Sample(turn[:-1], before.log_probs[:-1], ended=False)
 
 
 def test_each_prompt_can_have_its_own_generator() -> None:

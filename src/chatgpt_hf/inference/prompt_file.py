@@ -167,11 +167,13 @@ def read_prompts(
     own: Sequence[str] = OWN_FIELDS,
     *,
     judged: bool = False,
+    tools: Sequence[dict[str, Any]] | None = None,
 ) -> tuple[list[Prompt], list[str]]:
     """Returns the usable lines without the fields `own`, and the faults of the others.
 
     Args:
         judged: The answers are judged, so lines with `prompt` are faults.
+        tools: JSON schemas of tools that the model may call; lines with `prompt` are faults.
 
     Raises:
         DataError: If the file cannot be read, or is empty.
@@ -187,9 +189,11 @@ def read_prompts(
         if not line.strip():
             continue
         try:
-            ids = _ids(row := parse_json(line), tokenizer)
+            ids = _ids(row := parse_json(line), tokenizer, tools)
             if judged and "messages" not in row:
                 raise DataError("it has a prompt, and --abstain judges answers to messages")
+            if tools and "messages" not in row:
+                raise DataError("it has a prompt, and --tools are for answers to messages")
             if len(ids) >= context:
                 raise DataError(f"it takes {len(ids)} tokens, but the model's context is {context}")
         except json.JSONDecodeError as error:
@@ -246,7 +250,7 @@ def read_output(file: Path, rows: dict[int, dict[str, Any]], samples: int | None
     return done
 
 
-def _ids(row: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _ids(row: Any, tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
     """Encodes a row for the model.
 
     Raises:
@@ -258,7 +262,7 @@ def _ids(row: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if not isinstance(row["prompt"], str):
             raise DataError("prompt is not a string")
         return encode_prompt(tokenizer, row["prompt"])
-    return encode_chat_prompt(tokenizer, row["messages"])
+    return encode_chat_prompt(tokenizer, row["messages"], tools)
 
 
 def answers(

@@ -1,8 +1,8 @@
 """Samples several answers to each of many prompts, with the log-probabilities that a training computes for them."""
 
 import inspect
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,19 +28,49 @@ _LEFT = 0.75
 
 
 @dataclass(frozen=True)
+class Reply:
+    """What somebody else says within a sample, such as the result of a tool.
+
+    Attributes:
+        ids: Tokens that the model reads before it continues. If there are none, the sample is cut before its end mark.
+        messages: The turn of the model's and the reply to it, as messages.
+        begin: Index of the first of these tokens in the sample.
+    """
+
+    ids: list[int]
+    messages: list[dict[str, Any]]
+    begin: int = 0
+
+
+# Takes the ids of a turn, with its end mark, and the number of replies before; None if the answer has ended.
+Replying = Callable[[list[int], int], Reply | None]
+
+
+@dataclass(frozen=True)
 class Sample:
     """One sampled answer.
 
     Attributes:
-        ids: The generated tokens, with the end mark.
+        ids: The generated tokens, with the end mark, and those of replies.
         log_probs: The natural logarithm of the probability of each, after the division by the temperature and before
             `top_k`, `top_p` and `min_p`: what a training computes from the same tokens. With temperature 0 that of temperature 1.
+            0 for the tokens of replies.
         ended: True if the last token is an end mark; False if the room was used up.
+        replies: What was put in between the model's turns.
     """
 
     ids: list[int]
     log_probs: list[float]
     ended: bool
+    replies: list[Reply] = field(default_factory=list)
+
+    @property
+    def tool_mask(self) -> list[int]:
+        """0 for the tokens of replies, 1 for those of the model; (seq,)."""
+        mask = [1] * len(self.ids)
+        for reply in self.replies:
+            mask[reply.begin : reply.begin + len(reply.ids)] = [0] * len(reply.ids)
+        return mask
 
 
 def sample_completions(
@@ -56,6 +86,7 @@ def sample_completions(
     top_p: float = 1.0,
     min_p: float = 0.0,
     batch_size: int = 256,
+    replying: Replying | None = None,
 ) -> list[list[Sample]]:
     """Samples answers to each prompt, as far as `max_new_tokens` and the model's context allow.
 
@@ -69,7 +100,7 @@ def sample_completions(
         model: A causal language model with keys and values. It computes in evaluation mode, and keeps its mode.
         prompts: Token ids, including special tokens. Equal prompts are computed once for each.
         samples: Answers to each prompt.
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: Most tokens of an answer, with those of replies.
         end_ids: Tokens that end an answer; may be empty.
         generator: On the CPU; the only source of randomness. Or one for each prompt: then a prompt's samples do not depend
             on the other prompts.
@@ -78,6 +109,8 @@ def sample_completions(
         top_p: Sample only from the most likely tokens with this total probability.
         min_p: Sample only from tokens whose probability is at least this share of the most likely token's.
         batch_size: Rows that are computed at once.
+        replying: Called when a row ends, such as `Tools`. If there is a reply, the row reads it and goes on. A reply that leaves no
+            room for another token is none: the row is cut before its end mark.
 
     Returns:
         For each prompt, its samples.
@@ -108,6 +141,7 @@ def sample_completions(
             [min(room, context - len(prompts[index])) for index in indices for _ in range(begin, end)],
             settings,
             torch.tensor(sorted(end_ids), dtype=torch.long, device=model.device),
+            replying,
         )
         for index in indices:
             found[index] += [next(rows) for _ in range(begin, end)]
@@ -171,6 +205,7 @@ def _sample_batch(
     rooms: Sequence[int],
     settings: _Settings,
     ends: torch.Tensor,
+    replying: Replying | None,
 ) -> Iterator[Sample]:
     """Computes one batch, and yields its rows.
 
@@ -185,6 +220,7 @@ def _sample_batch(
     log_probs = torch.zeros(count, max(rooms), device=device)
     lengths = torch.zeros_like(room)
     ended = torch.zeros(count, dtype=torch.bool, device=device)
+    replies = None if replying is None else _Replies(replying, tokens)
     with evaluating(model):
         decoder = _Decoder(model, prompts)
         logits = decoder.begin()
@@ -195,10 +231,22 @@ def _sample_batch(
         going = torch.ones_like(ended)
         for step in range(max(rooms)):
             chosen, chosen_log_probs = _choose(logits, draws[rows, step], settings)
+            at_end = torch.isin(chosen, ends)
+            if replies is not None:
+                is_given, given = replies.tokens(rows, step)
+                chosen = torch.where(is_given, given, chosen)
+                chosen_log_probs = chosen_log_probs.masked_fill(is_given, 0.0)
+                at_end &= ~is_given
             here = rows[going]
             tokens[here, step], log_probs[here, step] = chosen[going], chosen_log_probs[going]
             lengths[here] = step + 1
-            ended[here] = torch.isin(chosen[going], ends)
+            ended[here] = at_end[going]
+            if replies is not None:
+                for row in here[at_end[going]].tolist():
+                    if (kept := replies.ask(row, step + 1, int(room[row]))) is not None:
+                        ended[row] = False
+                        if kept <= step:
+                            lengths[row], room[row] = kept, 0
             going = going & ~ended[rows] & (room[rows] > step + 1)
             left = int(going.sum())
             if not left:
@@ -209,9 +257,53 @@ def _sample_batch(
                 rows, chosen, going = rows[kept], chosen[kept], going[kept]
             logits = decoder.step(chosen)
     return (
-        Sample(tokens[row, :length].tolist(), log_probs[row, :length].tolist(), end)
+        Sample(
+            tokens[row, :length].tolist(),
+            log_probs[row, :length].tolist(),
+            end,
+            [] if replies is None else replies.given[row],
+        )
         for row, (length, end) in enumerate(zip(lengths.tolist(), ended.tolist(), strict=True))
     )
+
+
+class _Replies:
+    """The replies to the rows of a batch, and how far each row has read them.
+
+    Args:
+        tokens: What the rows have written and read so far, (rows, tokens).
+    """
+
+    def __init__(self, replying: Replying, tokens: torch.Tensor) -> None:
+        self._replying = replying
+        self._tokens = tokens
+        # -1 where the model chooses.
+        self._given = torch.full_like(tokens, -1)
+        self.given: list[list[Reply]] = [[] for _ in tokens]
+
+    def tokens(self, rows: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which rows read a reply at this step, and its tokens, both (rows,)."""
+        given = self._given[rows, step]
+        return given >= 0, given
+
+    def ask(self, row: int, length: int, room: int) -> int | None:
+        """Asks for a reply to a row that has so many tokens, the last of which is an end mark.
+
+        Returns:
+            How many tokens the row keeps: all, or those before the end mark if there is a reply that it cannot read. None if there
+            is no reply.
+        """
+        before = self.given[row]
+        begin = before[-1].begin + len(before[-1].ids) if before else 0
+        reply = self._replying(self._tokens[row, begin:length].tolist(), len(before))
+        if reply is None:
+            return None
+        end = length + len(reply.ids)
+        if not reply.ids or end >= room:
+            return length - 1
+        self._given[row, length:end] = torch.tensor(reply.ids, device=self._given.device)
+        before.append(replace(reply, begin=length))
+        return length
 
 
 def _choose(logits: torch.Tensor, draws: torch.Tensor, settings: _Settings) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..files import clear_disk_errors
@@ -16,9 +16,10 @@ from ..tokenization_chatgpt import load_tokenizer
 from .loading import load_for_generation
 from .prompt_file import OWN_FIELDS, Prompt, raise_for_faults, read_output, read_prompts
 from .sampler import Sample, sample_completions
+from .tools import Tools
 
 # As `OWN_FIELDS`.
-SAMPLE_FIELDS = (*OWN_FIELDS, "sample", "completion_ids", "mean_log_prob")
+SAMPLE_FIELDS = (*OWN_FIELDS, "sample", "completion_ids", "mean_log_prob", "tool_messages")
 
 
 def sample_file(
@@ -31,13 +32,14 @@ def sample_file(
     max_new_tokens: int = 128,
     batch_size: int = 64,
     quantize: str | None = None,
+    tools: Sequence[str] = (),
     **parameters: Any,
 ) -> int:
     """Samples answers to every line of a file of `generate_file`. An unfinished output file is continued.
 
     The output has one object per answer: those of `generate_file`, and `sample`, its number from 1; `completion_ids`, the tokens
     with the end mark; and `mean_log_prob`, the mean of their log-probabilities. Of the model's generation config, only the end
-    marks count.
+    marks count. With tools, `completion` is what the model says at the end, and `tool_messages` are its calls and their results.
 
     Args:
         name_or_path: Folder or Hub id of a causal language model.
@@ -48,6 +50,7 @@ def sample_file(
         max_new_tokens: Maximum length of an answer, in tokens.
         batch_size: Answers that are computed at once.
         quantize: See `load_for_generation`.
+        tools: Names of tools that the model may call while it answers; see `Tools`.
         **parameters: `temperature`, `top_k`, `top_p` and `min_p` of `sample_completions`.
 
     Returns:
@@ -60,13 +63,24 @@ def sample_file(
     """
     model, tokenizer = load_for_generation(name_or_path, quantize, many_rows=True), load_tokenizer(str(name_or_path))
     check_tokenizer_fits(model, tokenizer)
-    rows, faults = read_prompts(Path(prompts), tokenizer, context_length(model), max_new_tokens, own=SAMPLE_FIELDS)
+    eos = model.generation_config.eos_token_id
+    ends = {eos} if isinstance(eos, int) else set(eos or ())
+    toolbox = Tools(tools, tokenizer, ends) if tools else None
+    rows, faults = read_prompts(
+        Path(prompts),
+        tokenizer,
+        context_length(model),
+        max_new_tokens,
+        own=SAMPLE_FIELDS,
+        tools=toolbox.schemas if toolbox else None,
+    )
     total, target = len(rows) + len(faults), Path(output)
     done = read_output(target, {row.line: row.row for row in rows}, samples)
     left = [row for row in rows if any((row.line, number + 1) not in done for number in range(samples))]
     options = {"samples": samples, "max_new_tokens": max_new_tokens, "batch_size": batch_size, **parameters}
+    options |= {"end_ids": ends, "replying": toolbox}
     # Checks the parameters and the model before the file is opened.
-    sample_completions(model, [], end_ids=(), generator=[], **options)
+    sample_completions(model, [], generator=[], **options)
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         clear_disk_errors(target),
@@ -80,10 +94,10 @@ def sample_file(
                         **row.row,
                         "line": row.line,
                         "sample": number,
-                        "completion": tokenizer.decode(answer.ids, skip_special_tokens=True),
+                        **_said(answer, tokenizer, toolbox),
                         "finish_reason": "stop" if answer.ended else "length",
                         "completion_ids": answer.ids,
-                        "mean_log_prob": round(sum(answer.log_probs) / len(answer.ids), 5),
+                        "mean_log_prob": round(sum(answer.log_probs) / sum(answer.tool_mask), 5),
                     }
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
@@ -92,12 +106,18 @@ def sample_file(
     return len(rows) * samples
 
 
+def _said(answer: Sample, tokenizer: PreTrainedTokenizerBase, toolbox: Tools | None) -> dict[str, Any]:
+    """The fields that tell what an answer says."""
+    if toolbox is None:
+        return {"completion": tokenizer.decode(answer.ids, skip_special_tokens=True)}
+    *calls, last = toolbox.messages(answer)
+    return {"completion": last["content"], "tool_messages": calls}
+
+
 def _sampled(
     model: PreTrainedModel, rows: Sequence[Prompt], seed: int, options: dict[str, Any]
 ) -> Iterator[tuple[Prompt, list[Sample]]]:
     """Yields each row with its samples, short prompts first."""
-    eos = model.generation_config.eos_token_id
-    ends = {eos} if isinstance(eos, int) else set(eos or ())
     order = sorted(rows, key=lambda row: len(row.ids))
     together = max(1, options["batch_size"] // options["samples"])
     for begin in range(0, len(order), together):
@@ -105,7 +125,6 @@ def _sampled(
         found = sample_completions(
             model,
             [row.ids for row in part],
-            end_ids=ends,
             generator=[_generator(seed, row.line) for row in part],
             **options,
         )

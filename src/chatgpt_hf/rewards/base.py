@@ -151,4 +151,5 @@ def answer_text(completion: Text) -> str:
     if isinstance(completion, str):
         return completion
     said = [message.get("content") for message in completion if message.get("role") == "assistant"]
-    return "\n".join(text for text in said if isinstance(text, str))
+    # A message that only calls a tool has an empty text.
+    return "\n".join(text for text in said if isinstance(text, str) and text)

@@ -19,7 +19,7 @@ from .loading import check_columns
 
 KINDS = ("pairs", "sft")
 # Columns that belong to one answer, as `chatgpt-hf generate --samples` writes them; the others belong to the prompt.
-_OF_AN_ANSWER = ("line", "sample", "completion", "finish_reason", "completion_ids", "mean_log_prob")
+_OF_AN_ANSWER = ("line", "sample", "completion", "finish_reason", "completion_ids", "mean_log_prob", "tool_messages")
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,11 @@ def _check_sample(row: Mapping[str, Any]) -> None:
         )
     if ids is not None and not (isinstance(ids, list) and all(type(token) is int for token in ids)):
         raise DataError(f"{place}: completion_ids is {ids!r:.80}: give a list of token ids, or leave the column out.")
+    if row.get("tool_messages"):
+        raise DataError(
+            f"{place} calls tools before it answers, and rows made of it would leave the calls out: sample without --tools, or train "
+            "with `chatgpt-hf grpo --tools`."
+        )
 
 
 def sample_groups(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:

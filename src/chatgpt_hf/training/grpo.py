@@ -21,6 +21,7 @@ from ..data.prompts import Prompts, read_prompts
 from ..data.sources import parse_sources
 from ..errors import CheckpointError, ConfigError, DataError
 from ..extras import needed_by
+from ..inference.tools import Tools
 from ..rewards import check_columns, load_rewards
 from ..rewards.base import RESERVED
 from .adapters import lora_config, quantization
@@ -39,6 +40,7 @@ from .rollouts import (
     TOKEN_LOSSES,
     GroupTrainer,
     LeaveOneOutTrainer,
+    check_tools,
     plain_copy,
 )
 from .run import resumes
@@ -59,7 +61,7 @@ _SETTINGS = (
     *("scale_rewards", "multi_objective_aggregation"),
     *("reward_weights", "mask_truncated_completions", "top_entropy_quantile"),
     *("entropy_coef", "use_adaptive_entropy", "normalize_advantages", "reward_clip_range", "disable_dropout"),
-    *("shuffle_dataset", "use_bias_correction_kl", "off_policy_mask_threshold"),
+    *("shuffle_dataset", "use_bias_correction_kl", "off_policy_mask_threshold", "max_tool_calling_iterations"),
 )
 # Fields of TRL's that do nothing here, or would sample answers from another distribution than the one that is learned.
 NOT_USED = {
@@ -72,7 +74,6 @@ NOT_USED = {
     "generation_kwargs": "answers are sampled as they are learned, with --temperature, --top_p and --top_k",
     "min_p": "answers are sampled as they are learned, with --temperature, --top_p and --top_k",
     "repetition_penalty": "answers are sampled as they are learned, with --temperature, --top_p and --top_k",
-    "max_tool_calling_iterations": "no tools are called",
     "log_multimodal": "there are only texts",
     "use_transformers_paged": "its new name is --use_transformers_continuous_batching",
     "vllm_importance_sampling_cap": "its new name is --vllm_importance_sampling_clip_max",
@@ -128,6 +129,7 @@ class GRPORun(ChatRun):
                 "--disable_dropout false, or leave it out."
             )
         check_settings(arguments, use_peft=self.model_arguments.use_peft)
+        check_tools(chosen.tools, arguments, is_sharded=self._is_sharded())
 
     def _is_sharded(self) -> bool:
         return bool(self.arguments.deepspeed or self.arguments.fsdp)
@@ -152,6 +154,9 @@ class GRPORun(ChatRun):
         self.ends = end_marks(self.model, self.tokenizer)
         for reward in self.rewards:
             reward.ends = self.ends
+        self.toolbox = None
+        if chosen.tools:
+            self.toolbox = Tools(chosen.tools, self.tokenizer, self.ends, arguments.max_tool_calling_iterations)
         room = context_length(self.model) - int(arguments.max_completion_length or 0)
         if room < 1:
             raise ConfigError(
@@ -172,6 +177,7 @@ class GRPORun(ChatRun):
             "test_fraction": chosen.test_fraction,
             "system_prompt": text_fingerprint(chosen.system_prompt),
             "rewards": json.loads(json.dumps(chosen.rewards, default=str)),
+            "tools": list(chosen.tools),
             **{name: getattr(arguments, name) for name in _SETTINGS},
             # Of a loss that is a mean over the tokens of a batch, whatever their number.
             **({"batch_size": arguments.per_device_train_batch_size} if arguments.loss_type in TOKEN_LOSSES else {}),
@@ -218,7 +224,7 @@ class GRPORun(ChatRun):
             if system and prompt[0]["role"] != "system":
                 prompt = [{"role": "system", "content": system}, *prompt]
             try:
-                ids = encode_chat_prompt(self.tokenizer, prompt)
+                ids = encode_chat_prompt(self.tokenizer, prompt, self.toolbox and self.toolbox.schemas)
             except DataError as error:
                 invalid.add(place, error)
                 continue
@@ -286,6 +292,8 @@ class GRPORun(ChatRun):
                 peft_config=self.adapter,
             )
         trainer.prompt_ids = self.prompt_ids
+        if self.toolbox is not None:
+            trainer.use_tools(self.toolbox)
         trainer.eos_token_ids = sorted(self.ends)
         trainer.optimizer_cls_and_kwargs = arguments.optimizer_cls_and_kwargs
         trainer.beta = trainer.args.beta = beta
@@ -318,6 +326,7 @@ class GRPORun(ChatRun):
             self.rewards,
             samples=int(arguments.num_generations or 1),
             ends=self.ends,
+            toolbox=self.toolbox,
             seed=arguments.seed,
             max_new_tokens=arguments.max_completion_length,
             temperature=arguments.temperature,
@@ -358,12 +367,13 @@ class GRPORun(ChatRun):
     def report(self, trainer: Trainer, results: dict[str, Any]) -> None:
         method = "RLOO" if self.arguments.loss_type == RLOO else f"GRPO ({self.arguments.loss_type})"
         names = ", ".join(reward.name for reward in self.rewards)
+        called = f", and calls tools in its answers ({', '.join(self.data_arguments.tools)})" if self.toolbox else ""
         texts = [measured.texts[:_SHOWN] for measured in self.measured if measured is not None]
         self.write_report(
             trainer,
             results,
             title=f"Learning from rewards: {method}",
-            description=f"a chat model that learned from rewards ({names}) with {method}, from `{self.base}`.",
+            description=f"a chat model that learned from rewards ({names}) with {method}, from `{self.base}`{called}.",
             data=", ".join(self.sources),
             samples=before_and_after(*texts) if len(texts) > 1 else [],
             columns=[summary.line() for summary in self.summaries],

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..extras import needed_by
+from ..inference.tools import MOST_CALLS
 from .arguments import FOREIGN_OPTIM, TRLOptions
 from .preference_arguments import RATE_HELP
 
@@ -29,6 +30,13 @@ class PromptArguments:
         metadata={
             "help": "One or more of exact, number, regex, json_schema, python, length, honest; the folder or Hub id of a reward model; "
             "module:function or file.py:function with TRL's signature; or a mapping with name and options (JSON on the command line)."
+        },
+    )
+    tools: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Tools that the model may call while it answers: calculator. Results count towards max_completion_length, and "
+            "nothing is learned from their tokens."
         },
     )
     prompt_column: str | None = field(
@@ -65,8 +73,8 @@ class PromptArguments:
     )
 
     def __post_init__(self) -> None:
-        # A recipe may give a single source or reward without a list.
-        for name in ("dataset", "rewards"):
+        # A recipe may give a single source, reward or tool without a list.
+        for name in ("dataset", "rewards", "tools"):
             if isinstance(value := getattr(self, name), str | Mapping):
                 setattr(self, name, [value])
 
@@ -97,6 +105,13 @@ class GRPOArguments(TRLOptions, GRPOConfig):
     )
     max_completion_length: int | None = field(
         default=256, metadata={"help": "Longest answer, in tokens; one that has not ended by then gets no reward."}
+    )
+    max_tool_calling_iterations: int | None = field(
+        default=None,
+        metadata={
+            "help": f"With tools: most turns of an answer that call tools, {MOST_CALLS} if not given; an answer that calls once more is "
+            "cut there and gets no reward."
+        },
     )
     # TRL does so for RLOO and leaves it on for GRPO, where the first step would then compare two different models.
     disable_dropout: bool = field(default=True, metadata={"help": "Turn dropout off."})

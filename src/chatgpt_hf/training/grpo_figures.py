@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.figures import bootstrap, paired_difference
 from ..inference.sampler import Sample, sample_completions
+from ..inference.tools import Tools
 from ..rewards import Reward, total_rewards
 from ..rewards.figures import best_of, reward_measure
 
@@ -26,6 +27,7 @@ class MeasuredAnswers:
         distinct: The share of different texts among the samples of a prompt, (prompts,).
         sampled_texts, greedy_texts: The answers.
         texts: Each prompt, and on the next line its greedy answer.
+        calls: The turns of each sampled answer that called tools, (prompts, samples); None for a model without tools.
     """
 
     sampled: np.ndarray
@@ -35,6 +37,7 @@ class MeasuredAnswers:
     sampled_texts: list[list[str]]
     greedy_texts: list[str]
     texts: list[str]
+    calls: np.ndarray | None = None
 
     def is_right_or_wrong(self) -> bool:
         """True if every reward is 0 or 1: then the mean of the best of k answers is pass@k (Chen et al. 2021)."""
@@ -52,6 +55,8 @@ class MeasuredAnswers:
             found |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
         highest = best_of(self.sampled, self.sampled.shape[1])
         found[f"{best}_{self.sampled.shape[1]}"] = float(np.where(np.isfinite(highest), highest, 0.0).mean())
+        if self.calls is not None:
+            found["tool_calls"] = float(self.calls.mean())
         return {**found, "clipped": float(self.clipped.mean()), "distinct_answers": float(self.distinct.mean())}
 
     def gain(self, before: "MeasuredAnswers") -> dict[str, float]:
@@ -75,6 +80,7 @@ def measure_answers(
     samples: int,
     ends: Collection[int],
     seed: int,
+    toolbox: Tools | None = None,
     **sampling: Any,
 ) -> MeasuredAnswers:
     """Lets a model answer prompts greedily and by sampling; the random numbers of the caller stay as they are.
@@ -84,18 +90,19 @@ def measure_answers(
         prompt_ids: Token ids of each prompt.
         samples: Sampled answers to each prompt.
         ends: Token ids that end an answer.
+        toolbox: Answers the calls in the model's answers, if it has tools.
         **sampling: `max_new_tokens`, `temperature`, `top_p` and others of `sample_completions`.
     """
     generator = torch.Generator().manual_seed(seed)
-    shared: dict[str, Any] = {"end_ids": ends, "generator": generator}
+    shared: dict[str, Any] = {"end_ids": ends, "generator": generator, "replying": toolbox}
     sampled = sample_completions(model, prompt_ids, samples=samples, **shared, **sampling)
     likeliest = sample_completions(
         model, prompt_ids, samples=1, **shared, **{**sampling, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
     )
     texts = [[_text(tokenizer, sample) for sample in answers] for answers in sampled]
-    values = np.array(_rewards(rows, rewards, sampled, texts), dtype=float)
+    values = np.array(_rewards(rows, rewards, sampled, texts, toolbox), dtype=float)
     greedy_texts = [[_text(tokenizer, sample) for sample in answers] for answers in likeliest]
-    greedy = np.array(_rewards(rows, rewards, likeliest, greedy_texts), dtype=float)[:, 0]
+    greedy = np.array(_rewards(rows, rewards, likeliest, greedy_texts, toolbox), dtype=float)[:, 0]
     asked = tokenizer.batch_decode(list(prompt_ids), skip_special_tokens=True)
     return MeasuredAnswers(
         sampled=values,
@@ -105,16 +112,23 @@ def measure_answers(
         sampled_texts=texts,
         greedy_texts=[text for (text,) in greedy_texts],
         texts=[f"{question.strip()}\n{answer}" for question, (answer,) in zip(asked, greedy_texts, strict=True)],
+        calls=None if toolbox is None else np.array([[len(each.replies) for each in answers] for answers in sampled]),
     )
 
 
 def _rewards(
-    rows: Dataset, rewards: Sequence[Reward], answers: Sequence[Sequence[Sample]], texts: Sequence[Sequence[str]]
+    rows: Dataset,
+    rewards: Sequence[Reward],
+    answers: Sequence[Sequence[Sample]],
+    texts: Sequence[Sequence[str]],
+    toolbox: Tools | None,
 ) -> list[list[float | None]]:
     """The rewards of the answers to each prompt."""
     count = len(answers[0])
     # As TRL calls the functions: messages for messages.
     completions = [[{"role": "assistant", "content": text}] for group in texts for text in group]
+    if toolbox is not None:
+        completions = [toolbox.messages(sample) for group in answers for sample in group]
     columns = {name: [cell for cell in rows[name] for _ in range(count)] for name in rows.column_names}
     prompts = columns.pop("prompt")
     ids = [sample.ids for group in answers for sample in group]

@@ -2,6 +2,7 @@
 
 import logging
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -13,9 +14,12 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
 from ..data.conversations import conversation_key
+from ..errors import ConfigError
 from ..extras import needed_by
 from ..inference.cpu.packed_linear import packed_copy
 from ..inference.sampler import Sample, sample_completions
+from ..inference.tools import Tools, check_names
+from .grpo_arguments import GRPOArguments
 from .preferences import PreferenceTrainer
 from .resuming import EpochSampler
 
@@ -51,9 +55,11 @@ class RewardTrainer(PreferenceTrainer):
         groups: Groups of answers that were sampled for the training.
         dead_groups: Those whose answers all got the same reward.
         idle_steps: Batches of answers in a row of which nothing could be learned.
+        toolbox: Answers the calls in the model's answers, if it has tools.
     """
 
     prompt_ids: dict[str, list[int]]
+    toolbox: Tools | None = None
     groups = dead_groups = idle_steps = 0
     _live: torch.Tensor
 
@@ -66,7 +72,10 @@ class RewardTrainer(PreferenceTrainer):
         return EpochSampler(super()._get_train_sampler(dataset), self.args)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [self.prompt_ids[conversation_key(prompt)] for prompt in prompts], None, {}
+        return self._ids_of(prompts), None, {}
+
+    def _ids_of(self, prompts: list[Any]) -> list[list[int]]:
+        return [self.prompt_ids[conversation_key(prompt)] for prompt in prompts]
 
     def _samples_itself(self) -> bool:
         """True if the model is whole in this process, so that our sampler can be used; TRL has a way for the others."""
@@ -93,12 +102,16 @@ class RewardTrainer(PreferenceTrainer):
             temperature=self.temperature,
             top_k=self.top_k or 0,
             top_p=self.top_p,
+            replying=self.toolbox,
         )
         return [sample for samples in found for sample in samples]
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
     ) -> torch.Tensor:
+        if self.toolbox is not None:
+            # TRL's log of completions shows the same list.
+            completions[:] = [row["completion"] for row in inputs]
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         count = self.num_generations if self.model.training else self.num_generations_eval
         compared = rewards
@@ -153,7 +166,8 @@ class RewardTrainer(PreferenceTrainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """TRL's loss, computed on the rows that have one. The metrics of a step are those of these rows."""
-        kept = inputs["live"] & inputs["completion_mask"].any(1)
+        tokens = scored_tokens(inputs)
+        kept = inputs["live"] & (tokens > 0)
         if not self.beta or self.loss_name == RLOO:
             # RLOO has the KL divergence in its rewards.
             kept = kept & (inputs["advantages"] != 0)
@@ -164,7 +178,6 @@ class RewardTrainer(PreferenceTrainer):
         if self.loss_name in ROW_LOSSES:
             share *= len(rows) / len(kept)
         elif self.loss_name in TOKEN_LOSSES:
-            tokens = inputs["completion_mask"].sum(1)
             share *= (tokens[rows].sum() / tokens.sum().clamp(min=1)).item()
         loss = super().compute_loss(model, part_of(inputs, rows), return_outputs, num_items_in_batch)
         return loss * share
@@ -215,6 +228,30 @@ class GroupTrainer(RewardTrainer, GRPOTrainer):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         return [sample.ids for sample in self.sample(prompt_ids)], None
 
+    def use_tools(self, toolbox: Tools) -> None:
+        """Lets the model call tools in its answers.
+
+        TRL's loop for `tools=` finds what follows a call at the tokenizer's `eos_token`, which is not the end of our turns.
+        """
+        self.toolbox = toolbox
+        self.rollout_func = self._roll_out
+
+    def _roll_out(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any] | None]:
+        """Samples answers with calls of tools, in the form that TRL takes from a `rollout_func`."""
+        assert self.toolbox is not None
+        prompt_ids = self._ids_of(prompts)
+        samples = self.sample(prompt_ids)
+        return {
+            "prompt_ids": prompt_ids,
+            "completion_ids": [sample.ids for sample in samples],
+            # As without tools: those of the sampler are those of the training.
+            "logprobs": None,
+            # TRL leaves tokens of 0 out of the loss.
+            "env_mask": [sample.tool_mask for sample in samples],
+            # Goes into the rows; a column of this name is not passed on to rewards.
+            "completion": [self.toolbox.messages(sample) for sample in samples],
+        }
+
 
 class LeaveOneOutTrainer(RewardTrainer, RLOOTrainer):
     """`RLOOTrainer` on rows with `prompt`, whose checkpoints are sealed."""
@@ -229,12 +266,41 @@ class LeaveOneOutTrainer(RewardTrainer, RLOOTrainer):
         return [sample.ids for sample in self.sample(prompt_ids)]
 
 
+def check_tools(tools: Sequence[str], arguments: GRPOArguments, *, is_sharded: bool) -> None:
+    """Raises `ConfigError` if tools are unknown or cannot be called with these arguments."""
+    most = arguments.max_tool_calling_iterations
+    if not tools:
+        if most is not None:
+            raise ConfigError("--max_tool_calling_iterations does nothing without --tools: leave it out.")
+        return
+    check_names(tools)
+    if most is not None and most < 1:
+        raise ConfigError(f"--max_tool_calling_iterations is {most}: give 1 or more, or leave --tools out.")
+    if arguments.loss_type == RLOO:
+        raise ConfigError(
+            "--tools does not work with --loss_type rloo, which would learn what the tools write: choose another loss."
+        )
+    for name in ("use_vllm", "use_transformers_continuous_batching"):
+        if getattr(arguments, name):
+            raise ConfigError(f"--tools works with our own sampler only: leave --{name} out.")
+    if is_sharded:
+        raise ConfigError(
+            "--tools needs the whole model in each process, and DeepSpeed and FSDP divide it: leave --tools out."
+        )
+
+
 CLIPPED = "no answer ended within --max_completion_length. Raise it, or teach the model to end its answers with `chatgpt-hf sft`"
 REMEDY = (
     "if the rewards are the highest possible, the prompts are solved or the reward accepts everything, so look at answers and take "
     "harder prompts; if they are the lowest, take easier prompts, more --num_generations, a higher --temperature, or teach the model "
     "with `chatgpt-hf sft` first"
 )
+
+
+def scored_tokens(inputs: dict[str, Any]) -> torch.Tensor:
+    """The number of tokens in each row of a batch that the model wrote itself, (rows,)."""
+    mask = inputs["completion_mask"]
+    return (mask if (own := inputs.get("tool_mask")) is None else mask * own).sum(1)
 
 
 def part_of(inputs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
