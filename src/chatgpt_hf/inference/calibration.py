@@ -147,7 +147,7 @@ def load_calibration(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> 
     """
     abstention = load_abstention(folder, tokenizer)
     file = Path(folder) / ABSTENTION_NAME
-    made = read_json(file).get("calibration")
+    made: Any = read_json(file).get("calibration")
     try:
         figures = {name: Figure(*map(float, values)) for name, values in made["figures"].items()}
         counts = {name: int(made[name]) for name in _COUNTS if name in made}
