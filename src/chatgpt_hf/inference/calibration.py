@@ -149,7 +149,9 @@ def load_calibration(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> 
     file = Path(folder) / ABSTENTION_NAME
     made: Any = read_json(file).get("calibration")
     try:
-        figures = {name: Figure(*map(float, values)) for name, values in made["figures"].items()}
+        figures = {
+            name: Figure(float(value), float(low), float(high)) for name, (value, low, high) in made["figures"].items()
+        }
         counts = {name: int(made[name]) for name in _COUNTS if name in made}
         found = {*figures, *counts} >= {"right_given", "right"}
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
