@@ -43,6 +43,7 @@ FINETUNE = (TaskModelArguments, TaskArguments, FinetuneArguments)
 # By the beginning of a recipe's name; those with a task are of `finetune`, the others of `pretrain`.
 BY_NAME = {
     "sft": SFT,
+    "honest": SFT,
     "dpo": (PreferenceModelArguments, PreferenceArguments, DPOArguments),
     "reward": (RewardModelArguments, PreferenceArguments, RewardArguments),
     "distill": (ChatModelArguments, ConversationDataArguments, DistillArguments),
