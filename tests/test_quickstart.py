@@ -149,7 +149,7 @@ def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.Monkey
     assert "questions it never saw" in said[4]
     assert [line.split("\n")[1] for line in said[5:-3]] == [f"you> {question}" for question in QUESTIONS]
     # A model that knows nothing has no right answers to keep.
-    assert said[-2].startswith("  Skipped: it answers 0.0% of its trained questions exactly")
+    assert said[-2].startswith("  Skipped: it answers only 0.0% of its trained questions exactly")
     assert not (folder / "abstention.json").exists()
     assert f"chatgpt-hf chat {folder}" in said[-1].splitlines()[-1]
     assert set(results) == {"pretrain", "sft", "xz_bits_per_byte", "abstention"}
@@ -299,12 +299,19 @@ def test_the_model_says_what_it_does_not_know(knowing: Path) -> None:
             calibrate_chat(knowing, {"trained_exact_match": 1.0}, again.append)
 
 
-def test_own_conversations_are_not_calibrated_with_the_built_in_ones(chat_folder: Path) -> None:
+def test_what_is_not_calibrated(chat_folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     assert calibrate_chat(chat_folder, {"trained_exact_match": 1.0}, said.append) is None
     assert said == [
         f"  Skipped, because it learned other conversations: chatgpt-hf calibrate {chat_folder} --known CHATS"
     ]
+    # Neither model is loaded: the folder has none.
+    for figures, reason in (
+        ({}, "its answers were not measured"),
+        ({"trained_exact_match": 0.49}, "it answers only 49.0% of its trained questions exactly"),
+    ):
+        assert calibrate_chat(tmp_path, figures, said.append) is None
+        assert said[-1] == f"  Skipped: {reason}, and a threshold keeps a share of the right answers."
 
 
 def test_the_last_line_is_a_command_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

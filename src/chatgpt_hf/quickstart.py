@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .data.builtin import load_builtin
+from .data.builtin.python_honest import UNKNOWN
 from .errors import ConfigError
 from .evaluation.language_modeling import xz_bits_per_byte
 from .files import read_json, read_yaml
@@ -43,7 +44,6 @@ QUESTIONS = (
 CALIBRATION_QUESTIONS = 300
 # A model that answers fewer of its trained questions exactly has too few right answers to choose a threshold by.
 LEAST_EXACT = 0.5
-ABSTENTION_TEXT = "I don't know that function."
 _DATASET = "builtin:python-qa"
 
 
@@ -152,9 +152,14 @@ def calibrate_chat(folder: Path, chat: dict[str, Any], say: Callable[[str], obje
     if read_yaml(folder / RECIPE_NAME).get("dataset", [_DATASET]) not in (_DATASET, [_DATASET]):
         say(f"  Skipped, because it learned other conversations: chatgpt-hf calibrate {folder} --known CHATS")
         return None
-    exact = chat.get("trained_exact_match", 0.0)
-    if exact < LEAST_EXACT:
-        say(f"  Skipped: it answers {exact:.1%} of its trained questions exactly, which is too little to choose by.")
+    exact = chat.get("trained_exact_match")
+    if exact is None or exact < LEAST_EXACT:
+        few = (
+            "its answers were not measured"
+            if exact is None
+            else f"it answers only {exact:.1%} of its trained questions exactly"
+        )
+        say(f"  Skipped: {few}, and a threshold keeps a share of the right answers.")
         return None
     try:
         found = load_calibration(folder, load_tokenizer(folder))
@@ -162,9 +167,7 @@ def calibrate_chat(folder: Path, chat: dict[str, Any], say: Callable[[str], obje
     except ConfigError:
         # There is none, or it was made for other weights.
         begin = time.perf_counter()
-        found = calibrate(
-            folder, _DATASET, _DATASET, text=ABSTENTION_TEXT, limit=CALIBRATION_QUESTIONS, progress=False
-        )
+        found = calibrate(folder, _DATASET, _DATASET, text=UNKNOWN, limit=CALIBRATION_QUESTIONS)
         took = f"Found in {time.perf_counter() - begin:.0f} s."
     kept, invented = found.figures["right_given"], found.figures.get("invented_given")
     say(
