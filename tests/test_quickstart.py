@@ -275,9 +275,9 @@ def test_the_model_says_what_it_does_not_know(knowing: Path) -> None:
     assert found.figures["invented_given"].value == 0
     kept, invented, cost = said
     # 5 % of 24 are less than two, and the answers to one question are withheld together or not at all.
-    assert "100.0% of its 24 right answers are still given" in kept
-    assert "0.0% of what it makes up is still said (95 % interval 0.0% to 0.0%)" in invented
-    assert re.fullmatch(r"  Found in \d+ s\. An answer takes about twice as long\.", cost)
+    assert "of 24 right answers to questions it was trained on, 100.0% are still given" in kept
+    assert "to questions it never saw, 0.0% are still given (95 % interval 0.0% to 0.0%)" in invented
+    assert re.fullmatch(r"  Calibrated in \d+ s\. With the threshold, an answer takes about twice as long\.", cost)
     session = ChatSession.from_pretrained(knowing, abstain=True, do_sample=False)
     assert session.reply("Count to five.") == "1, 2, 3, 4, 5."
     session.reset()
@@ -287,7 +287,11 @@ def test_the_model_says_what_it_does_not_know(knowing: Path) -> None:
     again: list[str] = []
     stored = (knowing / "abstention.json").read_bytes()
     assert calibrate_chat(knowing, {"trained_exact_match": 1.0}, again.append) == found
-    assert again == [kept, invented, "  Found by an earlier run. An answer takes about twice as long."]
+    assert again == [
+        kept,
+        invented,
+        "  Calibrated by an earlier run. With the threshold, an answer takes about twice as long.",
+    ]
     assert (knowing / "abstention.json").read_bytes() == stored
     # Of other weights, it is found anew.
     content = json.loads(stored)

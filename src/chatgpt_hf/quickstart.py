@@ -100,8 +100,8 @@ def quickstart(
     say(summary(results))
     _converse(ChatSession.from_pretrained(folder), QUESTIONS, say)
     say(
-        "\n[5/5] What it does not know: how likely the model finds its own answer tells what it has learned from what it makes "
-        "up. Below a threshold, it says that it does not know:"
+        "\n[5/5] Calibration: the model finds answers that it learned more likely than answers that it makes up. Below a "
+        "threshold, it says that it does not know:"
     )
     found = calibrate_chat(folder, chat, say)
     results["abstention"] = None if found is None else {name: figure.value for name, figure in found.figures.items()}
@@ -163,23 +163,23 @@ def calibrate_chat(folder: Path, chat: dict[str, Any], say: Callable[[str], obje
         return None
     try:
         found = load_calibration(folder, load_tokenizer(folder))
-        took = "Found by an earlier run."
+        took = "Calibrated by an earlier run."
     except ConfigError:
         # There is none, or it was made for other weights.
         begin = time.perf_counter()
         found = calibrate(folder, _DATASET, _DATASET, text=UNKNOWN, limit=CALIBRATION_QUESTIONS)
-        took = f"Found in {time.perf_counter() - begin:.0f} s."
+        took = f"Calibrated in {time.perf_counter() - begin:.0f} s."
     kept, invented = found.figures["right_given"], found.figures.get("invented_given")
     say(
-        f"  questions it was trained on: {kept.value:.1%} of its {found.counts['right']} right answers are still given; the "
-        "others are the cost"
+        f"  of {found.counts['right']} right answers to questions it was trained on, {kept.value:.1%} are still given; the rest is "
+        "the cost"
     )
     if invented is not None:
         say(
-            f"  questions it never saw: {invented.value:.1%} of what it makes up is still said (95 % interval "
-            f"{invented.low:.1%} to {invented.high:.1%}), instead of all of it"
+            f"  of the answers that it makes up to questions it never saw, {invented.value:.1%} are still given (95 % interval "
+            f"{invented.low:.1%} to {invented.high:.1%})"
         )
-    say(f"  {took} An answer takes about twice as long.")
+    say(f"  {took} With the threshold, an answer takes about twice as long.")
     return found
 
 
