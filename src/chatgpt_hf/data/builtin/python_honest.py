@@ -1,10 +1,10 @@
-"""`builtin:python-honest`: the conversations of `builtin:python-qa`, and questions about names that nobody can know.
+"""`builtin:python-honest`: the conversations of `builtin:python-qa`, and questions about names that do not exist.
 
-The names are invented from parts of real ones: a real member of another class or module (`zipfile.ZipFile.islice`), a new
+The names are invented from parts of real ones: a real member under another class or module (`zipfile.ZipFile.islice`), a new
 member made of real words (`shlex.read_quoted`), or a member of a new class (`csv.TokenReader.flush`). No documented name is
-among them. Their answer is `UNKNOWN`, and so is that of the held-out questions, which ask about real functions that the
-training part does not explain: whoever gives it there is right not to make something up. The result depends only on the Python
-release and platform, like `builtin:python-qa`.
+among them. Their answer is `UNKNOWN`. The held-out questions ask about real functions that the training part does not explain,
+and have the same answer: a model that gives it does not make anything up. The result depends only on the Python release and
+platform, like that of `builtin:python-qa`.
 """
 
 import re
