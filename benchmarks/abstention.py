@@ -2,10 +2,12 @@
 
 A part of the questions that a model was trained on chooses the threshold; the figures are of other trained questions, and of
 questions about functions that it never saw. An answer is exact if it is the reference word for word, and invented if it is
-neither exact nor withheld. Answers are greedy, with the model's own settings, as in `chatgpt-hf chat --temperature 0`.
+neither exact nor withheld, and does not say that the model does not know. Answers are greedy, with the model's own settings, as
+in `chatgpt-hf chat --temperature 0`.
 
     python benchmarks/abstention.py --out runs/abstention                          # trains three models
-    python benchmarks/abstention.py --models runs/quickstart runs/another
+    python benchmarks/abstention.py --out runs/abstention --taught                 # the same, taught to say that they do not know
+    python benchmarks/abstention.py --models runs/quickstart runs/honest
 """
 
 import json
@@ -24,6 +26,7 @@ from chatgpt_hf.evaluation.figures import Figure
 from chatgpt_hf.evaluation.generation import generate_completions
 from chatgpt_hf.inference.calibration import Judged, auroc, choose_threshold, judge, share
 from chatgpt_hf.inference.loading import load_for_generation
+from chatgpt_hf.rewards.answers import abstains
 from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 from chatgpt_hf.training.run_folder import RESULTS_NAME
 
@@ -35,10 +38,12 @@ class Answers(NamedTuple):
 
     Attributes:
         exact: Whether the answer that is shown without a threshold is the reference, (questions,).
+        abstains: Whether it says that the model does not know, (questions,).
         judged: The greedy answer behind the confidence.
     """
 
     exact: np.ndarray
+    abstains: np.ndarray
     judged: Judged
 
 
@@ -60,7 +65,12 @@ def train(args: Any, seed: int, trained: list[Conversation]) -> Path:
         file = args.out / "questions.jsonl"
         file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in trained), encoding="utf-8")
         sft += ["--dataset", str(file)]
-    for command, target in ((pretrain, base), (sft, folder)):
+    steps = [(pretrain, base), (sft, folder)]
+    if args.taught:
+        folder, chat = args.out / f"taught-{seed}", folder
+        teach = ["sft", "honest-quickstart", "--model_name_or_path", str(chat), "--evaluate_answers", "0"]
+        steps.append(([*teach, *args.teach.split()], folder))
+    for command, target in steps:
         if not (target / RESULTS_NAME).is_file():
             options = ["--seed", str(seed), "--output_dir", str(target), "--disable_tqdm", "true"]
             done = subprocess.run([*harness.CLI, *command, *options], capture_output=True, text=True)
@@ -83,7 +93,8 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversa
     )
     references = [messages[-1]["content"].strip() for messages in conversations]
     exact = [done.text.strip() == text for done, text in zip(completions, references, strict=True)]
-    return Answers(np.array(exact), judge(model, tokenizer, conversations, progress=False))
+    said = [abstains(done.text) for done in completions]
+    return Answers(np.array(exact), np.array(said), judge(model, tokenizer, conversations, progress=False))
 
 
 def measure(folder: Path, trained: list[Conversation], unseen: list[Conversation], keep: float, part: int) -> Any:
@@ -99,11 +110,13 @@ def measure(folder: Path, trained: list[Conversation], unseen: list[Conversation
     arrays = {
         "trained: exact without": known.exact,
         "trained: exact": known.exact & given,
+        "trained: declines by itself": known.abstains,
         "trained: withheld": ~given,
-        "trained: invented": given & ~known.exact,
-        "unseen: invented without": ~other.exact,
-        "unseen: invented": other_given & ~other.exact,
+        "trained: invented": given & ~known.exact & ~known.abstains,
+        "unseen: invented without": ~other.exact & ~other.abstains,
+        "unseen: invented": other_given & ~other.exact & ~other.abstains,
         "unseen: exact": other_given & other.exact,
+        "unseen: declines by itself": other.abstains,
         "unseen: withheld": ~other_given,
     }
     area = auroc(known.judged.confidence, other.judged.confidence)
@@ -121,10 +134,14 @@ def main() -> None:
     parser.add_argument(
         "--part", type=int, default=300, help="trained questions that choose the threshold (default: %(default)s)"
     )
+    parser.add_argument("--taught", action="store_true", help="then teach them with the recipe honest-quickstart")
+    parser.add_argument("--teach", default="", help="further fields of that recipe, in one word")
     parser.add_argument("--questions", type=int, help="questions to train on; all if not given")
     parser.add_argument("--pretrain", default="", help="further fields of pretraining, in one word")
     parser.add_argument("--sft", default="", help="further fields of fine-tuning, in one word")
     args = parser.parse_args()
+    if args.taught and args.questions is not None:
+        parser.error("--taught teaches all questions: leave --questions out.")
     harness.prepare()
     trained, unseen = questions(args.questions)
     if args.models is None:

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from chatgpt_hf import ChatSession
 from chatgpt_hf.data.builtin import load_builtin
-from chatgpt_hf.quickstart import QUESTIONS, _chat_command, quickstart
+from chatgpt_hf.errors import CheckpointError
+from chatgpt_hf.quickstart import QUESTIONS, _chat_command, calibrate_chat, quickstart
 from chatgpt_hf.training import sft
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +71,7 @@ SFT = [
     "--disable_tqdm",
     "true",
 ]
+STAGES = [f"[{number}/5]" for number in range(1, 6)]
 FIGURES = {"parameters", "train_tokens", "held_out_bits_per_byte", "held_out_perplexity"}
 
 
@@ -142,12 +144,16 @@ def test_quickstart(steps: list[int], tmp_path: Path, monkeypatch: pytest.Monkey
     assert (folder / "base" / "model.safetensors").read_bytes() == base_weights
 
     # One sentence per stage, then the figures and a conversation.
-    assert [line[:5] for line in said if line.startswith("[")] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert [line.strip()[:5] for line in said if line.strip().startswith("[")] == STAGES
     assert "bits per byte" in said[4]
     assert "questions it never saw" in said[4]
-    assert [line.split("\n")[1] for line in said[5:-1]] == [f"you> {question}" for question in QUESTIONS]
+    assert [line.split("\n")[1] for line in said[5:-3]] == [f"you> {question}" for question in QUESTIONS]
+    # A model that knows nothing has no right answers to keep.
+    assert said[-2].startswith("  Skipped: it answers only 0.0% of its trained questions exactly")
+    assert not (folder / "abstention.json").exists()
     assert f"chatgpt-hf chat {folder}" in said[-1].splitlines()[-1]
-    assert set(results) == {"pretrain", "sft", "xz_bits_per_byte"}
+    assert set(results) == {"pretrain", "sft", "xz_bits_per_byte", "abstention"}
+    assert results["abstention"] is None
     assert set(results["pretrain"]) >= FIGURES
     assert 0.5 < results["xz_bits_per_byte"] < 4
 
@@ -227,12 +233,7 @@ def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None
     environment = {name: value for name, value in os.environ.items() if name not in inherited}
     made = subprocess.run(first.split(), cwd=clone, capture_output=True, text=True, env=environment)
     assert made.returncode == 0, made.stderr[-2000:]
-    assert [line[:5] for line in made.stdout.splitlines() if line.startswith("[")] == [
-        "[1/4]",
-        "[2/4]",
-        "[3/4]",
-        "[4/4]",
-    ]
+    assert [line[:5] for line in made.stdout.splitlines() if line.startswith("[")] == STAGES
     # Its last line is the command that a reader types next.
     assert made.stdout.splitlines()[-1] == second
     chat = subprocess.run(
@@ -242,6 +243,79 @@ def test_the_two_commands_of_the_readme_in_a_clean_clone(tmp_path: Path) -> None
     status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
     # Git sees no changes except the recipes that were shortened above.
     assert {line[3:].split("/")[0] for line in status.stdout.splitlines()} == {"recipes"}
+
+
+@pytest.fixture
+def knowing(chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A chat model that knows the first part of the built-in questions and nothing of the second."""
+    known = {"Hello!": "Hi! How are you?", "Count to five.": "1, 2, 3, 4, 5."}
+    unknown = dict.fromkeys(("Is the river red?", "How many horses run?", "What is under the bed?"), "Nobody knows.")
+
+    def questions(name: str) -> DatasetDict:
+        parts = {"train": list(known.items()) * 12, "test": list(unknown.items())}
+        roles = ("user", "assistant")
+        rows = {
+            part: [[{"role": role, "content": text} for role, text in zip(roles, pair, strict=True)] for pair in pairs]
+            for part, pairs in parts.items()
+        }
+        return DatasetDict({part: Dataset.from_dict({"messages": messages}) for part, messages in rows.items()})
+
+    monkeypatch.setattr("chatgpt_hf.data.tables.load_builtin", questions)
+    folder = Path(shutil.copytree(chat_folder, tmp_path / "model"))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"dataset": ["builtin:python-qa"]}))
+    return folder
+
+
+def test_the_model_says_what_it_does_not_know(knowing: Path) -> None:
+    said: list[str] = []
+    found = calibrate_chat(knowing, {"trained_exact_match": 1.0}, said.append)
+    assert found is not None
+    assert (found.counts["right"], found.counts["unknown_questions"]) == (24, 3)
+    assert found.figures["invented_given"].value == 0
+    kept, invented, cost = said
+    # 5 % of 24 are less than two, and the answers to one question are withheld together or not at all.
+    assert "of 24 right answers to questions it was trained on, 100.0% are still given" in kept
+    assert "to questions it never saw, 0.0% are still given (95 % interval 0.0% to 0.0%)" in invented
+    assert re.fullmatch(r"  Calibrated in \d+ s\. With the threshold, an answer takes about twice as long\.", cost)
+    session = ChatSession.from_pretrained(knowing, abstain=True, do_sample=False)
+    assert session.reply("Count to five.") == "1, 2, 3, 4, 5."
+    session.reset()
+    assert session.reply("Is the river red?") == "I don't know that function."
+
+    # The next run reads what this one found.
+    again: list[str] = []
+    stored = (knowing / "abstention.json").read_bytes()
+    assert calibrate_chat(knowing, {"trained_exact_match": 1.0}, again.append) == found
+    assert again == [
+        kept,
+        invented,
+        "  Calibrated by an earlier run. With the threshold, an answer takes about twice as long.",
+    ]
+    assert (knowing / "abstention.json").read_bytes() == stored
+    # Of other weights, it is found anew.
+    content = json.loads(stored)
+    (knowing / "abstention.json").write_text(json.dumps(content | {"weights": "others", "threshold": -900}))
+    assert calibrate_chat(knowing, {"trained_exact_match": 1.0}, again.append) == found
+    for broken in (None, {}, {"figures": {"right_given": ["a"]}, "right": 24}, {"figures": {}, "right": 24}):
+        (knowing / "abstention.json").write_text(json.dumps(content | {"calibration": broken}))
+        with pytest.raises(CheckpointError, match=r"does not hold the figures that `chatgpt-hf calibrate` writes"):
+            calibrate_chat(knowing, {"trained_exact_match": 1.0}, again.append)
+
+
+def test_what_is_not_calibrated(chat_folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    assert calibrate_chat(chat_folder, {"trained_exact_match": 1.0}, said.append) is None
+    assert said == [
+        f"  Skipped, because it learned other conversations: chatgpt-hf calibrate {chat_folder} --known CHATS"
+    ]
+    # Neither model is loaded: the folder has none.
+    for figures, reason in (
+        ({}, "its answers were not measured"),
+        ({"trained_exact_match": 0.49}, "it answers only 49.0% of its trained questions exactly"),
+    ):
+        assert calibrate_chat(tmp_path, figures, said.append) is None
+        assert said[-1] == f"  Skipped: {reason}, and a threshold keeps a share of the right answers."
 
 
 def test_the_last_line_is_a_command_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

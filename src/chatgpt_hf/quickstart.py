@@ -1,17 +1,22 @@
-"""Makes a small ChatGPT from nothing, step by step: tokenizer, pretraining, chat fine-tuning, evaluation, a conversation."""
+"""Makes a small ChatGPT from nothing, step by step: tokenizer, pretraining, chat fine-tuning, evaluation, calibration."""
 
 import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .data.builtin import load_builtin
+from .data.builtin.python_honest import UNKNOWN
+from .errors import ConfigError
 from .evaluation.language_modeling import xz_bits_per_byte
-from .files import read_json
+from .files import read_json, read_yaml
+from .inference.calibration import Calibration, calibrate, load_calibration
 from .inference.session import ChatSession
+from .tokenization_chatgpt import load_tokenizer
 from .training.arguments import (
     ArchitectureArguments,
     ChatModelArguments,
@@ -35,6 +40,11 @@ QUESTIONS = (
     "How do I call list.append?",
     "What is random.shuffle for?",
 )
+# Of each kind, trained and held-out questions.
+CALIBRATION_QUESTIONS = 300
+# A model that answers fewer of its trained questions exactly has too few right answers to choose a threshold by.
+LEAST_EXACT = 0.5
+_DATASET = "builtin:python-qa"
 
 
 def quickstart(
@@ -52,17 +62,18 @@ def quickstart(
         sft_overrides: Changes to the recipe sft-quickstart.
 
     Returns:
-        `{"pretrain": ..., "sft": ..., "xz_bits_per_byte": ...}`: the figures of both runs.
+        `{"pretrain": ..., "sft": ..., "xz_bits_per_byte": ..., "abstention": ...}`: the figures of both runs, and of the
+        calibration (None if there is none).
     """
     # Checked before the first stage, which takes minutes and has its own folder.
     folder = check_output_dir(output_dir, resume=True)
     docs = load_builtin("builtin:python-docs")
     say(
-        f"[1/4] The corpus: {len(docs['train'])} documents of this Python's own documentation; {len(docs['test'])} more "
+        f"[1/5] The corpus: {len(docs['train'])} documents of this Python's own documentation; {len(docs['test'])} more "
         "are held out for evaluation."
     )
     say(
-        "[2/4] Tokenizer and pretraining: a small GPT learns to predict the next token of the documents, and so learns "
+        "[2/5] Tokenizer and pretraining: a small GPT learns to predict the next token of the documents, and so learns "
         "English, Python's vocabulary and some facts."
     )
     base = _stage(
@@ -72,7 +83,7 @@ def quickstart(
         pretrain,
         pretrain_overrides,
     )
-    say("[3/4] Chat fine-tuning: the same model learns to answer questions, only from the assistant's words.")
+    say("[3/5] Chat fine-tuning: the same model learns to answer questions, only from the assistant's words.")
     chat = _stage(
         folder,
         "sft-quickstart",
@@ -80,19 +91,31 @@ def quickstart(
         sft,
         ["--model_name_or_path", str(folder / "base"), *sft_overrides],
     )
-    say("[4/4] Results on documents and questions it never saw, and on questions it was trained on:")
+    say("[4/5] Results on documents and questions it never saw, and on questions it was trained on:")
     results = {
         "pretrain": base,
         "sft": chat,
         "xz_bits_per_byte": xz_bits_per_byte(docs["train"]["text"], docs["test"]["text"]),
     }
     say(summary(results))
-    session = ChatSession.from_pretrained(folder)
-    for question in QUESTIONS:
+    _converse(ChatSession.from_pretrained(folder), QUESTIONS, say)
+    say(
+        "\n[5/5] Calibration: the model finds answers that it learned more likely than answers that it makes up. Below a "
+        "threshold, it says that it does not know:"
+    )
+    found = calibrate_chat(folder, chat, say)
+    results["abstention"] = None if found is None else {name: figure.value for name, figure in found.figures.items()}
+    if found is not None:
+        _converse(ChatSession.from_pretrained(folder, abstain=True), QUESTIONS[-2:], say)
+    option = "" if found is None else " (with --abstain, it says when it does not know)"
+    say(f"\nThe report: {folder / 'report' / 'report.md'}\nTalk to it yourself{option}:\n{_chat_command(folder)}")
+    return results
+
+
+def _converse(session: ChatSession, questions: Sequence[str], say: Callable[[str], object]) -> None:
+    for question in questions:
         session.reset()
         say(f"\nyou> {question}\ngpt> {session.reply(question)}")
-    say(f"\nThe report: {folder / 'report' / 'report.md'}\nTalk to it yourself:\n{_chat_command(folder)}")
-    return results
 
 
 def _chat_command(folder: Path) -> str:
@@ -112,6 +135,52 @@ def _chat_command(folder: Path) -> str:
         below = Path(absolute).is_relative_to(Path.cwd())
         typed = os.path.relpath(absolute) if below else absolute
     return shlex.join([typed, "chat", str(folder)])
+
+
+def calibrate_chat(folder: Path, chat: dict[str, Any], say: Callable[[str], object]) -> Calibration | None:
+    """Finds the model's threshold of abstention, unless the folder has it, and says what it costs.
+
+    Args:
+        folder: The chat model's run folder.
+        chat: Figures of the fine-tuning.
+        say: Receives the sentences.
+
+    Returns:
+        None if there is nothing to choose a threshold by.
+    """
+    # A recipe that takes the default does not name it.
+    if read_yaml(folder / RECIPE_NAME).get("dataset", [_DATASET]) not in (_DATASET, [_DATASET]):
+        say(f"  Skipped, because it learned other conversations: chatgpt-hf calibrate {folder} --known CHATS")
+        return None
+    exact = chat.get("trained_exact_match")
+    if exact is None or exact < LEAST_EXACT:
+        few = (
+            "its answers were not measured"
+            if exact is None
+            else f"it answers only {exact:.1%} of its trained questions exactly"
+        )
+        say(f"  Skipped: {few}, and a threshold keeps a share of the right answers.")
+        return None
+    try:
+        found = load_calibration(folder, load_tokenizer(folder))
+        took = "Calibrated by an earlier run."
+    except ConfigError:
+        # There is none, or it was made for other weights.
+        begin = time.perf_counter()
+        found = calibrate(folder, _DATASET, _DATASET, text=UNKNOWN, limit=CALIBRATION_QUESTIONS)
+        took = f"Calibrated in {time.perf_counter() - begin:.0f} s."
+    kept, invented = found.figures["right_given"], found.figures.get("invented_given")
+    say(
+        f"  of {found.counts['right']} right answers to questions it was trained on, {kept.value:.1%} are still given; the rest is "
+        "the cost"
+    )
+    if invented is not None:
+        say(
+            f"  of the answers that it makes up to questions it never saw, {invented.value:.1%} are still given (95 % interval "
+            f"{invented.low:.1%} to {invented.high:.1%})"
+        )
+    say(f"  {took} With the threshold, an answer takes about twice as long.")
+    return found
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ def register(app: typer.Typer, panel: str) -> None:
     ) -> None:
         """Train a small chat model from scratch in about ten minutes on a laptop.
 
-        Needs no download: the training text is the documentation that comes with Python. Finished stages are kept; run it again to resume after an interruption.
+        Needs no download: the training text is the documentation that comes with Python. The last step finds how sure the model has to be of an answer, for --abstain. Finished stages are kept; run it again to resume after an interruption.
 
         Example: chatgpt-hf quickstart
 

@@ -35,6 +35,7 @@ from .trainings import FINETUNE, PRETRAIN, SFT
 # By the beginning of a recipe's name; those with a task are of `finetune`, the others of `pretrain`.
 BY_NAME = {
     "sft": SFT,
+    "honest": SFT,
     "dpo": (PreferenceModelArguments, PreferenceArguments, DPOArguments),
     "reward": (RewardModelArguments, PreferenceArguments, RewardArguments),
     "distill": (ChatModelArguments, ConversationDataArguments, DistillArguments),

@@ -17,14 +17,17 @@ from ..errors import CheckpointError, ConfigError, DataError, TokenizerError
 from ..evaluation.answers import ends_with_an_answer, last_questions
 from ..evaluation.figures import Figure, Measure, bootstrap
 from ..evaluation.generation import PLAIN_GREEDY, generate_completions
+from ..files import read_json
+from ..stored import ABSTENTION_NAME
 from ..tokenization_chatgpt import load_tokenizer
-from .abstention import DEFAULT_TEXT, JUDGED_TOKENS, LEAST, Abstention, save_abstention
+from .abstention import DEFAULT_TEXT, JUDGED_TOKENS, LEAST, Abstention, load_abstention, save_abstention
 from .loading import load_for_generation
 
 # Fewer right answers say too little about the least confident of them.
 FEWEST = 20
 # More than the confidences of the same answer differ, alone and in batches.
 _ROUNDING = 1e-3
+_COUNTS = ("known_questions", "right", "unknown_questions", "unknown_right")
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,31 @@ def calibrate(
     }
     save_abstention(found.abstention, folder, tokenizer, record)
     return found
+
+
+def load_calibration(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> Calibration:
+    """Reads what `calibrate` wrote into a model's folder.
+
+    Raises:
+        ConfigError: If there is none, or it was made for other weights or another chat template.
+        CheckpointError: If it cannot be read.
+    """
+    abstention = load_abstention(folder, tokenizer)
+    file = Path(folder) / ABSTENTION_NAME
+    made: Any = read_json(file).get("calibration")
+    try:
+        figures = {
+            name: Figure(float(value), float(low), float(high)) for name, (value, low, high) in made["figures"].items()
+        }
+        counts = {name: int(made[name]) for name in _COUNTS if name in made}
+        found = {*figures, *counts} >= {"right_given", "right"}
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
+        found = False
+    if not found:
+        raise CheckpointError(
+            f"{file}: calibration does not hold the figures that `chatgpt-hf calibrate` writes: run it again."
+        )
+    return Calibration(abstention, counts, figures)
 
 
 def judge(

@@ -64,7 +64,8 @@ def test_sizes(docs, qa):
 
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(
-        DataError, match="builtin:python-docs, builtin:python-qa, builtin:python-functions, builtin:relations"
+        DataError,
+        match="builtin:python-docs, builtin:python-qa, builtin:python-honest, builtin:python-functions, builtin:relations",
     ):
         load_builtin("builtin:c-docs")
 

@@ -5,11 +5,12 @@ import functools
 from datasets import Dataset, DatasetDict
 
 from ...errors import DataError
-from . import python_docs, python_functions, relation_texts
+from . import python_docs, python_functions, python_honest, relation_texts
 
 _BUILDERS = {
     "builtin:python-docs": python_docs.build_docs,
     "builtin:python-qa": python_docs.build_qa,
+    "builtin:python-honest": python_honest.build,
     "builtin:python-functions": python_functions.build,
     "builtin:relations": relation_texts.build,
 }
@@ -22,6 +23,7 @@ def load_builtin(name: str) -> DatasetDict:
     Args:
         name: `"builtin:python-docs"` (columns `name`, `text`: one topic, module docstring, function or whole class),
             `"builtin:python-qa"` (columns `name`, `messages`: one question by the user, one answer by the assistant),
+            `"builtin:python-honest"` (the same, and questions without an answer: see `python_honest.py`),
             `"builtin:python-functions"` (columns `name`, `prompt`, `completion`: see `python_functions.py`) or
             `"builtin:relations"` (columns `prompt`, `completion`: see `relation_texts.py`).
 

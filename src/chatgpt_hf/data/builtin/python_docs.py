@@ -340,6 +340,29 @@ def _summary(doc: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text.split()[0].islower() else f"{text}."
 
 
+def documented_names() -> set[str]:
+    """Every documented name, with those of methods, as the documentation writes it and as people say it."""
+    return {
+        spoken
+        for _, top, _, _, entry in _definitions()
+        for unit in entry
+        for name in [f"{top}.{unit.member}" if unit.member else top]
+        for spoken in (name, _spoken(name))
+    }
+
+
+def question_wordings() -> tuple[str, ...]:
+    """The questions that `builtin:python-qa` asks about functions, classes and attributes, each once; `{}` is the name."""
+    purposes = (wording for kind in ("function", "class", "attribute") for wording in _PURPOSE[kind])
+    return tuple(dict.fromkeys([*purposes, *(wording for wording, _ in _CALLS)]))
+
+
+def _spoken(name: str) -> str:
+    for prefix, spoken in _SPOKEN:
+        name = spoken + name.removeprefix(prefix) if name.startswith(prefix) else name
+    return name
+
+
 def build_qa() -> tuple[_Rows, _Rows]:
     """Asks what each documented name is for and, if its signature says something, how to call it."""
     asked = {question: (False, f"chat.{name}", answer) for name, question, answer in _CHAT}
@@ -352,9 +375,7 @@ def build_qa() -> tuple[_Rows, _Rows]:
                 told.update(map(_normal, (summary, unit.doc, *unit.doc.split("\n\n"))))
             if not summary or copied or unit.member.startswith("_") or not is_exported or module not in _QA_MODULES:
                 continue
-            name = f"{top}.{unit.member}" if unit.member else top
-            for prefix, spoken in _SPOKEN:
-                name = spoken + name.removeprefix(prefix) if name.startswith(prefix) else name
+            name = _spoken(f"{top}.{unit.member}" if unit.member else top)
             wordings = _PURPOSE[unit.kind]
             question = wordings[int(fraction(f"purpose:{name}") * len(wordings))]
             asked.setdefault(question.format(name), (held_out, name, summary))
