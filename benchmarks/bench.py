@@ -52,6 +52,7 @@ SHORT = {
     "startup": "--rounds 3",
     "alignment": "--rounds 3",
     "command_memory": "--commands convert generate",
+    "learned": "--only reward-en --seeds 0 --out FOLDER",
     "abstention": "--out FOLDER --seeds 0 --questions 120 --part 40 --sft '--num_train_epochs 40' --pretrain "
     "'--hidden_size 96 --num_hidden_layers 2 --vocab_size 1024 --max_steps 20'",
 }
@@ -62,6 +63,7 @@ UNTIMED = {
     "alignment",
     "command_memory",
     "data_memory",
+    "learned",
     "lr_scaling",
     "pretrain_quality",
     "quantized",
