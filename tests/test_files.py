@@ -80,6 +80,25 @@ def test_a_refused_write_names_the_folder_and_the_remedy(error: Exception) -> No
 
 
 @pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "a", None, "runs/.saving-x/a"), "No space left"),
+        (OSError("4096 requested and 1544 written"), "a file was cut short, as on a full disk"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+            "a file was cut short, as on a full disk",
+        ),
+    ],
+)
+def test_the_reason_is_no_librarys_riddle(error: Exception, reason: str) -> None:
+    with (
+        pytest.raises(OutputError, match=f"Could not write to runs/x: {reason}\\. Existing"),
+        clear_disk_errors(Path("runs/x")),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize(
     "error", [ValueError("of ours"), FileNotFoundError(errno.ENOENT, "gone"), OutputError("mine")]
 )
 def test_other_errors_pass(error: Exception) -> None:

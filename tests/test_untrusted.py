@@ -338,6 +338,11 @@ def test_pickles(folder: Path, adapter: Path, tmp_path: Path, of: str, kind: str
     assert not trace.exists()
 
 
+def test_an_adapter_without_weights(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    assert "has no adapter_model.safetensors, the adapter's weights" in refusal(CheckpointError, load_model, adapter)
+
+
 def test_an_adapter_that_is_based_on_itself(adapter: Path, tmp_path: Path) -> None:
     second, third = (Path(shutil.copytree(adapter, tmp_path / name)) for name in ("second", "third"))
     for base, circle in ((adapter, "itself."), (second, f"itself through {second}.")):
@@ -404,7 +409,7 @@ def test_weights_that_are_no_numbers_are_said_at_load_and_before_a_push(
     save_file(weights, where / name, metadata={"format": "pt"})
     for load in (load_model, check_model_folder):
         message = refusal(CheckpointError, load, where)
-        assert "1 weights contain NaN or infinite numbers, including " in message
+        assert "NaN or infinite numbers in 1 of the weights, including " in message
         assert str(where) in message
 
 

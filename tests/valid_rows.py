@@ -62,7 +62,7 @@ ASKED = [
 ]  # fmt: skip
 CONLL = b"-DOCSTART- -X- O O\n\n1 Ann NNP B-PER\n2 saw VBD O\n3 Rome NNP B-LOC\n\n1 Bob NNP B-PER\n2 left VBD O\n"
 PROBLEMS = [{"task_id": "a/1", "prompt": "def f(x):\n", "entry_point": "f", "test": "def check(f):\n    assert f(1) == 1\n",
-             "canonical_solution": "    return x\n"}, {"task_id": "a/2", "prompt": "def g():\n", "entry_point": "g", "test": ""}]  # fmt: skip
+             "canonical_solution": "    return x\n"}, {"task_id": "a/2", "prompt": "def g():\n", "entry_point": "g", "test": "def check(g): pass"}]  # fmt: skip
 RECIPE = {
     "corpus": ["a.jsonl", {"source": "b.txt", "weight": 0.5}], "output_dir": "runs/x", "learning_rate": 1e-3, "max_steps": 4,
     "hidden_size": 16, "optim": "adamw_torch", "lr_scheduler_kwargs": {"a": 1}, "env": {"A": "b"}, "report_to": "none",

@@ -217,7 +217,7 @@ def check_finite(weights: Iterable[tuple[str, torch.Tensor]], where: str | Path)
             broken.append(name)
     if broken:
         raise CheckpointError(
-            f"{where}: {len(broken)} weights contain NaN or infinite numbers, including {', '.join(broken[:3])}. The training "
+            f"{where}: NaN or infinite numbers in {len(broken)} of the weights, including {', '.join(broken[:3])}. The training "
             "diverged, or the file was damaged: use an earlier checkpoint, or copy it again."
         )
 
@@ -340,6 +340,9 @@ def _load_adapter(folder: Path, model_class: Any, **kwargs: Any) -> Any:
     for file in safetensors_files(folder):
         check_safetensors(file)
     check_adapter_sizes(folder)
+    if not any(folder.glob("adapter_model*")):
+        # PEFT would look for them on the Hub.
+        raise CheckpointError(f"{folder} has no adapter_model.safetensors, the adapter's weights: copy it again.")
     try:
         model = load_model(base, model_class, **kwargs)
     except CheckpointError as error:

@@ -4,6 +4,8 @@ The command line prints them without a traceback and exits with code 2. Any othe
 keeps its traceback.
 """
 
+from signal import Signals
+
 
 class ChatGPTError(Exception):
     """Base class: the message names the thing (file, field, argument) and the remedy."""
@@ -72,7 +74,15 @@ class TrainingDiverged(ChatGPTError):
 
 
 class TrainingInterrupted(ChatGPTError):
-    """The run was interrupted; it saved a checkpoint and can be resumed."""
+    """The run was interrupted; it saved a checkpoint and can be resumed.
+
+    Attributes:
+        signal: The signal that interrupted it.
+    """
+
+    def __init__(self, message: str, signal: Signals = Signals.SIGTERM) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class ContentFiltered(ChatGPTError):

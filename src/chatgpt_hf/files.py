@@ -262,20 +262,18 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
     except Exception as error:
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         refused = isinstance(error, OSError) and error.errno in (*full, errno.EROFS, errno.EACCES, errno.EPERM)
-        # safetensors, torch.save and NumPy report the same problems as other exception classes.
-        texts = (
-            "No space left on device",
-            "File too large",
-            "Disk quota exceeded",
-            "PytorchStreamWriter",
-            "unexpected pos",
-            "requested and",
-        )
-        if not refused and not any(text in str(error) for text in texts):
+        # safetensors reports the same problems as another exception class; torch.save and NumPy do not say what happened.
+        said = any(text in str(error) for text in ("No space left on device", "File too large", "Disk quota exceeded"))
+        unsaid = any(text in str(error) for text in ("PytorchStreamWriter", "unexpected pos", "requested and"))
+        if not (refused or said or unsaid):
             raise
+        reason: object = "a file was cut short, as on a full disk" if unsaid and not said else error
+        if isinstance(error, OSError) and error.errno in full:
+            # Without its paths: they are of temporary files.
+            reason = error.strerror or error
         raise OutputError(
-            f"Could not write to {folder}: {error}. Existing files are intact; free some space, or name a writable "
-            "folder, and run the same command again (add --resume_from_checkpoint true to a training run)."
+            f"Could not write to {folder}: {reason}. Existing files are intact; free some space, or name a writable "
+            "folder, and run the same command again (with --resume if it is a training run)."
         ) from error
 
 

@@ -64,7 +64,7 @@ PANELS = {
 }
 
 # They report at import, on every command, which of their compiled parts this machine cannot load, whether used or not.
-TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
+TALKATIVE = ("bitsandbytes", "torchao", "torch.utils")
 
 
 def make_app() -> typer.Typer:

@@ -1,10 +1,10 @@
 """Commands that run a recipe: `RECIPE [--FIELD VALUE ...]`, with a help that lists every field."""
 
 import logging
-import signal
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -83,7 +83,16 @@ def train(function: str) -> Callable[[tuple[Any, ...]], None]:
         except TrainingInterrupted as stopped:
             # Not a mistake: the exit code is that of a process that the signal ended.
             say_aside(f"stopped: {stopped}")
-            raise typer.Exit(128 + signal.SIGTERM) from stopped
+            raise typer.Exit(128 + stopped.signal) from stopped
+        except KeyboardInterrupt:
+            from chatgpt_hf.training.run_folder import last_whole_checkpoint
+
+            kept = last_whole_checkpoint(Path(parsed[-1].output_dir))
+            resume = (
+                f"{kept} is complete. Add --resume to continue from it." if kept else "no checkpoint was saved yet."
+            )
+            say_aside(f"stopped: SIGINT; {resume}")
+            raise
         print_results(results, parsed[-1].output_dir)
 
     return run

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 from typer.main import get_command
 
 from chatgpt_hf import ChatGPTConfig, ChatGPTForCausalLM
@@ -58,6 +59,7 @@ def words(base_folder: Path, chats_file: Path, pairs_file: Path, tmp_path: Path)
     (tmp_path / "adapter").mkdir()
     adapter = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": str(theirs)}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    save_file({}, tmp_path / "adapter" / "adapter_model.safetensors")
     (tmp_path / "text.txt").write_text("The cat sits.\n" * 50)
     sample = {"prompt": "Hi", "completion": "Hello"}
     (tmp_path / "samples.jsonl").write_text(json.dumps(sample) + "\n")

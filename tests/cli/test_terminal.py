@@ -179,6 +179,23 @@ def test_previews_and_masks(capsys: pytest.CaptureFixture[str]) -> None:
     assert ":smiley:" in drawn
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_ctrl_c_says_what_is_kept(
+    saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chatgpt_hf.training.sft.sft", interrupted)
+    if saved:
+        (tmp_path / "checkpoint-3").mkdir()
+        monkeypatch.setattr("chatgpt_hf.training.run_folder.is_whole_checkpoint", lambda checkpoint: True)
+    with pytest.raises(KeyboardInterrupt):
+        _recipe.train("chatgpt_hf.training.sft:sft")((SimpleNamespace(output_dir=str(tmp_path)),))
+    kept = f"{tmp_path / 'checkpoint-3'} is complete. Add --resume to continue from it."
+    assert f"stopped: SIGINT; {kept if saved else 'no checkpoint was saved yet.'}" in capsys.readouterr().err
+
+
 def test_errors_and_logs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     attack = "".join(ATTACKS.values())
 

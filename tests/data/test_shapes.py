@@ -88,14 +88,35 @@ def test_empty_rows_at_the_start_do_not_decide() -> None:
     assert reader.notes == {"blank rows were left out": 1}
 
 
-@pytest.mark.parametrize(
-    "row", [{"text": "a", "label": 3}, {"prompt": "a"}, {"messages": [{"id": 1}]}, {"prompt": {}, "text": 2}]
-)
+@pytest.mark.parametrize("row", [{"text": "a", "label": 3}, {"prompt": "a"}, {"prompt": {}, "text": 2}])
 def test_what_is_no_known_shape_lists_the_columns(row: dict[str, Any]) -> None:
     with pytest.raises(
         DataError,
         match=f"it has the columns {', '.join(row)}, which fit no known shape of conversations: name the columns with --prompt_column .*ShareGPT.*Alpaca",
     ):
+        find_shape(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"messages": [{"id": 1}]},
+            r"its messages are not a list of messages with role and content, but \[{'id': 1}\]",
+        ),
+        (
+            {"conversations": [None]},
+            r"its conversations are not a list of messages with role and content, but \[None\]",
+        ),
+        (
+            {"messages": {"content": "a"}},
+            "its messages are not a list of messages with role and content, but {'content'",
+        ),
+        ({"instruction": {"en": "a"}, "output": {"en": "c"}}, "its instruction is no text, but {'en': 'a'}"),
+    ],
+)
+def test_known_columns_with_other_values(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         find_shape(row)
 
 
@@ -130,7 +151,7 @@ def test_conversations_that_can_be_learned(messages: list[dict[str, Any]]) -> No
         ),
         ([USER, {"role": "assistant", "content": " \n"}], r"message 2, the assistant's, is empty"),
         ([USER, {"role": "assistant", "content": None}], r"message 2, the assistant's, is empty"),
-        ([{"content": "Q"}], r"message 1 has the unknown role None"),
+        ([{"content": "Q"}], r"message 1 has no role: add one of system, user"),
         (["Q"], r"message 1 is not a mapping"),
     ],
 )

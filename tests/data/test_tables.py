@@ -155,6 +155,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "cut.json": ('[{"text": "a"},\n{"text": "b"}', "broken JSON in line 2"),
     "after.json": ('[{"text": "a"}]\n[]', "broken JSON in line 2: something follows"),
     "numbers.json": ("[1, 2]", "something other than JSON objects: row 1 is 1"),
+    "null.json": ('[{"a": 1}, null]', "something other than JSON objects: row 2 is null"),
     "number.jsonl": ("3\n", "no JSON object in line 1"),
     "quotes.jsonl": ("{'text': 'a'}\n", "broken JSON in line 1"),
     "digits.jsonl": ('{"text": "a", "n": ' + "1" * 5000 + "}\n", "more than 4300 digits in line 1"),

@@ -1,6 +1,7 @@
 """Prompts from a file: the same answers as one by one, errors that name broken lines, continuing unfinished files."""
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,25 @@ def test_fields_of_the_outputs_names_are_replaced(chat_folder: Path, tmp_path: P
     assert sorted(answers) == [1, 2]
     completion, reason = one_by_one(chat_folder, rows[0], 3)
     assert answers[1] == {"prompt": "The", "line": 1, "completion": completion, "finish_reason": reason, "id": 3}
+
+
+@pytest.mark.usefixtures("capsys")  # pytest keeps stderr in a file, which the limit would hold for too
+def test_a_full_disk_is_one_line_and_the_answers_before_it_are_kept(chat_folder: Path, tmp_path: Path) -> None:
+    prompts, output = write(tmp_path / "prompts.jsonl", ROWS[:2]), tmp_path / "answers.jsonl"
+    assert generate_file(chat_folder, prompts, output, max_new_tokens=3, temperature=0) == 2
+    whole = read(output)
+    first = output.read_text().splitlines(keepends=True)[0]
+    output.write_text(first)
+    # Python ignores SIGXFSZ, so a write beyond the limit fails, as on a full disk.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(first.encode()) + 5, hard))
+    try:
+        with pytest.raises(OutputError, match=r"Could not write to .*answers.jsonl: File too large. Existing files"):
+            generate_file(chat_folder, prompts, output, max_new_tokens=3, temperature=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert generate_file(chat_folder, prompts, output, max_new_tokens=3, temperature=0) == 2
+    assert read(output) == whole
 
 
 def test_an_output_of_something_else_is_left_alone(chat_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs that stop cleanly on SIGTERM, and runs that diverge, with stock `Trainer`."""
+"""Runs that stop cleanly on SIGTERM and Ctrl-C, and runs that diverge, with stock `Trainer`."""
 
 import math
 import os
@@ -138,31 +138,56 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert 8 not in checkpoints(tmp_path)
 
 
-class SendSigterm(TrainerCallback):
-    """Sends SIGTERM in the middle of a step."""
+class Send(TrainerCallback):
+    """Sends a signal in the middle of a step, or while a step is saved."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, number: signal.Signals, step: int, *, saving: bool = False) -> None:
+        self.number = number
         self.step = step
+        self.saving = saving
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if not self.saving and state.global_step + 1 == self.step:
+            os.kill(os.getpid(), self.number)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.saving and state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
 
 
-def test_sigterm_ends_the_run_after_the_step_with_a_checkpoint(tmp_path: Path) -> None:
-    handler = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
+    handler = signal.getsignal(number)
     whole = trainer(tmp_path / "whole", save_steps=8)
     whole.train()
-    stop = StopOnSigterm()
-    stopped = trainer(tmp_path / "stopped", stop, SendSigterm(3), save_steps=8)
+    stop = StopOnSigterm(interrupt=True)
+    stopped = trainer(tmp_path / "stopped", stop, Send(number, 3), save_steps=8)
     stopped.train()
-    assert (stop.stopped_at, stopped.state.global_step) == (3, 3)
-    assert signal.getsignal(signal.SIGTERM) == handler
+    assert (stop.stopped_at, stopped.state.global_step, stop.signal) == (3, 3, number)
+    assert signal.getsignal(number) == handler
     assert last_whole_checkpoint(tmp_path / "stopped") == tmp_path / "stopped" / "checkpoint-3"
     resumed = trainer(tmp_path / "stopped", save_steps=8)
     resumed.train(resume_from_checkpoint=True)
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_a_signal_after_the_last_step_is_not_forgotten(tmp_path: Path) -> None:
+    stop = StopOnSigterm(interrupt=True)
+    trainer(tmp_path, stop, Send(signal.SIGINT, 8, saving=True), save_steps=8).train()
+    assert stop.stopped_at == 8
+
+
+def test_a_second_interrupt_ends_the_run_at_once(tmp_path: Path) -> None:
+    stop = StopOnSigterm(interrupt=True)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, stop, Send(signal.SIGINT, 3), Send(signal.SIGINT, 3), save_steps=8).train()
+    stop.restore()
+    assert checkpoints(tmp_path) == set()
+    # Without the option, Ctrl-C is left alone.
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, plain := StopOnSigterm(), Send(signal.SIGINT, 3), save_steps=8).train()
+    plain.restore()
 
 
 def test_the_bar_goes_on_where_the_run_does(tmp_path: Path) -> None:

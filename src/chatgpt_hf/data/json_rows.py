@@ -145,7 +145,7 @@ def _document_rows(text: str, path: Path, fault: DataError | None) -> Iterator[t
         if isinstance(value, str):
             value = {"text": value}
         if not isinstance(value, dict):
-            raise DataError(f"{path} has something other than JSON objects: row {number} is {value!r:.80}")
+            raise DataError(f"{path} has something other than JSON objects: row {number} is {text[position:end]:.80}")
         yield f"row {number}", value
         position = _skip(text, end)
         if text[position : position + 1] == "]":

@@ -120,6 +120,8 @@ def _normalize(raw: Any, number: int, unused: Counter[str]) -> Message:
         # ChatGPT's export: {"author": {"role": "user"}}.
         speaker = speaker.get("role")
     role = SPEAKERS.get(str(speaker).strip().lower())
+    if speaker is None:
+        raise DataError(f"message {number} has no role: add one of {', '.join(ROLES)}")
     if role is None:
         raise DataError(
             f"message {number} has the unknown role {speaker!r}: use one of {', '.join(ROLES)}; known names for them "
@@ -341,6 +343,8 @@ def check_conversation(messages: Sequence[Mapping[str, Any]], *, allow_empty: bo
         if not isinstance(message, Mapping):
             raise DataError(f"message {number} is not a mapping with role and content, but {message!r:.80}")
         role, content = message.get("role"), message.get("content")
+        if role is None:
+            raise DataError(f"message {number} has no role: add one of {', '.join(_FOLLOWS)}")
         if role not in _FOLLOWS:
             raise DataError(f"message {number} has the unknown role {role!r}: use one of {', '.join(_FOLLOWS)}")
         calls = bool(message.get("tool_calls"))

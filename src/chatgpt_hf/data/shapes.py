@@ -169,6 +169,11 @@ def find_shape(row: Row, cells: Cells | None = None) -> Shape:
         if missing is not None and cells.first(ours, fits) is not None:
             value = cells.peek(missing)
             raise DataError(f"its {missing} is {'empty' if is_blank(value) else f'no text, but {value!r:.80}'}")
+    if name := cells.first(_MESSAGES, lambda value: isinstance(value, Sequence | Mapping) and bool(value)):
+        raise DataError(f"its {name} are not a list of messages with role and content, but {cells.peek(name)!r:.80}")
+    unfit = [cells.first(names, lambda value: not is_blank(value)) for names in (QUESTIONS, ANSWERS)]
+    if unfit[0] and unfit[1]:
+        raise DataError(f"its {unfit[0]} is no text, but {cells.peek(unfit[0])!r:.80}")
     raise DataError(
         f"it has the columns {', '.join(map(str, row)) or 'none'}, which fit no known shape of conversations: name the columns with "
         f"--prompt_column and --completion_column, or write {_KNOWN}"

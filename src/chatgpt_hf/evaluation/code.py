@@ -73,6 +73,7 @@ class Problem:
         return True
 
 
+_FIELDS = "task_id, prompt, entry_point and test"
 _EMPTY = Problem("", "def nothing():\n", "nothing", "def check(candidate):\n    candidate()\n")
 
 
@@ -105,12 +106,16 @@ def read_problems(path: Path) -> list[Problem]:
 
 def _problem(row: Any, where: str) -> Problem:
     if not isinstance(row, dict):
-        raise DataError(f"{where} is not a JSON object.")
+        raise DataError(f"{where} is not a JSON object: write one problem per line.")
+    if "test_list" in row:
+        raise DataError(f"{where} is a problem of MBPP's: write it in HumanEval's fields, {_FIELDS}.")
     values = {}
     for field in fields(Problem):
         value = row.get(field.name)
         if value is None and field.name == "canonical_solution":
             continue
+        if field.name not in row:
+            raise DataError(f"{where} has no `{field.name}`: HumanEval's fields are {_FIELDS}.")
         if not isinstance(value, str):
             raise DataError(f"{where} needs text in `{field.name}`, but has {value!r:.80}.")
         values[field.name] = value
@@ -119,6 +124,15 @@ def _problem(row: Any, where: str) -> Problem:
         raise DataError(
             f"{where} has the `entry_point` {problem.entry_point!r:.80}, which is not the name of a function."
         )
+    # No answer could pass, and the score would be 0 without a word.
+    if not re.search(rf"\b{problem.entry_point}\b", problem.prompt):
+        raise DataError(f"{where} has the `entry_point` {problem.entry_point:.80}, which its `prompt` does not name.")
+    try:
+        ast.parse(problem.test)
+    except (SyntaxError, ValueError) as error:
+        raise DataError(f"{where} has a `test` that is no Python: {error}") from error
+    if not re.search(r"\bcheck\b", problem.test):
+        raise DataError(f"{where} has a `test` without the function check(candidate).")
     return problem
 
 

@@ -14,7 +14,7 @@ from ..chat_templates import encode_chat_prompt
 from ..checkpoints import check_tokenizer_fits, context_length
 from ..errors import ChatGPTError, DataError, OutputError, TemplateTimeout
 from ..evaluation.generation import PLAIN_GREEDY, generate_completions
-from ..files import write_atomically
+from ..files import clear_disk_errors, write_atomically
 from ..parsing import parse_json, read_file, special_kind
 from ..tokenization_chatgpt import load_tokenizer
 from .abstention import Abstention, choose_abstention
@@ -104,6 +104,7 @@ def generate_file(
     batching = ContinuousBatchingConfig(use_cuda_graph=False, **prepare_batching(model, context, max_concurrent))
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
+        clear_disk_errors(target),
         target.open("a", encoding="utf-8") as file,
         tqdm(total=len(rows), initial=len(done), desc="Generating", unit="prompt") as progress,
     ):

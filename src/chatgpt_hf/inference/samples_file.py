@@ -11,6 +11,7 @@ from huggingface_hub.utils import tqdm
 from transformers import PreTrainedModel
 
 from ..checkpoints import check_tokenizer_fits, context_length
+from ..files import clear_disk_errors
 from ..tokenization_chatgpt import load_tokenizer
 from .loading import load_for_generation
 from .prompt_file import OWN_FIELDS, Prompt, raise_for_faults, read_output, read_prompts
@@ -68,6 +69,7 @@ def sample_file(
     sample_completions(model, [], end_ids=(), generator=[], **options)
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
+        clear_disk_errors(target),
         target.open("a", encoding="utf-8") as file,
         tqdm(total=len(rows), initial=len(rows) - len(left), desc="Sampling", unit="prompt") as progress,
     ):

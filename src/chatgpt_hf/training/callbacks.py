@@ -1,7 +1,8 @@
-"""Callbacks for any `Trainer`: stop cleanly on SIGTERM, stop when training diverges, show progress after resuming."""
+"""Callbacks for any `Trainer`: stop cleanly on SIGTERM or Ctrl-C, stop when training diverges, show progress after resuming."""
 
 import logging
 import math
+import os
 import signal
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from ..errors import TrainingDiverged
 from .run_folder import last_whole_checkpoint
@@ -26,30 +28,34 @@ class StopOnSigterm(TrainerCallback):
     run without the interruption. If there are several processes, all stop at the same step, even if only some received
     SIGTERM.
 
+    Args:
+        interrupt: Do the same on SIGINT, which Ctrl-C and a notebook's stop button send.
+
     Attributes:
-        stopped_at: The step of the checkpoint; None if there was no SIGTERM.
+        stopped_at: The step of the checkpoint; None if there was no signal.
+        signal: The signal that ended the run; SIGTERM if another process received it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, interrupt: bool = False) -> None:
         self.stopped_at: int | None = None
+        self.signal = signal.SIGTERM
+        self._signals = (signal.SIGTERM, signal.SIGINT) if interrupt else (signal.SIGTERM,)
         self._asked = False
-        self._handler_before: Any = None
+        self._process = 0
+        self._handlers_before: dict[signal.Signals, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # Only the main thread can handle signals in Python.
         if threading.current_thread() is threading.main_thread():
-            self._handler_before = signal.signal(signal.SIGTERM, self._ask)
+            self._process = os.getpid()
+            self._handlers_before = {number: signal.signal(number, self._ask) for number in self._signals}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if args.world_size > 1:
-            asked = torch.tensor(float(self._asked), device=args.device)
-            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            self._asked = bool(asked.item())
-        if self._asked:
+        if self._is_asked(args):
             control.should_save = True
             control.should_training_stop = True
             self.stopped_at = state.global_step
@@ -58,17 +64,33 @@ class StopOnSigterm(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.restore()
+        # A signal during the last evaluation or save came after the last `on_step_end`; `Trainer` saved that step.
+        if args.save_strategy in (SaveStrategy.STEPS, SaveStrategy.EPOCH) and self._is_asked(args):
+            self.stopped_at = state.global_step
 
     def restore(self) -> None:
-        """Restores the previous handler of SIGTERM."""
-        if self._handler_before is not None:
-            signal.signal(signal.SIGTERM, self._handler_before)
-            self._handler_before = None
+        """Restores the previous handlers of the signals."""
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+        self._handlers_before = {}
+
+    def _is_asked(self, args: TrainingArguments) -> bool:
+        """Returns whether any process received a signal."""
+        if args.world_size > 1:
+            asked = torch.tensor(float(self._asked), device=args.device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            self._asked = bool(asked.item())
+        return self._asked
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and os.getpid() != self._process:
+            # A data loader's worker: the terminal sends Ctrl-C to it too, but the main process still needs its rows.
+            return
         self._asked = True
+        self.signal = signal.Signals(signum)
         self.restore()
-        logger.warning("SIGTERM: the run will save a checkpoint after this step and stop.")
+        again = "; press Ctrl-C again to stop at once, without it" if signum == signal.SIGINT else ""
+        logger.warning("%s: the run will save a checkpoint after this step and stop%s.", self.signal.name, again)
 
 
 class DivergenceGuard(TrainerCallback):

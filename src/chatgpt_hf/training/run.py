@@ -114,7 +114,7 @@ class Run(ABC):
             OutputError: If the folder cannot be used, another run writes into it, or the disk is full; earlier
                 checkpoints are intact.
             TrainingDiverged: If loss or gradients do not recover; the last sound checkpoint is kept.
-            TrainingInterrupted: If SIGTERM ended the run; it saved a checkpoint but no final model.
+            TrainingInterrupted: If SIGTERM or Ctrl-C ended the run; it saved a checkpoint but no final model.
             ChatGPTError: If other input cannot be used.
         """
         with self._lock:
@@ -292,7 +292,7 @@ class Run(ABC):
         checkpoint = self.checkpoint
         if checkpoint is not None:
             trainer.add_callback(ContinuedSchedule(trainer, checkpoint))
-        stop = StopOnSigterm()
+        stop = StopOnSigterm(interrupt=True)
         trainer.add_callback(stop)
         # After the others, so that it has the last word on what is saved.
         trainer.add_callback(DivergenceGuard(first_loss=self.first_loss()))
@@ -310,10 +310,11 @@ class Run(ABC):
             else:
                 metrics["epoch"] = trainer.state.epoch
         if stop.stopped_at is not None:
-            raise TrainingInterrupted(
-                f"SIGTERM at step {stop.stopped_at}; {last_whole_checkpoint(self.folder)} is complete. Add --resume to continue "
-                "from it."
+            kept = last_whole_checkpoint(self.folder)
+            resume = (
+                f"{kept} is complete. Add --resume to continue from it." if kept else "there is no sound checkpoint."
             )
+            raise TrainingInterrupted(f"{stop.signal.name} at step {stop.stopped_at}; {resume}", stop.signal)
         if checkpoint is not None:
             # It averages only the steps since resuming, so it does not describe the whole run.
             metrics.pop("train_loss", None)

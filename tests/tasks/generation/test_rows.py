@@ -141,6 +141,9 @@ def test_rows_that_are_not_to_be_learned(tmp_path: Path, name: str, bad: object)
 def test_columns_that_are_not_there_and_templates_that_are_none(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", {"title": "a", "body": "b"})
     assert "no column 'prompt'; the templates of prompt and completion may name title, body" in refused(source)
+    plain = tmp_path / "plain.csv"
+    plain.write_text("article,gist\na b c,d\n")
+    assert "may name column0, column1 or the names in its first line, if that is a header." in refused(str(plain))
     with pytest.raises(ConfigError):
         load_pairs(source, prompt_template="On")
     nested = jsonl(tmp_path / "b.jsonl", {"prompt": {"a": 1}, "completion": "b"})

@@ -106,9 +106,13 @@ def _read(
         for split, rows in table.splits.items():
             rejected = Rejected(table.where, skip_invalid)
             if missing := [name for name in wanted if name not in rows.column_names]:
+                # A first line is a header if it names what the templates want.
+                unnamed = (
+                    " or the names in its first line, if that is a header" if "column0" in rows.column_names else ""
+                )
                 raise DataError(
                     f"{table.where} has no column {missing[0]!r}; the templates of prompt and completion may name "
-                    f"{', '.join(rows.column_names)}."
+                    f"{', '.join(rows.column_names)}{unnamed}."
                 )
             accepted, notes = _find_accepted(rows, wanted)
             pairs = list(_pairs(rows, templates, wanted, accepted.rows, rejected))
