@@ -243,10 +243,10 @@ def _sample_batch(
             ended[here] = at_end[going]
             if replies is not None:
                 for row in here[at_end[going]].tolist():
-                    if (kept := replies.ask(row, step + 1, int(room[row]))) is not None:
+                    if (length := replies.ask(row, step + 1, int(room[row]))) is not None:
                         ended[row] = False
-                        if kept <= step:
-                            lengths[row], room[row] = kept, 0
+                        if length <= step:
+                            lengths[row], room[row] = length, 0
             going = going & ~ended[rows] & (room[rows] > step + 1)
             left = int(going.sum())
             if not left:

@@ -154,7 +154,7 @@ class GRPORun(ChatRun):
         self.ends = end_marks(self.model, self.tokenizer)
         for reward in self.rewards:
             reward.ends = self.ends
-        self.toolbox = None
+        self.toolbox: Tools | None = None
         if chosen.tools:
             self.toolbox = Tools(chosen.tools, self.tokenizer, self.ends, arguments.max_tool_calling_iterations)
         room = context_length(self.model) - int(arguments.max_completion_length or 0)
@@ -218,13 +218,14 @@ class GRPORun(ChatRun):
     def _encoded(self, rows: Dataset, room: int) -> Dataset:
         """Encodes prompts into `prompt_ids`; returns the rows that leave room for an answer, each with its system message."""
         system, long = self.data_arguments.system_prompt, 0
+        tools = None if self.toolbox is None else self.toolbox.schemas
         invalid = InvalidRows(self.data_arguments.skip_invalid)
         kept, prompts = [], []
         for index, (prompt, place) in enumerate(zip(rows["prompt"], rows["place"], strict=True)):
             if system and prompt[0]["role"] != "system":
                 prompt = [{"role": "system", "content": system}, *prompt]
             try:
-                ids = encode_chat_prompt(self.tokenizer, prompt, self.toolbox and self.toolbox.schemas)
+                ids = encode_chat_prompt(self.tokenizer, prompt, tools)
             except DataError as error:
                 invalid.add(place, error)
                 continue
