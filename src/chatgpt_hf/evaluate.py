@@ -259,7 +259,7 @@ def measure_judge(
     """Measures how often a chat model, asked which answer of a pair is better, agrees with the labels.
 
     Args:
-        preferences, encoding, skip_invalid, limit: See `measure_preferences`.
+        preferences: See `measure_preferences`; `encoding`, `skip_invalid` and `limit` too.
 
     Raises:
         DataError: If there are no pairs, or one cannot be used.
@@ -303,11 +303,12 @@ def measure_answers(
     Args:
         prompts: Prompts to answer, with what the rewards read: a file, folder, glob or Hub id.
         answers: Answers that the model gave before; instead of `prompts`. See `read_answers`.
-        rewards, reward_weights: See `load_rewards`.
+        rewards: See `load_rewards`.
+        reward_weights: See `load_rewards`.
         judge: A chat model or reward model that compares the answers with others. See `judged`.
         against: What they are compared with: a model, or a file with its answers; the right answers in the file if not given.
         answer_column: The column with the right answers; `answer` if not given.
-        samples, ks, temperature, max_new_tokens: See `answer_prompts`.
+        samples: See `answer_prompts`; `ks`, `temperature` and `max_new_tokens` too.
         encoding: Encoding of the files, UTF-8 if not given.
         skip_invalid: Leave out prompts that cannot be used, with a warning that counts them.
         limit: The number of prompts; all if not given.

@@ -51,7 +51,8 @@ def log_odds(
         model: A causal language model, the judge.
         tokenizer: Its tokenizer, with a chat template.
         prompts: Messages.
-        ones, others: The answers.
+        ones: An answer to each.
+        others: Another answer to each.
         batch_size: Requests at a time; None for up to 8, fewer if they are long.
 
     Returns:
@@ -135,7 +136,9 @@ def evaluate_wins(
 
     Args:
         found: What `log_odds` returns; or the differences of the scores by a reward model, (pairs, 1).
-        prompts, ones, others: See `log_odds`; the ones are the model's.
+        prompts: See `log_odds`.
+        ones: The model's answers.
+        others: The other answers.
         data: Name of the prompts in the evaluation.
 
     Returns:
