@@ -59,7 +59,7 @@ class Stop:
             return
         self.came = True
         if self.sigterm:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             return
         pipe.send("here")
         while True:

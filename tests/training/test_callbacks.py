@@ -1,7 +1,6 @@
 """Runs that stop cleanly on SIGTERM and Ctrl-C, and runs that diverge, with stock `Trainer`."""
 
 import math
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -139,7 +138,10 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 
 
 class Send(TrainerCallback):
-    """Sends a signal in the middle of a step, or while a step is saved."""
+    """Sends a signal in the middle of a step, or while a step is saved.
+
+    To this thread: the kernel may give one that is sent to the process to another thread, whose turn comes when the machine has time.
+    """
 
     def __init__(self, number: signal.Signals, step: int, *, saving: bool = False) -> None:
         self.number = number
@@ -148,11 +150,11 @@ class Send(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.saving and state.global_step + 1 == self.step:
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.saving and state.global_step == self.step:
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
