@@ -451,7 +451,6 @@ def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         )
 
 
-@torch.no_grad()
 def end_marks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Token ids that end an answer: the tokenizer's and our template's mark, and those of the model's generation."""
     named = getattr(model, "generation_config", model.config).eos_token_id
@@ -463,6 +462,7 @@ def end_marks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set
     return ends - {None}
 
 
+@torch.no_grad()
 def extend_vocabulary(model: PreTrainedModel, size: int) -> None:
     """Extends embedding and head to `size` tokens; each new row is the mean of the old ones.
 

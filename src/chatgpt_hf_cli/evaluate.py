@@ -99,7 +99,7 @@ def register(app: typer.Typer, panel: str) -> None:
         ] = None,
         reward_weights: Annotated[
             list[float] | None,
-            typer.Option("--reward_weights", help="A factor for each of --rewards, in their order; repeated too."),
+            typer.Option("--reward_weights", help="Factor of each of --rewards, in the same order. May be repeated."),
         ] = None,
         judge: Annotated[
             str | None,
@@ -139,7 +139,7 @@ def register(app: typer.Typer, panel: str) -> None:
             str | None,
             typer.Option(
                 "--reference",
-                help="The model before its training on --preferences; measures also how often the better answer gained more.",
+                help="The model before its training on --preferences: also measures how often the better answer gained more.",
             ),
         ] = None,
         window: Annotated[
