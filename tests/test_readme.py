@@ -104,6 +104,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # What a judge is asked takes more tokens than the chat model has.
     ChatGPTForCausalLM.from_pretrained(chat_model, max_position_embeddings=2048).save_pretrained(folder / "my-judge")
     tokenizer.save_pretrained(folder / "my-judge")
+    # Its context holds the schema of a tool.
+    shutil.copytree(folder / "my-judge", folder / "runs" / "calls")
     gpt2 = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2)
     GPT2LMHeadModel(gpt2).save_pretrained(folder / "my-gpt2")
     tokenizer.save_pretrained(folder / "my-gpt2")
