@@ -2,6 +2,7 @@
 
 import math
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 class Send(TrainerCallback):
     """Sends a signal in the middle of a step, or while a step is saved.
 
-    To this thread: the kernel may give one that is sent to the process to another thread, whose turn comes when the machine has time.
+    To this thread: the kernel may give one that is sent to the process to another thread, whose turn comes later.
     """
 
     def __init__(self, number: signal.Signals, step: int, *, saving: bool = False) -> None:
@@ -155,6 +156,14 @@ class Send(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.saving and state.global_step == self.step:
             signal.raise_signal(self.number)
+
+
+@pytest.fixture(autouse=True)
+def heeds_interrupts() -> Iterator[None]:
+    """Ctrl-C raises `KeyboardInterrupt`, also where pytest was started in the background and ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -190,6 +199,14 @@ def test_a_second_interrupt_ends_the_run_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path, plain := StopOnSigterm(), Send(signal.SIGINT, 3), save_steps=8).train()
     plain.restore()
+
+
+def test_a_run_in_the_background_goes_on_ignoring_interrupts(tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run = trainer(tmp_path, stop := StopOnSigterm(interrupt=True), Send(signal.SIGINT, 3), max_steps=4)
+    run.train()
+    assert (stop.stopped_at, run.state.global_step) == (None, 4)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_the_bar_goes_on_where_the_run_does(tmp_path: Path) -> None:

@@ -50,7 +50,13 @@ class StopOnSigterm(TrainerCallback):
         # Only the main thread can handle signals in Python.
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
-            self._handlers_before = {number: signal.signal(number, self._ask) for number in self._signals}
+            # A shell that starts a run in the background lets it ignore Ctrl-C, which is meant for the foreground.
+            wanted = [
+                number
+                for number in self._signals
+                if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+            ]
+            self._handlers_before = {number: signal.signal(number, self._ask) for number in wanted}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
