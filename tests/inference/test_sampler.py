@@ -1,5 +1,6 @@
 """Samples are those of a plain loop over one row, and their log-probabilities those of a training."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -225,12 +226,13 @@ def test_an_answer_without_room_for_the_reply_is_cut_before_its_end_mark() -> No
             model, replying=lambda asked, before, ids=ids, turn=turn: Reply(ids, []) if asked == turn else None
         )
         for before, after in zip(itertools.chain(*ordinary), itertools.chain(*found), strict=True):
-            if before.ids != turn:
-                assert after == before
-            elif goes_on:
+            if goes_on and before.ids == turn:
                 assert after.ids[:-1] == turn + ids
-            else:
-                assert after == Sample(turn[:-1], before.log_probs[:-1], ended=False)
+                continue
+            expected = before if before.ids != turn else Sample(turn[:-1], before.log_probs[:-1], ended=False)
+            # Rows leave the batch at other steps, and some processors round a product by the number of its rows.
+            assert after.log_probs == pytest.approx(expected.log_probs, abs=1e-5)
+            assert dataclasses.replace(after, log_probs=[]) == dataclasses.replace(expected, log_probs=[])
 
 
 def test_each_prompt_can_have_its_own_generator() -> None:
