@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -207,7 +208,9 @@ def check_finite(weights: Iterable[tuple[str, torch.Tensor]], where: str | Path)
         where: Their folder, for the message.
     """
     broken = []
-    for name, weight in weights:
+    for name, whole in weights:
+        # Of a weight that is shared among processes, this one's part.
+        weight = whole.detach().to_local() if isinstance(whole.detach(), DTensor) else whole
         plain = type(weight.data) is torch.Tensor and weight.is_floating_point() and weight.itemsize > 1
         if not plain or weight.is_meta or not weight.numel():
             continue

@@ -11,6 +11,7 @@ import typer
 from ._choices import LARGEST_SEED
 from ._moderation import split_commas
 from ._paths import check_model
+from ._tensor_parallel import TpPlanOption, run_among
 from ._terminal import visible
 from .errors import UsageMistake, did_you_mean
 from .fields import check_recipe
@@ -208,6 +209,7 @@ def register(app: typer.Typer, panel: str) -> None:
                 help="Random seed of programs, of answers, and of examples before an item.",
             ),
         ] = None,
+        tp_plan: TpPlanOption = None,
         out: Annotated[
             Path | None, typer.Option("--out", help="Folder for the evaluation; evaluation/ in MODEL if not given.")
         ] = None,
@@ -289,92 +291,98 @@ def register(app: typer.Typer, panel: str) -> None:
         overrides = _fields(ctx.args) if ctx.args else {}
         if others := [name for name in overrides if dataset is None and name != "skip_invalid"]:
             raise UsageMistake(f"--{others[0]} needs --dataset, and this measures with {given[0]}: leave it out.")
-        if corpus is not None:
-            figures = measure.measure_corpus(
-                model,
-                corpus,
-                text_column=text_column,
-                encoding=encoding,
-                window=window,
-                stride=stride,
-                batch_size=batch_size,
-                out=out,
-                command=command,
-                report=typer.echo,
-            )
-        elif dataset is not None:
-            if text_column != "text":
-                overrides["text_column"] = text_column
-            if encoding is not None:
-                overrides["encoding"] = encoding
-            if max_new_tokens is not None:
-                overrides["max_new_tokens"] = max_new_tokens
-            figures = measure.measure_task(
-                model, dataset, batch_size=batch_size or 8, seed=seed or 0, out=out, command=command, **overrides
-            )
-        elif code is not None:
-            figures = measure.measure_code(
-                model,
-                code,
-                samples=samples or 1,
-                ks=_numbers(k) or [1],
-                temperature=temperature or 0.0,
-                max_new_tokens=max_new_tokens or 512,
-                chat=chat,
-                batch_size=batch_size or 8,
-                seed=seed or 0,
-                out=out,
-                command=command,
-            )
-        elif preferences is not None:
-            how = measure.measure_judge if as_judge else partial(measure.measure_preferences, reference=reference)
-            figures = how(
-                model,
-                preferences,
-                encoding=encoding,
-                skip_invalid=bool(overrides.get("skip_invalid")),
-                limit=limit,
-                batch_size=batch_size,
-                out=out,
-                command=command,
-            )
-        elif prompts is not None or answers is not None:
-            figures = measure.measure_answers(
-                model,
-                prompts,
-                answers=answers,
-                rewards=rewards or (),
-                reward_weights=reward_weights or None,
-                judge=judge,
-                against=against,
-                answer_column=answer_column,
-                samples=samples or 8,
-                ks=_numbers(k),
-                temperature=1.0 if temperature is None else temperature,
-                max_new_tokens=max_new_tokens or 128,
-                encoding=encoding,
-                skip_invalid=bool(overrides.get("skip_invalid")),
-                limit=limit,
-                batch_size=batch_size or 64,
-                seed=seed or 0,
-                out=out,
-                command=command,
-            )
-        elif bias is not None:
-            figures = measure.measure_bias(model, batch_size=batch_size or 8, out=out, command=command)
-        else:
-            figures = measure.measure_benchmarks(
-                model,
-                split_commas([benchmarks or ""]),
-                data_folder=benchmark_data,
-                limit=limit,
-                num_fewshot=num_fewshot,
-                batch_size=batch_size or 8,
-                seed=seed,
-                out=out,
-                command=command,
-            )
-        print_figures(figures)
+        if tp_plan is not None and preferences is not None and measure.is_reward_model(model):
+            raise UsageMistake("--tp_plan shares language models, and this is a reward model: leave it out.")
+
+        def work() -> None:
+            if corpus is not None:
+                figures = measure.measure_corpus(
+                    model,
+                    corpus,
+                    text_column=text_column,
+                    encoding=encoding,
+                    window=window,
+                    stride=stride,
+                    batch_size=batch_size,
+                    out=out,
+                    command=command,
+                    report=typer.echo,
+                )
+            elif dataset is not None:
+                if text_column != "text":
+                    overrides["text_column"] = text_column
+                if encoding is not None:
+                    overrides["encoding"] = encoding
+                if max_new_tokens is not None:
+                    overrides["max_new_tokens"] = max_new_tokens
+                figures = measure.measure_task(
+                    model, dataset, batch_size=batch_size or 8, seed=seed or 0, out=out, command=command, **overrides
+                )
+            elif code is not None:
+                figures = measure.measure_code(
+                    model,
+                    code,
+                    samples=samples or 1,
+                    ks=_numbers(k) or [1],
+                    temperature=temperature or 0.0,
+                    max_new_tokens=max_new_tokens or 512,
+                    chat=chat,
+                    batch_size=batch_size or 8,
+                    seed=seed or 0,
+                    out=out,
+                    command=command,
+                )
+            elif preferences is not None:
+                how = measure.measure_judge if as_judge else partial(measure.measure_preferences, reference=reference)
+                figures = how(
+                    model,
+                    preferences,
+                    encoding=encoding,
+                    skip_invalid=bool(overrides.get("skip_invalid")),
+                    limit=limit,
+                    batch_size=batch_size,
+                    out=out,
+                    command=command,
+                )
+            elif prompts is not None or answers is not None:
+                figures = measure.measure_answers(
+                    model,
+                    prompts,
+                    answers=answers,
+                    rewards=rewards or (),
+                    reward_weights=reward_weights or None,
+                    judge=judge,
+                    against=against,
+                    answer_column=answer_column,
+                    samples=samples or 8,
+                    ks=_numbers(k),
+                    temperature=1.0 if temperature is None else temperature,
+                    max_new_tokens=max_new_tokens or 128,
+                    encoding=encoding,
+                    skip_invalid=bool(overrides.get("skip_invalid")),
+                    limit=limit,
+                    batch_size=batch_size or 64,
+                    seed=seed or 0,
+                    out=out,
+                    command=command,
+                )
+            elif bias is not None:
+                figures = measure.measure_bias(model, batch_size=batch_size or 8, out=out, command=command)
+            else:
+                figures = measure.measure_benchmarks(
+                    model,
+                    split_commas([benchmarks or ""]),
+                    data_folder=benchmark_data,
+                    limit=limit,
+                    num_fewshot=num_fewshot,
+                    batch_size=batch_size or 8,
+                    seed=seed,
+                    out=out,
+                    command=command,
+                )
+            print_figures(figures)
+
+        run_among(tp_plan, work, dataset=dataset)
 
 
 def _numbers(given: str | None) -> list[int] | None:

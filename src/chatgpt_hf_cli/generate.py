@@ -11,6 +11,7 @@ from ._compile import CompileOption
 from ._moderation import split_commas
 from ._paths import check_file, check_model
 from ._quantize import QuantizeOption
+from ._tensor_parallel import TpPlanOption, run_among
 from ._terminal import say, say_aside, write
 from .errors import UsageMistake
 from .help import Command
@@ -76,6 +77,7 @@ def register(app: typer.Typer, panel: str) -> None:
         ] = None,
         quantize: QuantizeOption = None,
         compile: CompileOption = False,
+        tp_plan: TpPlanOption = None,
         abstain: AbstainOption = None,
         abstain_text: AbstainTextOption = None,
         seed: Annotated[
@@ -105,6 +107,8 @@ def register(app: typer.Typer, panel: str) -> None:
         Example: chatgpt-hf generate my-model --prompts prompts.jsonl --output answers.jsonl
 
         Example: chatgpt-hf generate my-model --prompts prompts.jsonl --samples 8 --seed 1 --output samples.jsonl
+
+        Example: torchrun --nproc_per_node 2 --no-python chatgpt-hf generate my-model --prompt "Return a copy of" --tp_plan auto
         """
         sampling: dict[str, Any] = {
             "temperature": temperature,
@@ -136,22 +140,31 @@ def register(app: typer.Typer, panel: str) -> None:
             check_model(model)
             check_file("--prompts", prompts)
             if samples is not None:
-                from chatgpt_hf.inference.samples_file import sample_file
 
-                del sampling["repetition_penalty"]
-                count = sample_file(
-                    model,
-                    prompts,
-                    output,
-                    samples=samples,
-                    seed=seed or 0,
-                    max_new_tokens=max_new_tokens,
-                    quantize=quantize,
-                    tools=tools or (),
-                    **{name: value for name, value in sampling.items() if value is not None},
-                )
-                say(f"{count} answers in {output}")
+                def sample() -> None:
+                    from chatgpt_hf.inference.samples_file import sample_file
+
+                    del sampling["repetition_penalty"]
+                    count = sample_file(
+                        model,
+                        prompts,
+                        output,
+                        samples=samples,
+                        seed=seed or 0,
+                        max_new_tokens=max_new_tokens,
+                        quantize=quantize,
+                        tools=tools or (),
+                        **{name: value for name, value in sampling.items() if value is not None},
+                    )
+                    say(f"{count} answers in {output}")
+
+                run_among(tp_plan, sample, quantize=quantize)
                 return
+            if tp_plan is not None:
+                raise UsageMistake(
+                    "--prompts is answered by continuous batching, which does not work with --tp_plan: give --samples 1 (with "
+                    "--temperature 0 for the most likely tokens), or leave --tp_plan out."
+                )
             from chatgpt_hf.inference.prompt_file import generate_file
 
             count = generate_file(
@@ -175,33 +188,41 @@ def register(app: typer.Typer, panel: str) -> None:
         if output is not None:
             raise UsageMistake("--output is for the answers to --prompts; a single text is printed.")
         check_model(model)
-        from chatgpt_hf.inference.generate import stream_text
 
-        in_line = False
+        def answer() -> None:
+            from chatgpt_hf.inference.generate import stream_text
 
-        def report(sentence: str) -> None:
-            nonlocal in_line
+            in_line = False
+
+            def report(sentence: str) -> None:
+                nonlocal in_line
+                if in_line:
+                    sys.stdout.write("\n")
+                    sys.stdout.flush()
+                    in_line = False
+                say_aside(sentence)
+
+            pieces = stream_text(
+                model,
+                prompt,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                bad_words=split_commas(bad_words),
+                watermark=watermark,
+                speculate=speculate,
+                quantize=quantize,
+                compile=compile,
+                report=report,
+                **sampling,
+            )
+            for piece in pieces:
+                write(piece)
+                in_line = True
             if in_line:
                 sys.stdout.write("\n")
-                sys.stdout.flush()
-                in_line = False
-            say_aside(sentence)
 
-        pieces = stream_text(
-            model,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            bad_words=split_commas(bad_words),
-            watermark=watermark,
-            speculate=speculate,
-            quantize=quantize,
-            compile=compile,
-            report=report,
-            **sampling,
-        )
-        for piece in pieces:
-            write(piece)
-            in_line = True
-        if in_line:
-            sys.stdout.write("\n")
+        if speculate is not None and speculate != "auto" and tp_plan is not None:
+            raise UsageMistake(
+                f"--speculate {speculate} does not work with --tp_plan: give auto, or leave one of them out."
+            )
+        run_among(tp_plan, answer, quantize=quantize, compile=compile)

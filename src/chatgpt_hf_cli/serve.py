@@ -18,6 +18,7 @@ from ._moderation import (
 )
 from ._paths import check_model
 from ._quantize import QuantizeOption
+from ._tensor_parallel import TpPlanOption, run_among
 from ._terminal import say_aside, visible
 from .errors import UsageMistake
 from .help import Command
@@ -75,6 +76,7 @@ def register(app: typer.Typer, panel: str) -> None:
         ] = None,
         quantize: QuantizeOption = None,
         compile: CompileOption = False,
+        tp_plan: TpPlanOption = None,
         abstain: AbstainOption = None,
         abstain_text: AbstainTextOption = None,
         bad_words: Annotated[
@@ -100,6 +102,8 @@ def register(app: typer.Typer, panel: str) -> None:
         Example: chatgpt-hf serve runs/quickstart --port 8000
 
         Example: chatgpt-hf serve runs/quickstart --continuous_batching --repetition_penalty 1
+
+        Example: torchrun --nproc_per_node 2 --no-python chatgpt-hf serve my-model --tp_plan auto
         """
         if log_level not in LOG_LEVELS:
             raise UsageMistake(f"--log_level is {log_level}; use debug, info, warning, error or critical.")
@@ -109,45 +113,49 @@ def register(app: typer.Typer, panel: str) -> None:
             raise UsageMistake("--abstain judges one answer at a time: leave out --abstain or --continuous_batching.")
         check_moderation(moderation, moderation_labels)
         check_model(model)
-        from rich.console import Console
 
-        from chatgpt_hf.inference.abstention import choose_abstention
-        from chatgpt_hf.inference.compiling import compiled_prefix
-        from chatgpt_hf.inference.loading import load_for_generation
-        from chatgpt_hf.inference.parameters import restrictions
-        from chatgpt_hf.serving.engine import Engine
-        from chatgpt_hf.serving.server import serve as run
-        from chatgpt_hf.tokenization_chatgpt import load_tokenizer
+        def work() -> None:
+            from rich.console import Console
 
-        tokenizer = load_tokenizer(model)
-        loaded = load_for_generation(model, quantize)
-        abstention = choose_abstention(model, tokenizer, wanted(abstain), abstain_text, quantize=quantize)
-        engine = Engine(
-            served_model_name or model,
-            loaded,
-            tokenizer,
-            prefix=compiled_prefix(loaded.eval(), say_aside) if compile else None,
-            moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
-            continuous_batching=continuous_batching,
-            abstain=abstention,
-            max_concurrent=max_concurrent,
-            **({} if repetition_penalty is None else {"repetition_penalty": repetition_penalty}),
-            **restrictions(tokenizer, split_commas(bad_words), watermark),
-        )
-        console = Console(stderr=True)
+            from chatgpt_hf.inference.abstention import choose_abstention
+            from chatgpt_hf.inference.compiling import compiled_prefix
+            from chatgpt_hf.inference.loading import load_for_generation
+            from chatgpt_hf.inference.parameters import restrictions
+            from chatgpt_hf.serving.engine import Engine
+            from chatgpt_hf.serving.server import serve as run
+            from chatgpt_hf.tokenization_chatgpt import load_tokenizer
 
-        def ready(address: str) -> None:
-            console.print(visible(f"{engine.name} is served at {address}/v1"), markup=False, soft_wrap=True)
+            tokenizer = load_tokenizer(model)
+            loaded = load_for_generation(model, quantize)
+            abstention = choose_abstention(model, tokenizer, wanted(abstain), abstain_text, quantize=quantize)
+            engine = Engine(
+                served_model_name or model,
+                loaded,
+                tokenizer,
+                prefix=compiled_prefix(loaded.eval(), say_aside) if compile else None,
+                moderation=moderator(moderation, moderation_labels, moderation_threshold, moderation_log_text),
+                continuous_batching=continuous_batching,
+                abstain=abstention,
+                max_concurrent=max_concurrent,
+                **({} if repetition_penalty is None else {"repetition_penalty": repetition_penalty}),
+                **restrictions(tokenizer, split_commas(bad_words), watermark),
+            )
+            console = Console(stderr=True)
 
-        run(
-            engine,
-            host=host,
-            port=port,
-            allowed_hosts=split_commas(allowed_hosts) or (),
-            api_key=api_key,
-            max_concurrent=max_concurrent,
-            max_body_bytes=max_body_bytes,
-            request_seconds=request_seconds,
-            log_level=log_level,
-            ready=ready,
-        )
+            def ready(address: str) -> None:
+                console.print(visible(f"{engine.name} is served at {address}/v1"), markup=False, soft_wrap=True)
+
+            run(
+                engine,
+                host=host,
+                port=port,
+                allowed_hosts=split_commas(allowed_hosts) or (),
+                api_key=api_key,
+                max_concurrent=max_concurrent,
+                max_body_bytes=max_body_bytes,
+                request_seconds=request_seconds,
+                log_level=log_level,
+                ready=ready,
+            )
+
+        run_among(tp_plan, work, quantize=quantize, compile=compile, continuous_batching=continuous_batching)

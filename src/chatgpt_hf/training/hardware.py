@@ -27,29 +27,35 @@ class GPU:
         flops: Peak of dense matrix products in FLOP/s: bfloat16 with float32 accumulation, without sparsity; float16
             for the two that lack bfloat16.
         memory: Bytes.
-        source: The document with both figures.
+        link: Bytes per second to other GPUs of the same machine, in one direction: NVLink, or PCI Express.
+        source: The document with these figures.
     """
 
     name: str
     flops: float
     memory: float
+    link: float
     source: str
 
 
 GPUS: dict[str, GPU] = {
-    "b200": GPU("NVIDIA B200", 2250e12, 180e9, "NVIDIA HGX B200 data sheet (half of the sparse figure)"),
-    "h200": GPU("NVIDIA H200 SXM", 989e12, 141e9, "NVIDIA H200 data sheet (half of the sparse figure)"),
-    "h100": GPU("NVIDIA H100 SXM 80 GB", 989e12, 80e9, "NVIDIA H100 data sheet (half of the sparse figure)"),
-    "h100-pcie": GPU("NVIDIA H100 PCIe 80 GB", 756e12, 80e9, "NVIDIA H100 data sheet (half of the sparse figure)"),
-    "a100": GPU("NVIDIA A100 SXM 80 GB", 312e12, 80e9, "NVIDIA A100 data sheet"),
-    "a100-40gb": GPU("NVIDIA A100 SXM 40 GB", 312e12, 40e9, "NVIDIA A100 data sheet"),
-    "l40s": GPU("NVIDIA L40S", 362e12, 48e9, "NVIDIA L40S data sheet"),
-    "l4": GPU("NVIDIA L4", 121e12, 24e9, "NVIDIA L4 data sheet (half of the sparse figure)"),
-    "rtx5090": GPU("NVIDIA GeForce RTX 5090", 209.5e12, 32e9, "NVIDIA RTX Blackwell GPU architecture, appendix A"),
-    "rtx4090": GPU("NVIDIA GeForce RTX 4090", 165.2e12, 24e9, "NVIDIA Ada GPU architecture, appendix A"),
-    "rtx3090": GPU("NVIDIA GeForce RTX 3090", 71e12, 24e9, "NVIDIA Ampere GA102 GPU architecture, appendix A"),
-    "v100": GPU("NVIDIA V100 SXM 32 GB, float16", 125e12, 32e9, "NVIDIA V100 data sheet"),
-    "t4": GPU("NVIDIA T4, float16", 65e12, 16e9, "NVIDIA T4 data sheet"),
+    "b200": GPU("NVIDIA B200", 2250e12, 180e9, 900e9, "NVIDIA HGX B200 data sheet (half of the sparse figure)"),
+    "h200": GPU("NVIDIA H200 SXM", 989e12, 141e9, 450e9, "NVIDIA H200 data sheet (half of the sparse figure)"),
+    "h100": GPU("NVIDIA H100 SXM 80 GB", 989e12, 80e9, 450e9, "NVIDIA H100 data sheet (half of the sparse figure)"),
+    "h100-pcie": GPU(
+        "NVIDIA H100 PCIe 80 GB", 756e12, 80e9, 64e9, "NVIDIA H100 data sheet (half of the sparse figure)"
+    ),
+    "a100": GPU("NVIDIA A100 SXM 80 GB", 312e12, 80e9, 300e9, "NVIDIA A100 data sheet"),
+    "a100-40gb": GPU("NVIDIA A100 SXM 40 GB", 312e12, 40e9, 300e9, "NVIDIA A100 data sheet"),
+    "l40s": GPU("NVIDIA L40S", 362e12, 48e9, 32e9, "NVIDIA L40S data sheet"),
+    "l4": GPU("NVIDIA L4", 121e12, 24e9, 32e9, "NVIDIA L4 data sheet (half of the sparse figure)"),
+    "rtx5090": GPU(
+        "NVIDIA GeForce RTX 5090", 209.5e12, 32e9, 64e9, "NVIDIA RTX Blackwell GPU architecture, appendix A"
+    ),
+    "rtx4090": GPU("NVIDIA GeForce RTX 4090", 165.2e12, 24e9, 32e9, "NVIDIA Ada GPU architecture, appendix A"),
+    "rtx3090": GPU("NVIDIA GeForce RTX 3090", 71e12, 24e9, 32e9, "NVIDIA Ampere GA102 GPU architecture, appendix A"),
+    "v100": GPU("NVIDIA V100 SXM 32 GB, float16", 125e12, 32e9, 150e9, "NVIDIA V100 data sheet"),
+    "t4": GPU("NVIDIA T4, float16", 65e12, 16e9, 16e9, "NVIDIA T4 data sheet"),
 }
 
 

@@ -1,9 +1,10 @@
 """Predicts a run's size, operations, memory and time from a short measurement on this machine."""
 
 import copy
+import math
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,10 @@ from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..stored import is_foreign
 from ..tokenization_chatgpt import load_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
-from .hardware import GPUS, find_gpu, free_memory, matmul_peak, synchronize, training_device
+from .cluster import LINK_SHARE, SHARDS, Cluster, RunOnCluster
+from .hardware import GPU, GPUS, find_gpu, free_memory, matmul_peak, synchronize, training_device
 from .ranges import has_steps
-from .scaling import count_parameters, flops_per_token, memory_bytes, model_config
+from .scaling import count_parameters, flops_per_token, memory_bytes, model_config, resized
 from .trainer import PretrainTrainer
 
 # Each of the three measurements stops at whichever limit it reaches first.
@@ -37,16 +39,50 @@ SECONDS = 15.0
 REPETITIONS = 8
 SMALL_VOCAB = 256
 LAYERS = 3
+# Instead of the name of a GPU.
+HERE = "here"
+# A card of 400 Gbit/s for each GPU, as in NVIDIA's reference machines.
+NETWORK = 50e9
 
 
 @dataclass
 class PlanArguments:
-    """The GPU that a plan is compared with, and the format of the output."""
+    """The GPU that a plan is compared with, how many of them, and the format of the output."""
 
-    gpu: str = field(default="h100", metadata={"help": f"GPU to estimate the time for: {', '.join(GPUS)}."})
+    gpu: str = field(
+        default="h100",
+        metadata={
+            "help": f"GPU to estimate the time for: {', '.join(GPUS)}. With --gpus also {HERE}: this machine's device, measured."
+        },
+    )
     mfu: float = field(
         default=0.4,
         metadata={"help": "Share of that GPU's peak that the run is assumed to reach; 0.3 to 0.5 is common."},
+    )
+    gpus: int | None = field(
+        default=None, metadata={"help": "Plan for this many GPUs, from published figures; nothing is measured here."}
+    )
+    shard: str = field(
+        default="ddp",
+        metadata={
+            "help": f"With --gpus, what they share: {', '.join(SHARDS)} (nothing; weights, gradients and optimizer; the same within each machine)."
+        },
+    )
+    gpus_per_node: int = field(default=8, metadata={"help": "With --gpus, GPUs in a machine."})
+    link_bandwidth: float | None = field(
+        default=None,
+        metadata={
+            "help": "With --gpus, GB/s that a GPU sends to others of its machine; 80 % of the published figure if not given."
+        },
+    )
+    network_bandwidth: float | None = field(
+        default=None,
+        metadata={
+            "help": "With --gpus, GB/s that a GPU sends to other machines; 40, 80 % of a 400 Gbit/s card for each, if not given."
+        },
+    )
+    price_per_hour: float | None = field(
+        default=None, metadata={"help": "With --gpus, dollars for a GPU and hour, to estimate the price of the run."}
     )
     json: bool = field(default=False, metadata={"help": "Print JSON instead of the table."})
 
@@ -64,9 +100,12 @@ def plan(
         architecture: `ArchitectureArguments`.
 
     Raises:
-        ConfigError: If the run's length depends on the corpus, the GPU is unknown, or the model's shape is impossible.
+        ConfigError: If the run's length depends on the corpus, the GPU is unknown, the cluster contradicts itself, or the
+            model's shape is impossible.
     """
-    gpu = find_gpu(plan_arguments.gpu)
+    gpus = plan_arguments.gpus
+    gpu = None if plan_arguments.gpu == HERE else find_gpu(plan_arguments.gpu)
+    cluster = _cluster(plan_arguments, gpu)
     if not 0 < plan_arguments.mfu <= 1:
         raise ConfigError(f"--mfu must be above 0 and at most 1, got {plan_arguments.mfu}.")
     if not has_steps(arguments):
@@ -80,19 +119,11 @@ def plan(
     micro_batch = arguments.per_device_train_batch_size
     accumulation = arguments.gradient_accumulation_steps
     parameters = count_parameters(config)
-    tokens_per_step = micro_batch * accumulation * arguments.world_size * block_size
+    tokens_per_step = micro_batch * accumulation * (gpus or arguments.world_size) * block_size
     tokens = tokens_per_step * arguments.max_steps
     per_token = flops_per_token(config, block_size)
 
-    device = training_device()
-    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
-    memory = memory_bytes(config, micro_batch, block_size, optim, dtype)
-    free = free_memory(device)
-    of_micro_batch, of_optimizer = measure_step(config, arguments, block_size)
-    seconds, cpu_seconds = (accumulation * of_micro_batch + of_optimizer).tolist()
-    peak = matmul_peak(device, dtype)
-    on_gpu = memory_bytes(config, micro_batch, block_size, optim, torch.bfloat16)
-    return {
+    figures = {
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
         "heads": config.num_attention_heads,
@@ -111,6 +142,21 @@ def plan(
         "optim": str(getattr(arguments.optim, "value", arguments.optim)),
         "learning_rate": arguments.learning_rate,
         "weight_decay": arguments.weight_decay,
+    }
+    if cluster is not None:
+        return {**figures, "cluster": _on_cluster(cluster, config, plan_arguments, arguments, gpu, block_size, tokens)}
+    assert gpu is not None
+
+    device = training_device()
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    memory = memory_bytes(config, micro_batch, block_size, optim, dtype)
+    free = free_memory(device)
+    of_micro_batch, of_optimizer = measure_step(config, arguments, block_size)
+    seconds, cpu_seconds = (accumulation * of_micro_batch + of_optimizer).tolist()
+    peak = matmul_peak(device, dtype)
+    on_gpu = memory_bytes(config, micro_batch, block_size, optim, torch.bfloat16)
+    return {
+        **figures,
         "memory": {**asdict(memory), "total": memory.total, "free": free},
         "here": {
             "device": str(device),
@@ -133,6 +179,79 @@ def plan(
     }
 
 
+def _cluster(plan_arguments: PlanArguments, gpu: GPU | None) -> Cluster | None:
+    """The cluster that the arguments describe; None for a plan for this machine."""
+    alone = [
+        name
+        for name in ("shard", "gpus_per_node", "link_bandwidth", "network_bandwidth", "price_per_hour")
+        if getattr(plan_arguments, name) != PlanArguments.__dataclass_fields__[name].default
+    ]
+    if plan_arguments.gpus is None:
+        if gpu is None:
+            alone.append(f"gpu {HERE}")
+        if alone:
+            raise ConfigError(f"--{alone[0]} describes a run on several GPUs: give --gpus, or leave it out.")
+        return None
+    for name in ("link_bandwidth", "network_bandwidth", "price_per_hour"):
+        value = getattr(plan_arguments, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{name} must be above 0, got {value}.")
+    link = plan_arguments.link_bandwidth
+    if link is None and gpu is None and plan_arguments.gpus > 1:
+        raise ConfigError(f"--gpu {HERE} needs --link_bandwidth: what one process sends to another in GB/s.")
+    network = plan_arguments.network_bandwidth
+    return Cluster(
+        gpus=plan_arguments.gpus,
+        gpus_per_node=plan_arguments.gpus_per_node,
+        shard=plan_arguments.shard,
+        link=link * 1e9 if link is not None else LINK_SHARE * gpu.link if gpu is not None else math.inf,
+        network=network * 1e9 if network is not None else LINK_SHARE * NETWORK,
+    )
+
+
+def _on_cluster(
+    cluster: Cluster,
+    config: ChatGPTConfig,
+    plan_arguments: PlanArguments,
+    arguments: PretrainArguments,
+    gpu: GPU | None,
+    block_size: int,
+    tokens: int,
+) -> dict[str, Any]:
+    """The figures of a run on several GPUs; on this machine's device the computing is measured."""
+    rows, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    kwargs = getattr(arguments.accelerator_config, "gradient_accumulation_kwargs", None) or {}
+    run = RunOnCluster(
+        cluster,
+        config,
+        block_size,
+        accumulation,
+        muon=str(arguments.optim) == "muon",
+        dtype=torch.bfloat16 if gpu is not None or arguments.bf16 else torch.float32,
+        checkpointing=arguments.gradient_checkpointing,
+        reduce_each=bool(kwargs.get("sync_each_batch")),
+    )
+    if gpu is not None:
+        name, memory = gpu.name, gpu.memory
+        computing, cpu_seconds = run.computing_seconds(rows, gpu.flops * plan_arguments.mfu), None
+    else:
+        device = training_device()
+        name, memory = f"this machine's {device.type}", float(free_memory(device))
+        if device.type == "cpu":
+            # All processes share it.
+            memory /= cluster.gpus
+        of_micro_batch, of_optimizer = measure_step(config, arguments, block_size)
+        whole = run.muon_flops(1)
+        # Each process updates what it owns.
+        own = run.muon_flops(cluster.muon_group) / whole if whole else 1 / cluster.shards
+        computing, cpu_seconds = (accumulation * of_micro_batch + own * of_optimizer).tolist()
+    figures = run.figures(
+        rows, computing=computing, memory_of_gpu=memory, tokens=tokens, price=plan_arguments.price_per_hour
+    )
+    measured = {} if gpu is not None else {"computing_cpu_seconds": cpu_seconds, "threads": torch.get_num_threads()}
+    return {"gpu": name, "mfu": plan_arguments.mfu if gpu is not None else None, **figures, **measured}
+
+
 def measure_step(config: ChatGPTConfig, arguments: TrainingArguments, block_size: int) -> np.ndarray:
     """Times a training step in short runs of the same `Trainer`, with the run's width, rows and arguments.
 
@@ -144,11 +263,11 @@ def measure_step(config: ChatGPTConfig, arguments: TrainingArguments, block_size
         Seconds, (2, 2). Rows: a micro-batch including its loading; the rest of a step, which is the optimizer.
         Columns: wall time; CPU time, which other work on the machine hardly changes.
     """
-    first = _time_trainer(_resized(config, layers=1), arguments, block_size)
+    first = _time_trainer(resized(config, layers=1), arguments, block_size)
     if config.num_hidden_layers == 1:
         return first
     thin, thick = (
-        _time_trainer(_resized(config, layers=layers, vocab_size=SMALL_VOCAB), arguments, block_size)
+        _time_trainer(resized(config, layers=layers, vocab_size=SMALL_VOCAB), arguments, block_size)
         for layers in (1, LAYERS)
     )
     return first + (config.num_hidden_layers - 1) / (LAYERS - 1) * np.maximum(thick - thin, 0)
@@ -223,19 +342,6 @@ def _time_trainer(config: ChatGPTConfig, arguments: TrainingArguments, block_siz
         trainer.train()
     # The first step warms up.
     return np.median(timer.steps[1:], axis=0)
-
-
-def _resized(config: ChatGPTConfig, layers: int, vocab_size: int | None = None) -> ChatGPTConfig:
-    shape = {item.name: getattr(config, item.name) for item in fields(ChatGPTConfig) if item.init}
-    # The first kinds of layers in their order, the last one repeated.
-    kinds = (config.layer_types or [])[:layers]
-    kinds += kinds[-1:] * (layers - len(kinds))
-    shape |= {"num_hidden_layers": layers, "layer_types": kinds}
-    if not any("sliding" in kind for kind in kinds):
-        shape["sliding_window"] = None
-    if vocab_size is not None:
-        shape["vocab_size"] = vocab_size
-    return ChatGPTConfig(**shape)
 
 
 def _config(model_arguments: ModelArguments, architecture: Any, corpus_arguments: CorpusArguments) -> ChatGPTConfig:

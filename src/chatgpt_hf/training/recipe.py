@@ -91,7 +91,9 @@ def _turn_dial(set_by_hand: Mapping[str, Any]) -> dict[str, Any]:
         others["vocab_size"] = len(load_tokenizer(others["tokenizer"]))
     elif "vocab_size" in set_by_hand:
         others["vocab_size"] = set_by_hand["vocab_size"]
-    return dial(set_by_hand["depth"], world_size=int(os.environ.get("WORLD_SIZE", "1")), **others)
+    # A plan may be for more processes than there are here.
+    world_size = max(1, set_by_hand.get("gpus") or int(os.environ.get("WORLD_SIZE", "1")))
+    return dial(set_by_hand["depth"], world_size=world_size, **others)
 
 
 def find_recipe(recipe: str | Path) -> Path:

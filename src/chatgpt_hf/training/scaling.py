@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM
 
 from ..errors import ConfigError
 from ..model.configuration_chatgpt import ChatGPTConfig
@@ -113,10 +114,20 @@ def flops_per_token(config: ChatGPTConfig, block_size: int | None = None) -> flo
     return 6 * count_parameters(config).matrices + 12 * config.num_attention_heads * (config.head_dim or 0) * keys
 
 
-def activation_bytes(config: ChatGPTConfig, batch: int, block_size: int, dtype: torch.dtype = torch.float32) -> int:
+def activation_bytes(
+    config: ChatGPTConfig,
+    batch: int,
+    block_size: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    cast_weights: bool = False,
+) -> int:
     """Bytes that the body keeps for the backward pass, from the tensors that autograd saves on fake tensors.
 
     Counts the tensors of the CPU's kernels. Packed rows add a mask of `batch * block_size ** 2` booleans.
+
+    Args:
+        cast_weights: The weights have this dtype already, as under FSDP2; without it, autocast casts them.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -129,10 +140,11 @@ def activation_bytes(config: ChatGPTConfig, batch: int, block_size: int, dtype: 
         return tensor
 
     with FakeTensorMode():
-        model = ChatGPTForCausalLM(config).train()
+        stored = dtype if cast_weights else torch.float32
+        model = AutoModelForCausalLM.from_config(config, dtype=stored).train()
         weights = {id(storage): storage for storage in map(torch.Tensor.untyped_storage, model.parameters())}
         ids = torch.zeros(batch, block_size, dtype=torch.long)
-        half = dtype != torch.float32
+        half = dtype != torch.float32 and not cast_weights
         with saved_tensors_hooks(remember, lambda tensor: tensor), torch.autocast("cpu", dtype, enabled=half):
             model.model(input_ids=ids, use_cache=False)
         return sum(storage.nbytes() for key, storage in saved.items() if key not in weights)
@@ -263,6 +275,20 @@ def model_config(recipe: dict[str, Any]) -> ChatGPTConfig:
         return ChatGPTConfig(**shape)
     except Exception as error:
         raise ConfigError(f"No model has this shape: {error}") from error
+
+
+def resized(config: ChatGPTConfig, layers: int, vocab_size: int | None = None) -> ChatGPTConfig:
+    """A config with another number of layers, and of tokens if given."""
+    shape = {item.name: getattr(config, item.name) for item in fields(ChatGPTConfig) if item.init}
+    # The first kinds of layers in their order, the last one repeated.
+    kinds = (config.layer_types or [])[:layers]
+    kinds += kinds[-1:] * (layers - len(kinds))
+    shape |= {"num_hidden_layers": layers, "layer_types": kinds}
+    if not any("sliding" in kind for kind in kinds):
+        shape["sliding_window"] = None
+    if vocab_size is not None:
+        shape["vocab_size"] = vocab_size
+    return ChatGPTConfig(**shape)
 
 
 def _meta_model(config: ChatGPTConfig) -> ChatGPTForCausalLM:
