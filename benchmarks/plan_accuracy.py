@@ -23,6 +23,7 @@ import harness
 # The command line with one more callback, which writes [wall, CPU] seconds of each step to the file $CLOCK names.
 CLOCKED = """
 import json, os, time
+import torch._dynamo  # Imported by the first step otherwise, and no part of it.
 import transformers.trainer
 from transformers import TrainerCallback
 def resident(name):

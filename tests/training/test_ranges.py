@@ -121,6 +121,35 @@ def test_what_this_process_cannot_do(options: str, words: str, monkeypatch: pyte
         parse_recipe((ChatSFTArguments,), None, [*options.split(), "--use_cpu", "true"])
 
 
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "--optim muon needs them whole: give --optim adamw_torch"),
+        ({"PARALLELISM_CONFIG_CP_SIZE": "2"}, r"Context parallelism \(cp_size\) drops the attention mask, so packed"),
+        ({"PARALLELISM_CONFIG_SP_SIZE": "2"}, r"Sequence parallelism \(sp_size\) drops"),
+        ({"PARALLELISM_CONFIG_TP_SIZE": "2"}, r"tensor parallelism \(tp_size\) does not share"),
+    ],
+)
+def test_engines_that_would_compute_something_else(
+    environment: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--optim", "muon", "--use_cpu", "true"]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if "ACCELERATE_USE_DEEPSPEED" not in environment:
+        parse_recipe((ChatSFTArguments,), None, options)
+        monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    with pytest.raises(ConfigError, match=words):
+        parse_recipe((ChatSFTArguments,), None, options)
+
+
+def test_muon_is_refused_with_a_deepspeed_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "is_deepspeed_available", lambda: True)
+    options = ["--deepspeed", "x.json", "--use_cpu", "true"]
+    with pytest.raises(ConfigError, match="DeepSpeed flattens matrices"):
+        parse_recipe((ChatSFTArguments,), None, [*options, "--optim", "muon"])
+
+
 @pytest.mark.parametrize("folder", ["base_folder", "llama_folder"])
 def test_layers_that_get_adapters(folder: str, request: pytest.FixtureRequest) -> None:
     config = AutoConfig.from_pretrained(request.getfixturevalue(folder))

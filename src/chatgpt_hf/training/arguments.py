@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..extras import needed_by
 from ..model.configuration_chatgpt import ChatGPTConfig
 from .optim import MuonFactory
-from .ranges import ADAPTERS, check_device, check_ranges, check_training
+from .ranges import ADAPTERS, check_device, check_engines, check_ranges, check_training
 from .recipe import parse_recipe as parse_recipe
 
 with needed_by("Training"):
@@ -302,6 +302,7 @@ class OptimizerOptions:
         if self.learning_rate is None:  # type: ignore[has-type]
             self.learning_rate = self.default_learning_rates["muon" if wanted == "muon" else "others"]
         check_training(self)
+        check_engines(self, wanted)
         self.optim = FOREIGN_OPTIM if wanted == "muon" else wanted
         super().__post_init__()  # type: ignore[misc]
         self.optim = wanted

@@ -26,8 +26,9 @@ LINK_SHARE = 0.8
 HOP_SECONDS = 5e-6
 # DDP's default.
 BUCKET_BYTES = 25 * 2**20
-# orthogonalize iterates four times.
+# `orthogonalize` iterates four times, on stacks of matrices with at most this many elements.
 MUON_STEPS = 4
+STACK_ELEMENTS = 1 << 27
 FLOAT32 = 4
 
 
@@ -222,11 +223,29 @@ class RunOnCluster:
             update=self._update() if self.muon else 0,
         )
 
-    def _update(self) -> int:
-        """An owner's matrices of one shape: momenta, iterate, its product with the Gram matrix, and their sum."""
+    def _rounds(self, rows: int, columns: int, count: int) -> tuple[int, int]:
+        """How many matrices of one shape Muon takes at a time, and how many times; each owner has a stack of them."""
         group = self.cluster.muon_group
-        owned = (-(-count // group) * rows * columns for (rows, columns), count in self.shape.matrices.items())
-        return 4 * FLOAT32 * max(owned, default=0)
+        stack = max(1, STACK_ELEMENTS // (rows * columns))
+        together = min(count, stack * group if self.cluster.shards > 1 else max(stack, group))
+        return together, -(-count // together)
+
+    def _update(self) -> int:
+        """Muon's temporary tensors, for the shape that takes the most."""
+        most = 0
+        for (rows, columns), count in self.shape.matrices.items():
+            together, _ = self._rounds(rows, columns, count)
+            owned = -(-together // self.cluster.muon_group)
+            # The stack, its iterate, the product with the Gram matrix, and their sum.
+            copies = 4 * owned
+            if self.cluster.shards > 1:
+                # This process's rows of all matrices, before and after, on each of the two ways.
+                copies += 4 * owned
+            elif self.cluster.gpus > 1:
+                # All matrices before, which every process holds, and after.
+                copies += 2 * together
+            most = max(most, FLOAT32 * rows * columns * copies)
+        return most
 
     def largest_batch(self, memory: float) -> int:
         """Rows of the largest micro-batch that fits into `USABLE_MEMORY` of `memory` bytes; 0 if none does."""
@@ -299,7 +318,7 @@ class RunOnCluster:
     def _add_muon(self, add: Any) -> None:
         cluster, group = self.cluster, self.cluster.muon_group
         away = (group - 1) / group
-        rounds = sum(-(-count // group) for count in self.shape.matrices.values())
+        rounds = sum(self._rounds(*shape, count)[1] for shape, count in self.shape.matrices.items())
         if cluster.shards == 1:
             # Gradients are whole everywhere: only the updates travel.
             add("muon", away * FLOAT32 * self.shape.hidden, cluster.ring(group), rounds * math.log2(group))

@@ -4,6 +4,7 @@
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -112,6 +113,44 @@ def check_training(arguments: Any) -> None:
         raise ValueError(
             "--deepspeed needs the package deepspeed, which is not installed: pip install deepspeed, or leave it out."
         )
+
+
+def check_engines(arguments: Any, optim: str) -> None:
+    """Refuses what DeepSpeed and accelerate's parallelism would compute wrongly, or not at all.
+
+    Args:
+        optim: The optimizer of the run.
+
+    Raises:
+        ValueError: Naming the field, or the option of `accelerate launch`.
+    """
+    if optim == "muon" and (arguments.deepspeed or _is_true("ACCELERATE_USE_DEEPSPEED")):
+        raise ValueError(
+            "DeepSpeed flattens matrices, and --optim muon needs them whole: give --optim adamw_torch, or --fsdp instead of DeepSpeed."
+        )
+    config = getattr(arguments, "parallelism_config", None)
+    for size, name in (("cp", "Context"), ("sp", "Sequence")):
+        if _parallel(config, f"{size}_size") > 1:
+            raise ValueError(
+                f"{name} parallelism ({size}_size) drops the attention mask, so packed documents would see one another and sliding windows "
+                "would not hold: leave it out, and give shorter rows or --gradient_checkpointing."
+            )
+    if _parallel(config, "tp_size") > 1:
+        raise ValueError(
+            "Trainings load whole models, which tensor parallelism (tp_size) does not share: leave it out, and give --fsdp."
+        )
+
+
+def _parallel(config: Any, name: str) -> int:
+    """A size of accelerate's parallelism, from the arguments or from the options of `accelerate launch`."""
+    if config is not None:
+        return int(getattr(config, name, 1) or 1)
+    used = _is_true("ACCELERATE_USE_PARALLELISM_CONFIG")
+    return int(os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}", "1")) if used else 1
+
+
+def _is_true(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def check_device(arguments: TrainingArguments) -> None:
