@@ -134,7 +134,7 @@ def work():
         shared, whole = load_language_model(folder), load_model(folder, AutoModelForCausalLM).eval()
         with torch.no_grad():
             expected = whole(ids).logits
-        part = dict(shared.named_parameters())["model.layers.1.mlp.up_proj.weight"].to_local()
+        part = dict(shared.named_parameters())["model.layers.0.mlp.up_proj.weight"].to_local()
         assert 2 * len(part) == whole.config.intermediate_size, part.shape
         for _ in range(2):
             difference = (shared(ids).logits - expected).abs().max()
@@ -173,10 +173,35 @@ def test_shared_models_compute_what_whole_ones_do(
     processes: Processes, base_folder: Path, llama_folder: Path, tmp_path: Path
 ) -> None:
     folders = [save(tmp_path / name, base_folder, **fields) for name, fields in VARIANTS.items()]
+    folders.append(str(llama_folder))
     codes = processes.run(code=f"FOLDERS = {folders}\n{COMPARING}")
     assert codes == [0, 0], processes.err() + processes.err(1)
     assert processes.out().splitlines()[-1] == "equal"
     assert (processes.out(1), processes.err(1)) == ("", "")
+
+
+STAGES = """
+import torch
+from chatgpt_hf import ChatGPTForCausalLM
+from transformers.distributed import DistributedConfig
+
+ids = torch.randint(3, 200, (1, 12), generator=torch.Generator().manual_seed(0))
+whole, stage = (
+    ChatGPTForCausalLM.from_pretrained(FOLDER, distributed_config=config).eval()
+    for config in (None, DistributedConfig(pp_size=2))
+)
+names = {name.split(".")[2] for name, _ in stage.named_parameters() if ".layers." in name}
+assert names == {os.environ["RANK"]}, names
+with torch.no_grad():
+    assert torch.equal(stage(ids).logits, whole(ids).logits)
+greedy = {"do_sample": False, "max_new_tokens": 8}
+assert torch.equal(stage.generate(ids, **greedy), whole.generate(ids, **greedy))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_stages_of_a_pipeline_compute_what_one_model_does(processes: Processes, small: str) -> None:
+    assert processes.run(code=f"FOLDER = {small!r}\n{STAGES}") == [0, 0], processes.err() + processes.err(1)
 
 
 @pytest.mark.parametrize(("plan", "size"), [("mlp", 2), ("auto", 3)])

@@ -10,7 +10,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import wraps
 from math import gcd
@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..checkpoints import load_config, load_model
 from ..conversion.heads import check_language_model
-from ..errors import ChatGPTError, CheckpointError, ConfigError, ConversionError
+from ..errors import ChatGPTError, CheckpointError, ConfigError, ConversionError, one_line
 from ..model.modeling_chatgpt import CACHE_NAME
 from ..stored import is_adapter, quantization_of
 from .cache import GrowingCache
@@ -35,7 +35,7 @@ from .cache import GrowingCache
 PLANS = ("auto", "mlp")
 # A server may wait for its next request as long as this.
 PATIENCE = timedelta(days=365)
-# After an error in a forward pass, the processes have to meet again within this time.
+# Time between the end of a forward pass in the first process that ends it and in the last.
 MEETING = timedelta(seconds=60)
 # What changes a cache outside of a forward pass.
 _OPERATIONS = ("crop", "reorder_cache", "batch_select_indices", "batch_repeat_interleave", "reset")
@@ -178,17 +178,24 @@ class Group:
         """Tells the others to compute their part of a forward pass. In the first process."""
         self._send("forward", *call)
 
-    def failed(self) -> None:
-        """Meets the others after an error in a forward pass; ends this process if one is still in it."""
-        self._send("failed")
-        self._meet()
+    def agree(self, error: Exception | None) -> None:
+        """Ends a forward pass in all processes: `error` is this one's, or None.
 
-    def _meet(self) -> None:
+        One that failed alone leaves others in the middle of an exchange, which nothing can mend: then it ends, and the others
+        with it.
+
+        Raises:
+            RuntimeError: If only others failed.
+        """
+        failed = torch.tensor([int(error is not None)])
         try:
-            dist.monitored_barrier(self._meeting, timeout=MEETING)
+            dist.all_reduce(failed, group=self._meeting)
         except RuntimeError:
-            print(f"error: process {self.rank} failed in a forward pass that others went on with.", file=sys.stderr)
+            said = f" {one_line(error)}" if error is not None else ""
+            print(f"error: process {self.rank} lost the others in a forward pass.{said}", file=sys.stderr, flush=True)
             os._exit(1)
+        if error is None and failed.item():
+            raise RuntimeError(f"{failed.item()} of {self.size} processes failed in a forward pass.")
 
     def _send(self, *message: Any) -> None:
         dist.broadcast_object_list([message], src=0, group=self._control)
@@ -204,7 +211,6 @@ class Group:
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, signal.SIG_IGN)
         models: dict[int, _Follower] = {}
-        met = False
         while True:
             try:
                 kind, *rest = self._receive()
@@ -221,18 +227,16 @@ class Group:
                 except Exception:
                     # The first process says what happened.
                     continue
-            elif kind == "failed":
-                if not met:
-                    self._meet()
-                met = False
             else:
                 number, *call = rest
+                error = None
                 try:
                     models[number].forward(*call)
-                except Exception as error:
-                    self.error = error
-                    self._meet()
-                    met = True
+                except Exception as caught:
+                    error = caught
+                # The first process says what happened.
+                with suppress(RuntimeError):
+                    self.agree(error)
 
 
 class _Leader:
@@ -254,10 +258,12 @@ class _Leader:
                 changes, self._changes = self._changes, []
                 group.compute(number, changes, known, _to_cpu(args), _to_cpu(others))
                 try:
-                    return original(*args, **kwargs)
-                except Exception:
-                    group.failed()
+                    output = original(*args, **kwargs)
+                except Exception as error:
+                    group.agree(error)
                     raise
+                group.agree(None)
+                return output
 
         model.forward = forward
 
