@@ -210,7 +210,7 @@ def check_finite(weights: Iterable[tuple[str, torch.Tensor]], where: str | Path)
     broken = []
     for name, whole in weights:
         # Of a weight that is shared among processes, this one's part.
-        weight = whole.detach().to_local() if isinstance(whole.detach(), DTensor) else whole
+        weight = whole.data.to_local() if isinstance(whole.data, DTensor) else whole
         plain = type(weight.data) is torch.Tensor and weight.is_floating_point() and weight.itemsize > 1
         if not plain or weight.is_meta or not weight.numel():
             continue
