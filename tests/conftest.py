@@ -96,6 +96,7 @@ _beside("killable")
 _beside("power_cut")
 _beside("mutations")
 _beside("valid_rows")
+_beside("ranks")
 _beside("readers")
 _beside("word_lists")
 

@@ -69,6 +69,10 @@ class HubError(ChatGPTError):
     """A repository cannot be read or written: no permission, no connection, or unusable content."""
 
 
+class DistributedError(ChatGPTError):
+    """The processes of a run do not find one another, differ, or have lost one."""
+
+
 class TrainingDiverged(ChatGPTError):
     """Loss or gradients became so bad that training cannot recover."""
 

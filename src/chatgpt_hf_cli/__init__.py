@@ -106,6 +106,10 @@ def main() -> None:
             raise
         # In one line, also where it quotes a file: its lines would look like ours.
         say_aside(f"error: {' '.join(line.strip() for line in message.splitlines())}")
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            # One of several processes: leaving the process groups in order would wait for those that have ended.
+            sys.stdout.flush()
+            os._exit(2)
         sys.exit(2)
     if code:
         sys.exit(code)

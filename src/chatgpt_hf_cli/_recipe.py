@@ -1,8 +1,10 @@
 """Commands that run a recipe: `RECIPE [--FIELD VALUE ...]`, with a help that lists every field."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import typer
 
 from ._terminal import VisibleFormatter, say_aside, visible
+from .errors import message_of
 from .fields import check_recipe, fields_help, imported_types
 from .help import Command
 
@@ -39,6 +42,10 @@ def recipe_command(
             formatter.write(fields_help(types))
 
     def command(ctx: typer.Context) -> None:
+        with _joined():
+            read_and_run(ctx)
+
+    def read_and_run(ctx: typer.Context) -> None:
         # `--resume` is short for the long name, which also takes a checkpoint's folder.
         given = {"--resume": ["--resume_from_checkpoint", "true"]}
         arguments = [word for argument in ctx.args for word in given.get(argument, [argument])]
@@ -62,6 +69,15 @@ def recipe_command(
         context_settings=CONTEXT,
         options_metavar=METAVAR,
     )(command)
+
+
+def _joined() -> AbstractContextManager[Any]:
+    """Joins the other processes of the run, if a launcher has started several: from then on, only the first one prints."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return nullcontext()
+    from chatgpt_hf.training.distributed import joined
+
+    return joined(message_of)
 
 
 def train(function: str) -> Callable[[tuple[Any, ...]], None]:

@@ -3,7 +3,7 @@
 import logging
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, takewhile
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..errors import DataError
 from ..generation_settings import check_mode
 from .mode import evaluating
 from .padding import pad
+from .sharing import share_of
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,10 @@ def generate_completions(
     filler = next((token for token in fillers if token is not None and 0 <= token < vocab_size), 0)
     completions = [Completion([], "", False)] * len(prompts)
     batches = list(_batches([len(prompt) for prompt in prompts], limit, max_new_tokens, batch_size))
+    # Other searches draw random numbers, one batch after the other.
+    share = share_of(model) if generation.get("do_sample") is False else None
+    if share is not None:
+        batches = share.of(batches)
     # In tokens that may have to be written: a batch of long answers takes minutes.
     whole = sum(len(indices) * room for indices, room in batches)
     bar = tqdm(total=whole, desc=desc, unit="token", unit_scale=True, disable=not progress)
@@ -158,6 +163,11 @@ def generate_completions(
                 completions[index] = done_row
             # All may have ended early.
             bar.update(done - bar.n)
+    if share is not None:
+        computed = [index for indices, _ in batches for index in indices]
+        for found in share.gather([[index, asdict(completions[index])] for index in computed]):
+            for index, fields in found:
+                completions[index] = Completion(**fields)
     return completions
 
 

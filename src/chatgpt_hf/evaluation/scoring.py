@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..tokenization_chatgpt import encode_prompts, encode_texts
 from .mode import evaluating
 from .padding import pad
+from .sharing import Share, share_of
 
 # Float32 logits that exist at a time; the cross-entropy holds about three copies. The logits of 8 rows of 8,192 tokens
 # with a vocabulary of 49,152 would be 13 GB.
@@ -46,8 +47,10 @@ def negative_log_likelihoods(
     """
     nats = np.zeros(len(pieces))
     rows = [ids for ids, _ in pieces]
+    share, computed = share_of(model), list[int]()
     with evaluating(model):
-        for indices, inputs in _padded(model, rows, pad_token_id, batch_size, desc, progress):
+        for indices, inputs in _padded(model, rows, pad_token_id, batch_size, desc, progress, share):
+            computed += indices
             labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
             for row, index in zip(labels, indices, strict=True):
                 ids, counted = pieces[index]
@@ -56,6 +59,9 @@ def negative_log_likelihoods(
                 else:
                     row[: len(ids)][torch.tensor(counted, device=row.device) == 0] = -100
             nats[indices] = _losses(model, inputs, labels[:, 1:]).double().sum(1).cpu().numpy()
+    if share is not None:
+        for indices, found in share.gather([computed, nats[computed].tolist()]):
+            nats[indices] = found
     return nats
 
 
@@ -120,15 +126,29 @@ def _padded(
     batch_size: int | None,
     desc: str,
     progress: bool,
+    share: Share | None = None,
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    """Yields the indices of some rows, long rows first, and their inputs on the model's device, padded on the right."""
+    """Yields the indices of some rows, long rows first, and their inputs on the model's device, padded on the right.
+
+    Args:
+        share: Yields only the batches of this process.
+    """
     # Batches of similarly long rows need the least padding.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
     lengths = [len(rows[index]) for index in order]
+    batches = list(_batches(lengths, batch_size))
+    if share is not None:
+        batches = share.of(batches)
     # Counted in tokens, because batches of short rows take less time.
-    bar = tqdm(total=sum(lengths), desc=desc, unit="token", unit_scale=True, disable=not progress)
+    bar = tqdm(
+        total=sum(sum(lengths[batch]) for batch in batches),
+        desc=desc,
+        unit="token",
+        unit_scale=True,
+        disable=not progress,
+    )
     with bar:
-        for batch in _batches(lengths, batch_size):
+        for batch in batches:
             indices = order[batch]
             inputs = pad([rows[index] for index in indices], side="right", pad_token_id=pad_token_id)
             yield indices, {name: value.to(model.device) for name, value in inputs.items()}

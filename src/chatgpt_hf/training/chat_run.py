@@ -128,16 +128,17 @@ class ChatRun(Run):
         """
         if not prompts:
             return []
-        answers = generate_completions(
-            self.model,
-            self.tokenizer,
-            prompts,
-            max_new_tokens=_ANSWER_TOKENS,
-            batch_size=len(prompts),
-            progress=False,
-            desc=desc,
-            do_sample=False,
-        )
+        with self.world.shared():
+            answers = generate_completions(
+                self.model,
+                self.tokenizer,
+                prompts,
+                max_new_tokens=_ANSWER_TOKENS,
+                batch_size=len(prompts),
+                progress=False,
+                desc=desc,
+                do_sample=False,
+            )
         asked = self.tokenizer.batch_decode(prompts, skip_special_tokens=True)
         return [f"{question.strip()}\n{answer.text}" for question, answer in zip(asked, answers, strict=True)]
 

@@ -152,16 +152,17 @@ class ConversationRun(ChatRun):
 
     def answers(self, model: PreTrainedModel, desc: str) -> dict[str, AnswersResult]:
         """Lets a model answer the conversations in `parts`."""
-        return {
-            title: evaluate_answers(
-                model,
-                self.tokenizer,
-                part["messages"][:],
-                tools=part["tools"][:] if "tools" in part.column_names else None,
-                desc=f"{desc} ({title.replace('_', ' ')})",
-            )
-            for title, part in self.parts.items()
-        }
+        with self.world.shared():
+            return {
+                title: evaluate_answers(
+                    model,
+                    self.tokenizer,
+                    part["messages"][:],
+                    tools=part["tools"][:] if "tools" in part.column_names else None,
+                    desc=f"{desc} ({title.replace('_', ' ')})",
+                )
+                for title, part in self.parts.items()
+            }
 
     def measure_answers(self) -> dict[str, Any]:
         """Lets the trained model answer, keeps samples for the report, and returns the figures."""

@@ -91,7 +91,7 @@ class PretrainRun(Run):
             corpus_arguments.corpus, text_column=corpus_arguments.text_column, encoding=corpus_arguments.encoding
         )
         # The first process prepares and caches; the others read the cache.
-        with arguments.main_process_first(desc="preparing the corpus"):
+        with self.world.first():
             self.corpus = _load_corpus(self.sources, corpus_arguments, self.model_arguments, arguments)
             self.tokenizer = _tokenizer(corpus_arguments, self.model_arguments, self.corpus.train)
             self.model = _model(self.model_arguments, self.architecture, self.tokenizer, corpus_arguments.block_size)
@@ -131,12 +131,13 @@ class PretrainRun(Run):
         )
 
     def measure(self, trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
-        held_out = evaluate_language_modeling(
-            self.model,
-            self.tokenizer,
-            self.corpus.test["text"],
-            batch_size=self.arguments.per_device_eval_batch_size,
-        )
+        with self.world.shared():
+            held_out = evaluate_language_modeling(
+                self.model,
+                self.tokenizer,
+                self.corpus.test["text"],
+                batch_size=self.arguments.per_device_eval_batch_size,
+            )
         return {
             "parameters": self.model.num_parameters(),
             **self.rows.figures,

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_available
 
+from .distributed import check_devices, check_divisible, check_found
+
 # NumPy's generator takes 32 bits.
 LARGEST_SEED = 2**32 - 1
 
@@ -113,6 +115,7 @@ def check_training(arguments: Any) -> None:
         raise ValueError(
             "--deepspeed needs the package deepspeed, which is not installed: pip install deepspeed, or leave it out."
         )
+    check_devices(arguments)
 
 
 def check_engines(arguments: Any, optim: str) -> None:
@@ -159,6 +162,8 @@ def check_device(arguments: TrainingArguments) -> None:
     Raises:
         ValueError: Naming the field.
     """
+    check_found(arguments)
+    check_divisible(arguments)
     if arguments.fp16 and arguments.device.type == "cpu":
         # Accelerate would train in float32 and say nothing.
         raise ValueError("--fp16 needs an accelerator, and this is a CPU: give --bf16 true, or leave it out.")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from accelerate.utils import broadcast_object_list
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -39,6 +38,7 @@ from ..stored import copy_licence, is_foreign, origin_of
 from .adapters import check_target_modules
 from .arguments import ChatModelArguments, ModelArguments, OptimizerOptions
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
+from .distributed import Place, World, joined
 from .recipe import resolve_recipe
 from .resuming import (
     ContinuedSchedule,
@@ -82,6 +82,7 @@ class Run(ABC):
         folder: `arguments.output_dir`.
         checkpoint: Where the run resumes; None if it starts at the beginning. Set by `check`.
         model, tokenizer: Set by `prepare`.
+        world: The processes of the run. Set by `execute`; a single one before.
         data: Facts for data.json that must not change when the run resumes; set by `prepare`. The rows stand in it
             as a fingerprint. See `check_same_data`.
     """
@@ -99,6 +100,7 @@ class Run(ABC):
         self.arguments = arguments
         self.folder = Path(arguments.output_dir)
         self._groups = groups
+        self.world = World(Place())
         self._lock = ExitStack()
         self._is_locked = False
 
@@ -117,11 +119,21 @@ class Run(ABC):
             TrainingInterrupted: If SIGTERM or Ctrl-C ended the run; it saved a checkpoint but no final model.
             ChatGPTError: If other input cannot be used.
         """
+        with joined() as self.world:
+            return self._execute()
+
+    def _execute(self) -> dict[str, Any]:
+        if self.world.place.size > 1:
+            self.world.agree(
+                {f"--{name}": value for name, value in resolve_recipe(*self._groups, self.arguments).items()},
+                remedy="Start all processes with the same recipe and the same options.",
+            )
         with self._lock:
             if (self.folder / RECIPE_NAME).is_file():
                 self._keep_others_out()
             self.check()
             self.prepare()
+            self.world.agree(self.data, remedy="All machines must read the same data.")
             # A model that cannot be saved must not be trained.
             repair_generation_config(self.model)
             self._start()
@@ -129,6 +141,8 @@ class Run(ABC):
             metrics = self._train(trainer)
             if trainer.is_world_process_zero():
                 self.save(trainer)
+            # Saving a large model takes longer than a collective may wait.
+            self.world.wait()
             results = self.measure(trainer, metrics)
             if trainer.is_world_process_zero():
                 self.report(trainer, results)
@@ -140,17 +154,20 @@ class Run(ABC):
         """Sets the seed, and raises early if the arguments or the run's folder cannot be used. Writes nothing."""
         set_seed(self.arguments.seed)
         self._check_base()
-        if self.arguments.process_index == 0:
-            if self.arguments.push_to_hub:
-                # Find a wrong token before the training, not after it.
-                check_access(self._hub_name(), self.arguments.hub_token)
-            check_output_dir(self.folder, resume=resumes(self.arguments))
-            self.checkpoint = _checkpoint(self.arguments, self.folder)
-            if resumes(self.arguments):
-                check_same_run(self.folder, self.command, self.checkpoint)
-        if self.arguments.world_size > 1:
-            # The first process has read all files of the checkpoint; the others need not.
-            (self.checkpoint,) = broadcast_object_list([self.checkpoint])
+        # The first process reads all files of the checkpoint; the others need not.
+        checkpoint = self.world.decide(self._check_folder)
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+
+    def _check_folder(self) -> str | None:
+        """Checks the run's folder and where it is pushed to; returns the checkpoint to resume from. For the first process."""
+        if self.arguments.push_to_hub:
+            # Find a wrong token before the training, not after it.
+            check_access(self._hub_name(), self.arguments.hub_token)
+        check_output_dir(self.folder, resume=resumes(self.arguments))
+        checkpoint = _checkpoint(self.arguments, self.folder)
+        if resumes(self.arguments):
+            check_same_run(self.folder, self.command, checkpoint)
+        return None if checkpoint is None else str(checkpoint)
 
     def _keep_others_out(self) -> None:
         """Locks the run's folder until `execute` ends. The first process does it for all of a run."""
@@ -286,6 +303,8 @@ class Run(ABC):
             write_atomically(self.folder / RECIPE_NAME, lambda path: path.write_text(recipe, encoding="utf-8"))
             record = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
             write_atomically(self.folder / DATA_NAME, lambda path: path.write_text(record, encoding="utf-8"))
+        self.world.wait()
+        self.world.open_log(self.folder)
 
     def _train(self, trainer: ResumableTrainer) -> dict[str, float]:
         """Trains, from the newest complete checkpoint when resuming; returns `Trainer`'s training metrics."""
