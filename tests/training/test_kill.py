@@ -3,6 +3,7 @@
 The moment of the kill does not depend on speed: killed.py brings the run to a chosen moment, where it waits to be killed.
 """
 
+import json
 import multiprocessing
 import random
 import signal
@@ -72,6 +73,10 @@ class Runner:
         """Lets the run finish; returns its final weights."""
         assert self.wait(self.start()[0]) == {0}, self.log.read_text()[-5000:]
         return load_file(self.folder / "model.safetensors")
+
+    def refused(self) -> set[int | None]:
+        """Starts the run, and returns the exit codes with which it ends at once."""
+        return self.wait(self.start()[0])
 
     def wait(self, started: list[BaseProcess]) -> set[int | None]:
         for process in started:
@@ -213,6 +218,40 @@ def test_two_processes(source: str, options: list[str], tmp_path: Path) -> None:
     assert is_whole_checkpoint(run.folder / "checkpoint-15")
     assert not (run.folder / "checkpoint-16").exists()
     assert_same(run.finish(), expected)
+
+
+@pytest.mark.slow
+def test_a_stream_in_shards_resumes_on_another_number_of_processes(options: list[str], tmp_path: Path) -> None:
+    """A step takes the same rows on one process as on two; only sums are rounded differently, so dropout is off."""
+    files = tmp_path / "texts"
+    files.mkdir()
+    for number in range(4):
+        lines = [json.dumps({"text": f"File {number} has a line number {line}."}) + "\n" for line in range(40)]
+        (files / f"{number}.jsonl").write_text("".join(lines))
+    options += ["--corpus", str(files), *STREAMING, "--ddp_backend", "gloo", "--use_cpu", "true"]
+    options += ["--residual_dropout", "0", "--stream_shards", "4"]
+    one, two = options, [*options, "--gradient_accumulation_steps", "1"]
+    expected = Runner(tmp_path / "whole", one).finish()
+    Runner(tmp_path / "moved", two, processes=2).terminate_at("on_optimizer_step", 6, rank=1)
+    assert is_whole_checkpoint(tmp_path / "moved" / "checkpoint-6")
+    Runner(tmp_path / "moved", one).terminate_at("on_optimizer_step", 12)
+    found = Runner(tmp_path / "moved", two, processes=2).finish()
+    for name, weight in expected.items():
+        assert (weight - found[name]).abs().max() < 1e-5, name
+    # What decides is in the record, and is not changed by a process more.
+    assert json.loads((tmp_path / "moved" / "data.json").read_text())["stream"] == {"shards": 4}
+    assert Runner(tmp_path / "moved", [*two, "--stream_shards", "2"]).refused() == {2}
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_the_corpus_together(options: list[str], tmp_path: Path) -> None:
+    options += ["--ddp_backend", "gloo", "--use_cpu", "true", "--gradient_accumulation_steps", "1"]
+    alone = Runner(tmp_path / "alone", [*options, "--gradient_accumulation_steps", "2", "--residual_dropout", "0"])
+    together = Runner(tmp_path / "together", [*options, "--residual_dropout", "0"], processes=2)
+    one, two = alone.finish(), together.finish()
+    for name, weight in one.items():
+        assert (weight - two[name]).abs().max() < 1e-5, name
+    assert len(list((tmp_path / "rows" / "prepared").glob("*/prepared.json"))) == 1
 
 
 @pytest.fixture(autouse=True)
