@@ -4,6 +4,7 @@
     texts/<key>.jsonl      texts that a model adapts to (`training.adaptation`)
     models/<key>/          models with a new tokenizer or new weights (`training.adaptation`)
     prepared/<key>/        training rows that several processes make together (`data.shards`)
+    remote/<key>/          files of object stores and of the Hub (`data.remote`)
 
 A key is 32 hexadecimal digits. Nothing else in the folder is ours, and nothing else is removed.
 """
@@ -41,8 +42,8 @@ STATISTICS_NAME = "statistics.json"
 # The names and sizes of a cached model's files. `atomic_folder` moves files in the order of their names, and this one
 # comes after all that `save_pretrained` writes.
 WRITTEN_NAME = "written.json"
-TEXTS, MODELS, PREPARED = "texts", "models", "prepared"
-# Of a folder of `PREPARED`: what it was made from, and the record that is written when it is complete.
+TEXTS, MODELS, PREPARED, REMOTE = "texts", "models", "prepared", "remote"
+# What a folder of `PREPARED` or `REMOTE` was made from, and the record that is written when the former is complete.
 ABOUT_NAME, PREPARED_NAME = "about.json", "prepared.json"
 # A warning asks for a look at a cache that is larger than this.
 LARGE = 20e9
@@ -64,7 +65,7 @@ class Entry:
     """Something in the cache that this package wrote.
 
     Attributes:
-        kind: `rows`, `texts`, `models`, `prepared`, or `unfinished`: what a killed process left.
+        kind: `rows`, `texts`, `models`, `prepared`, `remote`, or `unfinished`: what a killed process left.
         path: A folder, or a file of texts.
         bytes: Size of its files.
         used: Time of the last use, in seconds since the epoch.
@@ -270,6 +271,7 @@ def entries(root: Path) -> list[Entry]:
     found = [entry for folder in _folders(root) for entry in _rows(folder)]
     found += [entry for folder in _folders(root / MODELS) for entry in _model(folder)]
     found += [entry for folder in _folders(root / PREPARED) for entry in _prepared(folder)]
+    found += [Entry("remote", *_size(folder)) for folder in _folders(root / REMOTE) if (folder / ABOUT_NAME).is_file()]
     for file in _children(root / TEXTS):
         if _is_text(file) and _begins(file, b'{"text": '):
             found.append(Entry("texts", file, file.stat().st_size, file.stat().st_mtime))
@@ -298,14 +300,14 @@ def prune(root: Path | None = None, *, older_than: float = 0) -> Pruned:
                 (pruned.removed if _remove(entry) else pruned.in_use).append(entry)
             except OSError as error:
                 raise OutputError(f"{entry.path} cannot be removed: {error.strerror or error}.") from error
-    for parent in (root, root / MODELS, root / PREPARED):
+    for parent in (root, root / MODELS, root / PREPARED, root / REMOTE):
         for file in _children(parent):
             if _LOCK.fullmatch(file.name) and _is_file(file) and not file.stat().st_size:
                 with suppress(OSError, Timeout):
                     lock = FileLock(file)
                     lock.acquire(timeout=0)
                     _unlock(lock)
-    for name in {TEXTS, MODELS, PREPARED} & {
+    for name in {TEXTS, MODELS, PREPARED, REMOTE} & {
         part for entry in pruned.removed for part in entry.path.relative_to(root).parts
     }:
         with suppress(OSError):
@@ -344,8 +346,8 @@ def _unlock(lock: FileLock) -> None:
 
 def _remove(entry: Entry) -> bool:
     """Removes an entry; False if a process uses it."""
-    if entry.kind == "prepared":
-        return _remove_prepared(entry.path)
+    if entry.kind in ("prepared", "remote"):
+        return _remove_folder(entry.path)
     whole = entry.kind in ("rows", "models")
     lock = _lock(entry.path if whole else entry.path.parent)
     try:
@@ -382,8 +384,8 @@ def _remove(entry: Entry) -> bool:
         _unlock(lock)
 
 
-def _remove_prepared(folder: Path) -> bool:
-    """Removes prepared rows; False if a process makes or uses them, which then holds one of these files."""
+def _remove_folder(folder: Path) -> bool:
+    """Removes prepared rows or fetched files; False if a process makes or uses them, which then holds one of these."""
     with ExitStack() as stack:
         for name in (ABOUT_NAME, PREPARED_NAME):
             if fcntl is not None and (folder / name).is_file():
@@ -404,9 +406,12 @@ def _prepared(folder: Path) -> list[Entry]:
         _PREPARED.fullmatch(name) or _CLAIM.fullmatch(name) or name == "tokenizer" for name in names
     ):
         return []
-    whole = _unfinished(folder)
-    used = max(path.stat().st_mtime for path in _files(folder))
-    return [Entry("prepared", folder, whole.bytes, used)]
+    return [Entry("prepared", *_size(folder))]
+
+
+def _size(folder: Path) -> tuple[Path, int, float]:
+    """A folder, the bytes of its files, and when its records were last used."""
+    return folder, _unfinished(folder).bytes, max(path.stat().st_mtime for path in _files(folder))
 
 
 def _rows(folder: Path) -> list[Entry]:

@@ -121,6 +121,7 @@ def options(corpus_file: Path, base_folder: Path) -> list[str]:
 
 
 STREAMING = ["--streaming", "true", "--eval_documents", "4"]
+GLOO = ["--ddp_backend", "gloo", "--use_cpu", "true"]
 
 
 @pytest.mark.slow
@@ -206,7 +207,7 @@ def test_two_data_loader_workers(options: list[str], tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["finite", "streaming"])
 def test_two_processes(source: str, options: list[str], tmp_path: Path) -> None:
-    options += ["--ddp_backend", "gloo", "--use_cpu", "true", *(STREAMING if source == "streaming" else [])]
+    options += [*GLOO, *(STREAMING if source == "streaming" else [])]
     expected = Runner(tmp_path / "whole", options, processes=2).finish()
     run = Runner(tmp_path / "killed", options, processes=2)
     run.kill_at(saving("within", "optimizer.pt"), 9)
@@ -228,9 +229,8 @@ def test_a_stream_in_shards_resumes_on_another_number_of_processes(options: list
     for number in range(4):
         lines = [json.dumps({"text": f"File {number} has a line number {line}."}) + "\n" for line in range(40)]
         (files / f"{number}.jsonl").write_text("".join(lines))
-    options += ["--corpus", str(files), *STREAMING, "--ddp_backend", "gloo", "--use_cpu", "true"]
-    options += ["--residual_dropout", "0", "--stream_shards", "4"]
-    one, two = options, [*options, "--gradient_accumulation_steps", "1"]
+    one = [*options, "--corpus", str(files), *STREAMING, "--residual_dropout", "0", "--stream_shards", "4"]
+    two = [*one, *GLOO, "--gradient_accumulation_steps", "1"]
     expected = Runner(tmp_path / "whole", one).finish()
     Runner(tmp_path / "moved", two, processes=2).terminate_at("on_optimizer_step", 6, rank=1)
     assert is_whole_checkpoint(tmp_path / "moved" / "checkpoint-6")
@@ -240,15 +240,14 @@ def test_a_stream_in_shards_resumes_on_another_number_of_processes(options: list
         assert (weight - found[name]).abs().max() < 1e-5, name
     # What decides is in the record, and is not changed by a process more.
     assert json.loads((tmp_path / "moved" / "data.json").read_text())["stream"] == {"shards": 4}
-    assert Runner(tmp_path / "moved", [*two, "--stream_shards", "2"]).refused() == {2}
+    assert Runner(tmp_path / "moved", [*one, "--stream_shards", "2"]).refused() == {2}
 
 
 @pytest.mark.slow
 def test_two_processes_prepare_the_corpus_together(options: list[str], tmp_path: Path) -> None:
-    options += ["--ddp_backend", "gloo", "--use_cpu", "true", "--gradient_accumulation_steps", "1"]
-    alone = Runner(tmp_path / "alone", [*options, "--gradient_accumulation_steps", "2", "--residual_dropout", "0"])
-    together = Runner(tmp_path / "together", [*options, "--residual_dropout", "0"], processes=2)
-    one, two = alone.finish(), together.finish()
+    options += ["--residual_dropout", "0"]
+    one = Runner(tmp_path / "alone", options).finish()
+    two = Runner(tmp_path / "together", [*options, *GLOO, "--gradient_accumulation_steps", "1"], processes=2).finish()
     for name, weight in one.items():
         assert (weight - two[name]).abs().max() < 1e-5, name
     assert len(list((tmp_path / "rows" / "prepared").glob("*/prepared.json"))) == 1

@@ -12,10 +12,12 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from ..cache import cache_root
 from ..data.files import faults_named, source_files
 from ..data.mixture import StreamedCorpus, load_mixture, stream_mixture
 from ..data.packing import IGNORE_INDEX
 from ..data.prepare import PreparedRows, prepare_rows
+from ..data.remote import is_remote
 from ..data.shards import CorpusShards, PreparedCorpus
 from ..data.sources import parse_sources
 from ..data.streaming import ShardedRows, StreamingRows
@@ -265,6 +267,9 @@ def _contents(source: str) -> list[Any]:
         splits = load_hub_splits(source)
         cached = [Path(file["filename"]) for split in splits.values() for file in split.cache_files]
         return [source, sorted("/".join(file.parts[-2:]) for file in cached)]
+    if is_remote(source):
+        # The names of these paths stand for sizes and versions, and the files need not be there yet.
+        return [source, [str(file.relative_to(cache_root())) for file in files]]
     stamps = []
     for file in files:
         with faults_named(file):
