@@ -403,7 +403,7 @@ def _remove_folder(folder: Path) -> bool:
 def _prepared(folder: Path) -> list[Entry]:
     names = {path.name for path in _children(folder) if not path.name.startswith(SAVING_PREFIX)}
     if ABOUT_NAME not in names or not all(
-        _PREPARED.fullmatch(name) or _CLAIM.fullmatch(name) or name == "tokenizer" for name in names
+        _PREPARED.fullmatch(name) or _CLAIM.fullmatch(name) or name in ("tokenizer", "conversations") for name in names
     ):
         return []
     return [Entry("prepared", *_size(folder))]

@@ -9,9 +9,17 @@ from typing import Any
 
 from ..checkpoints import load_config
 from ..errors import ChatGPTError, ConfigError
-from .arguments import CorpusArguments, ModelArguments, PretrainArguments
+from .arguments import (
+    ChatModelArguments,
+    ChatSFTArguments,
+    ConversationArguments,
+    CorpusArguments,
+    ModelArguments,
+    PretrainArguments,
+)
 from .recipe_corpus import RecipeCorpus
 from .run import check_row_fits
+from .sft import SFTRun
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +76,34 @@ def prepare_corpus(
         "bytes": sum(file.stat().st_size for file in shards.folder.glob("*.arrow")),
         "seconds": 0.0 if there else time.monotonic() - began,
         "folder": str(shards.folder),
+    }
+
+
+def prepare_conversations(
+    model_arguments: ChatModelArguments, conversation_arguments: ConversationArguments, arguments: ChatSFTArguments
+) -> dict[str, Any]:
+    """Reads and tokenizes the conversations of a recipe of `sft`, which then uses the rows as they are.
+
+    Of several processes that are started with the recipe, one does the work, and the others wait for its files.
+
+    Returns:
+        As `prepare_corpus`.
+
+    Raises:
+        ChatGPTError: If data, tokenizer or cache cannot be used.
+    """
+    began = time.monotonic()
+    base = model_arguments.model_name_or_path
+    if base is not None and Path(base).is_dir():
+        check_row_fits(conversation_arguments.block_size, load_config(base), field="block_size")
+    made, folder, was_there = SFTRun(model_arguments, conversation_arguments, arguments).prepare_only()
+    return {
+        "train_rows": len(made.rows),
+        "held_out_rows": 0 if made.eval_rows is None else len(made.eval_rows),
+        "share_of_tokens_learned": made.share_learned,
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*.arrow")),
+        "seconds": 0.0 if was_there else time.monotonic() - began,
+        "folder": str(folder),
     }
 
 

@@ -113,7 +113,7 @@ class RecipeCorpus:
         chosen = self.corpus_arguments
         names = [source.source for source in self.sources] + ([chosen.eval_corpus] if chosen.eval_corpus else [])
         return CorpusShards(
-            [self.specification, [_contents(name) for name in dict.fromkeys(names)]],
+            [self.specification, [contents_of(name) for name in dict.fromkeys(names)]],
             self._loaded,
             self._tokenizer or (self._trained, ["trained", chosen.vocab_size]),
             chosen.block_size,
@@ -257,7 +257,7 @@ def _training_rows(
     return TrainingRows(train, held_out.rows, test_bytes, test_tokens, prepared.fingerprint, figures, statistics)
 
 
-def _contents(source: str) -> list[Any]:
+def contents_of(source: str) -> list[Any]:
     """What tells whether a source has changed, without reading it."""
     if source.startswith("builtin:"):
         return [source, platform.python_version()]
