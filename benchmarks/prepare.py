@@ -24,8 +24,9 @@ import data_memory
 import harness
 
 
-def work(file: Path, block_size: int) -> dict[str, Any]:
+def work(file: Path, block_size: int, part_bytes: int) -> dict[str, Any]:
     """Prepares the rows in this process, together with any other."""
+    from chatgpt_hf.data import shards
     from chatgpt_hf.training.arguments import (
         ArchitectureArguments,
         CorpusArguments,
@@ -37,6 +38,7 @@ def work(file: Path, block_size: int) -> dict[str, Any]:
 
     types = (ModelArguments, ArchitectureArguments, CorpusArguments, PretrainArguments)
     options = ["--corpus", str(file), "--tokenizer", str(file.parent / "tokenizer"), "--block_size", str(block_size)]
+    shards._PART_BYTES = part_bytes
     peak = [0]
 
     def sample() -> None:
@@ -51,7 +53,7 @@ def work(file: Path, block_size: int) -> dict[str, Any]:
     return {"tokens": figures["train_tokens"], "anonymous": peak[0], "peak": harness.peak_bytes(), **took}
 
 
-def start(folder: Path, file: Path, block_size: int) -> subprocess.Popen[str]:
+def start(folder: Path, file: Path, options: list[str]) -> subprocess.Popen[str]:
     """Starts a worker whose caches are in a folder."""
     environment = {
         "CHATGPT_HF_CACHE": str(folder / "cache"),
@@ -60,7 +62,7 @@ def start(folder: Path, file: Path, block_size: int) -> subprocess.Popen[str]:
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, __file__, "--work", str(file), "--block", str(block_size)]
+    command = [sys.executable, __file__, "--work", str(file), *options]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **environment}
     )
@@ -83,10 +85,10 @@ def rows_of(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.blake2b(file.read_bytes()).hexdigest() for file in files}
 
 
-def killed_half_way(folder: Path, file: Path, block_size: int, parts: int) -> None:
+def killed_half_way(folder: Path, file: Path, options: list[str], parts: float) -> None:
     """Kills a worker when half of the parts have their tokens."""
-    worker = start(folder, file, block_size)
-    while len(list((folder / "cache" / "prepared").glob("*/tokens-0*.arrow"))) < parts // 2:
+    worker = start(folder, file, options)
+    while len(list((folder / "cache" / "prepared").glob("*/tokens-0*.arrow"))) < parts / 2:
         if worker.poll() is not None:
             raise SystemExit("The worker that is to be killed ended by itself.")
         time.sleep(0.01)
@@ -99,14 +101,16 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=100, help="size of the corpus (default: %(default)s)")
     parser.add_argument("--vocab", type=int, default=4096, help="entries of the vocabulary (default: %(default)s)")
     parser.add_argument("--block", type=int, default=512, help="tokens in a row (default: %(default)s)")
+    parser.add_argument("--part", type=float, default=8, help="megabytes in a part of the work (default: %(default)s)")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        print(json.dumps(work(args.work, args.block)))
+        print(json.dumps(work(args.work, args.block, round(args.part * 1e6))))
         return
     if not data_memory.CORPUS.is_dir():
         harness.skip(f"There is no folder {data_memory.CORPUS}: set CHATGPT_HF_DATA to one with texts in corpus/.")
 
+    options = ["--block", str(args.block), "--part", str(args.part)]
     results: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="prepare-") as temporary:
         files = {}
@@ -119,15 +123,13 @@ def main() -> None:
         shutil.rmtree(Path(temporary, "quarter", "tokenizer"))
         shutil.copytree(Path(temporary, "whole", "tokenizer"), Path(temporary, "quarter", "tokenizer"))
         folders = {name: Path(temporary, f"{name}-caches") for name in ("quarter", "one", "two", "killed")}
-        results["one, a quarter"] = finish([start(folders["quarter"], files["quarter"], args.block)])
-        results["one"] = finish([start(folders["one"], files["whole"], args.block)])
+        results["one, a quarter"] = finish([start(folders["quarter"], files["quarter"], options)])
+        results["one"] = finish([start(folders["one"], files["whole"], options)])
         expected = rows_of(folders["one"])
-        results["two"] = finish([start(folders["two"], files["whole"], args.block) for _ in range(2)])
-        parts = files["whole"].stat().st_size // (1 << 25)
-        if parts > 1:
-            killed_half_way(folders["killed"], files["whole"], args.block, parts)
-            results["resumed"] = finish([start(folders["killed"], files["whole"], args.block)])
-        for name in ("two", *(["killed"] if parts > 1 else [])):
+        results["two"] = finish([start(folders["two"], files["whole"], options) for _ in range(2)])
+        killed_half_way(folders["killed"], files["whole"], options, files["whole"].stat().st_size / 1e6 / args.part)
+        results["resumed"] = finish([start(folders["killed"], files["whole"], options)])
+        for name in ("two", "killed"):
             if rows_of(folders[name]) != expected:
                 raise SystemExit(f"The rows of {name} differ from those of one worker.")
 
