@@ -312,7 +312,7 @@ def test_a_cache_that_cannot_be_written(
         raise OSError(number, os.strerror(number), "file")
 
     # Whatever is the first to write: the folder, the lock, the temporary folder, the rows.
-    places = ((Path, "mkdir"), (cache.FileLock, "acquire"), (cache, "atomic_folder"), (prepare, "_encode"))
+    places = ((Path, "mkdir"), (cache.FileLock, "acquire"), (cache, "atomic_folder"), (prepare, "encode_batch"))
     for place, name in places[:2] if number == errno.EROFS else places[::3]:
         with monkeypatch.context() as patch:
             patch.setattr(place, name, refuse)

@@ -3,6 +3,8 @@
     <key>/                 training rows (`data.prepare`): rows.arrow, statistics.json
     texts/<key>.jsonl      texts that a model adapts to (`training.adaptation`)
     models/<key>/          models with a new tokenizer or new weights (`training.adaptation`)
+    prepared/<key>/        training rows that several processes make together (`data.shards`)
+    remote/<key>/          files of object stores and of the Hub (`data.remote`)
 
 A key is 32 hexadecimal digits. Nothing else in the folder is ours, and nothing else is removed.
 """
@@ -13,7 +15,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,12 +42,21 @@ STATISTICS_NAME = "statistics.json"
 # The names and sizes of a cached model's files. `atomic_folder` moves files in the order of their names, and this one
 # comes after all that `save_pretrained` writes.
 WRITTEN_NAME = "written.json"
-TEXTS, MODELS = "texts", "models"
+TEXTS, MODELS, PREPARED, REMOTE = "texts", "models", "prepared", "remote"
+# What a folder of `PREPARED` or `REMOTE` was made from, and the record that is written when the former is complete.
+ABOUT_NAME, PREPARED_NAME = "about.json", "prepared.json"
 # A warning asks for a look at a cache that is larger than this.
 LARGE = 20e9
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _LOCK = re.compile(rf"\.([0-9a-f]{{32}}|{TEXTS})\.lock")
+# Of a folder of `PREPARED`; and the claim on any of them.
+_PREPARED = re.compile(
+    r"(about|documents|prepared)\.json|held-out\.arrow|(documents|tokens|rows|rows-held-out)-(\d{5}|held-out)\.(arrow|json)"
+)
+_CLAIM = re.compile(r"\.[a-z0-9.-]+\.lock")
+# Seconds until a process looks again what others have done.
+_PATIENCE = 0.2
 _STREAM_BEGINS = b"\xff\xff\xff\xff"
 
 
@@ -54,7 +65,7 @@ class Entry:
     """Something in the cache that this package wrote.
 
     Attributes:
-        kind: `rows`, `texts`, `models`, or `unfinished`: what a killed process left.
+        kind: `rows`, `texts`, `models`, `prepared`, `remote`, or `unfinished`: what a killed process left.
         path: A folder, or a file of texts.
         bytes: Size of its files.
         used: Time of the last use, in seconds since the epoch.
@@ -103,6 +114,51 @@ def building(folder: Path) -> Iterator[None]:
         for path in _leftovers(folder):
             shutil.rmtree(path, ignore_errors=True)
         yield
+    finally:
+        _unlock(lock)
+
+
+def share(
+    folder: Path, is_done: Callable[[], bool], tasks: Callable[[], Iterator[tuple[Path, Callable[[], None]]]]
+) -> None:
+    """Does work together with other processes, perhaps of other machines, that see the same folder.
+
+    Each task writes one file. Whoever begins a task claims it with a lock that ends with its process, so that the tasks
+    of a killed one are taken over. There is no limit to the time that others are waited for.
+
+    Args:
+        folder: The folder in which the claims are.
+        is_done: Returns whether all is done.
+        tasks: Yields what can be done now: a file that is missing, and a function that writes it in one step.
+
+    Raises:
+        OutputError: If the folder cannot be written, or its disk knows no locks.
+    """
+    waits = False
+    while not is_done():
+        if any(_claimed(folder, file, task, is_done) for file, task in tasks()):
+            waits = False
+        elif not is_done():
+            if not waits:
+                logger.info("Other processes are at work in %s: waiting for them.", folder)
+            waits = True
+            time.sleep(_PATIENCE)
+
+
+def _claimed(folder: Path, file: Path, task: Callable[[], None], is_done: Callable[[], bool]) -> bool:
+    """Carries out a task, unless another process does or has done; returns whether it did."""
+    lock = FileLock(folder / f".{file.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError) as error:
+        raise _unusable(folder, error) from error
+    try:
+        if is_done() or file.exists():
+            return False
+        task()
+        return True
     finally:
         _unlock(lock)
 
@@ -214,6 +270,8 @@ def entries(root: Path) -> list[Entry]:
     """Everything in a cache that this package wrote, the unfinished parts separately."""
     found = [entry for folder in _folders(root) for entry in _rows(folder)]
     found += [entry for folder in _folders(root / MODELS) for entry in _model(folder)]
+    found += [entry for folder in _folders(root / PREPARED) for entry in _prepared(folder)]
+    found += [Entry("remote", *_size(folder)) for folder in _folders(root / REMOTE) if (folder / ABOUT_NAME).is_file()]
     for file in _children(root / TEXTS):
         if _is_text(file) and _begins(file, b'{"text": '):
             found.append(Entry("texts", file, file.stat().st_size, file.stat().st_mtime))
@@ -242,14 +300,16 @@ def prune(root: Path | None = None, *, older_than: float = 0) -> Pruned:
                 (pruned.removed if _remove(entry) else pruned.in_use).append(entry)
             except OSError as error:
                 raise OutputError(f"{entry.path} cannot be removed: {error.strerror or error}.") from error
-    for parent in (root, root / MODELS):
+    for parent in (root, root / MODELS, root / PREPARED, root / REMOTE):
         for file in _children(parent):
             if _LOCK.fullmatch(file.name) and _is_file(file) and not file.stat().st_size:
                 with suppress(OSError, Timeout):
                     lock = FileLock(file)
                     lock.acquire(timeout=0)
                     _unlock(lock)
-    for name in {TEXTS, MODELS} & {part for entry in pruned.removed for part in entry.path.relative_to(root).parts}:
+    for name in {TEXTS, MODELS, PREPARED, REMOTE} & {
+        part for entry in pruned.removed for part in entry.path.relative_to(root).parts
+    }:
         with suppress(OSError):
             (root / name).rmdir()
     return pruned
@@ -286,6 +346,8 @@ def _unlock(lock: FileLock) -> None:
 
 def _remove(entry: Entry) -> bool:
     """Removes an entry; False if a process uses it."""
+    if entry.kind in ("prepared", "remote"):
+        return _remove_folder(entry.path)
     whole = entry.kind in ("rows", "models")
     lock = _lock(entry.path if whole else entry.path.parent)
     try:
@@ -320,6 +382,36 @@ def _remove(entry: Entry) -> bool:
         return True
     finally:
         _unlock(lock)
+
+
+def _remove_folder(folder: Path) -> bool:
+    """Removes prepared rows or fetched files; False if a process makes or uses them, which then holds one of these."""
+    with ExitStack() as stack:
+        for name in (ABOUT_NAME, PREPARED_NAME):
+            if fcntl is not None and (folder / name).is_file():
+                handle = stack.enter_context((folder / name).open("r+b"))
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return False
+        # First what says that the rest is complete.
+        (folder / PREPARED_NAME).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    return True
+
+
+def _prepared(folder: Path) -> list[Entry]:
+    names = {path.name for path in _children(folder) if not path.name.startswith(SAVING_PREFIX)}
+    if ABOUT_NAME not in names or not all(
+        _PREPARED.fullmatch(name) or _CLAIM.fullmatch(name) or name in ("tokenizer", "conversations") for name in names
+    ):
+        return []
+    return [Entry("prepared", *_size(folder))]
+
+
+def _size(folder: Path) -> tuple[Path, int, float]:
+    """A folder, the bytes of its files, and when its records were last used."""
+    return folder, _unfinished(folder).bytes, max(path.stat().st_mtime for path in _files(folder))
 
 
 def _rows(folder: Path) -> list[Entry]:

@@ -41,6 +41,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "explain": ("captum",),
     "quantize": ("bitsandbytes", "torchao"),
     "zst": ("zstandard",),
+    "remote": ("gcsfs", "s3fs"),
 }
 EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}
 

@@ -30,6 +30,7 @@ from . import (
     merge,
     pairs,
     plan,
+    prepare,
     pretrain,
     pull,
     push,
@@ -55,7 +56,7 @@ Every command explains itself: chatgpt-hf COMMAND --help"""
 # The order of the help: it reads as the way from nothing to a shared model.
 PANELS = {
     "Start": (quickstart, plan, data, tokenizer),
-    "Train": (pretrain, sft, dpo, reward, grpo, pairs, distill, finetune),
+    "Train": (prepare, pretrain, sft, dpo, reward, grpo, pairs, distill, finetune),
     "Evaluate": (evaluate, calibrate, compare, explain),
     "Use": (chat, ui, serve, generate),
     "Convert": (convert, merge, quantize, export),

@@ -54,10 +54,7 @@ def recipe_command(
             return
         recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
         check_recipe(types, recipe, arguments)
-
-        from chatgpt_hf.training.arguments import parse_recipe
-
-        run(parse_recipe(imported_types(types), recipe, arguments))
+        run(imported_recipe(types, recipe, arguments))
 
     command.__doc__ = doc
     # `--help` is read above: an option of typer's would have it import pydantic for every usage error.
@@ -78,6 +75,13 @@ def _joined() -> AbstractContextManager[Any]:
     from chatgpt_hf.training.distributed import joined
 
     return joined(message_of)
+
+
+def imported_recipe(types: tuple[str, ...], recipe: str | None, arguments: list[str]) -> tuple[Any, ...]:
+    """Imports the library, and reads a recipe and a command line into its dataclasses."""
+    from chatgpt_hf.training.arguments import parse_recipe
+
+    return parse_recipe(imported_types(types), recipe, arguments)
 
 
 def train(function: str) -> Callable[[tuple[Any, ...]], None]:

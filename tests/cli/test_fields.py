@@ -15,7 +15,7 @@ from chatgpt_hf_cli.errors import UsageMistake
 
 TYPES = {
     name: getattr(chatgpt_hf_cli, name).TYPES
-    for name in ("pretrain", "sft", "dpo", "reward", "grpo", "distill", "finetune", "plan")
+    for name in ("prepare", "pretrain", "sft", "dpo", "reward", "grpo", "distill", "finetune", "plan")
 }
 TYPES["evaluate"] = evaluate.TASK
 

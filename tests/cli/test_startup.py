@@ -25,7 +25,7 @@ from chatgpt_hf_cli import _choices, fields, make_app, static
 CLI = Path(chatgpt_hf_cli.__file__).parent
 LIBRARY = Path(chatgpt_hf.__file__).parent
 HEAVY = ["accelerate", "chatgpt_hf", "datasets", "numpy", "pandas", "torch", "transformers", "trl"]
-RECIPE_COMMANDS = ["pretrain", "sft", "dpo", "reward", "grpo", "distill", "finetune", "plan"]
+RECIPE_COMMANDS = ["prepare", "pretrain", "sft", "dpo", "reward", "grpo", "distill", "finetune", "plan"]
 
 # Runs command lines in one process, and says after each which packages have been imported.
 PROBE = """

@@ -12,10 +12,11 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import PreTrainedTokenizerBase, default_data_collator
 
 from chatgpt_hf import train_tokenizer
+from chatgpt_hf.data import corpus
 from chatgpt_hf.data.mixture import stream_mixture
 from chatgpt_hf.data.sources import CorpusSource
-from chatgpt_hf.data.streaming import StreamingRows
-from chatgpt_hf.errors import ConfigError, DataError
+from chatgpt_hf.data.streaming import ShardedRows, StreamingRows
+from chatgpt_hf.errors import CheckpointError, ConfigError, DataError
 from chatgpt_hf.tokenization_chatgpt import encode_documents
 
 TEXTS = [f"Document {number}. " + "Some more words follow here. " * (number % 7) for number in range(50)]
@@ -171,3 +172,103 @@ def test_a_broken_line_names_its_file_in_a_worker(tmp_path: Path, tokenizer: Pre
         loader = StatefulDataLoader(StreamingRows(train, tokenizer, BLOCK), num_workers=workers)
         with pytest.raises(DataError, match=r"broken\.jsonl is broken JSON in line 2"):
             list(loader)
+
+
+def sharded(
+    files: list[str], count: int, rank: int, world_size: int, tokenizer: PreTrainedTokenizerBase
+) -> ShardedRows:
+    """The rows of one of several processes."""
+    sources = [CorpusSource(name, weight) for name, weight in zip(files, (1, 2), strict=True)]
+    streamed = stream_mixture(sources, test_fraction=0.1, eval_documents=1, eval_corpus=files[0], seed=5)
+    shards = {
+        number: StreamingRows(streamed.shard(number, count), tokenizer, BLOCK, window_tokens=150, seed=2, shard=number)
+        for number in range(rank, count, world_size)
+    }
+    return ShardedRows(shards, count)
+
+
+def together(processes: list[ShardedRows], number: int) -> list[dict[str, list[Any]]]:
+    """The next rows of all processes, which take turns."""
+    running = [islice(process, number // len(processes)) for process in processes]
+    return [plain(row) for rows in zip(*running, strict=True) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def many_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two folders: one with as many files as there are shards, one with fewer."""
+    folder = tmp_path_factory.mktemp("shards")
+    for name, number in (("many", 6), ("few", 2)):
+        for place in range(number):
+            path = folder / name / f"{place}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(json.dumps({"text": f"{name} {text}"}) + "\n" for text in TEXTS[place::number]))
+    return [str(folder / "many"), str(folder / "few")]
+
+
+def test_shards_give_the_same_rows_to_any_number_of_processes(
+    many_files: list[str], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    def processes(number: int) -> list[ShardedRows]:
+        return [sharded(many_files, 6, rank, number, tokenizer) for rank in range(number)]
+
+    expected = together(processes(1), 240)
+    assert len({json.dumps(row) for row in expected}) > 100
+    for number in (2, 3, 6):
+        assert together(processes(number), 240) == expected, number
+    # Resumed by other numbers, from what the data loaders of all processes saved.
+    for before, after in ((2, 3), (3, 1), (1, 6), (6, 2), (2, 2)):
+        begun = processes(before)
+        assert together(begun, 120) == expected[:120]
+        saved = [json.loads(json.dumps({"inner": [process.state_dict()]})) for process in begun]
+        resumed = processes(after)
+        for process in resumed:
+            process.load_states(saved)
+        assert together(resumed, 120) == expected[120:], (before, after)
+
+
+def test_shards_divide_the_documents(many_files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [CorpusSource(name) for name in many_files]
+    streamed = stream_mixture(sources, eval_corpus=str(Path(many_files[0]) / "0.jsonl"))
+    opened: list[str] = []
+    read = corpus._documents
+    monkeypatch.setattr(
+        corpus, "_documents", lambda path, selection: opened.append(str(path)) or read(path, selection)
+    )
+    found: list[set[str]] = []
+    for number in range(6):
+        opened.clear()
+        shard = streamed.shard(number, 6)
+        found.append({row["text"] for row in islice(shard, 40)})
+        assert set(opened) == {f"{many_files[0]}/{number}.jsonl", f"{many_files[1]}/{number % 2}.jsonl"}
+    everything = [f"{name} {text}" for name in ("many", "few") for text in TEXTS]
+    assert sorted(text for texts in found for text in texts) == sorted(everything)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_of_shards_resumes(workers: int, many_files: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    def loader(rows: ShardedRows) -> StatefulDataLoader:
+        return StatefulDataLoader(rows, batch_size=3, num_workers=workers, collate_fn=default_data_collator)
+
+    uninterrupted, states = [], []
+    running = loader(sharded(many_files, 4, 0, 2, tokenizer))
+    for batch in islice(running, 12):
+        uninterrupted.append(plain(batch))
+        states.append(json.loads(json.dumps(running.state_dict())))
+    for after in (1, 6):
+        rows = sharded(many_files, 4, 0, 2, tokenizer)
+        rows.load_states([states[after - 1]])
+        assert [plain(batch) for batch in islice(loader(rows), 4)] == uninterrupted[after : after + 4]
+
+
+def test_shards_that_do_not_fit(many_files: list[str], files: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = sharded(many_files, 4, 0, 2, tokenizer)
+    with pytest.raises(CheckpointError, match=r"cut into 4 shards and is now cut into 2: give --stream_shards 4"):
+        sharded(many_files, 2, 0, 1, tokenizer).load_states([rows.state_dict()])
+    with pytest.raises(CheckpointError, match="no position in shard 1 of the stream"):
+        sharded(many_files, 4, 1, 2, tokenizer).load_states([rows.state_dict()])
+    with pytest.raises(CheckpointError, match="no positions in the stream's shards"):
+        rows.load_states([{"units": 1}])
+    with pytest.raises(ConfigError, match="read by 0 or 1 workers of each process"):
+        list(StatefulDataLoader(rows, num_workers=2))
+    with pytest.raises(DataError, match=r"Shard 31 of 31 of the stream has no documents of one of the sources"):
+        stream_mixture([CorpusSource(files[0])], eval_corpus=files[1]).shard(30, 31)

@@ -3,6 +3,7 @@
 The moment of the kill does not depend on speed: killed.py brings the run to a chosen moment, where it waits to be killed.
 """
 
+import json
 import multiprocessing
 import random
 import signal
@@ -73,6 +74,10 @@ class Runner:
         assert self.wait(self.start()[0]) == {0}, self.log.read_text()[-5000:]
         return load_file(self.folder / "model.safetensors")
 
+    def refused(self) -> set[int | None]:
+        """Starts the run, and returns the exit codes with which it ends at once."""
+        return self.wait(self.start()[0])
+
     def wait(self, started: list[BaseProcess]) -> set[int | None]:
         for process in started:
             process.join(PATIENCE)
@@ -116,6 +121,7 @@ def options(corpus_file: Path, base_folder: Path) -> list[str]:
 
 
 STREAMING = ["--streaming", "true", "--eval_documents", "4"]
+GLOO = ["--ddp_backend", "gloo", "--use_cpu", "true"]
 
 
 @pytest.mark.slow
@@ -201,7 +207,7 @@ def test_two_data_loader_workers(options: list[str], tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["finite", "streaming"])
 def test_two_processes(source: str, options: list[str], tmp_path: Path) -> None:
-    options += ["--ddp_backend", "gloo", "--use_cpu", "true", *(STREAMING if source == "streaming" else [])]
+    options += [*GLOO, *(STREAMING if source == "streaming" else [])]
     expected = Runner(tmp_path / "whole", options, processes=2).finish()
     run = Runner(tmp_path / "killed", options, processes=2)
     run.kill_at(saving("within", "optimizer.pt"), 9)
@@ -213,6 +219,46 @@ def test_two_processes(source: str, options: list[str], tmp_path: Path) -> None:
     assert is_whole_checkpoint(run.folder / "checkpoint-15")
     assert not (run.folder / "checkpoint-16").exists()
     assert_same(run.finish(), expected)
+
+
+def losses(folder: Path) -> list[float]:
+    """The losses of all steps."""
+    state = json.loads((folder / f"checkpoint-{STEPS}" / STATE).read_text())
+    return [line["loss"] for line in state["log_history"] if "loss" in line]
+
+
+@pytest.mark.slow
+def test_a_stream_in_shards_resumes_on_another_number_of_processes(options: list[str], tmp_path: Path) -> None:
+    """A step takes the same rows on one process as on two; only sums are rounded differently, so dropout is off."""
+    files = tmp_path / "texts"
+    files.mkdir()
+    for number in range(4):
+        lines = [json.dumps({"text": f"File {number} has a line number {line}."}) + "\n" for line in range(40)]
+        (files / f"{number}.jsonl").write_text("".join(lines))
+    one = [*options, "--corpus", str(files), *STREAMING, "--residual_dropout", "0", "--stream_shards", "4"]
+    one += ["--logging_strategy", "steps", "--logging_steps", "1"]
+    two = [*one, *GLOO, "--gradient_accumulation_steps", "1"]
+    Runner(tmp_path / "whole", one).finish()
+    Runner(tmp_path / "moved", two, processes=2).terminate_at("on_optimizer_step", 6, rank=1)
+    assert is_whole_checkpoint(tmp_path / "moved" / "checkpoint-6")
+    Runner(tmp_path / "moved", one).terminate_at("on_optimizer_step", 12)
+    Runner(tmp_path / "moved", two, processes=2).finish()
+    expected, found = losses(tmp_path / "whole"), losses(tmp_path / "moved")
+    assert len(expected) == STEPS
+    assert found == pytest.approx(expected, abs=1e-5)
+    # What decides is in the record, and is not changed by a process more.
+    assert json.loads((tmp_path / "moved" / "data.json").read_text())["stream"] == {"shards": 4}
+    assert Runner(tmp_path / "moved", [*one, "--stream_shards", "2"]).refused() == {2}
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_the_corpus_together(options: list[str], tmp_path: Path) -> None:
+    options += ["--residual_dropout", "0"]
+    one = Runner(tmp_path / "alone", options).finish()
+    two = Runner(tmp_path / "together", [*options, *GLOO, "--gradient_accumulation_steps", "1"], processes=2).finish()
+    for name, weight in one.items():
+        assert (weight - two[name]).abs().max() < 1e-5, name
+    assert len(list((tmp_path / "rows" / "prepared").glob("*/prepared.json"))) == 1
 
 
 @pytest.fixture(autouse=True)

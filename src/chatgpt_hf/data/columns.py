@@ -26,6 +26,7 @@ from ..errors import ChatGPTError, DataError
 from .arrow_rows import parquet_schema
 from .delimited import read_table
 from .files import faults_named, format_of
+from .remote import fetch
 from .tables import placed_rows
 
 # Part of what a cached data set is found by: count it up when the same file gives other rows.
@@ -102,6 +103,7 @@ def generate(
     """
     stamps = []
     for file in files:
+        fetch(file)
         with faults_named(file):
             status = file.stat()
             stamps.append((str(file), status.st_size, status.st_mtime_ns))

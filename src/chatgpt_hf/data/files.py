@@ -18,6 +18,7 @@ import pyarrow as pa
 from ..errors import DataError
 from ..parsing import special_kind
 from .encodings import MARKS, check_encoding, encoding_by_mark, is_surely_utf8, likely_encodings, looks_like_utf16
+from .remote import fetch, is_remote, remote_base, remote_files
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 FORMATS = ", ".join(suffix[1:] for suffix in SUFFIXES) + " (all but parquet also with .gz or .zst)"
@@ -43,8 +44,14 @@ def source_files(source: str) -> list[Path] | None:
     """Returns the files that a path or glob names, in order; None if nothing matches.
 
     Raises:
-        DataError: If none of them has a supported format.
+        DataError: If none of them has a supported format, or a URL names nothing that can be read.
+        MissingDependency: If the package that reads a kind of URL is not installed.
     """
+    if is_remote(source):
+        files = [file for file in remote_files(source) if format_of(file) and not _is_hidden(file)]
+        if not files:
+            raise DataError(f"{source} contains no file with a supported ending: {FORMATS}")
+        return files
     path = Path(source).expanduser()
     try:
         if os.path.isdir(path):
@@ -62,6 +69,11 @@ def source_files(source: str) -> list[Path] | None:
     if not files:
         raise DataError(f"{source} contains no file with a supported ending: {FORMATS}")
     return files
+
+
+def _is_hidden(file: Path) -> bool:
+    base = remote_base(file)
+    return base is not None and any(part.startswith(".") for part in file.relative_to(base).parts)
 
 
 def _files_below(path: Path) -> list[Path]:
@@ -86,7 +98,11 @@ def faults_named(path: Path, encoding: str | None = None) -> Iterator[None]:
 
 
 def check_regular(path: Path) -> None:
-    """Raises `DataError` if a path is a folder, pipe, socket or device: reading one may never end."""
+    """Raises `DataError` if a path is a folder, pipe, socket or device: reading one may never end.
+
+    Of a source that is a URL, this fetches the file.
+    """
+    fetch(path)
     with faults_named(path):
         kind = special_kind(path)
     if kind is not None:

@@ -30,10 +30,40 @@ class StreamedCorpus:
     Attributes:
         train: An endless stream of documents, pass after pass over the sources; columns `text` and `source`.
         test: The held-out documents for evaluation, with the same columns.
+        parts: The sources of `train`, one pass of each.
+        shares: Probabilities of drawing from them; None if they take turns.
+        seed: Seed of the draws.
     """
 
     train: IterableDataset
     test: Dataset
+    parts: tuple[IterableDataset, ...] = ()
+    shares: Sequence[float] | None = None
+    seed: int = 0
+
+    def files(self) -> int:
+        """Returns the smallest number of files of a source, which each can be read separately."""
+        return min(part.num_shards for part in self.parts)
+
+    def shard(self, index: int, count: int) -> IterableDataset:
+        """Returns one of `count` endless streams that divide the documents among them.
+
+        Of a source with fewer files than there are shards, several shards share a file: each reads all of it and takes
+        its share of the documents. Other files are read for one shard only.
+
+        Raises:
+            DataError: If a source has no documents for this shard.
+        """
+        train = []
+        for part in self.parts:
+            shard = _shard(part, index, count)
+            if next(iter(shard), None) is None:
+                raise DataError(
+                    f"Shard {index + 1} of {count} of the stream has no documents of one of the sources: give fewer "
+                    "--stream_shards."
+                )
+            train.append(shard)
+        return _endless(train, None if self.shares is None else list(self.shares), self.seed + index)
 
 
 def load_mixture(
@@ -152,7 +182,9 @@ def stream_mixture(
         if not test:
             raise DataError(f"The held-out part is empty: {eval_corpus} has only blank documents.")
     train = [_without(part, last_choices) for part in train]
-    return StreamedCorpus(_endless(train, probabilities(sources), seed), Dataset.from_list(test, _COLUMNS))
+    chances = probabilities(sources)
+    held_out_documents = Dataset.from_list(test, _COLUMNS)
+    return StreamedCorpus(_endless(train, chances, seed), held_out_documents, tuple(train), chances, seed)
 
 
 def _load(source: CorpusSource, skip_broken_files: bool) -> DatasetDict:
@@ -271,6 +303,20 @@ def _read_part(path: str, start: int, stop: int, encoding: str | None) -> Iterat
             yield {"text": text[:end]}
             text = text[end:]
     yield {"text": text}
+
+
+def _shard(part: IterableDataset, index: int, count: int) -> IterableDataset:
+    files = part.num_shards
+    if files >= count:
+        return part.shard(count, index, contiguous=False)
+    file, place = index % files, index // files
+    sharing = len(range(file, count, files))
+    own = part.shard(files, file, contiguous=False)
+    return own.filter(partial(_is_own, place=place, sharing=sharing), with_indices=True)
+
+
+def _is_own(row: Mapping[str, Any], index: int, place: int, sharing: int) -> bool:
+    return index % sharing == place
 
 
 def _endless(train: list[IterableDataset], shares: list[float] | None, seed: int) -> IterableDataset:

@@ -172,25 +172,58 @@ def iterate_rows(
     if block_size < 2:
         raise ConfigError(f"block_size is {block_size}: a row of fewer than 2 tokens has nothing to predict.")
 
-    def packings() -> Iterator[Packing]:
-        rest = Tokens.of([])
-        for window in _windows(dataset, seed):
-            packing, rest = pack_tokens(_joined(rest, window), block_size, split_long)
-            yield packing
-        yield pack_rest(rest, block_size)
-
     found = False
-    for packing in packings():
-        for chunk in np.split(np.arange(packing.num_rows()), range(_CHUNK_ROWS, packing.num_rows(), _CHUNK_ROWS)):
-            rows = packing.assemble(chunk, pad_token_id)
-            if len(rows.labels):
-                found = True
-                yield rows
+    for packing, _ in iterate_packings(dataset, block_size, split_long=split_long, seed=seed):
+        for rows in assembled(packing, pad_token_id):
+            found = True
+            yield rows
     if not found:
-        raise DataError(
-            f"No row of {block_size} tokens has anything to learn: the documents are empty, or the tokens to learn "
-            "come after the first block_size tokens. Use a larger block_size."
-        )
+        raise nothing_to_learn(block_size)
+
+
+def iterate_packings(
+    dataset: Dataset,
+    block_size: int,
+    *,
+    split_long: bool = True,
+    seed: int = 0,
+    first: int = 0,
+    rest: Tokens | None = None,
+) -> Iterator[tuple[Packing, Tokens]]:
+    """Packs window after window of documents, each together with what the window before it left over.
+
+    Args:
+        dataset: As for `pack_documents`.
+        block_size: As for `pack_documents`.
+        split_long: As for `pack_documents`.
+        seed: As for `pack_documents`.
+        first: Number of windows that were packed before.
+        rest: What the last of them left over.
+
+    Yields:
+        The rows of a window and what it leaves over; at the end, the row of what the last one left over.
+    """
+    rest = Tokens.of([]) if rest is None else rest
+    for window in _windows(dataset, seed, first):
+        packing, rest = pack_tokens(_joined(rest, window), block_size, split_long)
+        yield packing, rest
+    yield pack_rest(rest, block_size), Tokens.of([])
+
+
+def assembled(packing: Packing, pad_token_id: int) -> Iterator[Rows]:
+    """Yields the rows of a packing that have something to learn, about a thousand at a time."""
+    for chunk in np.split(np.arange(packing.num_rows()), range(_CHUNK_ROWS, packing.num_rows(), _CHUNK_ROWS)):
+        rows = packing.assemble(chunk, pad_token_id)
+        if len(rows.labels):
+            yield rows
+
+
+def nothing_to_learn(block_size: int) -> DataError:
+    """The error of documents that give no row with anything to learn."""
+    return DataError(
+        f"No row of {block_size} tokens has anything to learn: the documents are empty, or the tokens to learn "
+        "come after the first block_size tokens. Use a larger block_size."
+    )
 
 
 def rows_table(rows: Rows) -> pa.Table:
@@ -231,8 +264,11 @@ def pack_rest(rest: Tokens, block_size: int) -> Packing:
     return Packing(rest, starts, rest.lengths, row, block_size)
 
 
-def _windows(dataset: Dataset, seed: int) -> Iterator[Tokens]:
-    """Yields the documents in seeded order, about `_WINDOW_TOKENS` tokens or one longer document at a time."""
+def _windows(dataset: Dataset, seed: int, first: int = 0) -> Iterator[Tokens]:
+    """Yields the documents in seeded order, about `_WINDOW_TOKENS` tokens or one longer document at a time.
+
+    Leaves out the first `first` windows.
+    """
     columns = [name for name in ("input_ids", "labels") if name in dataset.column_names]
     dataset = dataset.select_columns(columns).with_format("arrow")
     counts = [
@@ -245,7 +281,7 @@ def _windows(dataset: Dataset, seed: int) -> Iterator[Tokens]:
         raise DataError("The corpus has no tokens to pack: every document is empty.")
     order = filled[np.random.default_rng(seed).permutation(len(filled))]
     window = (np.cumsum(lengths[order]) - lengths[order]) // _WINDOW_TOKENS
-    for indices in np.split(order, np.flatnonzero(np.diff(window)) + 1):
+    for indices in np.split(order, np.flatnonzero(np.diff(window)) + 1)[first:]:
         # A slice is mapped from disk; rows for a list of indices are copied.
         table = dataset[indices] if len(indices) > 1 else dataset[int(indices[0]) : int(indices[0]) + 1]
         ids, *labels = (

@@ -6,7 +6,7 @@ import logging
 import tempfile
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,12 @@ class SourceStatistics:
     def bytes_per_token(self) -> float:
         """Average number of bytes per token."""
         return self.bytes / self.tokens
+
+    def plus(self, other: "SourceStatistics") -> "SourceStatistics":
+        """Returns the sums of both, under this one's name."""
+        return SourceStatistics(
+            self.source, self.documents + other.documents, self.bytes + other.bytes, self.tokens + other.tokens
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def prepare_rows(
     if len(documents) == 0:
         raise DataError("The corpus has no documents to tokenize.")
     fingerprint = _corpus_fingerprint(documents)
-    key = _hash([_VERSION, fingerprint, tokenizer_fingerprint(tokenizer), block_size, seed])
+    key = hash_of_values([_VERSION, fingerprint, tokenizer_fingerprint(tokenizer), block_size, seed])
     folder = Path(cache_dir or cache_root()) / key
     found = _read(folder, fingerprint)
     if found is None:
@@ -130,11 +136,10 @@ def _build(
     seed: int,
     num_proc: int | None,
 ) -> None:
-    if _most_tokens(documents) * _BYTES > free_space(folder):
-        _check_space(folder, _estimated_tokens(documents, tokenizer) * _BYTES)
+    check_room(folder, documents, tokenizer)
     with writing(folder) as temporary, tempfile.TemporaryDirectory(dir=temporary) as scratch:
         tokens = documents.map(
-            _encode,
+            encode_batch,
             batched=True,
             # A document can be a whole book, and the whole batch is in memory at once.
             batch_size=100,
@@ -147,9 +152,18 @@ def _build(
             desc="Tokenizing",
         )
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        statistics = _statistics(tokens)
+        statistics = count_sources(tokens)
         _check_space(folder, sum(source.tokens for source in statistics) * _ROW_BYTES)
         _write(temporary, tokens, statistics, block_size, pad, seed)
+
+
+def check_room(folder: Path, documents: Dataset, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Raises `OutputError` if the disk has no room for the rows of these documents; without a tokenizer, each byte counts
+    as a third of a token."""
+    most = _most_tokens(documents)
+    if most * _BYTES > free_space(folder):
+        estimated = most / 3 if tokenizer is None else _estimated_tokens(documents, tokenizer)
+        _check_space(folder, estimated * _BYTES)
 
 
 def _check_space(folder: Path, needed: float) -> None:
@@ -186,25 +200,42 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     named = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     # Most tokenizers of other models put no bos before a document; earlier releases did.
     marks = document_marks(tokenizer)
-    return _hash(
+    return hash_of_values(
         [state, *named, tokenizer.pad_token_id, *([] if [*marks.begin, *marks.end] == named else [list(marks)])]
     )
 
 
-def _corpus_fingerprint(documents: Dataset) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for batch in documents.select_columns(["text", "source"]).iter(batch_size=100):
-        for cells in zip(batch["text"], batch["source"], strict=True):
+class CorpusFingerprint:
+    """A hash of documents and their sources, in their order."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, texts: Sequence[str], sources: Sequence[str]) -> None:
+        """Adds the next documents."""
+        for cells in zip(texts, sources, strict=True):
             for cell in map(str.encode, cells):
-                digest.update(len(cell).to_bytes(8, "big") + cell)
-    return digest.hexdigest()
+                self._digest.update(len(cell).to_bytes(8, "big") + cell)
+
+    def hexdigest(self) -> str:
+        """Returns the hash of all documents so far, as 32 hexadecimal digits."""
+        return self._digest.hexdigest()
 
 
-def _hash(value: Any) -> str:
+def _corpus_fingerprint(documents: Dataset) -> str:
+    fingerprint = CorpusFingerprint()
+    for batch in documents.select_columns(["text", "source"]).iter(batch_size=100):
+        fingerprint.add(batch["text"], batch["source"])
+    return fingerprint.hexdigest()
+
+
+def hash_of_values(value: Any) -> str:
+    """Returns a hash of JSON values, as 32 hexadecimal digits."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+def encode_batch(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+    """Returns the tokens, sources and sizes in bytes of some documents."""
     return {
         "input_ids": encode_document_arrays(tokenizer, batch["text"]),
         "source": batch["source"],
@@ -212,7 +243,9 @@ def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> 
     }
 
 
-def _statistics(tokens: Dataset) -> list[SourceStatistics]:
+def count_sources(tokens: Dataset) -> list[SourceStatistics]:
+    """Counts what `encode_batch` returned, for each source in the order of the documents."""
+
     def tables() -> Iterator[pa.Table]:
         for table in tokens.with_format("arrow").iter(batch_size=100):
             counts = pc.cast(pc.list_value_length(table["input_ids"]), pa.int64())

@@ -17,6 +17,7 @@ from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 
 from ..errors import ConfigError, DataError
 from .files import format_of, is_one_document
+from .remote import is_remote, remote_base
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +76,13 @@ def split_files(files: Sequence[Path], source: str, *, log: bool = True) -> dict
     """
     say = logger.log if log else _say_nothing
     path = Path(source).expanduser()
-    if not path.is_dir() and path.exists():
+    remote = remote_base(files[0]) if files and is_remote(source) else None
+    is_file = (not path.is_dir() and path.exists()) if remote is None else source.endswith(f"/{files[0].name}")
+    if is_file:
         return {"train": list(files)}
     _refuse_arrow_folder(files, source)
     files = _without_metadata(files, source, say)
-    base = path if path.is_dir() else _before_wildcards(path)
+    base = remote or (path if path.is_dir() else _before_wildcards(path))
     for name in (_folder_split, _file_split, lambda file: _file_split(file) or _folder_split(file)):
         named: dict[str | None, list[Path]] = {}
         for file in files:

@@ -147,6 +147,13 @@ class CorpusArguments:
     streaming: bool = field(
         default=False, metadata={"help": "Read and pack text during training instead of up front; needs max_steps."}
     )
+    stream_shards: int | None = field(
+        default=None,
+        metadata={
+            "help": "With streaming: number of parts that the stream is cut into, each read by one process. A run resumes on any number of "
+            "processes that divides it. If not given: for several processes, chosen by the number of files; for one, the stream is not cut."
+        },
+    )
     eval_corpus: str | None = field(
         default=None, metadata={"help": "Source of held-out text; a part of the corpus if not given."}
     )

@@ -27,6 +27,7 @@ from ..tokenization_chatgpt import IM_END
 from .arguments import ConversationDataArguments
 from .chat_run import ChatRun
 from .resuming import READ_WITH, rows_fingerprint
+from .stored_conversations import ConversationRows
 
 logger = logging.getLogger(__name__)
 
@@ -119,26 +120,44 @@ class ConversationRun(ChatRun):
 
     def prepare_rows(self, splits: DatasetDict) -> None:
         """Tokenizes the result of `read`, and sets what depends on it. Tokenizer and model are loaded by now."""
+        self.use_rows(self.make_rows(splits))
+
+    def make_rows(self, splits: DatasetDict) -> ConversationRows:
+        """Tokenizes the result of `read`. The tokenizer is loaded by now."""
         chosen = self.data_arguments
         tokenized = self._tokenized(splits["train"])
         if chosen.show_masks and self.arguments.process_index == 0:
             show_masks(tokenized.select(range(min(chosen.show_masks, len(tokenized)))), self.tokenizer)
-        self.share_learned = share_supervised(tokenized)
-        logger.info("The model learns %.1f %% of the tokens", 100 * self.share_learned)
-        self.rows = self.to_rows(tokenized)
-        self.eval_rows = self.to_rows(self._tokenized(splits["test"])) if "test" in splits else None
-        self.parts = _conversations_to_answer(splits, chosen.evaluate_answers, self.arguments.seed)
+        rows = self.to_rows(tokenized)
         # Where a conversation comes from does not matter.
         conversations = splits["train"].select_columns(
             [c for c in splits["train"].column_names if c in ("messages", "tools")]
         )
+        return ConversationRows(
+            rows=rows,
+            eval_rows=self.to_rows(self._tokenized(splits["test"])) if "test" in splits else None,
+            parts=_conversations_to_answer(splits, chosen.evaluate_answers, self.arguments.seed),
+            share_learned=share_supervised(tokenized),
+            rows_fingerprint=rows_fingerprint(rows),
+            dataset_fingerprint=rows_fingerprint(conversations),
+            test_fraction=chosen.test_fraction,
+            summaries=self.summaries,
+        )
+
+    def use_rows(self, made: ConversationRows) -> None:
+        """Sets what depends on the rows."""
+        chosen = self.data_arguments
+        self.rows, self.eval_rows, self.parts = made.rows, made.eval_rows, made.parts
+        self.share_learned, self.summaries = made.share_learned, made.summaries
+        chosen.test_fraction = made.test_fraction
+        logger.info("The model learns %.1f %% of the tokens", 100 * self.share_learned)
         self.data = {
-            "rows": rows_fingerprint(self.rows),
+            "rows": made.rows_fingerprint,
             **self.record(),
             "block_size": chosen.block_size,
             "long_conversations": chosen.long_conversations,
             "test_fraction": chosen.test_fraction,
-            READ_WITH: {"dataset": rows_fingerprint(conversations), "skip_invalid": chosen.skip_invalid},
+            READ_WITH: {"dataset": made.dataset_fingerprint, "skip_invalid": chosen.skip_invalid},
         }
 
     def _tokenized(self, conversations: Dataset) -> Dataset:

@@ -2,11 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from datasets import Dataset, IterableDataset
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,21 +11,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from ..checkpoints import check_tokenizer_fits, load_model
 from ..data.corpus_summary import summarize_corpus
-from ..data.mixture import load_mixture, stream_mixture
-from ..data.packing import IGNORE_INDEX
-from ..data.prepare import PreparedRows, prepare_rows, tokenizer_fingerprint
-from ..data.sources import CorpusSource, parse_sources
-from ..data.streaming import StreamingRows
+from ..data.prepare import tokenizer_fingerprint
 from ..data.summary import RowSummary
 from ..errors import ConfigError
 from ..evaluation.language_modeling import evaluate_language_modeling
 from ..model.configuration_chatgpt import ChatGPTConfig
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
 from ..terminal import visible
-from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
-from .ranges import has_steps
+from .recipe_corpus import RecipeCorpus, TrainingRows
 from .run import Run, check_block_size
+from .run_folder import read_data_record
 from .samples import SampleText, sample_text
 from .scaling import flops_per_token
 from .trainer import PretrainTrainer
@@ -87,17 +80,17 @@ class PretrainRun(Run):
 
     def prepare(self) -> None:
         arguments, corpus_arguments = self.arguments, self.corpus_arguments
-        self.sources = parse_sources(
-            corpus_arguments.corpus, text_column=corpus_arguments.text_column, encoding=corpus_arguments.encoding
+        # From the first process: other machines may not have the checkpoint's folder.
+        stream = self.world.decide(
+            lambda: read_data_record(self.checkpoint.parent).get("stream") if self.checkpoint else None
         )
-        # The first process prepares and caches; the others read the cache.
-        with self.world.first():
-            self.corpus = _load_corpus(self.sources, corpus_arguments, self.model_arguments, arguments)
-            self.tokenizer = _tokenizer(corpus_arguments, self.model_arguments, self.corpus.train)
-            self.model = _model(self.model_arguments, self.architecture, self.tokenizer, corpus_arguments.block_size)
-            check_tokenizer_fits(self.model, self.tokenizer)
-            check_block_size(corpus_arguments.block_size, self.model)
-            self.rows = _rows(self.corpus, self.tokenizer, corpus_arguments, arguments)
+        corpus = RecipeCorpus(corpus_arguments, self.model_arguments, arguments, stream)
+        self.sources = corpus.sources
+        self.tokenizer = corpus.tokenizer()
+        self.model = _model(self.model_arguments, self.architecture, self.tokenizer, corpus_arguments.block_size)
+        check_tokenizer_fits(self.model, self.tokenizer)
+        check_block_size(corpus_arguments.block_size, self.model)
+        self.rows, self.held_out = corpus.read()
         self.summaries: list[RowSummary] = []
         if arguments.process_index == 0:
             for source in self.sources:
@@ -110,9 +103,7 @@ class PretrainRun(Run):
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "block_size": corpus_arguments.block_size,
             "seed": arguments.seed,
-            "stream": {"processes": arguments.world_size, "workers": arguments.dataloader_num_workers}
-            if corpus_arguments.streaming
-            else None,
+            "stream": corpus.stream,
             "sources": self.rows.statistics,
         }
 
@@ -135,7 +126,7 @@ class PretrainRun(Run):
             held_out = evaluate_language_modeling(
                 self.model,
                 self.tokenizer,
-                self.corpus.test["text"],
+                self.held_out["text"],
                 batch_size=self.arguments.per_device_eval_batch_size,
             )
         return {
@@ -164,96 +155,6 @@ class PretrainRun(Run):
         )
 
 
-class Corpus(NamedTuple):
-    """Documents to train on, as a dataset or a stream, and held-out documents; columns `text` and `source`."""
-
-    train: Dataset | IterableDataset
-    test: Dataset
-    # The recipe's description of the documents; stands in for a fingerprint of a stream, which is not read in advance.
-    specification: str
-
-
-class TrainingRows(NamedTuple):
-    """The corpus as training rows, with its size, fingerprint and statistics."""
-
-    train: Dataset | StreamingRows
-    test: Dataset
-    test_bytes: int
-    test_tokens: int
-    fingerprint: str
-    figures: dict[str, Any]
-    statistics: list[dict[str, Any]]
-
-
-def _load_corpus(
-    sources: list[CorpusSource],
-    corpus_arguments: CorpusArguments,
-    model_arguments: ModelArguments,
-    arguments: PretrainArguments,
-) -> Corpus:
-    common: dict[str, Any] = {
-        "test_fraction": corpus_arguments.test_fraction,
-        "seed": arguments.seed,
-        "skip_broken_files": corpus_arguments.skip_broken_files,
-        "eval_corpus": corpus_arguments.eval_corpus,
-    }
-    # Release 0.1 knew no encodings, and its runs resume: a record without one means UTF-8.
-    described = [
-        {name: value for name, value in asdict(source).items() if name != "encoding" or value} for source in sources
-    ]
-    read_as = {**common, **({"encoding": corpus_arguments.encoding} if corpus_arguments.encoding else {})}
-    specification = json.dumps([described, read_as], sort_keys=True)
-    common["encoding"] = corpus_arguments.encoding
-    if corpus_arguments.streaming:
-        if not has_steps(arguments):
-            raise ConfigError("--streaming has no end: give --max_steps, or --depth, which sets it.")
-        if (corpus_arguments.tokenizer or model_arguments.model_name_or_path) is None:
-            raise ConfigError(
-                "--streaming reads the text only once, so it cannot train a tokenizer first: give --tokenizer "
-                "(`chatgpt-hf tokenizer train` makes one)."
-            )
-        streamed = stream_mixture(sources, eval_documents=corpus_arguments.eval_documents, **common)
-        return Corpus(streamed.train, streamed.test, specification)
-    splits = load_mixture(sources, **common)
-    return Corpus(splits["train"], splits["test"], specification)
-
-
-def _rows(
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    corpus_arguments: CorpusArguments,
-    arguments: PretrainArguments,
-) -> TrainingRows:
-    block_size = corpus_arguments.block_size
-
-    def prepare(documents: Dataset) -> PreparedRows:
-        workers = corpus_arguments.preprocessing_num_workers
-        rows = prepare_rows(documents, tokenizer, block_size, seed=arguments.seed, num_proc=workers)
-        # As arrays: the collator takes several times as long with lists of Python numbers.
-        return replace(rows, rows=rows.rows.with_format("numpy"))
-
-    test = prepare(corpus.test)
-    test_tokens = sum(int(np.count_nonzero(batch["labels"] != IGNORE_INDEX)) for batch in test.rows.iter(1000))
-    held_out = (test.rows, sum(source.bytes for source in test.statistics), test_tokens)
-    if isinstance(corpus.train, IterableDataset):
-        rows = StreamingRows(
-            corpus.train,
-            tokenizer,
-            block_size,
-            seed=arguments.seed,
-            rank=arguments.process_index,
-            world_size=arguments.world_size,
-        )
-        return TrainingRows(rows, *held_out, corpus.specification, {}, [])
-    train = prepare(corpus.train)
-    statistics = [{**asdict(source), "bytes_per_token": source.bytes_per_token} for source in train.statistics]
-    figures = {
-        "train_tokens": sum(source.tokens for source in train.statistics),
-        "share_of_positions_used": train.share_of_positions_used,
-    }
-    return TrainingRows(train.rows, *held_out, train.fingerprint, figures, statistics)
-
-
 def _columns(summary: RowSummary) -> dict[str, Any]:
     """Returns a line of the report; its counts would be those of the first rows."""
     return {name: value for name, value in summary.line().items() if name in ("source", "split", "read", "not used")}
@@ -272,19 +173,6 @@ def _show(rows: TrainingRows) -> None:
     console = Console()
     console.print(table)
     console.print(f"{100 * rows.figures['share_of_positions_used']:.1f} % of the rows' positions are used.")
-
-
-def _tokenizer(
-    corpus_arguments: CorpusArguments, model_arguments: ModelArguments, documents: Any
-) -> PreTrainedTokenizerBase:
-    source = corpus_arguments.tokenizer or model_arguments.model_name_or_path
-    if source is not None:
-        tokenizer = load_tokenizer(source)
-        if tokenizer.pad_token_id is None:
-            # GPT-2 has none. Padding is masked by position here, so the model still learns eos.
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
-    return train_tokenizer(documents["text"], corpus_arguments.vocab_size)
 
 
 def _model(

@@ -279,7 +279,7 @@ class Run(ABC):
             check_same_data(checkpoint, data)
             check_same_optimizer(checkpoint, self.arguments)
             check_checkpoint_fits(checkpoint, self.model)
-            check_same_step(checkpoint, self.arguments, streaming=data.get("stream") is not None)
+            check_same_step(checkpoint, self.arguments, streaming="processes" in (data.get("stream") or {}))
             check_steps_left(checkpoint, self.arguments)
             if self.arguments.process_index == 0:
                 log_changes(checkpoint, self.arguments)

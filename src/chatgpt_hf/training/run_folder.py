@@ -217,7 +217,7 @@ def find_fault(checkpoint: Path) -> Fault | None:
             return fault
     except OSError as error:
         return Fault(f"{error.filename} cannot be read: {error.strerror}")
-    for rank in range(_processes_on_a_stream(checkpoint.parent)):
+    for rank in range(_processes_on_a_stream(checkpoint)):
         file = _data_state_file(checkpoint, rank)
         try:
             json.loads(file.read_text(encoding="utf-8"))
@@ -393,9 +393,27 @@ def _data_state_file(checkpoint: Path, rank: int) -> Path:
     return checkpoint / f"data_state_{rank}.json"
 
 
-def _processes_on_a_stream(folder: Path) -> int:
-    stream = read_data_record(folder).get("stream")
-    return stream["processes"] if stream else 0
+def read_data_states(checkpoint: Path) -> list[dict[str, Any]]:
+    """The positions of all processes that wrote a checkpoint, in the stream that they shared.
+
+    Raises:
+        CheckpointError: If one is missing or truncated.
+    """
+    processes = max(1, _processes_on_a_stream(checkpoint))
+    return [read_data_state(checkpoint, rank, processes) for rank in range(processes)]
+
+
+def _processes_on_a_stream(checkpoint: Path) -> int:
+    stream = read_data_record(checkpoint.parent).get("stream")
+    if not stream:
+        return 0
+    if "processes" in stream:
+        return stream["processes"]
+    # Of a stream in shards, each checkpoint may have been written by another number.
+    try:
+        return int(json.loads(_data_state_file(checkpoint, 0).read_text(encoding="utf-8"))["processes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1
 
 
 def check_checkpoint_fits(checkpoint: Path, model: PreTrainedModel) -> None:

@@ -1,6 +1,8 @@
 """Fine-tunes a base model to a chat model with TRL's `SFTTrainer`; the model learns only the assistant's words."""
 
+import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -9,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, defa
 from ..chat_templates import read_chat_template
 from ..checkpoints import check_tokenizer_fits, extend_vocabulary, load_model, making_adapters, sample_of
 from ..data.packing import pack_documents
+from ..data.prepare import tokenizer_fingerprint
+from ..data.sources import parse_sources
 from ..errors import ConfigError, TokenizerError
 from ..extras import needed_by
 from ..model.modeling_chatgpt import ChatGPTForCausalLM
@@ -20,8 +24,10 @@ from .arguments import ChatModelArguments, ChatSFTArguments, ConversationArgumen
 from .conversation_run import FOREIGN_TEST_FRACTION as FOREIGN_TEST_FRACTION
 from .conversation_run import ConversationRun, answer_figures
 from .conversation_run import set_generation as set_generation
-from .resuming import ResumableTrainer
+from .recipe_corpus import contents_of
+from .resuming import ResumableTrainer, template_fingerprint
 from .run import check_block_size
+from .stored_conversations import ConversationRows, StoredConversations
 from .weights import loading
 
 with needed_by("Training"):
@@ -54,6 +60,14 @@ def add_chat_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     Raises:
         TokenizerError: If the tokenizer has no eos token.
     """
+    before = len(tokenizer)
+    _add_template_tokens(tokenizer)
+    extend_vocabulary(model, len(tokenizer))
+    return list(range(before, len(tokenizer)))
+
+
+def _add_template_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Does what `add_chat_template` does to the tokenizer."""
     if tokenizer.eos_token is None:
         raise TokenizerError("The base model's tokenizer has no eos token: set one before chat fine-tuning.")
     if tokenizer.bos_token is None:
@@ -64,10 +78,7 @@ def add_chat_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         tokenizer.add_special_tokens({"pad_token": PAD})
     tokenizer.chat_template = CHAT_TEMPLATE
-    extend_vocabulary(model, len(tokenizer))
-    added = list(range(before, len(tokenizer)))
-    logger.info("The tokenizer had no chat template: added ChatML and its %d tokens.", len(added))
-    return added
+    logger.info("The tokenizer had no chat template: added ChatML and its %d tokens.", len(tokenizer) - before)
 
 
 def sft(
@@ -103,19 +114,72 @@ class SFTRun(ConversationRun):
 
     def prepare(self) -> None:
         chosen = self.model_arguments
-        splits = self.read()
-        self.tokenizer = tokenizer = load_tokenizer(self.base)
+        plain = self._load_tokenizer()
+        stored = self._stored()
+        found = None if self.data_arguments.show_masks else stored.find()
+        shared = found is None and self.arguments.world_size > 1
+        splits = self.read() if found is None and not shared else None
         self.model = load_model(self.base, **loading(chosen), **quantization(chosen))
-        check_tokenizer_fits(self.model, tokenizer)
+        check_tokenizer_fits(self.model, plain)
         self.base_sample = sample_of(self.model)
+        self.added_tokens = list(range(len(plain), len(self.tokenizer)))
+        if plain.chat_template is None and self.arguments.chat_template_path is None:
+            extend_vocabulary(self.model, len(self.tokenizer))
+        check_block_size(self.data_arguments.block_size, self.model)
+        if splits is not None:
+            self.prepare_rows(splits)
+            return
+        # Of several processes, one makes the rows, and the others wait for its files.
+        self.use_rows(found or stored.prepare(lambda: self.make_rows(self.read())))
+        self.check_held_out(is_held_out=self.eval_rows is not None)
+
+    def prepare_only(self) -> tuple[ConversationRows, Path, bool]:
+        """Makes the rows for later trainings; returns them, their folder, and whether they were there before.
+
+        Raises:
+            ChatGPTError: If data, tokenizer or cache cannot be used.
+        """
+        if self.model_arguments.model_name_or_path is None:
+            raise ConfigError(f"--model_name_or_path is missing: name {self.base_role}.")
+        self.check_arguments()
+        self._load_tokenizer()
+        stored = self._stored()
+        found = stored.find()
+        made = found or stored.prepare(lambda: self.make_rows(self.read()))
+        return made, stored.folder, found is not None
+
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Sets the tokenizer of the training, and returns the base model's own."""
+        self.tokenizer = tokenizer = load_tokenizer(self.base)
+        plain = copy.deepcopy(tokenizer)
         if self.arguments.chat_template_path is not None:
             tokenizer.chat_template = read_chat_template(self.arguments.chat_template_path, tokenizer)
-        self.added_tokens = add_chat_template(self.model, tokenizer) if tokenizer.chat_template is None else []
-        check_block_size(self.data_arguments.block_size, self.model)
+        if tokenizer.chat_template is None:
+            _add_template_tokens(tokenizer)
         if tokenizer.pad_token_id is None:
             # Padding is masked by position here, so the model still learns eos.
             tokenizer.pad_token = tokenizer.eos_token
-        self.prepare_rows(splits)
+        return plain
+
+    def _stored(self) -> StoredConversations:
+        """The place of the rows in the cache."""
+        chosen = self.data_arguments
+        self.sources = parse_sources(chosen.dataset, encoding=chosen.encoding, field="dataset")
+        # They do not depend on how the model is measured before the training, and how it generates.
+        described = {
+            name: value
+            for name, value in vars(chosen).items()
+            if name not in ("evaluate_base", "repetition_penalty", "show_masks")
+        }
+        names = [source.source for source in self.sources] + ([chosen.eval_dataset] if chosen.eval_dataset else [])
+        template = template_fingerprint(self.tokenizer.chat_template)
+        return StoredConversations(
+            [
+                described,
+                [contents_of(name) for name in dict.fromkeys(names)],
+                [tokenizer_fingerprint(self.tokenizer), template, self.arguments.seed],
+            ]
+        )
 
     def to_rows(self, tokenized: Dataset) -> Dataset:
         return pack_documents(

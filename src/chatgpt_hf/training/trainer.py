@@ -12,13 +12,14 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import SchedulerType
 
+from ..data.streaming import ShardedRows
 from ..errors import CheckpointError
 from ..extras import needed_by
 from .callbacks import EpochOfStream
 from .hardware import matmul_peak
 from .optim import hidden_matrices
 from .resuming import ResumableTrainer
-from .run_folder import checkpoint_to_resume, read_data_state, write_data_state
+from .run_folder import checkpoint_to_resume, read_data_state, read_data_states, write_data_state
 from .samples import separate_randomness
 
 with needed_by("Training"):
@@ -91,7 +92,10 @@ class PretrainTrainer(ResumableTrainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
             generator=torch.Generator().manual_seed(self.args.seed),
         )
-        if self._resumed_from is not None:
+        if self._resumed_from is not None and isinstance(self.train_dataset, ShardedRows):
+            # The number of processes may have changed.
+            self.train_dataset.load_states(read_data_states(self._resumed_from))
+        elif self._resumed_from is not None:
             state = read_data_state(self._resumed_from, self.args.process_index, self.args.world_size)
             self._stream.load_state_dict(state)
         return self._stream
