@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import distributed, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import CheckpointError, OutputError
@@ -30,6 +30,7 @@ from .run_folder import (
     remove_old_checkpoints,
     seal_checkpoint,
 )
+from .sharding import ShardedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +254,7 @@ def check_steps_left(checkpoint: Path, arguments: TrainingArguments) -> None:
         )
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(ShardedTrainer):
     """`Trainer` that seals its checkpoints, and remembers the settings of its optimizer before it loads those of one.
 
     Attributes:
