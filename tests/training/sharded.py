@@ -40,6 +40,8 @@ def rows() -> Dataset:
 def train(folder: str, arguments: dict[str, Any], checkpoint: str | None = None, tied: bool = False) -> None:
     for state in (AcceleratorState, GradientState, PartialState):
         state._shared_state.clear()
+    # accelerate sets it for the whole process.
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
     set_seed(0)
     # Widths that the processes cannot share evenly.
     sizes = {"hidden_size": 36, "intermediate_size": 70, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -30,7 +30,8 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
     where the window begins in the stream, the pieces carried into it, and how many of its rows were yielded. On
     resuming, the window is read and packed again and the rows already yielded are skipped.
 
-    Every process and data loader worker reads the whole stream and takes its share of the documents.
+    Every process and data loader worker reads the whole stream and takes its share of the documents; `SharedStream` makes the order
+    of rows independent of their number.
 
     The class follows the protocol of `torchdata.stateful_dataloader.StatefulDataLoader`: a loaded state applies to the
     next iteration only; later ones start from the beginning.
@@ -43,6 +44,7 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         seed: Seed of the row order.
         rank: Rank of this process, below `world_size`.
         world_size: Number of processes that share the stream.
+        whole: Do not share the documents of this rank among data loader workers.
 
     Raises:
         ConfigError: If `block_size` is below 2 or, on resuming, the number of processes or workers has changed.
@@ -59,6 +61,7 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        whole: bool = False,
     ) -> None:
         if block_size < 2:
             raise ConfigError(f"block_size is {block_size}: a row of fewer than 2 tokens has nothing to predict.")
@@ -69,6 +72,7 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.whole = whole
         # Only plain Python types, so that it can be saved as JSON. `documents` counts those that all units have read.
         self._beginning: dict[str, Any] = {
             "source": documents.state_dict(),
@@ -89,7 +93,7 @@ class StreamingRows(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         self._state = self._loaded = dict(state_dict)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        worker = torch.utils.data.get_worker_info()
+        worker = None if self.whole else torch.utils.data.get_worker_info()
         workers = 1 if worker is None else worker.num_workers
         unit, units = self.rank * workers + (0 if worker is None else worker.id), self.world_size * workers
         state, self._loaded = self._loaded or self._beginning, None

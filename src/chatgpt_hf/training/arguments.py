@@ -147,6 +147,13 @@ class CorpusArguments:
     streaming: bool = field(
         default=False, metadata={"help": "Read and pack text during training instead of up front; needs max_steps."}
     )
+    stream_shards: int | None = field(
+        default=None,
+        metadata={
+            "help": "Virtual shards of a stream, by which the order of its rows is the same for any number of processes; as many as "
+            "processes that start the run if not given. Best a multiple of every number of processes that will read it."
+        },
+    )
     eval_corpus: str | None = field(
         default=None, metadata={"help": "Source of held-out text; a part of the corpus if not given."}
     )

@@ -90,9 +90,9 @@ class Owners:
         done = updates[0].new_zeros(shares[0], self.rows, self.columns)
         if own:
             done[: len(own)] = self.orthogonalize(torch.stack(list(own)))
-        gathered = done.new_empty(shares[0] * self.processes, self.rows, self.columns)
-        distributed.all_gather_into_tensor(gathered, done, group=self.group)
-        return list(gathered[: len(updates)].unbind())
+        gathered = done.new_empty(self.processes, shares[0], self.rows, self.columns)
+        distributed.all_gather(list(gathered.unbind()), done, group=self.group)
+        return list(gathered.flatten(0, 1)[: len(updates)].unbind())
 
     def _from_rows(self, updates: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         shares, rank = self._share(len(updates)), distributed.get_rank(self.group)

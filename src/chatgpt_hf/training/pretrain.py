@@ -1,6 +1,8 @@
 """Pretrains a base model on a corpus."""
 
+import copy
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ from ..data.corpus_summary import summarize_corpus
 from ..data.mixture import load_mixture, stream_mixture
 from ..data.packing import IGNORE_INDEX
 from ..data.prepare import PreparedRows, prepare_rows, tokenizer_fingerprint
+from ..data.shared_stream import SharedStream
 from ..data.sources import CorpusSource, parse_sources
 from ..data.streaming import StreamingRows
 from ..data.summary import RowSummary
@@ -28,11 +31,15 @@ from ..terminal import visible
 from ..tokenization_chatgpt import load_tokenizer, train_tokenizer
 from .arguments import CorpusArguments, ModelArguments, PretrainArguments
 from .ranges import has_steps
+from .resuming import shards_of, stream_record
 from .run import Run, check_block_size
+from .run_folder import read_data_record
 from .samples import SampleText, sample_text
 from .scaling import flops_per_token
 from .trainer import PretrainTrainer
 from .weights import loading, trained_dtype
+
+logger = logging.getLogger(__name__)
 
 # The columns of a table are those of its first rows.
 _SUMMARIZED_ROWS = 1000
@@ -97,7 +104,8 @@ class PretrainRun(Run):
             self.model = _model(self.model_arguments, self.architecture, self.tokenizer, corpus_arguments.block_size)
             check_tokenizer_fits(self.model, self.tokenizer)
             check_block_size(corpus_arguments.block_size, self.model)
-            self.rows = _rows(self.corpus, self.tokenizer, corpus_arguments, arguments)
+            shards = self._stream_shards()
+            self.rows = _rows(self.corpus, self.tokenizer, corpus_arguments, arguments, shards)
         self.summaries: list[RowSummary] = []
         if arguments.process_index == 0:
             for source in self.sources:
@@ -110,11 +118,26 @@ class PretrainRun(Run):
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "block_size": corpus_arguments.block_size,
             "seed": arguments.seed,
-            "stream": {"processes": arguments.world_size, "workers": arguments.dataloader_num_workers}
-            if corpus_arguments.streaming
-            else None,
+            "stream": stream_record(shards, arguments) if corpus_arguments.streaming else None,
             "sources": self.rows.statistics,
         }
+
+    def _stream_shards(self) -> int:
+        """The virtual shards of the stream: those of the run that is resumed, unless they are given."""
+        chosen, arguments = self.corpus_arguments.stream_shards, self.arguments
+        if chosen is not None and chosen < 1:
+            raise ConfigError(f"--stream_shards is {chosen}: give a whole number from 1.")
+        before = read_data_record(self.checkpoint.parent).get("stream") if self.checkpoint else None
+        usual = arguments.world_size * max(1, arguments.dataloader_num_workers)
+        shards = chosen or (shards_of(before) if before else usual)
+        if self.corpus_arguments.streaming and arguments.process_index == 0 and shards % arguments.world_size:
+            logger.warning(
+                "%d processes read %d virtual shards of the stream, so several tokenize the same text. Start runs with "
+                "--stream_shards set to a multiple of every number of processes.",
+                arguments.world_size,
+                shards,
+            )
+        return shards
 
     def make_trainer(self) -> PretrainTrainer:
         return PretrainTrainer(
@@ -175,7 +198,7 @@ class Corpus(NamedTuple):
 class TrainingRows(NamedTuple):
     """The corpus as training rows, with its size, fingerprint and statistics."""
 
-    train: Dataset | StreamingRows
+    train: Dataset | StreamingRows | SharedStream
     test: Dataset
     test_bytes: int
     test_tokens: int
@@ -222,6 +245,7 @@ def _rows(
     tokenizer: PreTrainedTokenizerBase,
     corpus_arguments: CorpusArguments,
     arguments: PretrainArguments,
+    shards: int,
 ) -> TrainingRows:
     block_size = corpus_arguments.block_size
 
@@ -235,14 +259,18 @@ def _rows(
     test_tokens = sum(int(np.count_nonzero(batch["labels"] != IGNORE_INDEX)) for batch in test.rows.iter(1000))
     held_out = (test.rows, sum(source.bytes for source in test.statistics), test_tokens)
     if isinstance(corpus.train, IterableDataset):
-        rows = StreamingRows(
-            corpus.train,
-            tokenizer,
-            block_size,
-            seed=arguments.seed,
-            rank=arguments.process_index,
-            world_size=arguments.world_size,
-        )
+        documents = corpus.train
+        rows: StreamingRows | SharedStream
+        if arguments.world_size == 1 and shards == max(1, arguments.dataloader_num_workers):
+            rows = StreamingRows(documents, tokenizer, block_size, seed=arguments.seed)
+        else:
+
+            def shard(number: int) -> StreamingRows:
+                # Each has its own place in the stream.
+                own, seed = copy.deepcopy(documents), arguments.seed
+                return StreamingRows(own, tokenizer, block_size, seed=seed, rank=number, world_size=shards, whole=True)
+
+            rows = SharedStream(shard, shards, rank=arguments.process_index, world_size=arguments.world_size)
         return TrainingRows(rows, *held_out, corpus.specification, {}, [])
     train = prepare(corpus.train)
     statistics = [{**asdict(source), "bytes_per_token": source.bytes_per_token} for source in train.statistics]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -97,6 +98,27 @@ def order_of(arguments: TrainingArguments) -> dict[str, Any]:
     }
 
 
+def stream_record(shards: int, arguments: TrainingArguments) -> dict[str, int]:
+    """Returns how a stream is read; part of a run's record. Data loader workers share it anew for each number of readers."""
+    workers = arguments.dataloader_num_workers
+    record = {"shards": shards, "workers": workers}
+    return record | ({"processes": arguments.world_size} if workers else {})
+
+
+def shards_of(record: dict[str, int]) -> int:
+    """The virtual shards of a stream in a record. Until release 0.2 there were as many as readers, and they were not recorded."""
+    return record.get("shards") or record["processes"] * max(1, record["workers"])
+
+
+def _known_stream(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with its stream as `stream_record` describes it."""
+    stream = record.get("stream")
+    if not stream or "shards" in stream:
+        return record
+    known = {"shards": shards_of(stream), "workers": stream["workers"]}
+    return {**record, "stream": known | ({"processes": stream["processes"]} if stream["workers"] else {})}
+
+
 def _data_seed(arguments: TrainingArguments) -> int:
     return arguments.seed if arguments.data_seed is None else arguments.data_seed
 
@@ -147,7 +169,7 @@ def check_same_data(checkpoint: Path, data: dict[str, Any]) -> None:
     if not record:
         logger.warning("%s has no record of its data; it is assumed to be the same as this run's.", checkpoint)
         return
-    data = json.loads(json.dumps(data))
+    record, data = _known_stream(record), json.loads(json.dumps(data))
     # What an earlier release did not record cannot be compared.
     differing = [name for name in data if name in record and name not in _NOT_COMPARED and record[name] != data[name]]
     reasons = [f"{_title(name)} was {record[name]} and is {data[name]}" for name in differing]
@@ -196,7 +218,7 @@ def check_same_step(checkpoint: Path, arguments: TrainingArguments, *, streaming
     """Raises if the steps would take another number of rows: `Trainer` would continue elsewhere in the data.
 
     The same number may be split differently into batches, accumulated steps and processes: each step takes the same
-    rows, and only sums are rounded differently. Streams are read batch by batch, and a last batch that is left out
+    rows, and only sums are rounded differently. Data loader workers read a stream batch by batch, and a last batch that is left out
     depends on the split, so both need the same one.
 
     Raises:
@@ -216,12 +238,12 @@ def check_same_step(checkpoint: Path, arguments: TrainingArguments, *, streaming
     if _rows(before) != _rows(now):
         raise CheckpointError(
             f"{checkpoint} was trained with {_split(before)} and this run would take {_split(now)}, so it would continue "
-            f"elsewhere in the data. Choose --per_device_train_batch_size and --gradient_accumulation_steps that give "
-            f"{_rows(before)} rows per step, or {_NEW_RUN}"
+            f"elsewhere in the data. {_same_rows(_rows(before), now)}, or {_NEW_RUN}"
         )
     if before != now:
-        if streaming or arguments.dataloader_drop_last:
-            option = "--streaming" if streaming else "--dataloader_drop_last"
+        shared = streaming and arguments.dataloader_num_workers > 0
+        if shared or arguments.dataloader_drop_last:
+            option = "--streaming and --dataloader_num_workers" if shared else "--dataloader_drop_last"
             raise CheckpointError(
                 f"{checkpoint} was trained with {_split(before)} and this run would take {_split(now)}: with {option} the "
                 f"place in the data depends on how a step is split. Split it as before, or {_NEW_RUN}"
@@ -231,7 +253,7 @@ def check_same_step(checkpoint: Path, arguments: TrainingArguments, *, streaming
             _split(before),
             _split(now),
         )
-        if before["processes"] != now["processes"]:
+        if before["processes"] != now["processes"] and not streaming:
             logger.warning(
                 "Several processes repeat rows at the end of an epoch to have equally many: that step may differ."
             )
@@ -435,6 +457,20 @@ def _title(name: str) -> str:
 
 def _rows(step: dict[str, int]) -> int:
     return step["batch_size"] * step["gradient_accumulation_steps"] * step["processes"]
+
+
+def _same_rows(wanted: int, step: dict[str, int]) -> str:
+    """Says how a step takes as many rows as before: by its accumulation if that is possible."""
+    batch, processes = step["batch_size"], step["processes"]
+    if wanted % (batch * processes) == 0:
+        kept = f"Give --gradient_accumulation_steps {wanted // (batch * processes)}, which keeps the"
+    elif wanted % processes == 0:
+        batch = math.gcd(wanted // processes, batch)
+        accumulated = wanted // (batch * processes)
+        kept = f"Give --per_device_train_batch_size {batch} and --gradient_accumulation_steps {accumulated}, which keep the"
+    else:
+        return f"{processes} processes cannot take {wanted} rows per step: start a number that divides them"
+    return f"{kept} {wanted} rows per step"
 
 
 def _split(step: dict[str, int]) -> str:

@@ -217,12 +217,14 @@ def find_fault(checkpoint: Path) -> Fault | None:
             return fault
     except OSError as error:
         return Fault(f"{error.filename} cannot be read: {error.strerror}")
-    for rank in range(_processes_on_a_stream(checkpoint.parent)):
+    rank, processes = 0, 1 if read_data_record(checkpoint.parent).get("stream") else 0
+    while rank < processes:
         file = _data_state_file(checkpoint, rank)
         try:
-            json.loads(file.read_text(encoding="utf-8"))
+            processes = json.loads(file.read_text(encoding="utf-8"))["processes"]
         except (OSError, ValueError):
             return Fault(f"{file} cannot be read", damaged=False)
+        rank += 1
     # FSDP and DeepSpeed write shards into folders; modeling_*.py next to the weights is not a weight file.
     if not any(("model" in path.name and path.suffix != ".py") or path.is_dir() for path in checkpoint.iterdir()):
         return Fault(f"{checkpoint} has no weights")
@@ -362,26 +364,41 @@ def write_data_state(checkpoint: Path, state: dict[str, Any], rank: int, process
     _data_state_file(checkpoint, rank).write_text(content, encoding="utf-8")
 
 
-def read_data_state(checkpoint: Path, rank: int, processes: int) -> dict[str, Any]:
-    """The position of one process in its stream, as saved by `write_data_state`.
+def read_data_states(checkpoint: Path) -> list[dict[str, Any]]:
+    """The positions of all processes in their stream, as saved by `write_data_state`.
 
     Raises:
-        CheckpointError: If it is missing or truncated, or the run had another number of processes.
+        CheckpointError: If one is missing or truncated.
     """
-    file = _data_state_file(checkpoint, rank)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    states: list[dict[str, Any]] = []
+    processes = 1
+    while len(states) < processes:
+        file = _data_state_file(checkpoint, len(states))
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{file} cannot be read ({error}): without it the position in the stream is unknown. Use an "
+                "earlier checkpoint."
+            ) from error
+        processes = content["processes"]
+        states.append(content["state"])
+    return states
+
+
+def read_data_state(checkpoint: Path, rank: int, processes: int) -> dict[str, Any]:
+    """The position of one process in its stream.
+
+    Raises:
+        CheckpointError: If a position is missing or truncated, or the run had another number of processes.
+    """
+    states = read_data_states(checkpoint)
+    if len(states) != processes:
         raise CheckpointError(
-            f"{file} cannot be read ({error}): without it the position in the stream is unknown. Use an "
-            "earlier checkpoint."
-        ) from error
-    if content["processes"] != processes:
-        raise CheckpointError(
-            f"{checkpoint} was written by {content['processes']} processes that shared a stream, but this run has "
-            f"{processes}: start {content['processes']}."
+            f"{checkpoint} was written by {len(states)} processes that shared a stream, but this run has "
+            f"{processes}: start {len(states)}."
         )
-    return content["state"]
+    return states[rank]
 
 
 def read_data_record(folder: Path) -> dict[str, Any]:
@@ -391,11 +408,6 @@ def read_data_record(folder: Path) -> dict[str, Any]:
 
 def _data_state_file(checkpoint: Path, rank: int) -> Path:
     return checkpoint / f"data_state_{rank}.json"
-
-
-def _processes_on_a_stream(folder: Path) -> int:
-    stream = read_data_record(folder).get("stream")
-    return stream["processes"] if stream else 0
 
 
 def check_checkpoint_fits(checkpoint: Path, model: PreTrainedModel) -> None:

@@ -18,7 +18,7 @@ from .callbacks import EpochOfStream
 from .hardware import matmul_peak
 from .optim import hidden_matrices
 from .resuming import ResumableTrainer
-from .run_folder import checkpoint_to_resume, read_data_state, write_data_state
+from .run_folder import checkpoint_to_resume, read_data_state, read_data_states, write_data_state
 from .samples import separate_randomness
 
 with needed_by("Training"):
@@ -33,7 +33,8 @@ class PretrainTrainer(ResumableTrainer):
     """`Trainer` that saves a stream's position in checkpoints and logs the speed.
 
     A `train_dataset` that is a `torch.utils.data.IterableDataset` must shard by process and worker itself, and have a
-    `state_dict` and `load_state_dict` of JSON values, as `StreamingRows` does. Other datasets resume as in `Trainer`,
+    `state_dict` and `load_state_dict` of JSON values, as `StreamingRows` does; with `load_states` it resumes on any number of
+    processes, as `SharedStream` does. Other datasets resume as in `Trainer`,
     which skips batches exactly.
 
     Args:
@@ -92,8 +93,14 @@ class PretrainTrainer(ResumableTrainer):
             generator=torch.Generator().manual_seed(self.args.seed),
         )
         if self._resumed_from is not None:
-            state = read_data_state(self._resumed_from, self.args.process_index, self.args.world_size)
-            self._stream.load_state_dict(state)
+            states = read_data_states(self._resumed_from)
+            load_states = getattr(self.train_dataset, "load_states", None)
+            if load_states is None or (self.args.dataloader_num_workers and len(states) == self.args.world_size):
+                rank, processes = self.args.process_index, self.args.world_size
+                self._stream.load_state_dict(read_data_state(self._resumed_from, rank, processes))
+            else:
+                # Any number of processes may have written them; those of the loader itself hold nothing else without workers.
+                load_states([state["dataset_state"] for state in states])
         return self._stream
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
