@@ -39,7 +39,8 @@ def steps(streams: list[SharedStream], count: int) -> list[list[Any]]:
     """The rows of each step, of all processes together."""
     parts = [iter(islice(stream, count * STEP // len(streams))) for stream in streams]
     taken = [
-        [row["input_ids"].tolist() for part in parts for row in islice(part, STEP // len(streams))] for _ in range(count)
+        [row["input_ids"].tolist() for part in parts for row in islice(part, STEP // len(streams))]
+        for _ in range(count)
     ]
     assert all(len(step) == STEP for step in taken)
     return [sorted(step) for step in taken]
@@ -99,5 +100,5 @@ def test_other_shards_and_too_few_documents(tokenizer: PreTrainedTokenizerBase) 
     with pytest.raises(ConfigError, match="had 2 virtual shards and now has 4: give --stream_shards 2"):
         readers(tokenizer, 4, 1)[0].load_states(states([stream]))
     few = SharedStream(lambda number: shard(tokenizer, number, 3, ["one", "two"]), 3)
-    with pytest.raises(DataError, match="too few documents for 3 virtual shards|no documents"):
+    with pytest.raises(DataError, match=r"too few documents for 3 virtual shards|no documents"):
         list(islice(few, 9))

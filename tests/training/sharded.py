@@ -59,6 +59,7 @@ def train(folder: str, arguments: dict[str, Any], checkpoint: str | None = None,
         model=model,
         args=chosen,
         train_dataset=rows(),
+        eval_dataset=rows().select(range(8)),
         data_collator=default_data_collator,
         optimizer_cls_and_kwargs=chosen.optimizer_cls_and_kwargs,
     )

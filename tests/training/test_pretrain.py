@@ -95,7 +95,7 @@ def test_a_stream(pretrain_options: list[str], base_folder: Path, tmp_path: Path
     assert "train_tokens" not in figures
     assert figures["held_out_bits_per_byte"] < 4
     record = json.loads((tmp_path / "run" / "data.json").read_text())
-    assert record["stream"] == {"processes": 1, "workers": 0}
+    assert record["stream"] == {"shards": 1, "workers": 0}
 
 
 def test_a_stream_goes_on_with_as_many_workers(pretrain_options: list[str], base_folder: Path, tmp_path: Path) -> None:

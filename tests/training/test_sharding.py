@@ -17,6 +17,8 @@ from chatgpt_hf.training.sharding import replicas_of
 
 pytestmark = needs_forkserver
 
+# After an evaluation, FSDP2 leaves some weights gathered.
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 3}
 SHARDS = {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
 
 
@@ -61,7 +63,7 @@ def test_every_topology_follows_one_process_and_resumes_from_any_other(tmp_path:
         folder,
         2,
         training(folder, "ddp", 4),
-        training(folder, "fsdp2", 4, **SHARDS),
+        training(folder, "fsdp2", 4, **SHARDS, **EVALUATED),
         training(folder, "fsdp2 again", 4, "fsdp2", **SHARDS),
         training(folder, "one to fsdp2", 4, "one", fsdp=True),
         training(folder, "fsdp2 to ddp", 4, "fsdp2"),
@@ -70,7 +72,7 @@ def test_every_topology_follows_one_process_and_resumes_from_any_other(tmp_path:
     group(
         folder,
         4,
-        training(folder, "hsdp", 2, fsdp_replicas=2),
+        training(folder, "hsdp", 2, fsdp_replicas=2, **EVALUATED),
         training(folder, "two to four", 2, "fsdp2", **SHARDS),
         owners=str(folder / "owners.json"),
     )
@@ -98,7 +100,9 @@ def test_every_topology_follows_one_process_and_resumes_from_any_other(tmp_path:
         assert others.keys() == weights.keys(), name
         for key, value in weights.items():
             torch.testing.assert_close(others[key], value, atol=1e-4, rtol=0, msg=f"{name} {key}")
-    sharded = {name for name in ("ddp", "fsdp2", "hsdp", "fsdp2 to ddp", "one to fsdp2") if facts(folder, name)["sharded"]}
+    sharded = {
+        name for name in ("ddp", "fsdp2", "hsdp", "fsdp2 to ddp", "one to fsdp2") if facts(folder, name)["sharded"]
+    }
     assert sharded == {"fsdp2", "hsdp", "one to fsdp2"}
     # As many processes continue bit for bit.
     for name, value in load_file(folder / "fsdp2" / "model.safetensors").items():

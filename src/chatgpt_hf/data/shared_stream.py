@@ -27,7 +27,9 @@ class SharedStream(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         world_size: Number of processes.
     """
 
-    def __init__(self, shard: Callable[[int], StreamingRows], shards: int, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, shard: Callable[[int], StreamingRows], shards: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.shard = shard
         self.shards = shards
         self.rank = rank

@@ -163,7 +163,11 @@ class ShardedTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`. A whole checkpoint is loaded before the model is sharded."""
-        if isinstance(resume_from_checkpoint, str) and self.is_fsdp_enabled and not _has_shards(resume_from_checkpoint):
+        if (
+            isinstance(resume_from_checkpoint, str)
+            and self.is_fsdp_enabled
+            and not _has_shards(resume_from_checkpoint)
+        ):
             self._load_from_checkpoint(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -231,7 +235,9 @@ def _has_shards(checkpoint: str | Path) -> bool:
 
 def _options(model: nn.Module) -> StateDictOptions:
     # As accelerate saves them: of a model with adapters, only what is trained.
-    return StateDictOptions(ignore_frozen_params=hasattr(model, "peft_config"), strict=not hasattr(model, "peft_config"))
+    return StateDictOptions(
+        ignore_frozen_params=hasattr(model, "peft_config"), strict=not hasattr(model, "peft_config")
+    )
 
 
 def load_model_shards(model: nn.Module, checkpoint: Path) -> None:
