@@ -22,6 +22,9 @@ EVALUATED = {"eval_strategy": "steps", "eval_steps": 3}
 SHARDS = {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
 
 
+_HSDP = {"REPLICATE": "2", "SHARD": "4"}
+
+
 def group(folder: Path, processes: int, *trainings: dict[str, Any], **more: Any) -> None:
     """Runs trainings in turn in a group of processes."""
     store: Any = None
@@ -115,6 +118,25 @@ def test_every_topology_follows_one_process_and_resumes_from_any_other(tmp_path:
     }
     assert is_whole_checkpoint(folder / "fsdp2" / "checkpoint-3")
     assert (folder / "fsdp2" / "checkpoint-3" / "pytorch_model_fsdp_0" / ".metadata").is_file()
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("ddp", {"ACCELERATE_USE_FSDP": None}),
+        ("fsdp2", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}),
+        ("hsdp", {"FSDP_VERSION": "2", **{f"PARALLELISM_CONFIG_DP_{k}_SIZE": v for k, v in _HSDP.items()}}),
+    ],
+)
+def test_accelerate_reads_the_files(file: str, expected: dict[str, str | None]) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    path = Path(__file__).parents[2] / "recipes" / "accelerate" / f"{file}.yaml"
+    options = ["--config_file", str(path), "--num_processes", "8", "script.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(options))
+    environment = prepare_multi_gpu_env(arguments)
+    assert {name: environment.get(name) for name in expected} == expected
 
 
 def test_replicas_must_divide_the_processes(tmp_path: Path) -> None:
