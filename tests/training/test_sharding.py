@@ -19,6 +19,7 @@ pytestmark = needs_forkserver
 
 # After an evaluation, FSDP2 leaves some weights gathered.
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 3}
+BEST = {**EVALUATED, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
 SHARDS = {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
 
 
@@ -75,7 +76,7 @@ def test_every_topology_follows_one_process_and_resumes_from_any_other(tmp_path:
     group(
         folder,
         4,
-        training(folder, "hsdp", 2, fsdp_replicas=2, **EVALUATED),
+        training(folder, "hsdp", 2, fsdp_replicas=2, **BEST),
         training(folder, "two to four", 2, "fsdp2", **SHARDS),
         owners=str(folder / "owners.json"),
     )

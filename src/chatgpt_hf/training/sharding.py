@@ -121,6 +121,14 @@ class PlainCopy:
         return self.model.to(device).train(sharded.training)
 
 
+    def scatter(self, sharded: nn.Module) -> None:
+        """Puts the weights of the filled copy back into the sharded model. All processes call this together."""
+        for own, parameter in zip(self.model.parameters(), sharded.parameters(), strict=True):
+            if isinstance(parameter, DTensor):
+                value = distribute_tensor(own.detach(), parameter.device_mesh, parameter.placements)
+                parameter.detach().copy_(value)
+
+
 class ShardedTrainer(Trainer):
     """`Trainer` that shards where its arguments say so, with one owner for each of Muon's matrices, on any topology."""
 
@@ -183,13 +191,13 @@ class ShardedTrainer(Trainer):
         if _has_shards(best):
             load_model_shards(self.model, Path(best))
         elif _is_sharded_model(self.model) and self.plain_copy is not None:
-            # The trained weights are replaced, so the whole model takes their place.
             sharded, self.model = self.model, self.whole_model()
             try:
                 with self._as_if_whole():
                     super()._load_best_model()
             finally:
                 self.model = sharded
+            self.plain_copy.scatter(sharded)
         else:
             super()._load_best_model()
 
@@ -225,8 +233,9 @@ class ShardedTrainer(Trainer):
             self.is_fsdp_enabled = before
 
 
-def _is_sharded_model(model: Any) -> bool:
-    return isinstance(model, FSDPModule)
+def _is_sharded_model(model: nn.Module) -> bool:
+    # A compiled model is in another module.
+    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def _has_shards(checkpoint: str | Path) -> bool:
