@@ -120,7 +120,6 @@ class PlainCopy:
                 setattr(module, name, whole.get(id(empty), empty))
         return self.model.to(device).train(sharded.training)
 
-
     def scatter(self, sharded: nn.Module) -> None:
         """Puts the weights of the filled copy back into the sharded model. All processes call this together."""
         for own, parameter in zip(self.model.parameters(), sharded.parameters(), strict=True):
