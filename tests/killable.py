@@ -41,14 +41,18 @@ def _context() -> ForkServerContext:
     return context
 
 
-def start(*jobs: dict[str, Any], reports: int = 0) -> tuple[list[BaseProcess], Connection]:
-    """Starts a process for each job; returns them, and the pipe on which number `reports` says that its moment has come."""
+def start(*jobs: dict[str, Any], reports: int = 0, script: str = "killed.py") -> tuple[list[BaseProcess], Connection]:
+    """Starts a process for each job, with a script of `training/`.
+
+    Returns:
+        The processes, and the pipe on which number `reports` says that its moment has come.
+    """
     hears, says = _context().Pipe(duplex=False)
     started = []
     for number, job in enumerate(jobs):
         given = {"job": job, "pipe": says if number == reports else None}
         # Functions are pickled by name. That works for Python's own, but not for the test's: its module is not in a package.
-        path = str(Path(__file__).parent / "training" / "killed.py")
+        path = str(Path(__file__).parent / "training" / script)
         started.append(_context().Process(target=runpy.run_path, args=(path, given, "__main__")))
         started[-1].start()
     says.close()

@@ -123,6 +123,12 @@ PRIVATE: dict[str, dict[str, str]] = {
     "training/recipe.py": {
         "_setup_devices": "defaults without setting up devices anew; `TrainingArguments` has no switch"
     },
+    "training/sharding.py": {
+        "_load_best_model": "Trainer has no public event before it loads the best checkpoint",
+        "_load_from_checkpoint": "Trainer reads only the weights that its own kind of run has saved",
+        "_load_optimizer_and_scheduler": "Trainer reads only the state that its own kind of run has saved",
+        "_save_optimizer_and_scheduler": "Trainer saves a sharded optimizer in a form that one process cannot read",
+    },
     "training/optim.py": {
         "torch._foreach_add_": FOREACH,
         "torch._foreach_lerp": FOREACH,

@@ -73,7 +73,6 @@ def test_two_processes_give_the_figures_of_one(fork_server: Any, options: list[s
     log = (tmp_path / "two" / "logs" / "process-1.log").read_text()
     assert "process 1 of 2" in log
     # Also what it printed before the folder was there.
-    assert "Reusing the tokenized rows" in log
     assert not (tmp_path / "one" / "logs").exists()
 
 
@@ -190,11 +189,6 @@ with joined() as world:
     assert world.gather(str(rank) * 9_000_000) == ["0" * 9_000_000, "1" * 9_000_000]
     with joined() as inner:
         assert inner is world
-    with world.first():
-        if rank:
-            open("first").close()
-        else:
-            open("first", "w").close()
     with world.shared():
         pass
     world.agree({"a": 1}, remedy="")
@@ -272,7 +266,7 @@ def test_a_single_process_is_a_world(monkeypatch: pytest.MonkeyPatch) -> None:
         assert world.decide(lambda: 3) == 3
         assert world.gather("a") == ["a"]
         world.agree({"a": object()}, remedy="")
-        with world.first(), world.shared():
+        with world.shared():
             world.wait()
 
 

@@ -198,7 +198,8 @@ def test_a_moved_file_is_the_same_data(options: dict[str, Options], finished: di
             (
                 command,
                 ["--per_device_train_batch_size", "2"],
-                r"4 rows per step \(batch 4 x accumulation 1\) and this run would take 2 rows per step \(batch 2 x",
+                r"4 rows per step \(batch 4 x accumulation 1\) and this run would take 2 rows per step \(batch 2 x.*"
+                "Give --gradient_accumulation_steps 2, which keeps the 4 rows per step",
             )
             for command in COMMANDS
         ),

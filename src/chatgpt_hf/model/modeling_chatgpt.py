@@ -5,6 +5,7 @@ to the Hub as remote code with the three modules of ours that it imports; of oth
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -585,6 +586,15 @@ class ChatGPTModel(ChatGPTPreTrainedModel):
             )
 
 
+def _is_fully_sharded(head: nn.Module) -> bool:
+    """True for a plain matrix that FSDP2 has sharded, which makes a subclass of its class."""
+    if type(head) is nn.Linear or not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
+        return False
+    # Imported by whoever shards; importing it here would take half a second of every start.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(head, fsdp.FSDPModule)
+
+
 class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):
     """The body with a language-model head."""
 
@@ -604,9 +614,12 @@ class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):
     def _loss_reads_weight(self) -> bool:
         """Whether the head is the plain matrix that the chunked loss takes it for, and the loss the plain one.
 
-        Adapters, quantized, sharded and offloaded heads, and a loss function of the user's own, need the logits.
+        Adapters, quantized and offloaded heads, and a loss function of the user's own, need the logits. A head that FSDP2
+        shards is read in its own forward pass: see `_head_loss`.
         """
         head = self.lm_head
+        if _is_fully_sharded(head):
+            return self.loss_function is ForCausalLMLoss
         hooked = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
         return (
             type(head) is nn.Linear
@@ -616,6 +629,21 @@ class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):
             and not hooked
             and self.loss_function is ForCausalLMLoss
         )
+
+    def _head_loss(self, hidden_states: torch.Tensor, labels: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
+        """The chunked loss of the head's matrix, which `_loss_reads_weight` allows.
+
+        FSDP2 gathers the matrix before the head's forward pass and sends its gradient after the backward pass, by hooks of the
+        call. So the loss takes the place of that forward pass, for this call.
+        """
+        head = self.lm_head
+        if not _is_fully_sharded(head):
+            return chunked_causal_lm_loss(hidden_states, head.weight, labels, **kwargs)
+        head.forward = lambda hidden: chunked_causal_lm_loss(hidden, head.weight, labels, **kwargs)
+        try:
+            return head(hidden_states)
+        finally:
+            del head.forward
 
     @can_return_tuple
     def forward(
@@ -655,9 +683,7 @@ class ChatGPTForCausalLM(ChatGPTPreTrainedModel, GenerationMixin):
         softcap = self.config.final_logit_softcapping
         logits = loss = None
         if skip_logits and has_labels and self._loss_reads_weight():
-            loss = chunked_causal_lm_loss(
-                hidden_states, self.lm_head.weight, labels, final_logit_softcapping=softcap, **kwargs
-            )
+            loss = self._head_loss(hidden_states, labels, final_logit_softcapping=softcap, **kwargs)
         else:
             logits = self.lm_head(hidden_states)
             if softcap is not None:

@@ -1,5 +1,6 @@
 """Task-adaptive pretraining: a base model reads the texts of a task before it learns the task."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -76,6 +77,11 @@ def adapt(
                 save_steps=100,
                 save_total_limit=1,
                 use_cpu=arguments.use_cpu,
+                # The processes are those of the task's training.
+                fsdp=arguments.fsdp,
+                fsdp_config=copy.deepcopy(arguments.fsdp_config),
+                fsdp_replicas=arguments.fsdp_replicas,
+                ddp_backend=arguments.ddp_backend,
                 bf16=arguments.bf16,
                 seed=arguments.seed,
                 # A checkpoint that is named is one of the task.

@@ -293,8 +293,20 @@ class OptimizerOptions:
         },
     )
     muon_momentum: float = field(default=0.95, metadata={"help": "Nesterov momentum of Muon."})
+    fsdp_replicas: int = field(
+        default=1,
+        metadata={
+            "help": "Copies of a sharded model (HSDP): above 1, the processes of each copy share one among them. Implies --fsdp true."
+        },
+    )
 
     def __post_init__(self) -> None:
+        # transformers takes the words of a command line for names of strategies.
+        word = str(self.fsdp).lower()  # type: ignore[has-type]
+        if word in ("true", "false"):
+            self.fsdp = word == "true" or None
+        if self.fsdp_replicas > 1:
+            self.fsdp = True
         wanted = self.optim  # type: ignore[has-type]
         if wanted is None and self.embedding_learning_rate is not None:
             wanted = "muon"

@@ -219,8 +219,10 @@ class DivergenceGuard(TrainerCallback):
 
 
 def _all_finite(tensors: list[torch.Tensor]) -> bool:
+    # After an evaluation, FSDP2 keeps some parameters whole and the others sharded, and a norm takes only one kind.
+    parts = [[tensor for tensor in tensors if isinstance(tensor, DTensor) == sharded] for sharded in (False, True)]
     # The maximum norm takes ten times as long on a CPU, so it is computed only if the sum of squares overflowed.
-    return any(math.isfinite(_norm(tensors, norm_type)) for norm_type in (2.0, math.inf))
+    return all(any(math.isfinite(_norm(part, norm_type)) for norm_type in (2.0, math.inf)) for part in parts if part)
 
 
 def _norm(tensors: list[torch.Tensor], norm_type: float) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from datasets import Dataset
-from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ..checkpoints import load_model
 from ..data.prepare import tokenizer_fingerprint
@@ -14,7 +14,7 @@ from ..evaluation.generation import generate_completions
 from ..tokenization_chatgpt import load_tokenizer
 from .adapters import adapter_record
 from .arguments import ChatModelArguments
-from .resuming import template_fingerprint
+from .resuming import ResumableTrainer, template_fingerprint
 from .run import Run, write_base_sample
 from .weights import loading
 
@@ -102,7 +102,7 @@ class ChatRun(Run):
             **adapter_record(self.model_arguments, self.base_sample),
         }
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, trainer: ResumableTrainer) -> None:
         super().save(trainer)
         if self.adapter is not None:
             write_base_sample(self.folder, self.base_sample)

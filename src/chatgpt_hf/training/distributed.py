@@ -155,16 +155,6 @@ class World:
         """Waits for the first process, without a time limit."""
         self.decide(lambda: None)
 
-    @contextmanager
-    def first(self) -> Iterator[None]:
-        """Lets the first process of each machine run the block before the others do, without a time limit."""
-        key = f"{self._next()}/{self.place.rank - self.place.local_rank}"
-        if self.place.local_rank > 0:
-            self._get(key)
-        yield
-        if self.place.size > 1 and self.place.local_rank == 0:
-            self._put(key, None)
-
     def gather(self, value: Any) -> list[Any]:
         """Returns in all processes the values of all, in the order of their ranks. Values are what JSON can hold."""
         if self.place.size == 1:

@@ -152,8 +152,8 @@ class FinetuneRun(Run):
     def first_loss(self) -> float | None:
         return self.task.first_loss()
 
-    def save(self, trainer: Trainer) -> None:
-        model = trainer.accelerator.unwrap_model(trainer.model)
+    def save(self, trainer: ResumableTrainer) -> None:
+        model = trainer.whole_model()
         if self.model_arguments.use_peft:
             self.save_model(model, self.folder / ADAPTER_FOLDER)
             write_base_sample(self.folder / ADAPTER_FOLDER, self.base_sample)

@@ -1,5 +1,6 @@
 """Muon for the hidden matrices and AdamW for everything else, as one optimizer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 from torch.optim.adamw import adamw
 
 from ..errors import CheckpointError
+from .muon_owners import Owners, layout, local
 
 # Coefficients of quintics p(x) = a x + b x^3 + c x^5. The first is optimal for singular values from 0.003 to 1, each
 # later one for the range that its predecessor leaves (Amsel et al. 2025, "The Polar Express", theorem 3.1). All but
@@ -84,7 +86,13 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Muon's step is scaled by `0.2 * sqrt(max(rows, columns))` to the size of AdamW's (Liu et al. 2025, "Muon is scalable
     for LLM training", section 2.2), so that both can share a learning rate and a schedule. Matrices of the same shape
-    are orthogonalized in one batch.
+    are orthogonalized in stacks of a bounded size.
+
+    Parameters may be sharded (FSDP2, HSDP): each matrix is then orthogonalized by one process, its owner; see `Owners`.
+
+    Attributes:
+        process_group: Processes that hold the same plain parameters and gradients and step together, as in DDP. They share the
+            work if it is set; None lets each do all of it.
 
     Args:
         params: Parameter groups; those with `muon=True` may contain only matrices.
@@ -94,6 +102,8 @@ class MuonAdamW(torch.optim.Optimizer):
         eps: Epsilon of AdamW.
         weight_decay: Decoupled weight decay of groups that set none.
     """
+
+    process_group: Any = None
 
     def __init__(
         self,
@@ -141,18 +151,21 @@ class MuonAdamW(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
 
     def _muon(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
-        by_shape: dict[torch.Size, list[torch.Tensor]] = {}
+        alike: dict[Any, list[torch.Tensor]] = {}
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-            by_shape.setdefault(parameter.shape, []).append(parameter)
-        for shape, matrices in by_shape.items():
-            gradients = _gradients(matrices)
-            momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            updates = orthogonalize(torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"])))
-            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(matrices, updates.unbind(), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+            alike.setdefault((parameter.shape, layout(parameter)), []).append(parameter)
+        for (shape, _), matrices in alike.items():
+            owners = Owners(matrices[0], self.process_group, orthogonalize)
+            for some in owners.rounds(matrices):
+                gradients = _gradients(some)
+                momenta = [local(self.state[matrix]["momentum_buffer"]) for matrix in some]
+                torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+                updates = owners.apply(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+                weights = [local(matrix) for matrix in some]
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(weights, updates, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
     def _adamw(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         for parameter in parameters:
@@ -162,11 +175,12 @@ class MuonAdamW(torch.optim.Optimizer):
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
         states = [self.state[parameter] for parameter in parameters]
+        # AdamW works on single elements, and its fused kernel takes no mix of plain and sharded tensors.
         adamw(
-            parameters,
+            [local(parameter) for parameter in parameters],
             _gradients(parameters),
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [local(state["exp_avg"]) for state in states],
+            [local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=True,
@@ -180,8 +194,8 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+def _gradients(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
 
 
 def hidden_matrices(model: nn.Module) -> list[str]:

@@ -56,7 +56,7 @@ RANGES = (
     Range(
         (
             *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-            *("eval_accumulation_steps", "dataloader_prefetch_factor", "save_total_limit"),
+            *("eval_accumulation_steps", "dataloader_prefetch_factor", "save_total_limit", "fsdp_replicas"),
         ),
         lambda value: value >= 1,
         "give a whole number from 1",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from datasets import Dataset
 from torch import distributed, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import CheckpointError, OutputError
@@ -30,6 +31,7 @@ from .run_folder import (
     remove_old_checkpoints,
     seal_checkpoint,
 )
+from .sharding import ShardedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +197,7 @@ def check_same_step(checkpoint: Path, arguments: TrainingArguments, *, streaming
     """Raises if the steps would take another number of rows: `Trainer` would continue elsewhere in the data.
 
     The same number may be split differently into batches, accumulated steps and processes: each step takes the same
-    rows, and only sums are rounded differently. Streams are read batch by batch, and a last batch that is left out
+    rows, and only sums are rounded differently. Streams without shards are read batch by batch, and a last batch that is left out
     depends on the split, so both need the same one.
 
     Raises:
@@ -215,8 +217,7 @@ def check_same_step(checkpoint: Path, arguments: TrainingArguments, *, streaming
     if _rows(before) != _rows(now):
         raise CheckpointError(
             f"{checkpoint} was trained with {_split(before)} and this run would take {_split(now)}, so it would continue "
-            f"elsewhere in the data. Choose --per_device_train_batch_size and --gradient_accumulation_steps that give "
-            f"{_rows(before)} rows per step, or {_NEW_RUN}"
+            f"elsewhere in the data. {_same_rows(_rows(before), now)}, or {_NEW_RUN}"
         )
     if before != now:
         if streaming or arguments.dataloader_drop_last:
@@ -253,7 +254,7 @@ def check_steps_left(checkpoint: Path, arguments: TrainingArguments) -> None:
         )
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(ShardedTrainer):
     """`Trainer` that seals its checkpoints, and remembers the settings of its optimizer before it loads those of one.
 
     Attributes:
@@ -434,6 +435,20 @@ def _title(name: str) -> str:
 
 def _rows(step: dict[str, int]) -> int:
     return step["batch_size"] * step["gradient_accumulation_steps"] * step["processes"]
+
+
+def _same_rows(wanted: int, step: dict[str, int]) -> str:
+    """Says how a step takes as many rows as before: by its accumulation if that is possible."""
+    batch, processes = step["batch_size"], step["processes"]
+    if wanted % (batch * processes) == 0:
+        kept = f"Give --gradient_accumulation_steps {wanted // (batch * processes)}, which keeps the"
+    elif wanted % processes == 0:
+        batch = math.gcd(wanted // processes, batch)
+        accumulated = wanted // (batch * processes)
+        kept = f"Give --per_device_train_batch_size {batch} and --gradient_accumulation_steps {accumulated}, which keep the"
+    else:
+        return f"{processes} processes cannot take {wanted} rows per step: start a number that divides them"
+    return f"{kept} {wanted} rows per step"
 
 
 def _split(step: dict[str, int]) -> str:

@@ -106,8 +106,8 @@ class RewardRun(PreferenceRun):
         margins = self.rows["margin"] if "margin" in self.rows.column_names else [0.0]
         return _FIRST_LOSS + max(0.0, *margins)
 
-    def save(self, trainer: Trainer) -> None:
-        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    def save(self, trainer: ResumableTrainer) -> None:
+        model: Any = trainer.whole_model()
         if self.adapter is not None:
             self.save_model(model, self.folder / ADAPTER_FOLDER)
             write_base_sample(self.folder / ADAPTER_FOLDER, self.base_sample)

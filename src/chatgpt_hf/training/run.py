@@ -139,6 +139,9 @@ class Run(ABC):
             self._start()
             trainer = self.make_trainer()
             metrics = self._train(trainer)
+            # Gathers a sharded model, in all processes together. What follows works on the whole.
+            trainer.whole_model()
+            self.model = trainer.whole_counterpart(self.model)
             if trainer.is_world_process_zero():
                 self.save(trainer)
             # Saving a large model takes longer than a collective may wait.
@@ -216,9 +219,9 @@ class Run(ABC):
         """Returns a loss that no training begins above; None for that of guessing tokens."""
         return None
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, trainer: ResumableTrainer) -> None:
         """Writes a plain model folder. Runs in the first process only."""
-        self.save_model(trainer.accelerator.unwrap_model(trainer.model), self.folder)
+        self.save_model(trainer.whole_model(), self.folder)
 
     def save_model(self, model: PreTrainedModel, folder: Path) -> None:
         """Writes a model folder in the dtype that the base model came in.
@@ -322,7 +325,9 @@ class Run(ABC):
             if checkpoint is None or not _is_finished(trainer, checkpoint):
                 began = time.monotonic()
                 try:
-                    metrics = dict(trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics)
+                    metrics = dict(
+                        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+                    )
                 finally:
                     stop.restore()
                 metrics = correct_runtime(metrics, time.monotonic() - began)
