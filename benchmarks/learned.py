@@ -24,8 +24,10 @@ from chatgpt_hf.tokenization_chatgpt import IM_END
 from chatgpt_hf.training.run_folder import RESULTS_NAME
 
 PREFERENCES = harness.SHARED_DATA / "preference"
-# The shape of the new models: 0.9 million parameters and their vocabulary.
+# Layers, heads and width of the new models: 0.9 million parameters and their vocabulary.
 SHAPE = (4, 4, 128)
+# For the few, long Chinese rows.
+SMALL = (2, 2, 64)
 # Models that share the Chinese pairs: each learns all but its own part.
 PARTS_OF_CHINESE = 3
 # The share of sampled sums that should be right before GRPO.
@@ -33,7 +35,14 @@ START = 0.76
 
 
 def new_model(
-    folder: Path, texts: Iterable[str], vocab_size: int, seed: int, *, context: int, max_digits: int
+    folder: Path,
+    texts: Iterable[str],
+    vocab_size: int,
+    seed: int,
+    *,
+    context: int,
+    max_digits: int,
+    shape: tuple[int, int, int] = SHAPE,
 ) -> Path:
     """Saves a model with random weights, and a tokenizer that learned from these texts."""
     import torch
@@ -45,7 +54,7 @@ def new_model(
     )
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     torch.manual_seed(seed)
-    config = harness.shaped_config(*SHAPE, vocab=len(tokenizer), context=context, **special)
+    config = harness.shaped_config(*shape, vocab=len(tokenizer), context=context, **special)
     ChatGPTForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -69,19 +78,20 @@ def read_pairs(file: str) -> list[dict[str, Any]]:
 
 
 def reward_model(
-    rows: list[dict[str, Any]], out: Path, seed: int, context: int, words: list[object]
+    rows: list[dict[str, Any]], out: Path, seed: int, words: list[object], **sizes: Any
 ) -> dict[str, Any]:
     """Trains a reward model that starts from random weights; returns the figures of its results.json."""
     texts = [json.dumps(row, ensure_ascii=False) for row in rows]
-    base = new_model(out / f"base-{seed}", texts, 2048, seed, context=context, max_digits=2)
-    more = ["--model_name_or_path", base, "--seed", seed, "--learning_rate", 1e-3, "--num_train_epochs", 2]
-    return trained(out / f"reward-{seed}", "reward", "reward-en", *more, *words)
+    base = new_model(out / f"base-{seed}", texts, 2048, seed, max_digits=2, **sizes)
+    shared = ["--model_name_or_path", base, "--seed", seed, "--learning_rate", 1e-3]
+    return trained(out / f"reward-{seed}", "reward", "reward-en", *shared, *words)
 
 
 def english(out: Path, seed: int, more: list[str]) -> dict[str, float]:
     """The accuracy of a reward model on held-out English pairs, and that of the answers' length."""
     file = "rasbt_preference_1100.json"
-    found = reward_model(read_pairs(file), out, seed, 512, ["--dataset", PREFERENCES / file, *more])
+    words = ["--dataset", PREFERENCES / file, "--num_train_epochs", 2, *more]
+    found = reward_model(read_pairs(file), out, seed, words, context=512)
     return {
         "pairs ranked right": found["held_out_pair_accuracy"],
         "pairs ranked right by length": found["held_out_length_accuracy"],
@@ -105,8 +115,9 @@ def chinese(out: Path, seed: int, more: list[str]) -> dict[str, float]:
         )
         words = ["--dataset", write(folder / f"learned-{seed}.jsonl", learned)]
         words += ["--eval_dataset", write(folder / f"held-out-{seed}.jsonl", held_out)]
-        words += ["--max_length", 1024, "--long_preferences", "cut", *more]
-        found = reward_model(learned, folder, seed, 1024, words)
+        words += ["--max_length", 1024, "--long_preferences", "cut", "--num_train_epochs", 3]
+        words += ["--per_device_train_batch_size", 4, *more]
+        found = reward_model(learned, folder, seed, words, context=1024, shape=SMALL)
         for rule in right:
             right[rule] += found[f"held_out_{rule}_accuracy"] * found["held_out_rows"] / len(rows)
     return {"pairs ranked right": right["pair"], "pairs ranked right by length": right["length"]}
