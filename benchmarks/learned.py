@@ -105,7 +105,7 @@ def chinese(out: Path, seed: int, more: list[str]) -> dict[str, float]:
     order = sorted(set(prompts))
     random.Random(seed).shuffle(order)
     part_of = {prompt: place % PARTS_OF_CHINESE for place, prompt in enumerate(order)}
-    right = {"pair": 0.0, "length": 0.0}
+    right, count = {"pair": 0.0, "length": 0.0}, 0
     for part in range(PARTS_OF_CHINESE):
         folder = out / f"part-{part}"
         folder.mkdir(exist_ok=True)
@@ -118,9 +118,10 @@ def chinese(out: Path, seed: int, more: list[str]) -> dict[str, float]:
         words += ["--max_length", 1024, "--long_preferences", "cut", "--num_train_epochs", 3]
         words += ["--per_device_train_batch_size", 4, *more]
         found = reward_model(learned, folder, seed, words, context=1024, shape=SMALL)
+        count += found["held_out_rows"]
         for rule in right:
-            right[rule] += found[f"held_out_{rule}_accuracy"] * found["held_out_rows"] / len(rows)
-    return {"pairs ranked right": right["pair"], "pairs ranked right by length": right["length"]}
+            right[rule] += found[f"held_out_{rule}_accuracy"] * found["held_out_rows"]
+    return {"pairs ranked right": right["pair"] / count, "pairs ranked right by length": right["length"] / count}
 
 
 def sums(count: int, seed: int) -> list[dict[str, str]]:
