@@ -255,6 +255,34 @@ def run_apart(name: str, command: Sequence[str], **environment: str) -> str:
     return done.stdout
 
 
+class Usage(NamedTuple):
+    """What a process took: its largest resident set in MB, its CPU seconds, and seconds by the clock."""
+
+    megabytes: float
+    cpu_seconds: float
+    seconds: float
+
+
+def usage(command: Sequence[str]) -> Usage:
+    """Runs a command in a separate process and measures it.
+
+    Raises:
+        SystemExit: When it fails: the command and its output.
+    """
+    with tempfile.TemporaryFile() as output:
+        begun = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{output.read().decode(errors='replace')}")
+    # Linux counts kilobytes, macOS bytes.
+    megabytes = used.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
+    return Usage(megabytes, used.ru_utime + used.ru_stime, seconds)
+
+
 def start_worker(method: str, target: Callable[..., None], *arguments: object) -> tuple[BaseProcess, Connection]:
     """Starts a process that answers through a connection, its function's last argument.
 

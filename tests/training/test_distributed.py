@@ -72,7 +72,6 @@ def test_two_processes_give_the_figures_of_one(fork_server: Any, options: list[s
     assert two["held_out_bits_per_byte"] == pytest.approx(one["held_out_bits_per_byte"], abs=1e-5)
     log = (tmp_path / "two" / "logs" / "process-1.log").read_text()
     assert "process 1 of 2" in log
-    # Also what it printed before the folder was there.
     assert not (tmp_path / "one" / "logs").exists()
 
 
