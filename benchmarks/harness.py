@@ -256,7 +256,7 @@ def run_apart(name: str, command: Sequence[str], **environment: str) -> str:
 
 
 class Usage(NamedTuple):
-    """What a process took: its largest resident set in MB, its CPU seconds, and seconds by the clock."""
+    """Resources that a process used: its largest resident set in MB, CPU seconds, and seconds by the clock."""
 
     megabytes: float
     cpu_seconds: float

@@ -194,7 +194,7 @@ def nearest_checkpoint(run: Path, rows: list[dict[str, str]], share: float) -> P
 
 
 def arithmetic(out: Path, seed: int, more: list[str]) -> dict[str, float]:
-    """What GRPO adds to a model that has learned sums from examples."""
+    """Returns the shares of right sums before and after GRPO, of a model that learned them from examples."""
     examples, prompts, held_out = stages(seed, 2000, 5000, 500)
     texts = [f"{row['question']} {row['answer']}" for row in examples]
     base = new_model(out / f"base-{seed}", texts, 270, seed, context=128, max_digits=1)
@@ -221,7 +221,7 @@ def call(row: dict[str, str], schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_calculator(out: Path, seed: int, more: list[str]) -> dict[str, float]:
-    """What GRPO adds to a model that has learned to call a calculator from examples."""
+    """Returns the shares of right sums before and after GRPO, of a model that learned from examples to call a calculator."""
     from transformers.utils import get_json_schema
 
     from chatgpt_hf.inference.calculator import calculator

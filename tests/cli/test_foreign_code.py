@@ -35,6 +35,8 @@ COMMANDS = {
     "convert to gpt2": "convert THEIRS NEW --to gpt2",
     "merge": "merge ADAPTER NEW",
     "pretrain": "pretrain --model_name_or_path THEIRS --corpus TEXT --output_dir NEW --block_size 16",
+    "prepare": "prepare --model_name_or_path THEIRS --corpus TEXT --output_dir NEW --block_size 16",
+    "prepare for sft": "prepare --for sft --model_name_or_path THEIRS --dataset CHATS --output_dir NEW",
     "sft": "sft --model_name_or_path THEIRS --dataset CHATS --output_dir NEW",
     "sft of an adapter": "sft --model_name_or_path THEIRS --dataset CHATS --output_dir NEW --use_peft true",
     "dpo": "dpo --model_name_or_path THEIRS --dataset PAIRS --output_dir NEW",

@@ -155,7 +155,7 @@ def test_two_processes_share_the_work(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize(("where", "call"), [("_mapped", 2), ("encode_batch", 3), ("rows_table", 3), ("checksum", 2)])
+@pytest.mark.parametrize(("where", "call"), [("_mapped", 2), ("encode_batch", 3), ("rows_table", 3), ("stamp", 2)])
 def test_a_killed_process_is_taken_over(
     where: str,
     call: int,

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from chatgpt_hf import __version__
 from chatgpt_hf.errors import DistributedError
-from chatgpt_hf.training.distributed import World, check_devices, joined, place
+from chatgpt_hf.training.distributed import World, joined
+from chatgpt_hf.training.launch import check_devices, place
 
 WORDS = re.compile(r"^error: ", re.MULTILINE)
 

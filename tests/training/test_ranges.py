@@ -52,6 +52,7 @@ FIELDS = {
     "eval_steps": ("0 -1 2.5 nan inf", "0.5 1"),
     "dataloader_num_workers": ("-1", "0"),
     "seed": ("-1 4294967296", "0 4294967295"),
+    "fsdp_replicas": ("0 -2", "1"),
 }
 ADAPTERS = {
     "lora_r": ("0 -3", "1"),

@@ -13,10 +13,6 @@ started again continues. Everything follows from the corpus, so the files are th
     prepared.json           written last: names, sizes and checksums of all rows
 """
 
-import json
-import logging
-import os
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,10 +24,9 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from ..cache import ABOUT_NAME, PREPARED, PREPARED_NAME, cache_root, checksum, hold, share
-from ..errors import ConfigError, DataError, TokenizerError
+from ..errors import ConfigError, DataError
 from ..extras import needed_by
-from ..files import make_folder, new_folder, write_atomically
+from ..files import new_folder, write_atomically
 from ..parsing import parse_json, read_file
 from ..tokenization_chatgpt import load_tokenizer
 from .packing import ROW_COLUMNS, Tokens, assembled, iterate_packings, nothing_to_learn, rows_table
@@ -42,14 +37,12 @@ from .prepare import (
     check_room,
     count_sources,
     encode_batch,
-    hash_of_values,
     tokenizer_fingerprint,
 )
+from .prepared import PreparedFolder, check_stamp, stamp
 
 with needed_by("Training"):
     from tqdm import tqdm
-
-logger = logging.getLogger(__name__)
 
 # Part of the folder's name. Raise it when the same arguments give different rows or the files change.
 _VERSION = 1
@@ -133,9 +126,8 @@ class CorpusShards:
             self._train, made_from = tokenizer
         else:
             self._tokenizer, made_from = tokenizer, tokenizer_fingerprint(tokenizer)
-        key = hash_of_values([_VERSION, description, made_from, block_size, seed])
-        self.folder = (root or cache_root()) / PREPARED / key
-        self._description = description
+        self._place = PreparedFolder([_VERSION, description, made_from, block_size, seed], description, root)
+        self.folder = self._place.path
         # tqdm's None: only on a terminal.
         self._hides_progress = None if show_progress else True
         self._bar: Any = None
@@ -149,22 +141,7 @@ class CorpusShards:
             DataError: If rows are damaged and other processes of the same run may have begun to use them. They will be
                 made again.
         """
-        held = hold(self.folder / PREPARED_NAME)
-        if held is None:
-            return None
-        try:
-            found = self._read()
-            weakref.finalize(found.train.rows.data.table, held.close)
-            return found
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, TokenizerError) as error:
-            held.close()
-            (self.folder / PREPARED_NAME).unlink(missing_ok=True)
-            if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-                raise DataError(
-                    f"The prepared rows in {self.folder} are damaged ({error}): start again, and they are made again."
-                ) from error
-            logger.warning("The prepared rows in %s are damaged (%s) and are made again.", self.folder, error)
-            return None
+        return self._place.find(self._read, lambda found: found.train.rows)
 
     def prepare(self) -> PreparedCorpus:
         """Does what is left to do, together with all other processes that were asked to, and returns the result.
@@ -174,16 +151,8 @@ class CorpusShards:
             OutputError: If the folder cannot be written, or its disk is full.
         """
         while (found := self.find()) is None:
-            make_folder(self.folder)
-            about = self.folder / ABOUT_NAME
-            if not about.exists():
-                self._write_json(ABOUT_NAME, self._description)
-            # Held, so that nobody removes the folder from the cache meanwhile.
-            with (
-                hold(about) or about.open("rb"),
-                tqdm(desc="Preparing", unit="B", unit_scale=True, disable=self._hides_progress) as self._bar,
-            ):
-                share(self.folder, (self.folder / PREPARED_NAME).exists, self._tasks)
+            with tqdm(desc="Preparing", unit="B", unit_scale=True, disable=self._hides_progress) as self._bar:
+                self._place.fill(self._tasks)
         return found
 
     def _tasks(self) -> Iterator[tuple[Path, Callable[[], None]]]:
@@ -210,7 +179,7 @@ class CorpusShards:
             yield held_out, partial(self._write_tokens, self.folder / f"{_HELD_OUT}.arrow", held_out)
         elif all(self._tokens(f"{part:05}").exists() for part in range(parts)):
             self._progress(parts, parts)
-            yield self.folder / PREPARED_NAME, self._write_rows
+            yield self._place.record, self._write_rows
         done = sum(1 for _ in self.folder.glob("tokens-0*.arrow"))
         self._progress(done, parts)
 
@@ -238,7 +207,7 @@ class CorpusShards:
             # A process that was killed may have left the first ones.
             if not file.exists() and not self._tokens(f"{parts - 1:05}").exists():
                 self._write_table(file, _DOCUMENTS, tables)
-        self._write_json("documents.json", {"parts": parts, "fingerprint": fingerprint.hexdigest()})
+        self._place.write_json("documents.json", {"parts": parts, "fingerprint": fingerprint.hexdigest()})
 
     def _write_tokenizer(self) -> None:
         parts = sorted(self.folder.glob("documents-*.arrow"))
@@ -275,7 +244,7 @@ class CorpusShards:
             "train": self._pack("rows", parts) | {"fingerprint": documents["fingerprint"]},
             "held_out": self._pack(f"rows-{_HELD_OUT}", [_HELD_OUT]),
         }
-        self._write_json(PREPARED_NAME, record | {"checksum": hash_of_values(record)})
+        self._place.write_record(record)
         left = [self.folder / "documents.json", *map(self._tokens, [*parts, _HELD_OUT])]
         for file in [*left, *self.folder.glob("rows-*.json"), *self.folder.glob("documents-*.arrow")]:
             file.unlink(missing_ok=True)
@@ -347,10 +316,10 @@ class CorpusShards:
                     yield rows_table(some)
 
         self._write_table(file, _ROWS, tables())
-        size, crc = file.stat().st_size, f"{checksum(file):08x}"
+        size, crc = stamp(file)
         carried = [ids.tolist() for ids in rest.documents()]
         shard = _Shard(rows, size, crc, used, first + windows, carried, windows < _SHARD_WINDOWS)
-        self._write_json(f"{name}.json", shard._asdict())
+        self._place.write_json(f"{name}.json", shard._asdict())
         return shard
 
     def _write_table(self, file: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
@@ -361,22 +330,12 @@ class CorpusShards:
 
         write_atomically(file, write)
 
-    def _write_json(self, name: str, content: Any) -> None:
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
-
-    def _read(self) -> PreparedCorpus:
-        """Maps what `prepared.json` names. Raises some ordinary exception if anything is not as it was written."""
-        record = parse_json(read_file(self.folder / PREPARED_NAME))
-        if record.pop("checksum") != hash_of_values(record):
-            raise ValueError(f"{PREPARED_NAME} is not what was written")
-        verify = os.environ.get("LOCAL_RANK", "0") == "0"
+    def _read(self, record: dict[str, Any]) -> PreparedCorpus:
+        """Maps what the record names. Raises some ordinary exception if anything is not as it was written."""
 
         def rows(split: dict[str, Any]) -> PreparedRows:
             for shard in split["shards"]:
-                file = self.folder / shard["name"]
-                if file.stat().st_size != shard["bytes"] or (verify and f"{checksum(file):08x}" != shard["crc32"]):
-                    raise ValueError(f"{file.name} is not what was written")
+                check_stamp(self.folder / shard["name"], shard["bytes"], shard["crc32"])
             mapped = concatenate_datasets([_mapped(self.folder / shard["name"]) for shard in split["shards"]])
             statistics = [SourceStatistics(**each) for each in split["statistics"]]
             return PreparedRows(mapped, statistics, split["share_of_positions_used"], split.get("fingerprint", ""))

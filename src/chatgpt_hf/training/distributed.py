@@ -19,25 +19,24 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import torch
 from torch import distributed
 
 from ..errors import ChatGPTError, DistributedError, TrainingInterrupted
 from ..evaluation.sharing import Share, shared
 from ..files import clear_disk_errors
 from ..terminal import visible
+from .launch import Place, environment_number, place
 from .liveness import Failure, Hub, Link
 
 Value = TypeVar("Value")
 
 # How long the processes of a run wait for one another to start, in seconds.
 JOIN_SECONDS = "CHATGPT_HF_JOIN_SECONDS"
-_JOIN_SECONDS = 300.0
+_JOIN_SECONDS = 300
 # In the run's folder: what all processes but the first one print.
 LOG_FOLDER = "logs"
 # A store takes values of up to 8 MB.
@@ -57,61 +56,6 @@ _LOST = (
 )
 
 
-@dataclass(frozen=True)
-class Place:
-    """Which process of how many this one is, as its launcher says.
-
-    Attributes:
-        rank: From 0; the first process decides and prints.
-        size: Number of processes.
-        local_rank, local_size: The same on this machine.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
-
-def place() -> Place:
-    """Reads this process's place from the environment.
-
-    Raises:
-        DistributedError: If the variables are missing or contradict one another.
-    """
-    size = _number("WORLD_SIZE", 1)
-    if size == 1:
-        return Place()
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise DistributedError(
-            f"WORLD_SIZE is {size}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: start the "
-            "processes with torchrun or accelerate launch, or unset WORLD_SIZE to train with one process."
-        )
-    rank = _number("RANK", 0)
-    local_rank, local_size = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size)
-    for name, value, of, limit in (
-        ("RANK", rank, "WORLD_SIZE", size),
-        ("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_size),
-        ("LOCAL_WORLD_SIZE", local_size - 1, "WORLD_SIZE", size),
-    ):
-        if not 0 <= value < limit:
-            shown = local_size if name == "LOCAL_WORLD_SIZE" else value
-            raise DistributedError(
-                f"{name} is {shown} and {of} {limit}: the launcher's numbers contradict one another."
-            )
-    return Place(rank, size, local_rank, local_size)
-
-
-def _number(name: str, default: int) -> int:
-    text = os.environ.get(name) or str(default)
-    if not text.isdecimal():
-        raise DistributedError(
-            f"{name} is {text} in the environment: it must be a whole number, which a launcher sets."
-        )
-    return int(text)
-
-
 class World:
     """The processes of a run, seen from one of them. A single process is a world too, in which nothing is sent.
 
@@ -124,6 +68,8 @@ class World:
     def __init__(self, place: Place, held: IO[bytes] | None = None) -> None:
         self.place = place
         self._store: Any = None
+        # Served for as long as the run.
+        self._new_store: Any = None
         self._calls = 0
         self._log: Path | None = None
         # What a process that must not print has printed so far.
@@ -228,6 +174,20 @@ class World:
             f"was full, or its machine failed. All others were ended.{words} --resume continues the run."
         )
 
+    def _open_new_store(self, seconds: float) -> int | None:
+        """Opens a store for the process groups of a restarted run, and returns its port; None for a run that was not restarted.
+
+        torchrun's agent keeps its store. The new processes would find the addresses of dead ones there, and wait for them in
+        gloo's connectFullMesh without end (torch 2.13, also with `--rdzv-backend c10d`).
+        """
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+            return None
+        timeout = timedelta(seconds=seconds)
+        self._new_store = distributed.TCPStore(
+            os.environ["MASTER_ADDR"], 0, is_master=True, timeout=timeout, wait_for_workers=False, multi_tenant=True
+        )
+        return self._new_store.port
+
     def _next(self) -> str:
         self._calls += 1
         return str(self._calls)
@@ -258,8 +218,8 @@ def joined(message_of: Callable[[Exception], str | None] | None = None) -> Itera
     """Joins the other processes of the run for the time of the block; inside another such block, yields its world.
 
     If the block fails in one process, or a process dies, all processes end within seconds with the same exit code, also those
-    that wait inside a collective: they are ended without an exception. The message is printed by the first process; an error
-    of its own is raised there as usual. What the others print goes into a log each; see `World.open_log`.
+    that wait inside a collective: they are ended without an exception. The first process prints the message, and raises its own
+    errors as usual. Each of the others prints into a log; see `World.open_log`.
 
     Args:
         message_of: Returns the line to print for an error that a user can act on, and None for a bug.
@@ -306,67 +266,9 @@ def joined(message_of: Callable[[Exception], str | None] | None = None) -> Itera
             _world = None
 
 
-def check_found(arguments: Any) -> None:
-    """Checks, after the `__post_init__` of a `TrainingArguments`, that the processes found one another.
-
-    Where accelerate sees no device for its configuration, each process trains by itself.
-
-    Raises:
-        ValueError: If their number is not that of the launcher.
-    """
-    # None in an instance that only holds defaults.
-    if arguments.distributed_state is None:
-        return
-    started = place().size
-    if arguments.world_size == started:
-        return
-    if arguments.world_size == 1:
-        raise ValueError(
-            f"{started} processes were started (WORLD_SIZE), but each would train by itself, because {socket.gethostname()} has "
-            "no accelerator that they could use: give --use_cpu true to train on its CPUs, or start one process."
-        )
-    raise ValueError(
-        f"{arguments.world_size} processes found one another, but WORLD_SIZE is {started}: start them with torchrun or "
-        "accelerate launch."
-    )
-
-
-def check_devices(arguments: Any) -> None:
-    """Checks, before the `__post_init__` of a `TrainingArguments`, that each process of this machine has a device.
-
-    Raises:
-        ValueError: With both numbers.
-    """
-    if getattr(arguments, "distributed_state", arguments) is None or arguments.use_cpu:
-        return
-    devices, wanted = torch.accelerator.device_count(), place().local_size
-    if 0 < devices < wanted:
-        raise ValueError(
-            f"{wanted} processes were started on {socket.gethostname()}, which has {devices} "
-            f"{'device' if devices == 1 else 'devices'} of type {torch.accelerator.current_accelerator()}: start {devices} "
-            "(--nproc-per-node of torchrun, --num_processes of accelerate launch)."
-        )
-
-
-def check_divisible(arguments: Any) -> None:
-    """Checks that accelerate can divide a batch among the processes, where it is told to.
-
-    Raises:
-        ValueError: If it cannot.
-    """
-    config = arguments.accelerator_config
-    splits = config.get("split_batches") if isinstance(config, dict) else getattr(config, "split_batches", False)
-    batch, size = arguments.per_device_train_batch_size, place().size
-    if splits and batch % size:
-        raise ValueError(
-            f"--per_device_train_batch_size is {batch}, which {size} processes cannot share equally, as `split_batches` asks: "
-            f"give a multiple of {size}, or leave out split_batches."
-        )
-
-
 def _join(world: World) -> Hub | Link:
     here = world.place
-    seconds = float(os.environ.get(JOIN_SECONDS) or _JOIN_SECONDS)
+    seconds = float(environment_number(JOIN_SECONDS, _JOIN_SECONDS))
     world._store = _store(here, seconds)
     if here.rank == 0:
         token = secrets.token_hex(16)
@@ -380,12 +282,14 @@ def _join(world: World) -> Hub | Link:
             )
             hub.fail(Failure(str(error)))
             raise error
-        world._put("joined", None)
+        port = world._open_new_store(seconds)
+        world._put("joined", port)
+        _meet_at(port)
         return hub
     deadline = time.monotonic() + seconds
     while not world._store.check(["hub"]):
         if time.monotonic() > deadline:
-            raise _nobody(os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0))
+            raise _nobody(os.environ["MASTER_ADDR"], environment_number("MASTER_PORT", 0))
         time.sleep(0.02)
     host, port, token = world._get("hub")
     try:
@@ -398,12 +302,19 @@ def _join(world: World) -> Hub | Link:
         if link.refused:
             raise DistributedError(f"Process {here.rank} cannot join the run at MASTER_ADDR {host}: {link.refused}")
         time.sleep(0.02)
+    _meet_at(world._get("joined"))
     return link
 
 
+def _meet_at(port: int | None) -> None:
+    """Lets torch's process groups meet at a store of the first process; None leaves the launcher's."""
+    if port is not None:
+        os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="False")
+
+
 def _store(here: Place, seconds: float) -> Any:
-    """The store at which the process groups meet too, with keys of its own."""
-    host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
+    """Opens the store at which the process groups meet too, under a separate prefix of keys."""
+    host, port = os.environ["MASTER_ADDR"], environment_number("MASTER_PORT", 0)
     # torchrun's agent has it already.
     serves = here.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     options: dict[str, Any] = {"timeout": timedelta(seconds=seconds), "wait_for_workers": False, "multi_tenant": True}
@@ -492,7 +403,7 @@ def _message(error: Exception) -> str | None:
 
 
 def _failure(error: BaseException, here: Place, message_of: Callable[[Exception], str | None]) -> Failure | None:
-    """What the other processes learn of an error; None for an ordinary end, which all reach."""
+    """Describes an error to the other processes; None for an ordinary end, which all reach."""
     if isinstance(error, TrainingInterrupted) or hasattr(error, "exit_code"):
         return None
     if not isinstance(error, Exception):
@@ -502,11 +413,6 @@ def _failure(error: BaseException, here: Place, message_of: Callable[[Exception]
     if (message := message_of(error)) is not None:
         return Failure(f"{where}: {message}")
     if (words := _lost(error)) is not None:
-        if words == _LOST[0] and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
-            return Failure(
-                f"{where} looked for processes of before the restart: with --max-restarts, give torchrun --standalone, or "
-                "--rdzv-backend c10d."
-            )
         return Failure(
             f"{where} waited for another process in vain ({words}). Is the network in order? --ddp_timeout says how long a step "
             "may wait, in seconds; --resume continues the run.",
@@ -517,7 +423,7 @@ def _failure(error: BaseException, here: Place, message_of: Callable[[Exception]
 
 
 def _lost(error: Exception) -> str | None:
-    """What an error says if a collective waited in vain; None for other errors."""
+    """Returns the words of an error that says that a collective waited in vain; None for other errors."""
     words = next((words for words in _LOST if words in str(error)), None)
     if isinstance(error, distributed.DistError):
         return words or str(error).partition("\n")[0][:200]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_available
 
-from .distributed import check_devices, check_divisible, check_found
+from .launch import check_devices, check_divisible, check_found
 
 # NumPy's generator takes 32 bits.
 LARGEST_SEED = 2**32 - 1

@@ -38,7 +38,8 @@ from ..stored import copy_licence, is_foreign, origin_of
 from .adapters import check_target_modules
 from .arguments import ChatModelArguments, ModelArguments, OptimizerOptions
 from .callbacks import DivergenceGuard, ProgressFromResume, StopOnSigterm
-from .distributed import Place, World, joined
+from .distributed import World, joined
+from .launch import Place
 from .recipe import resolve_recipe
 from .resuming import (
     ContinuedSchedule,

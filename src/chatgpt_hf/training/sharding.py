@@ -152,7 +152,7 @@ class ShardedTrainer(Trainer):
         return self._whole
 
     def whole_counterpart(self, model: Any) -> Any:
-        """What `model`, the trained one or a part of it, is in `whole_model()`."""
+        """Returns the module of `whole_model()` that stands where `model`, the trained one or a part of it, stood."""
         if self._whole is None or self.plain_copy is None:
             return model
         return self.plain_copy.of(model)
