@@ -43,7 +43,7 @@ def register(app: typer.Typer, panel: str) -> None:
         types, function = PURPOSES[purpose]
         check_recipe(types, recipe, arguments)
         # Rows do not depend on these, and what makes them need not have the hardware and the processes of the training.
-        arguments += ["--bf16", "false", "--fp16", "false", "--fsdp", ""]
+        arguments += ["--bf16", "false", "--fp16", "false", "--fsdp", "false", "--fsdp_replicas", "1"]
         run(purpose, function, imported_recipe(types, recipe, arguments))
 
     command.__doc__ = HELP

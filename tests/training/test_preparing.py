@@ -226,7 +226,7 @@ def test_the_number_of_shards(
 
 def test_the_command(cli: Callable[..., Any], pretrain_options: list[str], cache: Path, tmp_path: Path) -> None:
     # A single process, without the hardware of the training, will do.
-    done = cli("prepare", *pretrain_options, "--fp16", "true", "--fsdp", "full_shard")
+    done = cli("prepare", *pretrain_options, "--fp16", "true", "--fsdp", "full_shard", "--fsdp_replicas", "2")
     assert done.code == 0, done.err
     assert "train rows" in done.out
     assert f"Prepared for pretrain: {cache}" in done.out
