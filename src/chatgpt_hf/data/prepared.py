@@ -63,7 +63,8 @@ class PreparedFolder:
                 raise DataError(
                     f"The prepared rows in {self.path} are damaged ({error}): start again, and they are made again."
                 ) from error
-            logger.warning("The prepared rows in %s are damaged (%s) and are made again.", self.path, error)
+            # As text: a handler that keeps the error would keep the frames of the callers, and with them the rows that are made.
+            logger.warning("The prepared rows in %s are damaged (%s) and are made again.", self.path, str(error))
             return None
 
     def fill(self, tasks: Tasks) -> None:

@@ -7,6 +7,7 @@ at anyway, where they wait for as long as the first one works: preparing a corpu
 """
 
 import json
+import math
 import os
 import queue
 import secrets
@@ -268,7 +269,7 @@ def joined(message_of: Callable[[Exception], str | None] | None = None) -> Itera
 
 def _join(world: World) -> Hub | Link:
     here = world.place
-    seconds = float(environment_number(JOIN_SECONDS, _JOIN_SECONDS))
+    seconds = _seconds_to_join()
     world._store = _store(here, seconds)
     if here.rank == 0:
         token = secrets.token_hex(16)
@@ -304,6 +305,17 @@ def _join(world: World) -> Hub | Link:
         time.sleep(0.02)
     _meet_at(world._get("joined"))
     return link
+
+
+def _seconds_to_join() -> float:
+    text = os.environ.get(JOIN_SECONDS) or str(_JOIN_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise DistributedError(f"{JOIN_SECONDS} is {text} in the environment: give a number of seconds above 0.")
+    return seconds
 
 
 def _meet_at(port: int | None) -> None:
